@@ -1,0 +1,84 @@
+"""The progress of pretraining on the terminal: epoch, batches, images/s, loss, pretext accuracy."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ssl_lightning.callbacks.throughput import Throughput
+
+
+class ProgressBar(Callback):
+    """A rich bar on a terminal; plain lines where the output is a file.
+
+    Lightning's own rich bar asks the device for the loss after every batch. This one does so only when
+    it draws.
+
+    Args:
+        every_s: Seconds between two drawings on a terminal.
+        plain_every_s: Seconds between two lines in a file.
+    """
+
+    def __init__(self, every_s: float = 0.5, plain_every_s: float = 15.0) -> None:
+        if min(every_s, plain_every_s) <= 0:
+            raise ValueError(f"every_s is {every_s} and plain_every_s {plain_every_s}; both are seconds above 0")
+        self.console = Console()
+        self.interval = every_s if self.console.is_terminal else plain_every_s
+        self._drawn = 0.0
+        self._bar: Progress | None = None
+        self._throughput = Throughput()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        watches = [c for c in trainer.callbacks if isinstance(c, Throughput)]  # type: ignore[attr-defined]
+        self._throughput = watches[0] if watches else self._throughput
+        self._drawn = time.monotonic()
+        if trainer.is_global_zero and self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
+            self._bar.add_task("pretraining", total=None, figures="")
+            self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and time.monotonic() - self._drawn >= self.interval:
+            self._draw(trainer, batch_idx + 1)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            named = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.console.print(f"epoch {trainer.current_epoch + 1}: {_figures(named)}", highlight=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()  # or the terminal stays without its cursor
+
+    def _draw(self, trainer: pl.Trainer, done: int) -> None:
+        self._drawn = time.monotonic()
+        total = int(trainer.num_training_batches)
+        named = {k: v for k, v in trainer.callback_metrics.items() if k in ("train/loss", "train/acc")}
+        figures = f"{self._throughput.images_per_s:,.0f} images/s  {_figures(named)}"
+        title = f"epoch {trainer.current_epoch + 1}"
+        title += f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=title, completed=done, total=total, figures=figures)
+        else:
+            self.console.print(f"{title}: batch {done}/{total}  {figures}", highlight=False)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
+
+
+def _figures(named: dict[str, Any]) -> str:
+    return "  ".join(f"{name} {float(value):.3f}" for name, value in sorted(named.items()))

@@ -1,0 +1,1 @@
+"""Files in, tensors out: downloads, decoding, augmentation and the batch loader."""

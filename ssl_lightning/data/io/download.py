@@ -1,0 +1,230 @@
+"""Getting a data set into the cache: sources tried in order, verified, placed atomically.
+
+The cache is `$SSL_LIGHTNING_DATA`, else `$XDG_CACHE_HOME/ssl_lightning`, else
+`~/.cache/ssl_lightning`. A data set is one folder in it, which is either whole or absent: a source
+writes into a work folder of the same file system, and one rename makes the result visible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+CONNECT_TIMEOUT_S = 15  # so that a machine without internet falls back quickly
+TOOL_TIMEOUT_S = 1800
+CHUNK = 1 << 20
+
+
+class DownloadError(RuntimeError):
+    """Every source of a data set failed, or the cache cannot be written; nothing was left behind."""
+
+
+class ChecksumError(RuntimeError):
+    """Data differ from what their digest promises."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One way to get a data set.
+
+    Args:
+        description: What is tried, for the progress line and the error.
+        fetch: `fetch(out, scratch)` leaves the finished, verified files in `out`; `scratch` is for
+            archives and is removed afterwards. It raises to say that this source does not work.
+        size: Bytes to be transferred, roughly, for the progress bar.
+    """
+
+    description: str
+    fetch: Callable[[Path, Path], None]
+    size: int
+
+
+def cache_root(root: str | os.PathLike[str] | None = None) -> Path:
+    """Return the cache folder: `root` where given, else from the environment (see the module)."""
+    if root:
+        return Path(root).expanduser().absolute()
+    if env := os.environ.get("SSL_LIGHTNING_DATA"):
+        return Path(env).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "ssl_lightning"
+
+
+def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]) -> Path:
+    """Make sure that the folder `final` is there and whole, whatever else runs at the same time.
+
+    Args:
+        title: Name of the data set for people.
+        final: Where its folder belongs; its parent is the cache.
+        sources: Tried in this order until one works.
+        ready: Says whether a folder holds everything; must be cheap, it runs at every start.
+
+    Returns:
+        `final`.
+
+    Raises:
+        DownloadError: If no source worked, naming each with its reason, or the cache is not writable.
+    """
+    if ready(final):  # no lock: a cache that is read-only, and filled, is good enough
+        return final
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(final.parent / f".{final.name}.lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            _say(f"{title}: waiting for another process that is fetching it")
+            lock.acquire()
+    except OSError as error:
+        raise DownloadError(
+            f"{title}: cannot write to the cache {final.parent} ({error}); "
+            "set data.root or SSL_LIGHTNING_DATA to a folder that is writable"
+        ) from error
+    with lock:
+        lock.release()  # the context manager counts once more; it alone decides when the lock is let go
+        if not ready(final):
+            _try_sources(title, final, sources, ready)
+    return final
+
+
+def _try_sources(
+    title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]
+) -> None:
+    """Fill `final` from the first source that works; the caller holds the lock."""
+    prefix = f".{final.name}.tmp-"
+    for leftover in final.parent.glob(prefix + "*"):  # of a killed run: whoever holds the lock owns them
+        shutil.rmtree(leftover, ignore_errors=True)
+    failures = []
+    for source in sources:
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+        out, scratch = work / "out", work / "scratch"
+        start = time.monotonic()
+        try:
+            out.mkdir()
+            scratch.mkdir()
+            with _progress(f"{title}: {source.description}", scratch, source.size):
+                source.fetch(out, scratch)
+            if not ready(out):
+                raise RuntimeError("it did not produce every file")
+            _sync(out)
+            if final.exists():  # incomplete, or `ready` had accepted it
+                os.replace(final, work / "incomplete")
+            os.replace(out, final)
+            _say(f"{title}: ready in {final} after {time.monotonic() - start:.0f} s")
+            return
+        except Exception as error:
+            failures.append(f"{source.description}: {error or type(error).__name__}")
+            _say(f"{title}: {failures[-1]}")
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    tried = "".join(f"\n  {number}. {failure}" for number, failure in enumerate(failures, 1))
+    raise DownloadError(f"{title}: no source worked, and nothing was written to {final}. Tried:{tried}")
+
+
+def fetch_url(url: str, path: Path, md5: str) -> None:
+    """Download `url` to `path` and check its MD5, which is what torchvision publishes.
+
+    Raises:
+        OSError: If the host cannot be reached within 15 s or stops sending for as long.
+        ChecksumError: If the content differs; `path` is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    request = urllib.request.Request(url, headers={"User-Agent": "ssl-lightning"})
+    with urllib.request.urlopen(request, timeout=CONNECT_TIMEOUT_S) as response, path.open("wb") as file:
+        shutil.copyfileobj(response, file, CHUNK)
+    check_file(path, md5, "md5")
+
+
+def check_file(path: Path, expected: str, algorithm: str = "sha256") -> None:
+    """Raise ChecksumError, and remove the file, if its hex digest is not `expected`."""
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, algorithm).hexdigest()
+    if got != expected:
+        path.unlink()
+        raise ChecksumError(f"{algorithm} of {path.name} is {got}, expected {expected}")
+
+
+def run_tool(command: Sequence[str], cwd: Path) -> str:
+    """Run an outside program in `cwd` and return what it printed on standard output.
+
+    Raises:
+        RuntimeError: If it is not installed, fails (with its last lines), or takes half an hour.
+    """
+    if shutil.which(command[0]) is None:
+        raise RuntimeError(f"{command[0]} is not installed")
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, errors="replace", timeout=TOOL_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"`{' '.join(command[:3])}` took more than {TOOL_TIMEOUT_S} s") from error
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        said = " / ".join(line.strip() for line in lines[-3:])
+        raise RuntimeError(f"`{' '.join(command[:3])}` ended with status {done.returncode}: {said}")
+    return done.stdout
+
+
+def _say(line: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(text: str, folder: Path, size: int) -> Iterator[None]:
+    """Show how many bytes have arrived in `folder`; on a terminal as a bar, else as one line.
+
+    Watching the folder works for every source alike, outside programs included.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    console = Console(stderr=True, soft_wrap=True)
+    if not console.is_terminal:
+        _say(f"{text} ({size / 1e6:.0f} MB)")
+        yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    done = threading.Event()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(text, total=size)
+
+        def watch() -> None:
+            while not done.wait(0.2):
+                progress.update(task, completed=min(_bytes_in(folder), size))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # files come and go while the source works
+                total += os.stat(os.path.join(parent, name)).st_size
+    return total
+
+
+def _sync(folder: Path) -> None:
+    """Flush the files to disk before the rename makes them visible, so a power cut leaves no husk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Backbones, heads, decoders, discriminators. Backbones follow timm's `features_only` convention."""

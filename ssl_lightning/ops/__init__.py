@@ -1,0 +1,1 @@
+"""Pure batched tensor functions: no modules, no state, no config."""

@@ -1,0 +1,62 @@
+"""Learning-rate schedules, counted in optimizer steps: `conf/scheduler` names them.
+
+Each takes the optimizer and the total number of steps, and returns a scheduler that is stepped once
+per optimizer step. Milestones and warm-up are fractions of the run, so that a shorter run keeps the
+shape of its schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+
+def one_cycle(
+    optimizer: Optimizer, total_steps: int, *, warmup: float = 0.3, div_factor: float = 25.0
+) -> LRScheduler:
+    """Rise from lr/div_factor to lr over the first `warmup` of the run, then fall to 0 (Smith 2018).
+
+    Momentum (or Adam's beta1) moves the other way between 0.95 and 0.85.
+    """
+    _check_fraction("warmup", warmup)
+    peak = [group["lr"] for group in optimizer.param_groups]
+    return OneCycleLR(optimizer, peak, total_steps=total_steps, pct_start=warmup, div_factor=div_factor)
+
+
+def cosine(
+    optimizer: Optimizer, total_steps: int, *, warmup: float = 0.0, final: float = 0.0
+) -> LRScheduler:
+    """Linear warm-up over a fraction of the run, then a half cosine down to `final` * lr."""
+    _check_fraction("warmup", warmup)
+    warmup_steps = round(warmup * total_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def multistep(
+    optimizer: Optimizer, total_steps: int, *, milestones: Sequence[float], gamma: float = 0.1
+) -> LRScheduler:
+    """Multiply the learning rate by `gamma` at each milestone, a fraction of the run in (0, 1)."""
+    for milestone in milestones:
+        _check_fraction("milestones", milestone)
+    steps = [round(milestone * total_steps) for milestone in milestones]
+    return LambdaLR(optimizer, lambda step: gamma ** sum(step >= at for at in steps))
+
+
+def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    """Keep the learning rate as it is."""
+    return LambdaLR(optimizer, lambda step: 1.0)
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name} is {value}; it is a fraction of the run, from 0 to below 1")

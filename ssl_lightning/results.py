@@ -1,0 +1,97 @@
+"""results.json: the one file that a run leaves for the report. Written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+FILE_NAME = "results.json"
+STATUSES = ("finished", "failed", "interrupted")
+# Where a run writes and what it shows of itself, not what it computes
+NOT_SCIENCE = ("name", "run_dir", "folder", "output_dir", "logger", "callbacks", "objective")
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "ssl-lightning")
+
+Record = dict[str, Any]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically: a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def config_sha256(config: dict[str, Any]) -> str:
+    """Digest of everything in a resolved config that changes what is computed."""
+    science = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
+    return hashlib.sha256(json.dumps(science, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def git_revision() -> str:
+    """Commit of the code, with "-dirty" after local changes; "" outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a figure can depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def best_stage(records: list[Record]) -> Record | None:
+    """The record whose stage did best on held-out images; without such a figure the deepest stage."""
+    if not records:
+        return None
+
+    def key(record: Record) -> tuple[float, str]:
+        heldout = record["protocol"].get("heldout")
+        return (-math.inf if heldout is None else heldout, record["stage"])
+
+    return max(records, key=key)
+
+
+def objective_value(results: dict[str, Any], objective: str) -> float:
+    """Read one figure of a run, for a sweeper to optimise.
+
+    Args:
+        results: The content of a results.json.
+        objective: `probe/<probe>/<metric>` (trained backbone, held-out figure of its best stage: a
+            sweep must not select on test), or `pretext/<name>` such as `pretext/val/loss`.
+
+    Raises:
+        ValueError: The run has no such figure; the message names those that it has.
+    """
+    kind, _, rest = objective.partition("/")
+    if kind == "pretext" and rest in results["pretext"]:
+        return float(results["pretext"][rest])
+    probe, _, metric = rest.partition("/")
+    rows = [r for r in results["probes"] if r["branch"] == "backbone"]
+    trained = any(r["trained"] for r in rows)  # a control that trains nothing has only untrained rows
+    rows = [r for r in rows if r["trained"] == trained and r["protocol"].get("heldout") is not None]
+    best = best_stage([r for r in rows if kind == "probe" and (r["probe"], r["metric"]) == (probe, metric)])
+    if best is None:
+        names = {f"probe/{r['probe']}/{r['metric']}" for r in rows}
+        names |= {f"pretext/{name}" for name in results["pretext"]}
+        raise ValueError(f"objective is {objective!r}; this run has {', '.join(sorted(names)) or 'no figures'}")
+    return float(best["protocol"]["heldout"])

@@ -1,0 +1,44 @@
+"""What a data set tells the rest of the program about its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Shape and statistics of the images that a DataModule yields.
+
+    Args:
+        channels: Number of colour channels C (1 or 3).
+        image_size: Height and width in pixels of the square images.
+        mean: Per-channel mean of the pretraining images, in [0, 1].
+        std: Per-channel standard deviation of the same.
+        class_names: Names of the downstream classes, in label order; None without labels.
+        pretrain_labels: Whether the pretraining images carry labels of these classes.
+    """
+
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] | None = None
+    pretrain_labels: bool = False
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels is {self.channels}; allowed are 1 (grey) and 3 (RGB)")
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be a positive number of pixels")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(
+                f"mean has {len(self.mean)} and std {len(self.std)} values; "
+                f"both need one for each of the {self.channels} channels"
+            )
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; every value must be above 0")
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of downstream classes; None without labels."""
+        return None if self.class_names is None else len(self.class_names)

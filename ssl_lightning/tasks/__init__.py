@@ -1,0 +1,1 @@
+"""Pretext tasks and controls: one task, one file, one LightningModule."""

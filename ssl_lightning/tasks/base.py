@@ -1,0 +1,160 @@
+"""What every pretext task shares: device transfer, random streams, optimizer, logging. No science."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.seeding import generator
+from ssl_lightning.spec import ImageSpec
+
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -1 where there is none
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A grid of pictures that shows a person what a task does.
+
+    Args:
+        images: `(rows, columns, C, H, W)` floats in [0, 1].
+        columns: One title per column.
+        captions: For each row and column a line under the picture; may be empty.
+        right: For each row and column: True is drawn in green, False in red, None in grey.
+    """
+
+    images: Tensor
+    columns: list[str]
+    captions: list[list[str]] = field(default_factory=list)
+    right: list[list[bool | None]] = field(default_factory=list)
+
+
+class PretextTask(pl.LightningModule):
+    """A network that learns from labels made out of the images themselves.
+
+    A task implements `step` (corrupt, encode, score) and `panel`; the trunk is `self.backbone`.
+
+    Args:
+        backbone: Maps `(B, C, H, W)` floats to the list of stage feature maps, shallow to deep.
+        spec: Shape and statistics of the images.
+        optimizer: Makes the optimizer from the parameters; its `lr` is the base learning rate.
+        scheduler: Makes the schedule from the optimizer and the number of steps; None keeps lr constant.
+        seed: Names the random streams of the run.
+        lr_reference_batch: With a number, the learning rate is lr * batch size / this number (the linear
+            scaling rule, Goyal et al. 2017), with the global batch; None takes lr as it is.
+        channels_last: Memory format of the images; the weights are the caller's to convert.
+    """
+
+    needs_training = True  # False for a control that is probed as it was initialised
+    needs_labels = False  # True for a control that learns from the labels of the pretraining images
+    views_per_image = 1  # images that enter the trunk per pretraining image: the effective batch
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: ImageSpec,
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
+        seed: int = 0,
+        lr_reference_batch: int | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        if lr_reference_batch is not None and lr_reference_batch < 1:
+            raise ValueError(f"lr_reference_batch is {lr_reference_batch}; it is null or a positive batch size")
+        self.backbone = backbone
+        self.spec = spec
+        self.seed = seed
+        self.lr_reference_batch = lr_reference_batch
+        self.image_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    # --- what a task is ---
+
+    def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        """Score one batch.
+
+        Args:
+            images: `(B, C, H, W)` floats in [0, 1].
+            labels: `(B,)` int64 downstream labels, -1 where there is none; only controls look at them.
+            stream: Draws everything random in this step.
+
+        Returns:
+            Scalars to log by name; `"loss"` is the one that is minimised.
+        """
+        raise NotImplementedError
+
+    def branches(self) -> dict[str, nn.Module]:
+        """Return the trunks worth probing, by name."""
+        return {"backbone": self.backbone}
+
+    def probe_input(self, images: Tensor) -> Tensor:
+        """Turn plain images, `(B, C, H, W)` floats in [0, 1], into what the trunk takes."""
+        return self.normalise(images)
+
+    def panel(self, images: Tensor) -> Panel:
+        """Show what the task does to `(B, C, H, W)` float images in [0, 1]."""
+        raise NotImplementedError
+
+    # --- what the base does for it ---
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Standardise floats in [0, 1] with the mean and deviation of the data set."""
+        return (images - self.mean) / self.std
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Turn uint8 into floats in [0, 1], on the device."""
+        images, labels = batch
+        return to_float(images).contiguous(memory_format=self.image_format), labels
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, labels = batch
+        # dropout draws from the global stream: fixed here, so that a resumed run draws the same
+        torch.manual_seed(self._stream("dropout", batch_idx).initial_seed())
+        scores = self.step(images, labels, self._stream("train", batch_idx, images.device))
+        self.log_dict({f"train/{name}": value.detach() for name, value in scores.items()})
+        return scores["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch
+        # one stream for all epochs: validation figures are comparable over a run
+        stream = generator(self.seed, "val", batch_idx, self.global_rank, device=images.device)
+        scores = self.step(images, labels, stream)
+        named = {f"val/{name}": value for name, value in scores.items()}
+        self.log_dict(named, batch_size=len(images), on_epoch=True, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        if self._make_optimizer is None:
+            raise ValueError(f"{type(self).__name__} was built without an optimizer and cannot be trained")
+        optimizer = self._make_optimizer(self.parameters())
+        batch = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        for group in optimizer.param_groups:
+            group["lr"] *= self.lr_factor(batch)
+        if self._make_scheduler is None:
+            return optimizer
+        schedule = self._make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def lr_factor(self, batch: int) -> float:
+        """Learning rate over base learning rate for a global batch: 1, or by the linear scaling rule."""
+        return 1.0 if self.lr_reference_batch is None else batch / self.lr_reference_batch
+
+    def _stream(self, use: str, batch_idx: int, device: torch.device | str = "cpu") -> torch.Generator:
+        return generator(self.seed, use, self.current_epoch, batch_idx, self.global_rank, device=device)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Scale uint8 images to floats in [0, 1]; the memory format stays.
+
+    >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
+    [0.0, 0.20000000298023224, 1.0]
+    """
+    return images.float().div_(255)

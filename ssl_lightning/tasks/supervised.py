@@ -1,0 +1,53 @@
+"""Control: the same trunk, trained with the labels of the pretraining images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.networks.heads import PooledClassifier
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks.base import Panel, PretextTask
+
+
+class Supervised(PretextTask):
+    """Name the class of an image: what a pretext task is measured against.
+
+    Args:
+        backbone: The trunk.
+        spec: Shape, statistics and classes of the images.
+        **base: The keywords of `PretextTask`.
+
+    Raises:
+        ValueError: The data have no labels.
+    """
+
+    needs_labels = True
+
+    def __init__(self, backbone: nn.Module, spec: ImageSpec, **base: Any) -> None:
+        super().__init__(backbone, spec, **base)
+        if spec.num_classes is None or not spec.pretrain_labels:
+            raise ValueError(
+                "task=supervised learns from labels, and the pretraining images have none; "
+                "choose data whose pretraining images are labelled, or a pretext task"
+            )
+        self.class_names = spec.class_names or ()
+        self.head = PooledClassifier(backbone, spec.num_classes)
+
+    def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        logits = self.head(self.backbone(self.normalise(images)))  # (B, K)
+        return {
+            "loss": F.cross_entropy(logits, labels),
+            "acc": (logits.argmax(1) == labels).float().mean(),
+        }
+
+    def panel(self, images: Tensor) -> Panel:
+        probability = self.head(self.backbone(self.normalise(images))).softmax(1)
+        confidence, answer = probability.max(1)
+        text = [
+            f"{self.class_names[a]}, {c:.2f}" for a, c in zip(answer.tolist(), confidence.tolist(), strict=True)
+        ]
+        return Panel(images[:, None], ["image and answer"], [[line] for line in text])

@@ -1,0 +1,73 @@
+"""One rank of a run: `python -m ssl_lightning.worker <run folder>`.
+
+`ssl_lightning.launch` starts these; `torchrun` and `srun` may too. The folder holds `config.yaml`,
+fully resolved. A failure leaves one plain line and the traceback in `error.txt`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from ssl_lightning.launch import CONFIG_NAME, ERROR_NAME, PARENT_PIPE
+
+
+def main() -> int:
+    """Run the folder named on the command line; return the exit status."""
+    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / CONFIG_NAME).is_file():
+        print(f"usage: python -m ssl_lightning.worker <a run folder with a {CONFIG_NAME}>", file=sys.stderr)
+        return 2
+    folder = Path(sys.argv[1])
+    die_with_parent()
+    try:
+        from ssl_lightning.run import run
+
+        run(OmegaConf.load(folder / CONFIG_NAME), folder)
+    except Exception as error:
+        leave_report(folder, error)
+        return 1
+    return 0
+
+
+def leave_report(folder: Path, error: Exception) -> None:
+    """Write the message of the first rank that failed, an empty line, and the traceback."""
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__  # Hydra wraps what a constructor raised
+    expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
+    message = str(cause) if expected else f"{type(cause).__name__}: {cause}"
+    text = "".join(traceback.format_exception(error))
+    if not expected or PARENT_PIPE not in os.environ:
+        print(text, file=sys.stderr)
+    try:
+        with open(folder / ERROR_NAME, "x") as file:
+            file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
+    except FileExistsError:
+        pass  # another rank was first, and the cause is most likely there
+
+
+def die_with_parent() -> None:
+    """End this process when the launcher ends, however it ended.
+
+    The launcher holds the other end of a pipe and never writes: the read returns when it is gone.
+    """
+    if PARENT_PIPE not in os.environ:
+        return
+    pipe = int(os.environ[PARENT_PIPE])
+
+    def wait() -> None:
+        os.read(pipe, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

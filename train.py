@@ -1,0 +1,16 @@
+"""Pretrain a trunk by a pretext task and probe it: `python train.py task=rotation data=cifar10`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from ssl_lightning.launch import launch
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Run the composed job in processes of its own; return the figure that a sweeper optimises."""
+    return launch(cfg)
+
+
+if __name__ == "__main__":
+    main()
