@@ -102,7 +102,8 @@ def start_ranks(folder: Path, count: int) -> None:
     )
     read_end, write_end = os.pipe()
     environment[PARENT_PIPE] = str(read_end)
-    command = [sys.executable, "-m", "ssl_lightning.worker", str(folder)]
+    # -P: no file of the current folder stands in for a module
+    command = [sys.executable, "-P", "-m", "ssl_lightning.worker", str(folder)]
     workers: list[subprocess.Popen[bytes]] = []
     previous = signal.signal(signal.SIGTERM, _raise_terminated) if _in_main_thread() else None
     try:

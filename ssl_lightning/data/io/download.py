@@ -91,10 +91,11 @@ def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[
             f"{title}: cannot write to the cache {final.parent} ({error}); "
             "set data.root or SSL_LIGHTNING_DATA to a folder that is writable"
         ) from error
-    with lock:
-        lock.release()  # the context manager counts once more; it alone decides when the lock is let go
-        if not ready(final):
+    try:
+        if not ready(final):  # another process may have filled it meanwhile
             _try_sources(title, final, sources, ready)
+    finally:
+        lock.release()
     return final
 
 

@@ -1,0 +1,149 @@
+"""Spatial augmentation of uint8 images: batched for images in memory, one by one for decoded files.
+
+Drawing is apart from applying: parameters are drawn for a whole global batch and each process
+applies its slice, so the pixels do not depend on how many processes share the work.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Padding = Literal["reflect", "zero"]
+
+
+def pad_crop(images: Tensor, offsets: Tensor, padding: int, mode: Padding = "reflect") -> Tensor:
+    """Pad each image by `padding` pixels and crop it back to its size at its own offset.
+
+    Args:
+        images: (B, H, W, C) uint8.
+        offsets: (B, 2) int64, top and left corner of the crop, in 0..2 * padding.
+        padding: Pixels on each side; below H and W when reflecting.
+        mode: What the border shows: the image mirrored about its edge pixels, or zeros.
+
+    Returns:
+        (B, H, W, C) uint8.
+    """
+    batch, height, width, _ = images.shape
+    y = torch.arange(height, device=images.device) + offsets[:, :1] - padding  # (B, H), source rows
+    x = torch.arange(width, device=images.device) + offsets[:, 1:] - padding  # (B, W)
+    b = torch.arange(batch, device=images.device)[:, None, None]
+    if mode == "reflect":
+        y = (height - 1) - ((height - 1) - y.abs()).abs()
+        x = (width - 1) - ((width - 1) - x.abs()).abs()
+        return images[b, y[:, :, None], x[:, None, :]]
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]  # (B, H, W)
+    crop = images[b, y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]]
+    return crop * inside[..., None]
+
+
+def flip(images: Tensor, mask: Tensor) -> Tensor:
+    """Mirror those images (B, H, W, C) left to right whose `mask` (B,) is true."""
+    return torch.where(mask[:, None, None, None], images.flip(2), images)
+
+
+@dataclass(frozen=True)
+class CropFlip:
+    """Random crop of the padded image and random mirroring, for images in memory.
+
+    Args:
+        padding: Pixels on each side before the crop; 0 turns cropping off.
+        flip: Whether half of the images are mirrored left to right.
+        mode: `reflect` or `zero`.
+    """
+
+    padding: int
+    flip: bool
+    mode: Padding = "reflect"
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise ValueError(f"crop_padding is {self.padding}; it must be 0 (no crop) or more pixels")
+        if self.mode not in get_args(Padding):
+            raise ValueError(f"padding mode is {self.mode!r}; allowed are {', '.join(get_args(Padding))}")
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw for `count` images: offsets (count, 2) int64 and mirrored (count,) bool."""
+        offsets = torch.randint(2 * self.padding + 1, (count, 2), generator=generator)
+        mirrored = torch.rand(count, generator=generator) < 0.5
+        return offsets, mirrored
+
+    def apply(self, images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
+        """Augment images (B, H, W, C) uint8 with their rows of what was drawn."""
+        if self.padding:
+            images = pad_crop(images, offsets, self.padding, self.mode)
+        return flip(images, mirrored) if self.flip else images
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """Random resized crop and mirroring of one decoded picture.
+
+    Args:
+        size: Height and width of the result in pixels.
+        scale: Smallest and largest share of the picture's area that is cut out.
+        flip: Whether half of the pictures are mirrored left to right.
+        ratio: Narrowest and widest aspect (width over height) of the cut.
+    """
+
+    size: int
+    scale: tuple[float, float]
+    flip: bool = True
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"crop_scale is {list(self.scale)}; allowed is 0 < smallest <= largest <= 1")
+
+    def box(self, width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
+        """Draw the cut (left, top, right, bottom): area and log-aspect are uniform."""
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for area, aspect, x, y in torch.rand(10, 4, generator=generator).tolist():
+            pixels = width * height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
+            shape = math.exp(low + aspect * (high - low))
+            w, h = max(1, round(math.sqrt(pixels * shape))), max(1, round(math.sqrt(pixels / shape)))
+            if w <= width and h <= height:
+                left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+                return left, top, left + w, top + h
+        # A picture too long for any of ten draws: its middle, as wide as the aspect allows
+        w = min(width, max(1, round(height * self.ratio[1])))
+        h = min(height, max(1, round(width / self.ratio[0])))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+    def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        """Return the view, (size, size) pixels."""
+        box = self.box(*image.size, generator)
+        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+        mirrored = torch.rand((), generator=generator) < 0.5
+        return ImageOps.mirror(image) if self.flip and mirrored else image
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """The central square of one decoded picture, resized: resize and centre crop in one step.
+
+    Args:
+        size: Height and width of the result in pixels.
+        crop_ratio: Side of the square over the picture's shorter side, in (0, 1].
+    """
+
+    size: int
+    crop_ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"crop_ratio is {self.crop_ratio}; allowed is above 0 and at most 1")
+
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Image.Image:
+        """Return the view, (size, size) pixels; nothing is drawn."""
+        width, height = image.size
+        side = self.crop_ratio * min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)
+        return image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)

@@ -1,0 +1,153 @@
+"""The batch loader: its order and its state are plain functions of (seed, epoch, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.data.io.sources import ImageSource, Share
+from ssl_lightning.seeding import generator
+
+
+class BatchLoader:
+    """Batches of uint8 images, the same whatever the number of processes, resumable at any batch.
+
+    It is no `torch.utils.data.DataLoader`, so Lightning takes it as it is. An epoch is a permutation
+    from (seed, epoch); global batch `b` is its `b`-th run of `batch_size`; process `rank` yields its
+    contiguous part of each. A shuffled loader keeps (epoch, position): iterating goes on from there
+    to the end of the epoch, so a pass that was broken off is continued by the next one. A loader
+    that does not shuffle keeps no state and always starts at its first batch.
+
+    Args:
+        source: The images.
+        indices: Which of them, int64 (N,).
+        batch_size: Images of a global batch, over all processes.
+        seed: Of the order and of the augmentation.
+        shuffle: Whether this is training: a new order each epoch, and state.
+        augment: Whether images are augmented, by the source.
+        drop_last: Whether a last batch that is not full is left out.
+        rank: Number of this process.
+        world_size: Number of processes.
+        name: Of the random streams and in error messages.
+
+    Raises:
+        ValueError: If a size is out of range, or processes would get unequal parts in training.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        indices: Tensor | Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool,
+        augment: bool = False,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        name: str = "train",
+    ) -> None:
+        self.source = source
+        self.indices = torch.as_tensor(indices, dtype=torch.int64)
+        if batch_size < 1:
+            raise ValueError(f"batch_size of {name} is {batch_size}; it must be at least 1")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; allowed are 0 to {world_size - 1}")
+        size = len(self.indices)
+        if size == 0 or (drop_last and size < batch_size):
+            raise ValueError(f"batch_size of {name} is {batch_size}, and there are only {size} images")
+        if shuffle and (batch_size % world_size or (not drop_last and size % batch_size % world_size)):
+            raise ValueError(
+                f"batch_size of {name} is {batch_size} in all; it must divide evenly among "
+                f"{world_size} processes"
+            )
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.augment = augment
+        self.drop_last = drop_last
+        self.rank = rank
+        self.world_size = world_size
+        self.name = name
+        self._epoch = 0
+        self._position = 0
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch."""
+        return self._epoch
+
+    @property
+    def position(self) -> int:
+        """The number, in its epoch, of the next batch."""
+        return self._position
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch."""
+        self._epoch, self._position = epoch, 0
+
+    def __len__(self) -> int:
+        """Batches that this process yields in a whole epoch, also while in the middle of one."""
+        full, rest = divmod(len(self.indices), self.batch_size)
+        batches = full if self.drop_last or not rest else full + 1
+        last_is_empty = batches > full and not self._part(rest)[1]
+        # A full batch is smaller than the number of processes only in evaluation
+        return (batches - last_is_empty) if self._part(self.batch_size)[1] else 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, C, H, W) uint8 and labels (B,) int64, to the end of the epoch."""
+        first = self._position if self.shuffle else 0
+        epoch = self._epoch if self.shuffle else 0
+        steps = len(self)
+        shares = self._shares(epoch, first, steps)
+        for step, batch in enumerate(self.source.iterate(shares, self.augment), first):
+            if self.shuffle:
+                # Before the yield, since a checkpoint is written while the caller holds the batch
+                self._epoch, self._position = (epoch, step + 1) if step + 1 < steps else (epoch + 1, 0)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader stands and what that refers to; the same in every process."""
+        if not self.shuffle:
+            return {}
+        return {
+            "epoch": self._epoch,
+            "position": self._position,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "images": len(self.indices),
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from where the loader stood that gave `state`.
+
+        Raises:
+            ValueError: If its seed, global batch size or number of images are not this loader's.
+        """
+        if not self.shuffle or not state:
+            return
+        for key, mine in (("seed", self.seed), ("batch_size", self.batch_size), ("images", len(self.indices))):
+            if state[key] != mine:
+                raise ValueError(
+                    f"the checkpoint's {self.name} data has {key} {state[key]}, and this run has {mine}: "
+                    "resuming would change the order of the data"
+                )
+        self._epoch, self._position = state["epoch"], state["position"]
+
+    def _part(self, size: int) -> tuple[int, int]:
+        """Return start and length of this process's part of `size` images, as `np.array_split` cuts."""
+        each, more = divmod(size, self.world_size)
+        return self.rank * each + min(self.rank, more), each + (self.rank < more)
+
+    def _shares(self, epoch: int, first: int, steps: int) -> Iterator[Share]:
+        order = self.indices
+        if self.shuffle:
+            order = order[torch.randperm(len(order), generator=generator(self.seed, self.name, "order", epoch))]
+        for step in range(first, steps):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            start, length = self._part(len(batch))
+            stream = (self.seed, self.name, epoch)
+            yield Share(stream, step, len(batch), start, batch[start : start + length])

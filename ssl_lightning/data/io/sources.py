@@ -1,0 +1,193 @@
+"""Where a loader's images come from: memory, or files decoded by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
+from ssl_lightning.data.io.folders import decode
+from ssl_lightning.seeding import generator, stream_seed
+
+RESIZE_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's share of one global batch.
+
+    Args:
+        stream: Names of the random stream of its epoch.
+        batch: Number of the batch in its epoch.
+        total: Images of the global batch.
+        start: Place of the first image of this share in the global batch.
+        indices: (B,) int64, which images of the source, in order.
+    """
+
+    stream: tuple[int | str, ...]
+    batch: int
+    total: int
+    start: int
+    indices: Tensor
+
+
+class ImageSource(Protocol):
+    """Images by index, with a label for each (-1 where there is none)."""
+
+    labels: Tensor  # (N,) int64
+
+    def __len__(self) -> int: ...
+
+    def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
+        ...
+
+
+class ArraySource:
+    """Images in memory, gathered a batch at a time.
+
+    Args:
+        images: (N, H, W, C) uint8; a batch is a channels-last view of the gathered rows.
+        labels: (N,) int64, or None for none.
+        augment: Applied where a loader asks for augmentation.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None, augment: CropFlip | None = None) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; expected uint8 (N, H, W, C)")
+        if augment is not None and augment.mode == "reflect" and augment.padding >= min(images.shape[1:3]):
+            raise ValueError(
+                f"crop_padding is {augment.padding}; it must be below the image size {min(images.shape[1:3])}"
+            )
+        self.images = images
+        self.labels = torch.full((len(images),), -1) if labels is None else labels
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
+        pin = torch.cuda.is_available()
+        for share in shares:
+            images = self.images.index_select(0, share.indices)  # (B, H, W, C)
+            labels = self.labels.index_select(0, share.indices)
+            if augment and self.augment is not None:
+                drawn = self.augment.draw(share.total, generator(*share.stream, "augment", share.batch))
+                mine = slice(share.start, share.start + len(images))
+                images = self.augment.apply(images, *(values[mine] for values in drawn))
+            if pin:
+                images, labels = images.pin_memory(), labels.pin_memory()
+            yield images.permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
+
+
+class FileSource(torch.utils.data.Dataset):
+    """Image files, decoded by `num_workers` processes that are kept over the epochs.
+
+    Each image's random numbers come from its epoch and index, so neither the number of workers
+    nor that of processes changes a pixel.
+
+    Args:
+        paths: One file per image.
+        labels: (N,) int64, or None for none.
+        channels: 1 for grey, 3 for RGB.
+        train_view: Applied where a loader asks for augmentation.
+        eval_view: Applied elsewhere.
+        max_pixels: Larger pictures are refused.
+        num_workers: 0 decodes in the calling process.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: Tensor | None,
+        *,
+        channels: int,
+        train_view: TrainView,
+        eval_view: EvalView,
+        max_pixels: int,
+        num_workers: int,
+    ) -> None:
+        self.paths = [str(path) for path in paths]
+        self.labels = torch.full((len(paths),), -1) if labels is None else labels
+        self.channels = channels
+        self.train_view = train_view
+        self.eval_view = eval_view
+        self.max_pixels = max_pixels
+        self.num_workers = num_workers
+        self._loaders: dict[bool, tuple[_Queue, torch.utils.data.DataLoader]] = {}
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_loaders": {}}  # what goes to a worker has no workers of its own
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, Tensor]:
+        """Return the image (C, H, W) uint8 and its label (); `item` is the index and the seed, if any.
+
+        Raises:
+            RuntimeError: Naming the file, if it has become unreadable since it was checked.
+        """
+        from torchvision.transforms.functional import pil_to_tensor
+
+        index, seed = item
+        try:
+            image = decode(self.paths[index], self.channels, self.max_pixels)
+        except Exception as error:
+            raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
+        if seed is None:
+            image = self.eval_view(image)
+        else:
+            image = self.train_view(image, torch.Generator().manual_seed(seed))
+        return pil_to_tensor(image), self.labels[index]
+
+    def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
+        if augment not in self._loaders:  # training and evaluation are interleaved: each its workers
+            queue = _Queue()
+            workers = self.num_workers if augment else min(self.num_workers, 2)
+            loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
+                self,
+                batch_sampler=queue,
+                num_workers=workers,
+                persistent_workers=workers > 0,
+                pin_memory=torch.cuda.is_available(),
+            )
+            self._loaders[augment] = queue, loader
+        queue, loader = self._loaders[augment]
+        queue.batches = (
+            [
+                (index, stream_seed(*share.stream, "image", index) if augment else None)
+                for index in share.indices.tolist()
+            ]
+            for share in shares
+        )
+        yield from loader
+
+
+class _Queue(torch.utils.data.Sampler):
+    """A batch sampler whose batches are set anew for each pass."""
+
+    def __init__(self) -> None:
+        self.batches: Iterable[list[tuple[int, int | None]]] = ()
+
+    def __iter__(self) -> Iterator:
+        return iter(self.batches)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Resize images (N, H, W, C) uint8 to (N, size, size, C), bicubic with antialiasing, in chunks."""
+    if images.shape[1:3] == (size, size):
+        return images
+    out = images.new_empty(len(images), size, size, images.shape[3])
+    for start in range(0, len(images), RESIZE_CHUNK):
+        chunk = images[start : start + RESIZE_CHUNK].permute(0, 3, 1, 2)  # (n, C, H, W)
+        resized = torch.nn.functional.interpolate(chunk, (size, size), mode="bicubic", antialias=True)
+        out[start : start + RESIZE_CHUNK] = resized.permute(0, 2, 3, 1)
+    return out

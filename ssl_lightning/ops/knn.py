@@ -1,0 +1,68 @@
+"""Weighted nearest neighbours by cosine (Wu et al. 2018, sec. 3.4; as DINO evaluates, Caron et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def knn_scores(
+    queries: Tensor,
+    bank: Tensor,
+    bank_labels: Tensor,
+    num_classes: int,
+    ks: Sequence[int],
+    *,
+    temperature: float = 0.07,
+    batch_size: int = 1024,
+) -> Tensor:
+    """Let the k most similar samples of the bank vote with weight `exp(cosine / temperature)`.
+
+    Args:
+        queries: `(Q, D)` floats of any length; only their direction counts.
+        bank: `(N, D)` floats.
+        bank_labels: `(N,)` int64 in 0..K-1.
+        num_classes: K.
+        ks: Numbers of neighbours, each in 1..N; one search serves them all.
+        temperature: Above 0.
+        batch_size: Queries per matrix product; bounds the memory to this times N similarities.
+
+    Returns:
+        `(len(ks), Q, K)` shares of the vote: at least 0, summing to 1 over the classes.
+
+    Raises:
+        ValueError: A k is below 1 or above N, or the temperature is not above 0.
+    """
+    if not ks or min(ks) < 1 or max(ks) > len(bank):
+        raise ValueError(f"ks are {list(ks)}; each must lie in 1..{len(bank)}, the number of samples in the bank")
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be above 0")
+    unit_bank = F.normalize(bank, dim=1)
+    scores = queries.new_zeros(len(ks), len(queries), num_classes)
+    for first in range(0, len(queries), batch_size):
+        batch = F.normalize(queries[first : first + batch_size], dim=1)
+        similarity, index = (batch @ unit_bank.T).topk(max(ks), dim=1)  # (B, k), nearest first
+        # minus the nearest: the same shares, and no overflow at low temperatures
+        weight = ((similarity - similarity[:, :1]) / temperature).exp_()
+        voted = bank_labels[index]
+        for row, k in enumerate(ks):
+            scores[row, first : first + len(batch)].scatter_add_(1, voted[:, :k], weight[:, :k])
+    return scores / scores.sum(2, keepdim=True)
+
+
+def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """Share of samples whose class is among the k best scores.
+
+    Args:
+        scores: `(..., N, K)`.
+        labels: `(N,)` int64 in 0..K-1.
+        k: In 1..K.
+
+    Returns:
+        `(...)` float64 in [0, 1]: no rounding of counts that a figure is made of.
+    """
+    best = scores.topk(k, dim=-1).indices  # (..., N, k)
+    return (best == labels[:, None]).any(-1).double().mean(-1)

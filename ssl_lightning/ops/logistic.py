@@ -1,0 +1,203 @@
+"""Multinomial logistic regression on the device: full batch, several penalties in one pass.
+
+Minimises `mean cross-entropy + l2 / 2 * |weight|^2` (the bias is free), which is scikit-learn's
+`LogisticRegression` with `C = 1 / (N * l2)`. Three choices make it cheap:
+
+- All strengths are solved side by side. The products with the features are bound by reading them, so
+  that five strengths cost one (18,000 x 512 x 10 classes on two cores: 13 ms for 10 and for 50 columns).
+- L-BFGS (Nocedal & Wright 2006, alg. 7.4) starts from the exact inverse Hessian at zero weights, of
+  which the Gram matrix of the features is the only expensive part. Features of convolutions are so
+  correlated that without it weak penalties need hundreds of iterations rather than tens.
+- Logits are linear in the step, so that a line search needs no product with the features to move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+HISTORY = 10  # pairs that L-BFGS remembers
+MAX_TRIALS = 20  # of one line search; more means that rounding hides any progress
+MAX_LOGITS = 2**28  # elements of one pass (1 GiB in float32); more strengths are solved in turn
+
+
+@dataclass(frozen=True)
+class LogisticFit:
+    """Solutions for R strengths of the penalty.
+
+    Args:
+        weight: `(R, K, D)`.
+        bias: `(R, K)`.
+        loss: `(R,)` value of the penalised objective, in nats.
+        gradient: `(R,)` largest absolute entry of its gradient.
+        iterations: `(R,)` int64.
+        converged: `(R,)` bool: the gradient is within the tolerance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    loss: Tensor
+    gradient: Tensor
+    iterations: Tensor
+    converged: Tensor
+
+
+def fit_logistic(
+    x: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    l2: Sequence[float],
+    *,
+    max_iter: int = 200,
+    tol: float = 1e-4,
+    init: tuple[Tensor, Tensor] | None = None,
+) -> LogisticFit:
+    """Fit one classifier per strength of the penalty.
+
+    Args:
+        x: `(N, D)` float features, best standardised; the computation is in their dtype.
+        labels: `(N,)` int64 in 0..K-1.
+        num_classes: K.
+        l2: R strengths above 0, in any order.
+        max_iter: Iterations of L-BFGS at most; 0 evaluates the start.
+        tol: Stop where the largest absolute entry of the gradient is at most this (as scikit-learn).
+        init: Weight `(K, D)` and bias `(K,)` to start from; zeros otherwise.
+
+    Raises:
+        ValueError: Shapes do not fit, there is no sample, a strength is not above 0, or fewer than
+            two classes are asked for.
+    """
+    if x.ndim != 2 or labels.shape != x.shape[:1] or not len(x):
+        raise ValueError(f"x is {tuple(x.shape)} and labels {tuple(labels.shape)}; needed are (N, D) and (N,), N > 0")
+    if not l2 or min(l2) <= 0:
+        raise ValueError(f"l2 is {list(l2)}; at least one strength is needed, all above 0")
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
+    start = x.new_zeros(num_classes, x.shape[1] + 1)
+    if init is not None:
+        start = torch.cat([init[0], init[1][:, None]], 1).to(start)
+    gram = _gram(x)
+    together = max(1, MAX_LOGITS // (num_classes * len(x)))
+    parts = []
+    for first in range(0, len(l2), together):
+        penalty = x.new_tensor(l2[first : first + together])
+        parts.append(_lbfgs(x, labels, penalty, gram, start.expand(len(penalty), -1, -1).clone(), max_iter, tol))
+        start = parts[-1][0][-1]  # warm: neighbouring strengths have neighbouring solutions
+    theta, loss, gradient, iterations = (torch.cat(column) for column in zip(*parts, strict=True))
+    return LogisticFit(theta[..., :-1], theta[..., -1], loss, gradient, iterations, gradient <= tol)
+
+
+def cross_entropy_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and its gradient with respect to the logits, in closed form.
+
+    Args:
+        logits: `(R, K, N)`: classes before samples, so that the reductions over classes are vectorised
+            over samples (4 times as fast as with ten classes innermost).
+        labels: `(N,)` int64 in 0..K-1.
+
+    Returns:
+        Loss `(R,)` in nats, and `(softmax - one-hot) / N`, `(R, K, N)`.
+    """
+    index = labels.expand(len(logits), 1, -1)  # (R, 1, N)
+    top = logits.amax(1, keepdim=True)
+    residual = (logits - top).exp_()
+    total = residual.sum(1, keepdim=True)
+    loss = (total.log() + top - logits.gather(1, index)).mean((1, 2))
+    residual.div_(total)
+    residual.scatter_add_(1, index, residual.new_full((), -1.0).expand(index.shape))
+    return loss, residual.div_(logits.shape[2])
+
+
+def _lbfgs(
+    x: Tensor, labels: Tensor, l2: Tensor, gram: Tensor, theta: Tensor, max_iter: int, tol: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Minimise from theta `(R, K, D + 1)`, bias last; return theta, loss, largest gradient, iterations."""
+    penalty = torch.ones_like(theta[:1]) * l2[:, None, None]  # (R, K, D + 1)
+    penalty[..., -1] = 0
+    factor = _factor(gram / theta.shape[1], penalty[:, 0])
+    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+    logits = _product(theta, x)
+    loss, gradient = _objective(logits, labels, x, theta, penalty)
+    active = gradient.abs().amax((1, 2)) > tol
+    iterations = torch.zeros_like(active, dtype=torch.int64)
+    noise = 8 * torch.finfo(x.dtype).eps
+    for _ in range(max_iter):
+        if not active.any():
+            break
+        direction = -_inverse_hessian(gradient, factor, pairs)
+        slope = _dot(gradient, direction)
+        moved_logits = _product(direction, x)
+        step = active.to(x.dtype)[:, None, None]
+        for _ in range(MAX_TRIALS):
+            new_theta, new_logits = theta + step * direction, logits + step * moved_logits
+            new_loss, new_gradient = _objective(new_logits, labels, x, new_theta, penalty)
+            new_slope = _dot(new_gradient, direction)
+            # The slope judges the step, since rounding hides small differences of the loss itself
+            accepted = (new_slope <= -0.5 * slope) & (new_loss <= loss + noise * loss.abs())
+            if accepted[active].all():
+                break
+            secant = (slope / (slope - new_slope)).nan_to_num(0.5).clamp(0.1, 0.7)[:, None, None]
+            step = torch.where(accepted[:, None, None], step, step * secant)
+        active &= accepted
+        keep = active[:, None, None]
+        s = torch.where(keep, new_theta - theta, 0.0)
+        y = torch.where(keep, new_gradient - gradient, 0.0)
+        pairs = [*pairs[1 - HISTORY :], (s, y, _dot(s, y))]
+        theta, gradient = torch.where(keep, new_theta, theta), torch.where(keep, new_gradient, gradient)
+        logits, loss = torch.where(keep, new_logits, logits), torch.where(active, new_loss, loss)
+        iterations += active
+        active = active & (gradient.abs().amax((1, 2)) > tol)
+    return theta, loss, gradient.abs().amax((1, 2)), iterations
+
+
+def _objective(logits: Tensor, labels: Tensor, x: Tensor, theta: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+    """Penalised loss `(R,)` and its gradient `(R, K, D + 1)`."""
+    loss, residual = cross_entropy_residual(logits, labels)
+    by_weight = (residual.flatten(0, 1) @ x).unflatten(0, residual.shape[:2])
+    gradient = torch.cat([by_weight, residual.sum(2, keepdim=True)], 2)
+    decay = penalty * theta
+    return loss + 0.5 * _dot(decay, theta), gradient + decay
+
+
+def _product(theta: Tensor, x: Tensor) -> Tensor:
+    """Logits `(R, K, N)` of parameters `(R, K, D + 1)`, for all strengths in one product."""
+    flat = theta.flatten(0, 1)
+    return torch.addmm(flat[:, -1:], flat[:, :-1], x.T).unflatten(0, theta.shape[:2])
+
+
+def _inverse_hessian(gradient: Tensor, factor: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Two-loop recursion for every strength at once; a pair without curvature (sy = 0) counts nowhere."""
+    q, alphas = gradient, []
+    for s, y, sy in reversed(pairs):
+        alphas.append(torch.where(sy > 0, _dot(s, q) / sy, 0.0)[:, None, None])
+        q = q - alphas[-1] * y
+    r = torch.cholesky_solve(q.mT, factor).mT
+    if pairs:  # scale to the curvature met last, as L-BFGS does with the identity
+        _, y, sy = pairs[-1]
+        scale = sy / _dot(y, torch.cholesky_solve(y.mT, factor).mT)
+        r = r * torch.where(sy > 0, scale, 1.0)[:, None, None]
+    for (s, y, sy), alpha in zip(pairs, reversed(alphas), strict=True):
+        beta = torch.where(sy > 0, _dot(y, r) / sy, 0.0)[:, None, None]
+        r = r + (alpha - beta) * s
+    return r
+
+
+def _gram(x: Tensor) -> Tensor:
+    """Second moments `(D + 1, D + 1)` of the features and of a constant 1, the bias's feature."""
+    total = x.sum(0)[:, None]
+    moments = torch.cat([torch.cat([x.T @ x, total], 1), torch.cat([total.T, total.new_full((1, 1), len(x))], 1)])
+    return moments / len(x)
+
+
+def _factor(curvature: Tensor, penalty: Tensor) -> Tensor:
+    """Cholesky factors `(R, D + 1, D + 1)` of the curvature plus each penalty `(R, D + 1)`."""
+    # The shift keeps rounding from making it indefinite; what starts L-BFGS need not be exact
+    shift = 8 * torch.finfo(curvature.dtype).eps * curvature.diagonal().sum()
+    return torch.linalg.cholesky(curvature + torch.diag_embed(penalty + shift))
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((1, 2))
