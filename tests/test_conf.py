@@ -1,0 +1,98 @@
+"""Every file of conf/ is composed into the whole config, and builds what it names."""
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
+
+from ssl_lightning.hardware import make_trainer
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks.base import PretextTask
+
+CONF = Path(__file__).parent.parent / "conf"
+LISTS = ("probe", "logger", "callbacks")  # groups of which several options are chosen at once
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def resolved(*overrides: str, tmp_path: Path) -> DictConfig:
+    """Compose conf/train.yaml as `train.py` does, with every interpolation resolved."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
+    cfg.hydra.runtime.output_dir = str(tmp_path)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg.hydra
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+
+
+def every_choice() -> list[tuple[str, str]]:
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    return [(group, option) for group in sorted(groups) for option in options(group)]
+
+
+NEEDED = {"folder": ["data.pretrain_dir=/somewhere"]}  # keys that have no default
+
+
+@pytest.mark.parametrize(("group", "option"), every_choice())
+def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Path) -> None:
+    chosen = f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
+    cfg = resolved(chosen, *NEEDED.get(option, []), tmp_path=tmp_path)
+    if group == "experiment":
+        return
+    if option == "wandb":
+        pytest.importorskip("wandb")
+    if group == "trainer":
+        if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+            with pytest.raises(ValueError, match="sees no GPU"):
+                make_trainer(**cfg.trainer)
+        else:
+            assert isinstance(make_trainer(**cfg.trainer), pl.Trainer)
+    elif group in LISTS:
+        assert list(cfg[group]) == [option]
+        assert instantiate(cfg[group])[option] is not None
+    elif group == "task":
+        spec = ImageSpec(3, 32, (0.5,) * 3, (0.2,) * 3, ("a", "b"), pretrain_labels=True)
+        assert isinstance(instantiate(cfg.task, _partial_=True)(ConvNet(), spec), PretextTask)
+    elif group == "optimizer":
+        optimizer = instantiate(cfg.optimizer)([torch.zeros(1, requires_grad=True)])
+        assert isinstance(optimizer, torch.optim.Optimizer)
+    elif group == "scheduler":
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
+        assert isinstance(
+            instantiate(cfg.scheduler)(optimizer, 100), torch.optim.lr_scheduler.LRScheduler
+        )
+    else:
+        assert instantiate(cfg[group]) is not None
+
+
+def test_the_run_folder_follows_the_choices(tmp_path: Path) -> None:
+    cfg = resolved("task=random", "data=fake", "backbone=nin", "name=x", tmp_path=tmp_path)
+    assert cfg.folder == "random/fake/nin/x"
+    assert cfg.run_dir == str(tmp_path)
+
+
+def test_probes_are_a_list_and_may_be_none(tmp_path: Path) -> None:
+    assert list(resolved("probe=[knn]", tmp_path=tmp_path).probe) == ["knn"]
+    assert resolved("probe=[]", tmp_path=tmp_path).probe == {}
+
+
+def test_a_wrong_option_lists_the_right_ones(tmp_path: Path) -> None:
+    with pytest.raises(MissingConfigException, match=r"(?s)Available options in 'task':.*rotation"):
+        resolved("task=rotaton", tmp_path=tmp_path)
+
+
+def test_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="Key 'learning_rate' is not in struct") as caught:
+        resolved("optimizer.learning_rate=1", tmp_path=tmp_path)
+    assert isinstance(caught.value.__cause__, ConfigAttributeError)
