@@ -59,7 +59,7 @@ class Run:
         self.task = build_task(cfg, self.data)
         self.probes: dict[str, Probe] = dict(instantiate(cfg.probe)) if self.data.has_downstream else {}
         for probe in self.probes.values():
-            probe.check(self.data.label_counts())
+            probe.check(self.data.label_counts(), self.data.spec.num_classes or 0)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""

@@ -59,6 +59,8 @@ class BatchLoader:
         size = len(self.indices)
         if size == 0 or (drop_last and size < batch_size):
             raise ValueError(f"batch_size of {name} is {batch_size}, and there are only {size} images")
+        if batch_size < world_size:
+            raise ValueError(f"batch_size of {name} is {batch_size} in all, below {world_size} processes")
         if shuffle and (batch_size % world_size or (not drop_last and size % batch_size % world_size)):
             raise ValueError(
                 f"batch_size of {name} is {batch_size} in all; it must divide evenly among "
@@ -92,10 +94,7 @@ class BatchLoader:
     def __len__(self) -> int:
         """Batches that this process yields in a whole epoch, also while in the middle of one."""
         full, rest = divmod(len(self.indices), self.batch_size)
-        batches = full if self.drop_last or not rest else full + 1
-        last_is_empty = batches > full and not self._part(rest)[1]
-        # A full batch is smaller than the number of processes only in evaluation
-        return (batches - last_is_empty) if self._part(self.batch_size)[1] else 0
+        return full + (not self.drop_last and self._part(rest)[1] > 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W) uint8 and labels (B,) int64, to the end of the epoch."""

@@ -158,6 +158,7 @@ class FileSource(torch.utils.data.Dataset):
                 num_workers=workers,
                 persistent_workers=workers > 0,
                 pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # else each pass draws from the global stream
             )
             self._loaders[augment] = queue, loader
         queue, loader = self._loaders[augment]

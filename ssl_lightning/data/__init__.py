@@ -1,0 +1,1 @@
+"""Data pairings: the images that pretrain and the labelled splits that judge, one file each."""

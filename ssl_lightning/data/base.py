@@ -1,0 +1,270 @@
+"""What every data pairing shares: its splits, its loaders, and what it tells of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NoReturn, get_args
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from ssl_lightning.data.io.loader import BatchLoader
+from ssl_lightning.data.io.sources import ImageSource
+from ssl_lightning.data.io.splits import complement, stratified
+from ssl_lightning.spec import ImageSpec
+
+Split = Literal["train", "heldout", "test"]
+MEASURED = 1000  # images from which mean and std are taken where none are given
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The images of a data set.
+
+    Args:
+        pretrain: Images of the pretext task.
+        train: Labelled training images, from which the held-out part is drawn; None without labels.
+        test: Labelled test images; None without labels.
+        class_names: In label order; None without labels.
+        overlap: (len(train),) int64, where each image of `train` is in `pretrain`, or -1. What is held
+            out is not pretrained on. None if the two have no image in common.
+    """
+
+    pretrain: ImageSource
+    train: ImageSource | None = None
+    test: ImageSource | None = None
+    class_names: tuple[str, ...] | None = None
+    overlap: Tensor | None = None
+
+
+class PairedDataModule(pl.LightningDataModule):
+    """Unlabelled images to pretrain on, and labelled ones to judge what was learned.
+
+    A subclass sets `name` and writes `fetch` and `load`. The held-out images serve every selection
+    and the pretext's validation loss; the same ones in every run, never pretrained on.
+
+    Args:
+        batch_size: Images of a pretraining batch, over all processes.
+        eval_batch_size: Images of a batch elsewhere, over all processes.
+        image_size: Height and width in pixels.
+        channels: 1 for grey, 3 for RGB.
+        seed: Of the order and the augmentation of the pretraining images.
+        mean: Per-channel mean in [0, 1]; None measures it on pretraining images.
+        std: Per-channel standard deviation; None measures it.
+        heldout: Number of labelled training images held out (without labels: of pretraining images);
+            None holds out a tenth.
+        max_labels: Labelled images that probes may use, training and held-out together; None for all.
+        pretrain_size: Pretraining images in an epoch; None for all.
+
+    Raises:
+        ValueError: Here or in `setup`, if a number is out of range for the data.
+    """
+
+    name: str = "data"
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        image_size: int,
+        channels: int,
+        seed: int,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        heldout: int | None,
+        max_labels: int | None,
+        pretrain_size: int | None,
+    ) -> None:
+        super().__init__()
+        positive = {
+            "batch_size": batch_size,
+            "eval_batch_size": eval_batch_size,
+            "image_size": image_size,
+            "heldout": heldout,
+            "max_labels": max_labels,
+            "pretrain_size": pretrain_size,
+        }
+        for key, value in positive.items():
+            if value is not None and value < 1:
+                raise ValueError(f"data.{key} is {value}; it must be at least 1")
+        if channels not in (1, 3):
+            raise ValueError(f"data.channels is {channels}; allowed are 1 (grey) and 3 (RGB)")
+        if (mean is None) != (std is None):
+            raise ValueError("data.mean and data.std must both be given, or both be null")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.image_size = image_size
+        self.channels = channels
+        self.seed = seed
+        self.heldout = heldout
+        self.max_labels = max_labels
+        self.pretrain_size = pretrain_size
+        self._mean = None if mean is None else tuple(float(value) for value in mean)
+        self._std = None if std is None else tuple(float(value) for value in std)
+        self._pairing: Pairing | None = None
+        self._spec: ImageSpec | None = None
+
+    def fetch(self) -> None:
+        """Download what `load` needs; called often, by any number of processes."""
+
+    def load(self) -> Pairing:
+        """Return the images; called once in each process."""
+        raise NotImplementedError
+
+    @property
+    def has_downstream(self) -> bool:
+        """Whether there are labelled splits; known from the start."""
+        return True
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Shape and statistics of the images, once `setup` has run."""
+        if self._spec is None:
+            raise RuntimeError(f"call setup() of data {self.name} before asking for its spec")
+        return self._spec
+
+    def prepare_data(self) -> None:
+        """Fetch the data; safe to repeat and to call in every process."""
+        self.fetch()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images and draw the splits, once."""
+        if self._pairing is not None:
+            return
+        pairing = self.load()
+        self._draw_splits(pairing)
+        labelled = bool((pairing.pretrain.labels[self._pretrain] >= 0).all())
+        self._pairing = pairing
+        mean, std = self._statistics()
+        names = pairing.class_names
+        self._spec = ImageSpec(
+            self.channels, self.image_size, mean, std, names, pretrain_labels=labelled and names is not None
+        )
+
+    def train_dataloader(self) -> BatchLoader:
+        """Return pretraining batches: shuffled, augmented, resumable; incomplete ones are left out."""
+        return self._loader(
+            self._loaded.pretrain, self._pretrain, self.batch_size, "pretrain", shuffle=True
+        )
+
+    def val_dataloader(self) -> BatchLoader:
+        """Return the held-out images for the pretext's validation, as they are."""
+        pairing = self._loaded
+        return self._loader(pairing.train or pairing.pretrain, self._val, self.eval_batch_size, "val")
+
+    def downstream(self, split: Split, batch_size: int | None = None) -> BatchLoader:
+        """Return labelled batches for the probes, in a fixed order and not augmented.
+
+        Args:
+            split: `train`, `heldout` (for every selection) or `test` (for the reported figure only).
+            batch_size: Over all processes; None for `eval_batch_size`.
+
+        Raises:
+            ValueError: If the split is unknown or there are no labels.
+        """
+        if split not in get_args(Split):
+            raise ValueError(f"split is {split!r}; allowed are {', '.join(get_args(Split))}")
+        pairing = self._loaded
+        if pairing.train is None or pairing.test is None:
+            raise ValueError(f"data {self.name} has no labelled images, so there is no {split} split")
+        source, indices = {
+            "train": (pairing.train, self._labels_train),
+            "heldout": (pairing.train, self._labels_heldout),
+            "test": (pairing.test, torch.arange(len(pairing.test))),
+        }[split]
+        return self._loader(source, indices, batch_size or self.eval_batch_size, split)
+
+    def train_sample(self, n: int) -> Tensor:
+        """Return the same n pretraining images (n, C, H, W) uint8 in every run, for pictures.
+
+        Raises:
+            ValueError: If there are fewer.
+        """
+        if not 1 <= n <= len(self._pretrain):
+            raise ValueError(f"{n} images were asked for; allowed are 1 to {len(self._pretrain)}")
+        images, _ = next(iter(self._sample_loader(n)))
+        return images
+
+    @property
+    def _loaded(self) -> Pairing:
+        if self._pairing is None:
+            self.setup()
+        assert self._pairing is not None
+        return self._pairing
+
+    def _sample_loader(self, n: int) -> BatchLoader:
+        from ssl_lightning.seeding import generator
+
+        order = torch.randperm(len(self._pretrain), generator=generator("fixed", "sample"))[:n]
+        return BatchLoader(self._loaded.pretrain, self._pretrain[order], n, seed=0, shuffle=False, name="sample")
+
+    def _loader(
+        self, source: ImageSource, indices: Tensor, batch_size: int, name: str, shuffle: bool = False
+    ) -> BatchLoader:
+        rank, world_size = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return BatchLoader(
+            source,
+            indices,
+            batch_size,
+            seed=self.seed,
+            shuffle=shuffle,
+            augment=shuffle,
+            drop_last=shuffle,
+            rank=rank,
+            world_size=world_size,
+            name=name,
+        )
+
+    def _draw_splits(self, pairing: Pairing) -> None:
+        """Set the indices of every split: into `pretrain`, or into `train` for the labelled ones."""
+        pool = pairing.train or pairing.pretrain
+        heldout = len(pool) // 10 if self.heldout is None else self.heldout
+        kind = "pretraining" if pairing.train is None else "labelled training"
+        if not 1 <= heldout < len(pool):
+            self._refuse("heldout", heldout, f"1 to {len(pool) - 1}, there being {len(pool)} {kind} images")
+        self._val = stratified(pool.labels, heldout, "heldout")
+        if pairing.train is None:
+            self._pretrain = complement(self._val, len(pool))
+            if self.max_labels is not None:
+                self._refuse("max_labels", self.max_labels, "null, there being no labels")
+        else:
+            self._draw_labels(pairing.train.labels)
+            taken = self._val[:0] if pairing.overlap is None else pairing.overlap[self._val]
+            self._pretrain = complement(taken[taken >= 0], len(pairing.pretrain))
+        if self.pretrain_size is not None:
+            if self.pretrain_size > len(self._pretrain):
+                self._refuse("pretrain_size", self.pretrain_size, f"1 to {len(self._pretrain)}")
+            same = torch.zeros(len(self._pretrain), dtype=torch.int64)  # one class: a plain fixed draw
+            self._pretrain = self._pretrain[stratified(same, self.pretrain_size, "pretrain_size")]
+        if self.batch_size > len(self._pretrain):
+            self._refuse("batch_size", self.batch_size, f"1 to {len(self._pretrain)}, the pretraining images")
+
+    def _draw_labels(self, labels: Tensor) -> None:
+        """Set what the probes train and select on: all labels, or `max_labels` in the same proportion."""
+        train = complement(self._val, len(labels))
+        self._labels_train, self._labels_heldout = train, self._val
+        if self.max_labels is None:
+            return
+        classes = len(labels.unique())
+        for_heldout = max(1, round(self.max_labels * len(self._val) / len(labels)))
+        for_train = self.max_labels - for_heldout
+        if self.max_labels > len(labels) or for_train < classes:
+            least = next(n for n in range(1, len(labels) + 1) if n - max(1, round(n * len(self._val) / len(labels))) >= classes)
+            self._refuse("max_labels", self.max_labels, f"{least} to {len(labels)}, or null for all")
+        self._labels_train = train[stratified(labels[train], for_train, "max_labels")]
+        self._labels_heldout = self._val[stratified(labels[self._val], for_heldout, "max_labels")]
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if self._mean is not None and self._std is not None:
+            return self._mean, self._std
+        values = self.train_sample(min(MEASURED, len(self._pretrain))).double() / 255  # (n, C, H, W)
+        mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def _refuse(self, key: str, value: object, allowed: str) -> NoReturn:
+        raise ValueError(f"data.{key} is {value}; allowed for {self.name} is {allowed}")

@@ -1,0 +1,186 @@
+"""Trees of image files: finding them, decoding one, and checking all of them once before work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from PIL import Image, ImageOps
+
+EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
+SHOWN = 10  # bad files that are named one by one
+
+
+class BadImagesError(RuntimeError):
+    """Too many files of a folder cannot be decoded."""
+
+
+def scan(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the image files under `folder`, at any depth, in an order that is the same everywhere.
+
+    Hidden files and folders are left out; links are followed, once each.
+
+    Raises:
+        FileNotFoundError: If the folder does not exist, or holds no image.
+        NotADirectoryError: If it is a file.
+    """
+    root = Path(folder).expanduser()
+    if not root.exists():
+        raise FileNotFoundError(f"folder {root} does not exist")
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root} is a file; a folder of images is needed")
+    found: list[Path] = []
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link back up the tree
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+        ]
+    if not found:
+        kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
+        raise FileNotFoundError(f"folder {root} holds no image; looked for {kinds}, at any depth")
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def classes_of(root: str | os.PathLike[str], paths: Sequence[Path]) -> tuple[list[str], list[int]]:
+    """Return the class names, sorted, and each path's class: the first folder below `root` names it.
+
+    Raises:
+        ValueError: If images lie in `root` itself, where they have no class.
+    """
+    parts = [path.relative_to(Path(root).expanduser()).parts for path in paths]
+    bare = [path[0] for path in parts if len(path) == 1]
+    if bare:
+        raise ValueError(
+            f"{len(bare)} images lie in {root} itself and so have no label: {_first(bare)}; "
+            "put each image into a folder named after its class"
+        )
+    names = sorted({path[0] for path in parts})
+    number = {name: index for index, name in enumerate(names)}
+    return names, [number[path[0]] for path in parts]
+
+
+def decode(path: str | os.PathLike[str], channels: int, max_pixels: int) -> Image.Image:
+    """Decode one file wholly: upright by its EXIF tag, 8-bit grey (channels 1) or RGB (channels 3).
+
+    Raises:
+        ValueError: If it has more than `max_pixels` pixels or a pixel type without a known range.
+        OSError: If it is truncated or no image.
+    """
+    with Image.open(path) as image:
+        width, height = image.size  # from the header, before the pixels take any memory
+        if width * height > max_pixels:
+            raise ValueError(f"{width} x {height} pixels are more than max_pixels {max_pixels}")
+        image.load()
+        upright: Image.Image = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits; a plain conversion would clip them at 255
+            values = np.asarray(upright).astype(np.int64).clip(0, 65535)
+            upright = Image.fromarray((values // 257).astype(np.uint8))
+        elif upright.mode == "F":
+            raise ValueError("floating-point pixels have no known range")
+        if upright.mode == "P":  # by way of the palette's colours, and not its indices
+            upright = upright.convert("RGB")
+        return upright.convert("L" if channels == 1 else "RGB")
+
+
+def good_images(
+    folder: Path, paths: Sequence[Path], *, max_pixels: int, max_bad: float, cache: Path
+) -> tuple[list[Path], dict[Path, str]]:
+    """Decode every image once and return those that can be, and why the others cannot.
+
+    What was good is remembered in `cache` with its size and time of change, so that only new and
+    changed files are decoded at the next start. Bad files are tried again every time.
+
+    Args:
+        folder: Where the images are; names the record.
+        paths: The images, under `folder`.
+        max_pixels: Larger pictures are bad.
+        max_bad: Largest fraction of bad files that is passed over.
+        cache: Folder of the records.
+
+    Raises:
+        BadImagesError: If more than `max_bad` of the files are bad; names the first ten.
+    """
+    key = f"{folder.expanduser().resolve()}|{max_pixels}"
+    record = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # without a writable cache it works, only not as fast
+            cache.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(record.with_suffix(".lock")))  # one process checks, the rest read
+        known = _read_record(record)
+        stamps = {str(path): _stamp(path) for path in paths}
+        unknown = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
+        bad = _check(unknown, max_pixels)
+        if unknown:
+            good_stamps = {name: stamp for name, stamp in stamps.items() if Path(name) not in bad}
+            with contextlib.suppress(OSError):
+                _write_record(record, good_stamps)
+    if len(bad) > max_bad * len(paths):
+        raise BadImagesError(
+            f"{len(bad)} of {len(paths)} images in {folder} cannot be decoded, more than max_bad "
+            f"{max_bad:g} allows:\n{describe_bad(bad)}"
+        )
+    return [path for path in paths if path not in bad], bad
+
+
+def describe_bad(bad: dict[Path, str]) -> str:
+    """Return one line for each of the first ten bad files, and how many more there are."""
+    lines = [f"  {path}: {reason}" for path, reason in list(bad.items())[:SHOWN]]
+    if len(bad) > SHOWN:
+        lines.append(f"  and {len(bad) - SHOWN} more")
+    return "\n".join(lines)
+
+
+def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
+    def reason(path: Path) -> str | None:
+        try:
+            decode(path, 3, max_pixels)
+        except Exception as error:  # decoders raise nearly everything on broken files
+            return str(error) or type(error).__name__
+        return None
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow lets go of the GIL
+        reasons: Iterable[str | None] = pool.map(reason, paths)
+        return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a dangling link: never equal to a record, so it is decoded and reported
+        return []
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _read_record(record: Path) -> dict[str, list[int]]:
+    try:
+        known = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_record(record: Path, stamps: dict[str, list[int]]) -> None:
+    with tempfile.NamedTemporaryFile("w", dir=record.parent, suffix=".tmp", delete=False) as file:
+        json.dump(stamps, file)
+    os.replace(file.name, record)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,1 @@
+"""Downstream evaluations: one probe, one file. Features are encoded once for all of them."""
