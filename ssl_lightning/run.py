@@ -41,6 +41,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
         print_summary(results, folder)
 
 
+SPLITS = ("train", "heldout", "test")  # of the labelled images
+
+
 class Run:
     """The parts of one run, built and checked against each other before any work starts."""
 
@@ -59,7 +62,8 @@ class Run:
         self.task = build_task(cfg, self.data)
         self.probes: dict[str, Probe] = dict(instantiate(cfg.probe)) if self.data.has_downstream else {}
         for probe in self.probes.values():
-            probe.check(self.data.label_counts(), self.data.spec.num_classes or 0)
+            counts = {split: len(self.data.downstream(split).indices) for split in SPLITS}
+            probe.check(counts)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
@@ -78,7 +82,7 @@ class Run:
             self.task.branches(),
             self.task.probe_input,
             self.probes,
-            {split: self.data.downstream(split) for split in ("train", "heldout", "test")},
+            {split: self.data.downstream(split) for split in SPLITS},  # type: ignore[arg-type]
             num_classes=self.data.spec.num_classes or 0,
             precision=self.trainer.precision_plugin.forward_context,
             device=self.trainer.strategy.root_device,

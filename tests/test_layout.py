@@ -14,8 +14,8 @@ ALLOWED = {
     "networks": COMMON | {"ops"},
     "data": COMMON,
     "tasks": COMMON | {"ops", "networks"},
-    "probes": COMMON | {"ops", "networks"},
-    "callbacks": COMMON | {"ops", "networks", "tasks", "probes"},
+    "probes": COMMON | {"ops", "networks", "encoding"},
+    "callbacks": COMMON | {"ops", "networks", "tasks", "probes", "encoding"},
     "report": COMMON | {"results"},
 }
 

@@ -15,7 +15,7 @@ COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#57606a"}
 
 
 class PanelPicture(Callback):
-    """Draw the task's panel for a fixed set of held-out images into `panel.png` and TensorBoard.
+    """Draw the task's panel for a fixed set of images into `panel.png` and TensorBoard.
 
     Args:
         folder: The run folder.
@@ -31,7 +31,7 @@ class PanelPicture(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        images = to_float(trainer.datamodule.sample(self.count).to(pl_module.device))  # type: ignore[attr-defined]
+        images = to_float(trainer.datamodule.train_sample(self.count).to(pl_module.device))  # type: ignore[attr-defined]
         pl_module.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             panel = pl_module.panel(images)  # type: ignore[operator]

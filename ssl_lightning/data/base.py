@@ -13,10 +13,11 @@ from torch import Tensor
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import ImageSource
 from ssl_lightning.data.io.splits import complement, stratified
+from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
 
 Split = Literal["train", "heldout", "test"]
-MEASURED = 1000  # images from which mean and std are taken where none are given
+MEASURED = 256  # images from which mean and std are taken where none are given
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,11 @@ class PairedDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Return pretraining batches: shuffled, augmented, resumable; incomplete ones are left out."""
-        return self._loader(
-            self._loaded.pretrain, self._pretrain, self.batch_size, "pretrain", shuffle=True
-        )
+        return self._loader(self._loaded.pretrain, self._pretrain, self.batch_size, "pretrain", shuffle=True)
 
     def val_dataloader(self) -> BatchLoader:
         """Return the held-out images for the pretext's validation, as they are."""
-        pairing = self._loaded
-        return self._loader(pairing.train or pairing.pretrain, self._val, self.eval_batch_size, "val")
+        return self._loader(_heldout_pool(self._loaded), self._val, self.eval_batch_size, "val")
 
     def downstream(self, split: Split, batch_size: int | None = None) -> BatchLoader:
         """Return labelled batches for the probes, in a fixed order and not augmented.
@@ -196,10 +194,10 @@ class PairedDataModule(pl.LightningDataModule):
         return self._pairing
 
     def _sample_loader(self, n: int) -> BatchLoader:
-        from ssl_lightning.seeding import generator
-
         order = torch.randperm(len(self._pretrain), generator=generator("fixed", "sample"))[:n]
-        return BatchLoader(self._loaded.pretrain, self._pretrain[order], n, seed=0, shuffle=False, name="sample")
+        return BatchLoader(
+            self._loaded.pretrain, self._pretrain[order], n, seed=0, shuffle=False, name="sample"
+        )
 
     def _loader(
         self, source: ImageSource, indices: Tensor, batch_size: int, name: str, shuffle: bool = False
@@ -222,7 +220,7 @@ class PairedDataModule(pl.LightningDataModule):
 
     def _draw_splits(self, pairing: Pairing) -> None:
         """Set the indices of every split: into `pretrain`, or into `train` for the labelled ones."""
-        pool = pairing.train or pairing.pretrain
+        pool = _heldout_pool(pairing)
         heldout = len(pool) // 10 if self.heldout is None else self.heldout
         kind = "pretraining" if pairing.train is None else "labelled training"
         if not 1 <= heldout < len(pool):
@@ -254,17 +252,24 @@ class PairedDataModule(pl.LightningDataModule):
         for_heldout = max(1, round(self.max_labels * len(self._val) / len(labels)))
         for_train = self.max_labels - for_heldout
         if self.max_labels > len(labels) or for_train < classes:
-            least = next(n for n in range(1, len(labels) + 1) if n - max(1, round(n * len(self._val) / len(labels))) >= classes)
-            self._refuse("max_labels", self.max_labels, f"{least} to {len(labels)}, or null for all")
+            allowed = (
+                f"at most {len(labels)}, with at least {classes} (one a class) left after the held-out part"
+            )
+            self._refuse("max_labels", self.max_labels, allowed)
         self._labels_train = train[stratified(labels[train], for_train, "max_labels")]
         self._labels_heldout = self._val[stratified(labels[self._val], for_heldout, "max_labels")]
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if self._mean is not None and self._std is not None:
             return self._mean, self._std
-        values = self.train_sample(min(MEASURED, len(self._pretrain))).double() / 255  # (n, C, H, W)
+        values = self.train_sample(min(MEASURED, len(self._pretrain))).float() / 255  # (n, C, H, W)
         mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
         return tuple(mean.tolist()), tuple(std.tolist())
 
     def _refuse(self, key: str, value: object, allowed: str) -> NoReturn:
         raise ValueError(f"data.{key} is {value}; allowed for {self.name} is {allowed}")
+
+
+def _heldout_pool(pairing: Pairing) -> ImageSource:
+    """Return where the held-out images come from: the labelled training images, where there are any."""
+    return pairing.pretrain if pairing.train is None else pairing.train

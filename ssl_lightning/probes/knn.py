@@ -1,72 +1,74 @@
-"""k-nearest-neighbour probe (Wu et al. 2018, sec. 3.4): no training at all."""
+"""kNN probe: cosine-weighted vote of the nearest labelled images, for every stage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
-from ssl_lightning.probes.base import Features, Probe, Record
+from ssl_lightning.probes.base import Probe, Record, make_record
+from ssl_lightning.encoding import Features
 
 
 class KNNProbe(Probe):
-    """Weighted cosine k-nearest neighbours on the average-pooled features of every stage; reports top-1.
+    """Top-1 of a weighted nearest-neighbour vote (Wu et al. 2018); nothing is fitted or chosen.
 
-    Every k and the temperature are in the record; none is chosen. The held-out figure, by which the best
-    stage is named, has the training images as its bank; the test figure has train and held-out images.
+    The bank for the test figure is training and held-out images together; the held-out figure, by
+    which a stage may be chosen, asks the training images alone.
 
     Args:
-        ks: Numbers of neighbours.
-        temperature: Votes weigh exp(cosine / temperature).
-        pool: Side of the pooling grid.
+        ks: Numbers of neighbours, a record each.
+        temperature: A neighbour's vote weighs exp(cosine / temperature).
+        pool: Stage maps are averaged to at most pool x pool cells.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A number is out of range.
     """
 
-    name = "knn"
-
-    def __init__(self, ks: Sequence[int] = (20, 200), temperature: float = 0.07, pool: int = 1) -> None:
-        if not ks or min(ks) < 1 or pool < 1:
-            raise ValueError(f"probe.knn has ks {list(ks)} and pool {pool}; all must be at least 1")
+    def __init__(self, *, ks: Sequence[int] = (20, 200), temperature: float = 0.07, pool: int = 1) -> None:
+        if not ks or min(ks) < 1:
+            raise ValueError(f"probe.knn.ks is {list(ks)}; at least one number is needed, all of at least 1")
         if temperature <= 0:
             raise ValueError(f"probe.knn.temperature is {temperature}; it must be above 0")
-        self.ks, self.temperature, self.pool = list(ks), temperature, pool
+        if pool < 1:
+            raise ValueError(f"probe.knn.pool is {pool}; it must be at least 1")
+        self.ks, self.temperature, self.pool = sorted(set(ks)), temperature, pool
 
-    def check(self, counts: Mapping[str, int], num_classes: int) -> None:
+    @property
+    def pools(self) -> tuple[int, ...]:
+        return (self.pool,)
+
+    def check(self, counts: Mapping[str, int]) -> None:
         if max(self.ks) > counts["train"]:
             raise ValueError(
-                f"probe.knn.ks asks for {max(self.ks)} neighbours, and there are {counts['train']} labelled "
-                "training images; lower it (probe.knn.ks=[20])"
+                f"probe.knn.ks asks for {max(self.ks)} neighbours, but the bank holds "
+                f"{counts['train']} labelled training images; lower it, such as probe.knn.ks=[20]"
             )
 
-    def run(self, features: Features, num_classes: int) -> list[Record]:
-        records = []
+    def run(self, features: Features, *, num_classes: int) -> list[Record]:
+        labels, records = features.labels, []
+        bank_labels = torch.cat([labels["train"], labels["heldout"]])
         for stage in features.stages:
-            bank, labels = features.labelled(self.pool, stage)
-            train, heldout, test = features.train, features.heldout, features.test
-            heldout_scores = knn_scores(
-                heldout.flat(self.pool, stage),
-                train.flat(self.pool, stage),
-                train.labels,
-                num_classes,
-                self.ks,
-                temperature=self.temperature,
+            train, heldout, test = (
+                features.get(split, stage, self.pool) for split in ("train", "heldout", "test")
             )
-            scores = knn_scores(
-                test.flat(self.pool, stage), bank, labels, num_classes, self.ks, temperature=self.temperature
-            )
-            chosen = topk_accuracy(heldout_scores, heldout.labels).tolist()
-            values = topk_accuracy(scores, test.labels).tolist()
-            for k, value, heldout_value in zip(self.ks, values, chosen, strict=True):
+            bank = torch.cat([train, heldout])
+            ask = {"num_classes": num_classes, "ks": self.ks, "temperature": self.temperature}
+            test_scores = knn_scores(test, bank, bank_labels, **ask)
+            heldout_scores = knn_scores(heldout, train, labels["train"], **ask)
+            values = topk_accuracy(test_scores, labels["test"]).tolist()
+            held = topk_accuracy(heldout_scores, labels["heldout"]).tolist()
+            for k, value, heldout_value in zip(self.ks, values, held, strict=True):
                 protocol = {
                     "k": k,
                     "temperature": self.temperature,
-                    "pool": self.pool,
-                    "dimensions": bank.shape[1],
-                    "selected_on": "heldout",
+                    "similarity": "cosine",
+                    "pool": list(features.grids[stage, self.pool]),
+                    "dims": train.shape[1],
+                    "bank": "train + heldout",
+                    "labels": {"train": len(train), "heldout": len(heldout)},
                     "heldout": heldout_value,
-                    "labels_train": len(train.labels),
-                    "labels_heldout": len(heldout.labels),
                 }
-                records.append(self.record(stage, "top1", value, len(test.labels), **protocol))
+                records.append(make_record(stage, "top1", value, len(test), protocol))
         return records

@@ -2,90 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from ssl_lightning.ops.knn import topk_accuracy
-from ssl_lightning.ops.logistic import fit_logistic
-from ssl_lightning.probes.base import Features, Probe, Record
+from ssl_lightning.ops.logistic import LogisticFit, fit_logistic
+from ssl_lightning.probes.base import Probe, Record, make_record
+from ssl_lightning.encoding import Features
 
 
 class LinearProbe(Probe):
-    """Logistic regression per stage, solved to convergence; reports top-1, and top-5 for more than 5 classes.
+    """Top-1 (and top-5 above five classes) of a linear classifier, solved to its optimum.
 
-    Features are average-pooled to `pool` x `pool` and standardised with the statistics of the images that
-    the classifier is fitted on. The penalty is the one that does best on the held-out images when fitted
-    without them. Then the classifier is fitted once more on all labels and meets the test images once.
+    Features are standardised with the statistics of the training split. The penalty is chosen by top-1
+    on the held-out split (the stronger of two that tie); then the classifier is fitted once more, on
+    both splits.
 
     Args:
-        pool: Side of the pooling grid.
-        l2: Candidate strengths of the penalty `l2 / 2 * |W|^2` beside the mean cross-entropy.
-        max_iter: L-BFGS iterations at most; the record says whether it converged.
-        refit: Whether the final classifier is fitted on train and held-out images together.
+        pool: Stage maps are averaged to at most pool x pool cells.
+        l2: Strengths of the penalty to choose from: the loss is mean cross-entropy + l2 / 2 * |weight|^2.
+        max_iter: Iterations of L-BFGS at most, per fit.
+        tol: Largest entry of the gradient that counts as converged.
+        refit: Fit again on training and held-out images with the chosen strength.
 
     Raises:
-        ValueError: A value is out of its range.
+        ValueError: A number is out of range.
     """
-
-    name = "linear"
 
     def __init__(
-        self, pool: int = 2, l2: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1), max_iter: int = 100, refit: bool = True
+        self,
+        *,
+        pool: int = 2,
+        l2: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+        max_iter: int = 200,
+        tol: float = 1e-5,
+        refit: bool = True,
     ) -> None:
-        if pool < 1 or max_iter < 1:
-            raise ValueError(f"probe.linear has pool {pool} and max_iter {max_iter}; both must be at least 1")
+        if pool < 1:
+            raise ValueError(f"probe.linear.pool is {pool}; it must be at least 1")
         if not l2 or min(l2) <= 0:
-            raise ValueError(f"probe.linear.l2 is {list(l2)}; it needs at least one strength, all above 0")
-        self.pool, self.l2, self.max_iter, self.refit = pool, sorted(l2, reverse=True), max_iter, refit
+            raise ValueError(f"probe.linear.l2 is {list(l2)}; at least one strength is needed, all above 0")
+        if max_iter < 1 or tol <= 0:
+            raise ValueError(f"probe.linear has max_iter {max_iter} and tol {tol}; both must be above 0")
+        self.pool, self.max_iter, self.tol, self.refit = pool, max_iter, tol, refit
+        self.l2 = sorted((float(strength) for strength in l2), reverse=True)
 
-    def run(self, features: Features, num_classes: int) -> list[Record]:
-        return [record for stage in features.stages for record in self._run_stage(features, stage, num_classes)]
+    @property
+    def pools(self) -> tuple[int, ...]:
+        return (self.pool,)
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        if min(counts["train"], counts["heldout"]) < 1:
+            raise ValueError(
+                f"the linear probe needs labelled images to fit on and to choose by; there are "
+                f"{counts['train']} training and {counts['heldout']} held-out ones"
+            )
+
+    def run(self, features: Features, *, num_classes: int) -> list[Record]:
+        records = []
+        for stage in features.stages:
+            records += self._run_stage(features, stage, num_classes)
+        return records
 
     def _run_stage(self, features: Features, stage: str, num_classes: int) -> list[Record]:
-        train, heldout, test = (getattr(features, s).flat(self.pool, stage) for s in ("train", "heldout", "test"))
-        x, heldout_x, test_x = standardise(train, heldout, test)
-        path = fit_logistic(x, features.train.labels, num_classes, self.l2, max_iter=self.max_iter)
-        scores = heldout_x @ path.weight.mT + path.bias[:, None]  # (R, N, K)
-        accuracy = topk_accuracy(scores, features.heldout.labels)  # (R,)
-        best = int(accuracy.argmax())  # the first, so the strongest penalty, among equals
-        weight, bias, converged = path.weight[best], path.bias[best], path.converged[best]
+        labels = features.labels
+        train, heldout, test = (features.get(split, stage, self.pool) for split in ("train", "heldout", "test"))
+        shift, scale = standardisation(train)
+        both = torch.cat([train, heldout]).sub_(shift).mul_(scale)  # (N_train + N_heldout, D)
+        x, x_heldout = both[: len(train)], both[len(train) :]
+        fit = self._fit(x, labels["train"], num_classes, self.l2)
+        by_l2 = topk_accuracy(scores(fit, x_heldout), labels["heldout"]).tolist()
+        best = by_l2.index(max(by_l2))  # the first: strengths are in falling order
+        heldout_scores = scores(fit, x_heldout)[best]
+        iterations, converged = int(fit.iterations.max()), bool(fit.converged.all())
         if self.refit:
-            x, labels = features.labelled(self.pool, stage)
-            x, test_x = standardise(x, test)
-            start = (weight, bias)
-            fit = fit_logistic(x, labels, num_classes, [self.l2[best]], max_iter=self.max_iter, init=start)
-            weight, bias, converged = fit.weight[0], fit.bias[0], fit.converged[0]
-        scores = test_x @ weight.T + bias  # (N, K)
+            init = (fit.weight[best], fit.bias[best])
+            all_labels = torch.cat([labels["train"], labels["heldout"]])
+            fit = self._fit(both, all_labels, num_classes, [self.l2[best]], init)
+            converged &= bool(fit.converged.all())
+            best = 0
+        test_scores = scores(fit, (test - shift) * scale)[best]
         protocol = {
-            "pool": self.pool,
-            "dimensions": test.shape[1],
-            "l2": self.l2[best],
-            "l2_candidates": self.l2,
+            "classifier": "multinomial logistic regression, L-BFGS",
+            "pool": list(features.grids[stage, self.pool]),
+            "dims": train.shape[1],
+            "standardised": "train",
+            "l2": self.l2[by_l2.index(max(by_l2))],
+            "candidates": dict(zip(map(str, self.l2), by_l2, strict=True)),
             "selected_on": "heldout",
-            "heldout": float(accuracy[best]),
-            "labels_train": len(train),
-            "labels_heldout": len(heldout),
             "refit": self.refit,
-            "standardised": True,
-            "converged": bool(converged),
+            "labels": {"train": len(train), "heldout": len(heldout)},
+            "iterations": iterations,
+            "converged": converged,
         }
-        ranks = {"top1": 1} | ({"top5": 5} if num_classes > 5 else {})
-        return [
-            self.record(stage, metric, float(topk_accuracy(scores, features.test.labels, k)), len(test), **protocol)
-            for metric, k in ranks.items()
-        ]
+        if not converged:
+            protocol["warning"] = f"not converged to {self.tol:g} in {self.max_iter} iterations"
+        records = []
+        for k in (1, 5) if num_classes > 5 else (1,):
+            value = float(topk_accuracy(test_scores, labels["test"], k))
+            held = float(topk_accuracy(heldout_scores, labels["heldout"], k))
+            records.append(make_record(stage, f"top{k}", value, len(test), protocol | {"heldout": held}))
+        return records
+
+    def _fit(
+        self,
+        x: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        l2: Sequence[float],
+        init: tuple[Tensor, Tensor] | None = None,
+    ) -> LogisticFit:
+        return fit_logistic(x, labels, num_classes, l2, max_iter=self.max_iter, tol=self.tol, init=init)
 
 
-def standardise(fitted: Tensor, *others: Tensor) -> list[Tensor]:
-    """Give every feature mean 0 and deviation 1 by the statistics of `fitted`; constant ones become 0.
+def scores(fit: LogisticFit, x: Tensor) -> Tensor:
+    """Logits `(R, N, K)` of every fitted classifier on `(N, D)` features."""
+    return torch.einsum("rkd,nd->rnk", fit.weight, x) + fit.bias[:, None]
 
-    >>> import torch
-    >>> x, y = standardise(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.tensor([[4.0, 5.0]]))
-    >>> x.tolist(), y.tolist()
-    ([[-1.0, 0.0], [1.0, 0.0]], [[2.0, 0.0]])
+
+def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale, each `(D,)`, that give the features mean 0 and deviation 1.
+
+    A feature that never varies (a dead channel) gets scale 0: what it does on other images is unknown.
     """
-    mean, std = fitted.mean(0), fitted.std(0, correction=0)
-    constant = std <= 1e-6 * mean.abs().clamp(min=1e-6)
-    scale = (1 / std).masked_fill(constant, 0.0)
-    return [(x - mean) * scale for x in (fitted, *others)]
+    deviation, mean = torch.std_mean(x, 0, correction=0)
+    varies = deviation > 1e-6 * mean.abs()  # below that a constant's own rounding
+    return mean, torch.where(varies, 1 / deviation, 0.0)

@@ -99,9 +99,7 @@ def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[
     return final
 
 
-def _try_sources(
-    title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]
-) -> None:
+def _try_sources(title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]) -> None:
     """Fill `final` from the first source that works; the caller holds the lock."""
     prefix = f".{final.name}.tmp-"
     for leftover in final.parent.glob(prefix + "*"):  # of a killed run: whoever holds the lock owns them

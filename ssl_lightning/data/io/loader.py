@@ -128,7 +128,11 @@ class BatchLoader:
         """
         if not self.shuffle or not state:
             return
-        for key, mine in (("seed", self.seed), ("batch_size", self.batch_size), ("images", len(self.indices))):
+        for key, mine in (
+            ("seed", self.seed),
+            ("batch_size", self.batch_size),
+            ("images", len(self.indices)),
+        ):
             if state[key] != mine:
                 raise ValueError(
                     f"the checkpoint's {self.name} data has {key} {state[key]}, and this run has {mine}: "
@@ -144,7 +148,9 @@ class BatchLoader:
     def _shares(self, epoch: int, first: int, steps: int) -> Iterator[Share]:
         order = self.indices
         if self.shuffle:
-            order = order[torch.randperm(len(order), generator=generator(self.seed, self.name, "order", epoch))]
+            order = order[
+                torch.randperm(len(order), generator=generator(self.seed, self.name, "order", epoch))
+            ]
         for step in range(first, steps):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             start, length = self._part(len(batch))
