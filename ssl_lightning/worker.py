@@ -6,17 +6,27 @@ fully resolved. A failure leaves one plain line and the traceback in `error.txt`
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
 import traceback
+import warnings
 from pathlib import Path
 
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from ssl_lightning.launch import CONFIG_NAME, ERROR_NAME, PARENT_PIPE
+
+# Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
+NOISE = (
+    "Experiment logs directory",  # the run folder exists: Hydra made it
+    "You have overridden `on_after_batch_transfer`",  # uint8 -> float is the task's
+    ".*isinstance\\(treespec, LeafSpec\\)",
+    ".*does not have many workers",
+)
 
 
 def main() -> int:
@@ -26,6 +36,9 @@ def main() -> int:
         return 2
     folder = Path(sys.argv[1])
     die_with_parent()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
     try:
         from ssl_lightning.run import run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NoReturn, get_args
+from typing import NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -16,7 +16,7 @@ from ssl_lightning.data.io.splits import complement, stratified
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
 
-Split = Literal["train", "heldout", "test"]
+SPLITS = ("train", "heldout", "test")
 MEASURED = 256  # images from which mean and std are taken where none are given
 
 
@@ -153,7 +153,7 @@ class PairedDataModule(pl.LightningDataModule):
         """Return the held-out images for the pretext's validation, as they are."""
         return self._loader(_heldout_pool(self._loaded), self._val, self.eval_batch_size, "val")
 
-    def downstream(self, split: Split, batch_size: int | None = None) -> BatchLoader:
+    def downstream(self, split: str, batch_size: int | None = None) -> BatchLoader:
         """Return labelled batches for the probes, in a fixed order and not augmented.
 
         Args:
@@ -163,8 +163,8 @@ class PairedDataModule(pl.LightningDataModule):
         Raises:
             ValueError: If the split is unknown or there are no labels.
         """
-        if split not in get_args(Split):
-            raise ValueError(f"split is {split!r}; allowed are {', '.join(get_args(Split))}")
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
         pairing = self._loaded
         if pairing.train is None or pairing.test is None:
             raise ValueError(f"data {self.name} has no labelled images, so there is no {split} split")
@@ -181,10 +181,12 @@ class PairedDataModule(pl.LightningDataModule):
         Raises:
             ValueError: If there are fewer.
         """
+        source = self._loaded.pretrain
         if not 1 <= n <= len(self._pretrain):
             raise ValueError(f"{n} images were asked for; allowed are 1 to {len(self._pretrain)}")
-        images, _ = next(iter(self._sample_loader(n)))
-        return images
+        order = torch.randperm(len(self._pretrain), generator=generator("fixed", "sample"))[:n]
+        (batch,) = BatchLoader(source, self._pretrain[order], n, seed=0, shuffle=False, name="sample")
+        return batch[0]
 
     @property
     def _loaded(self) -> Pairing:
@@ -192,12 +194,6 @@ class PairedDataModule(pl.LightningDataModule):
             self.setup()
         assert self._pairing is not None
         return self._pairing
-
-    def _sample_loader(self, n: int) -> BatchLoader:
-        order = torch.randperm(len(self._pretrain), generator=generator("fixed", "sample"))[:n]
-        return BatchLoader(
-            self._loaded.pretrain, self._pretrain[order], n, seed=0, shuffle=False, name="sample"
-        )
 
     def _loader(
         self, source: ImageSource, indices: Tensor, batch_size: int, name: str, shuffle: bool = False

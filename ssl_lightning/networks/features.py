@@ -14,10 +14,14 @@ class FeatureInfo:
     Args:
         channels: C_i of each stage, shallow to deep.
         reductions: Factor by which each stage is smaller than the image.
+        module_names: Name of the submodule that ends each stage.
     """
 
-    def __init__(self, channels: Iterable[int], reductions: Iterable[int]) -> None:
+    def __init__(
+        self, channels: Iterable[int], reductions: Iterable[int], module_names: Iterable[str]
+    ) -> None:
         self._channels, self._reductions = list(channels), list(reductions)
+        self._module_names = list(module_names)
 
     def channels(self) -> list[int]:
         """Channels of each stage."""
@@ -27,6 +31,10 @@ class FeatureInfo:
         """Image size over map size of each stage."""
         return list(self._reductions)
 
+    def module_name(self) -> list[str]:
+        """Name of the submodule whose output is the stage map."""
+        return list(self._module_names)
+
 
 class StagedNetwork(nn.Module):
     """A chain of stages whose every output is a feature map.
@@ -35,12 +43,21 @@ class StagedNetwork(nn.Module):
         stages: Modules run one after the other.
         channels: Channels of each stage's output.
         reductions: Image size over map size of each stage's output.
+        min_image_size: Smallest height and width that leave a cell in every map; None: the largest reduction.
     """
 
-    def __init__(self, stages: Iterable[nn.Module], channels: Iterable[int], reductions: Iterable[int]) -> None:
+    def __init__(
+        self,
+        stages: Iterable[nn.Module],
+        channels: Iterable[int],
+        reductions: Iterable[int],
+        min_image_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)
-        self.feature_info = FeatureInfo(channels, reductions)
+        names = [f"stages.{index}" for index in range(len(self.stages))]
+        self.feature_info = FeatureInfo(channels, reductions, names)
+        self.min_image_size = min_image_size or max(self.feature_info.reduction())
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map `(B, C, H, W)` floats to the stage maps, each `(B, C_i, H_i, W_i)`, shallow to deep."""
@@ -52,20 +69,44 @@ class StagedNetwork(nn.Module):
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution padded to keep the size, batch norm (so no bias), ReLU."""
+    """Convolution padded so that size H becomes ceil(H / stride), batch norm (hence no bias), ReLU.
+
+    `kernel` must be odd.
+    """
     convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def check_in_channels(in_channels: int) -> None:
+    """Refuse images without channels.
+
+    Raises:
+        ValueError: `in_channels` is below 1.
+    """
+    if in_channels < 1:
+        raise ValueError(f"in_channels is {in_channels}; it must be at least 1 (1: grey, 3: RGB)")
 
 
 def check_input_size(backbone: Any, image_size: int) -> None:
     """Refuse images that the trunk would shrink to less than one cell.
 
+    Args:
+        backbone: A trunk; its `feature_info` is read, and its `min_image_size` if it has one.
+        image_size: Height and width of the square images in pixels.
+
     Raises:
-        ValueError: The image size is below the largest reduction of the trunk.
+        ValueError: The image size is below the largest reduction of the trunk, or below its minimum.
     """
     stride = max(backbone.feature_info.reduction())
-    if image_size < stride:
+    smallest = max(stride, getattr(backbone, "min_image_size", stride))
+    if image_size < smallest:
         raise ValueError(
-            f"the images are {image_size} px and the trunk's stride is {stride}: its last map would be empty; "
-            f"set data.image_size to {stride} or more, or choose a shallower backbone"
+            f"data.image_size is {image_size} px, but the trunk has stride {stride} and needs at least "
+            f"{smallest} px; set data.image_size to {smallest} or more, or choose a backbone with a smaller "
+            "stride, such as convnet"
         )
+
+
+def feature_dims(backbone: Any) -> dict[str, int]:
+    """Channels of every stage map under the stage's name in the results: stage1, stage2, ..."""
+    return {f"stage{index}": width for index, width in enumerate(backbone.feature_info.channels(), start=1)}

@@ -1,64 +1,56 @@
-"""Any timm model as a trunk, and timm's ResNets with a stem for small images."""
+"""Any timm model that returns stage maps, as a trunk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from ssl_lightning.networks.features import check_in_channels
 
 
 def create_timm(
-    model_name: str, *, in_channels: int = 3, pretrained: bool = False, out_indices: Sequence[int] | None = None
+    model_name: str, *, in_channels: int = 3, pretrained: bool = False, **options: Any
 ) -> nn.Module:
     """Build `timm.create_model(model_name, features_only=True)`.
 
     Args:
-        model_name: A name of timm's list.
-        in_channels: Channels of the images.
+        model_name: A name of `timm.list_models()`, with or without a weight tag ("resnet18.a1_in1k").
+        in_channels: Channels of the images, at least 1.
         pretrained: Load timm's published weights (a download, and for most models learned from labels).
-        out_indices: Stages to return; None returns all.
+        options: timm's own, such as `out_indices` (stages to return), `output_stride` (8 or 16: dilate
+            instead of shrinking further) or `img_size`; None leaves timm's default.
 
     Raises:
-        ValueError: timm has no such model, or it cannot return stage maps.
+        ValueError: timm has no such model, the model cannot return stage maps, or it refuses an option.
     """
-    import difflib
+    import timm  # takes seconds to import, which a run with one of our own trunks need not wait for
 
-    import timm
-
+    check_in_channels(in_channels)
     known = timm.list_models()
     if model_name.partition(".")[0] not in known:
-        close = difflib.get_close_matches(model_name, known, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has the names"
-        raise ValueError(f"backbone.model_name is {model_name!r}, which timm does not have; {hint}")
-    options: dict[str, Any] = {} if out_indices is None else {"out_indices": tuple(out_indices)}
+        close = get_close_matches(model_name, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names those it has"
+        raise ValueError(f"model_name is {model_name!r}, which timm does not have; {hint}")
+    given = {key: value for key, value in options.items() if value is not None}
+    if "out_indices" in given:
+        given["out_indices"] = tuple(given["out_indices"])  # Hydra passes its own list type
     try:
-        return timm.create_model(
-            model_name, features_only=True, in_chans=in_channels, pretrained=pretrained, **options
+        net: Any = timm.create_model(
+            model_name, features_only=True, in_chans=in_channels, pretrained=pretrained, **given
         )
-    except (RuntimeError, AssertionError, AttributeError) as error:
-        raise ValueError(f"timm cannot build {model_name!r} with features_only=True: {error}") from error
+    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        # timm has no one error for "no stage maps" or for an option that the model does not know
+        with_options = f" and {given}" if given else ""
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ValueError(
+            f"timm cannot build {model_name!r} with features_only=True{with_options}: {reason}"
+        ) from error
+    if str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC"):  # Swin and a few others
+        net.register_forward_hook(_channels_first)
+    return net
 
 
-def create_small_resnet(model_name: str, *, in_channels: int = 3) -> nn.Module:
-    """Build a ResNet of timm's for images of up to 64 px: a 3x3 stem of stride 1 and no max-pooling.
-
-    This is the CIFAR form that contrastive methods use (SimCLR, Chen et al. 2020, app. B.9). Stages are
-    the four residual groups with reductions 1, 2, 4, 8; their weights carry timm's names.
-
-    Args:
-        model_name: "resnet18", "resnet34", "resnet50" or another ResNet of timm's with the plain stem.
-        in_channels: Channels of the images.
-
-    Raises:
-        ValueError: Not such a ResNet.
-    """
-    net: Any = create_timm(model_name, in_channels=in_channels, out_indices=(1, 2, 3, 4))
-    if not isinstance(net["conv1"] if "conv1" in net else None, nn.Conv2d) or "maxpool" not in net:
-        raise ValueError(f"{model_name!r} has no plain ResNet stem; use for example resnet18 or resnet50")
-    stem = nn.Conv2d(in_channels, net["conv1"].out_channels, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-    net["conv1"], net["maxpool"] = stem, nn.Identity()
-    for stage in net.feature_info.info:
-        stage["reduction"] //= 4  # the stem no longer shrinks
-    return net  # type: ignore[no-any-return]
+def _channels_first(_net: nn.Module, _inputs: Any, maps: list[Tensor]) -> list[Tensor]:
+    return [x.permute(0, 3, 1, 2) for x in maps]  # (B, H, W, C) -> (B, C, H, W)

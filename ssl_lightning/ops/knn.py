@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,7 +36,9 @@ def knn_scores(
         ValueError: A k is below 1 or above N, or the temperature is not above 0.
     """
     if not ks or min(ks) < 1 or max(ks) > len(bank):
-        raise ValueError(f"ks are {list(ks)}; each must lie in 1..{len(bank)}, the number of samples in the bank")
+        raise ValueError(
+            f"ks are {list(ks)}; each must lie in 1..{len(bank)}, the number of samples in the bank"
+        )
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     unit_bank = F.normalize(bank, dim=1)

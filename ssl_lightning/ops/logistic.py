@@ -71,7 +71,9 @@ def fit_logistic(
             two classes are asked for.
     """
     if x.ndim != 2 or labels.shape != x.shape[:1] or not len(x):
-        raise ValueError(f"x is {tuple(x.shape)} and labels {tuple(labels.shape)}; needed are (N, D) and (N,), N > 0")
+        raise ValueError(
+            f"x is {tuple(x.shape)} and labels {tuple(labels.shape)}; needed are (N, D) and (N,), N > 0"
+        )
     if not l2 or min(l2) <= 0:
         raise ValueError(f"l2 is {list(l2)}; at least one strength is needed, all above 0")
     if num_classes < 2:
@@ -84,7 +86,9 @@ def fit_logistic(
     parts = []
     for first in range(0, len(l2), together):
         penalty = x.new_tensor(l2[first : first + together])
-        parts.append(_lbfgs(x, labels, penalty, gram, start.expand(len(penalty), -1, -1).clone(), max_iter, tol))
+        parts.append(
+            _lbfgs(x, labels, penalty, gram, start.expand(len(penalty), -1, -1).clone(), max_iter, tol)
+        )
         start = parts[-1][0][-1]  # warm: neighbouring strengths have neighbouring solutions
     theta, loss, gradient, iterations = (torch.cat(column) for column in zip(*parts, strict=True))
     return LogisticFit(theta[..., :-1], theta[..., -1], loss, gradient, iterations, gradient <= tol)
@@ -153,7 +157,9 @@ def _lbfgs(
     return theta, loss, gradient.abs().amax((1, 2)), iterations
 
 
-def _objective(logits: Tensor, labels: Tensor, x: Tensor, theta: Tensor, penalty: Tensor) -> tuple[Tensor, Tensor]:
+def _objective(
+    logits: Tensor, labels: Tensor, x: Tensor, theta: Tensor, penalty: Tensor
+) -> tuple[Tensor, Tensor]:
     """Penalised loss `(R,)` and its gradient `(R, K, D + 1)`."""
     loss, residual = cross_entropy_residual(logits, labels)
     by_weight = (residual.flatten(0, 1) @ x).unflatten(0, residual.shape[:2])
@@ -188,7 +194,9 @@ def _inverse_hessian(gradient: Tensor, factor: Tensor, pairs: list[tuple[Tensor,
 def _gram(x: Tensor) -> Tensor:
     """Second moments `(D + 1, D + 1)` of the features and of a constant 1, the bias's feature."""
     total = x.sum(0)[:, None]
-    moments = torch.cat([torch.cat([x.T @ x, total], 1), torch.cat([total.T, total.new_full((1, 1), len(x))], 1)])
+    moments = torch.cat(
+        [torch.cat([x.T @ x, total], 1), torch.cat([total.T, total.new_full((1, 1), len(x))], 1)]
+    )
     return moments / len(x)
 
 

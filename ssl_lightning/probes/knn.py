@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
+from ssl_lightning.encoding import Features
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
 from ssl_lightning.probes.base import Probe, Record, make_record
-from ssl_lightning.encoding import Features
 
 
 class KNNProbe(Probe):
@@ -48,15 +49,15 @@ class KNNProbe(Probe):
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels, records = features.labels, []
+        vote = partial(knn_scores, num_classes=num_classes, ks=self.ks, temperature=self.temperature)
         bank_labels = torch.cat([labels["train"], labels["heldout"]])
         for stage in features.stages:
             train, heldout, test = (
                 features.get(split, stage, self.pool) for split in ("train", "heldout", "test")
             )
             bank = torch.cat([train, heldout])
-            ask = {"num_classes": num_classes, "ks": self.ks, "temperature": self.temperature}
-            test_scores = knn_scores(test, bank, bank_labels, **ask)
-            heldout_scores = knn_scores(heldout, train, labels["train"], **ask)
+            test_scores = vote(test, bank, bank_labels)
+            heldout_scores = vote(heldout, train, labels["train"])
             values = topk_accuracy(test_scores, labels["test"]).tolist()
             held = topk_accuracy(heldout_scores, labels["heldout"]).tolist()
             for k, value, heldout_value in zip(self.ks, values, held, strict=True):

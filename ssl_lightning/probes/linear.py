@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ssl_lightning.encoding import Features
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic
 from ssl_lightning.probes.base import Probe, Record, make_record
-from ssl_lightning.encoding import Features
 
 
 class LinearProbe(Probe):
@@ -68,19 +68,22 @@ class LinearProbe(Probe):
 
     def _run_stage(self, features: Features, stage: str, num_classes: int) -> list[Record]:
         labels = features.labels
-        train, heldout, test = (features.get(split, stage, self.pool) for split in ("train", "heldout", "test"))
+        train, heldout, test = (
+            features.get(split, stage, self.pool) for split in ("train", "heldout", "test")
+        )
         shift, scale = standardisation(train)
         both = torch.cat([train, heldout]).sub_(shift).mul_(scale)  # (N_train + N_heldout, D)
         x, x_heldout = both[: len(train)], both[len(train) :]
         fit = self._fit(x, labels["train"], num_classes, self.l2)
-        by_l2 = topk_accuracy(scores(fit, x_heldout), labels["heldout"]).tolist()
+        by_heldout = scores(fit, x_heldout)  # (R, N, K)
+        by_l2 = topk_accuracy(by_heldout, labels["heldout"]).tolist()
         best = by_l2.index(max(by_l2))  # the first: strengths are in falling order
-        heldout_scores = scores(fit, x_heldout)[best]
+        chosen, heldout_scores = self.l2[best], by_heldout[best]
         iterations, converged = int(fit.iterations.max()), bool(fit.converged.all())
         if self.refit:
             init = (fit.weight[best], fit.bias[best])
             all_labels = torch.cat([labels["train"], labels["heldout"]])
-            fit = self._fit(both, all_labels, num_classes, [self.l2[best]], init)
+            fit = self._fit(both, all_labels, num_classes, [chosen], init)
             converged &= bool(fit.converged.all())
             best = 0
         test_scores = scores(fit, (test - shift) * scale)[best]
@@ -89,7 +92,7 @@ class LinearProbe(Probe):
             "pool": list(features.grids[stage, self.pool]),
             "dims": train.shape[1],
             "standardised": "train",
-            "l2": self.l2[by_l2.index(max(by_l2))],
+            "l2": chosen,
             "candidates": dict(zip(map(str, self.l2), by_l2, strict=True)),
             "selected_on": "heldout",
             "refit": self.refit,

@@ -54,14 +54,14 @@ def summary_table(records: list[Record]) -> Table:
     for column in columns:
         for trained in states:
             label = f"{column}\n{'trained' if trained else 'untrained'}"
-            table.add_column(label, justify="right")
+            table.add_column(label, justify="right", no_wrap=True)
             for branch in {r["branch"] for r in records}:
                 group = [
                     r for r in records if (_column(r), r["trained"], r["branch"]) == (column, trained, branch)
                 ]
                 best[column, trained, branch] = best_stage(group)
         if len(states) == 2:
-            table.add_column("\ngain", justify="right")
+            table.add_column("\ngain", justify="right", no_wrap=True)
     for branch, stage in dict.fromkeys((r["branch"], r["stage"]) for r in records):
         row = [branch, stage]
         for column in columns:

@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageOps
 
-EXTENSIONS = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
+EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 SHOWN = 10  # bad files that are named one by one
 
 

@@ -16,9 +16,12 @@ class BatchLoader:
 
     It is no `torch.utils.data.DataLoader`, so Lightning takes it as it is. An epoch is a permutation
     from (seed, epoch); global batch `b` is its `b`-th run of `batch_size`; process `rank` yields its
-    contiguous part of each. A shuffled loader keeps (epoch, position): iterating goes on from there
-    to the end of the epoch, so a pass that was broken off is continued by the next one. A loader
-    that does not shuffle keeps no state and always starts at its first batch.
+    contiguous part of each. A shuffled loader keeps (epoch, position), and a pass is the next
+    `len(loader)` batches from there: one that was broken off (`limit_train_batches`) is continued by
+    the next, across the end of the epoch if need be, so no pass is short and every image has its
+    turn. After a restart Lightning counts the batches of the pass that was interrupted and ends it
+    where it would have ended. A loader that does not shuffle keeps no state and always starts at its
+    first batch.
 
     Args:
         source: The images.
@@ -92,20 +95,21 @@ class BatchLoader:
         self._epoch, self._position = epoch, 0
 
     def __len__(self) -> int:
-        """Batches that this process yields in a whole epoch, also while in the middle of one."""
+        """Batches that this process yields in a whole epoch, which is also the length of every pass."""
         full, rest = divmod(len(self.indices), self.batch_size)
         return full + (not self.drop_last and self._part(rest)[1] > 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (B, C, H, W) uint8 and labels (B,) int64, to the end of the epoch."""
-        first = self._position if self.shuffle else 0
-        epoch = self._epoch if self.shuffle else 0
+        """Yield `len(self)` batches from where the loader stands: images uint8, labels int64.
+
+        Shapes are (B, C, H, W) and (B,). A pass that starts within an epoch runs on into the next.
+        """
         steps = len(self)
-        shares = self._shares(epoch, first, steps)
-        for step, batch in enumerate(self.source.iterate(shares, self.augment), first):
+        first = self._epoch * steps + self._position if self.shuffle else 0  # counted over all epochs
+        for count, batch in enumerate(self.source.iterate(self._shares(first, steps), self.augment), first):
             if self.shuffle:
                 # Before the yield, since a checkpoint is written while the caller holds the batch
-                self._epoch, self._position = (epoch, step + 1) if step + 1 < steps else (epoch + 1, 0)
+                self._epoch, self._position = divmod(count + 1, steps)
             yield batch
 
     def state_dict(self) -> dict[str, int]:
@@ -145,14 +149,14 @@ class BatchLoader:
         each, more = divmod(size, self.world_size)
         return self.rank * each + min(self.rank, more), each + (self.rank < more)
 
-    def _shares(self, epoch: int, first: int, steps: int) -> Iterator[Share]:
-        order = self.indices
-        if self.shuffle:
-            order = order[
-                torch.randperm(len(order), generator=generator(self.seed, self.name, "order", epoch))
-            ]
-        for step in range(first, steps):
+    def _shares(self, first: int, steps: int) -> Iterator[Share]:
+        """Yield this process's shares of the batches `first` to `first + steps`, over all epochs."""
+        order, current = self.indices, None
+        for count in range(first, first + steps):
+            epoch, step = divmod(count, steps)
+            if self.shuffle and epoch != current:
+                draw = generator(self.seed, self.name, "order", epoch)
+                order, current = self.indices[torch.randperm(len(self.indices), generator=draw)], epoch
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             start, length = self._part(len(batch))
-            stream = (self.seed, self.name, epoch)
-            yield Share(stream, step, len(batch), start, batch[start : start + length])
+            yield Share((self.seed, self.name, epoch), step, len(batch), start, batch[start : start + length])

@@ -1,0 +1,106 @@
+"""What every pairing promises, tried on the generated images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssl_lightning.data.fake import Fake
+
+
+def keys(loader) -> list[bytes]:
+    """Each image's bytes, to tell images apart."""
+    return [image.numpy().tobytes() for images, _ in loader for image in images]
+
+
+def test_heldout_is_stratified_disjoint_from_pretraining_and_the_same_for_every_seed():
+    data = Fake(num_train=80, heldout=20, batch_size=1)
+    pretrain = set(keys(data.train_dataloader()))
+    heldout = set(keys(data.val_dataloader()))
+    assert (len(pretrain), len(heldout)) == (60, 20)
+    assert not pretrain & heldout
+    assert set(keys(data.downstream("heldout"))) == heldout
+    assert set(keys(data.downstream("train"))) == pretrain
+    labels = torch.cat([y for _, y in data.downstream("heldout")])
+    assert labels.bincount().tolist() == [5, 5, 5, 5]
+    assert set(keys(Fake(num_train=80, heldout=20, seed=9).val_dataloader())) == heldout
+    test = keys(data.downstream("test"))
+    assert len(test) == 64
+    assert not set(test) & (pretrain | heldout)
+
+
+def test_max_labels_cuts_both_parts_in_proportion_and_leaves_the_pretext_alone():
+    data = Fake(num_train=80, heldout=20, max_labels=40, batch_size=1)
+    whole = Fake(num_train=80, heldout=20)
+    for split, size in (("train", 30), ("heldout", 10)):
+        labels = torch.cat([y for _, y in data.downstream(split)])
+        assert len(labels) == size
+        assert labels.bincount().max() - labels.bincount().min() <= 1
+        assert set(keys(data.downstream(split))) < set(keys(whole.downstream(split)))
+    assert len(keys(data.val_dataloader())) == 20
+    assert len(keys(data.train_dataloader())) == 60
+
+
+def test_pretrain_size_takes_a_fixed_part():
+    first, second = (Fake(pretrain_size=50, batch_size=5, seed=seed) for seed in (0, 1))
+    assert len(first.train_dataloader()) == 10
+    assert set(keys(first.train_dataloader())) == set(keys(second.train_dataloader()))
+    assert len(keys(first.downstream("train"))) == 192  # the probes keep all their labels
+
+
+def test_spec_and_sample():
+    data = Fake(channels=1, image_size=20)
+    with pytest.raises(RuntimeError, match="call setup"):
+        _ = data.spec
+    data.prepare_data()
+    data.setup()
+    data.setup("fit")
+    spec = data.spec
+    assert (spec.channels, spec.image_size, spec.num_classes, spec.pretrain_labels) == (1, 20, 4, True)
+    sample = data.train_sample(200 - 8)
+    assert sample.shape == (192, 1, 20, 20)
+    assert sample.dtype == torch.uint8
+    assert torch.equal(sample[:3], Fake(channels=1, image_size=20, seed=5).train_sample(3))
+    values = data.train_sample(192).float() / 255
+    assert spec.mean[0] == pytest.approx(values.mean().item(), abs=1e-4)
+    assert spec.std[0] == pytest.approx(values.std().item(), abs=1e-4)
+    given = Fake(mean=[0.1, 0.2, 0.3], std=[1, 1, 1])
+    given.setup()
+    assert given.spec.mean == (0.1, 0.2, 0.3)
+
+
+def test_loaders_take_their_part_from_the_process_group(monkeypatch):
+    whole = keys(Fake().downstream("test", batch_size=10))
+    parts: list[list[list[bytes]]] = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        parts.append([[x.numpy().tobytes() for x in images] for images, _ in Fake().downstream("test", 10)])
+    assert [image for pair in zip(*parts, strict=True) for part in pair for image in part] == whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heldout": 256}, r"data.heldout is 256; allowed for fake is 1 to 255"),
+        ({"heldout": 0}, "data.heldout is 0; it must be at least 1"),
+        ({"max_labels": 4}, "data.max_labels is 4; allowed for fake is at most 256"),
+        ({"max_labels": 257}, "data.max_labels is 257"),
+        ({"pretrain_size": 193}, "data.pretrain_size is 193; allowed for fake is 1 to 192"),
+        ({"batch_size": 193}, "data.batch_size is 193; allowed for fake is 1 to 192"),
+        ({"channels": 2}, "data.channels is 2"),
+        ({"mean": [0.5, 0.5, 0.5]}, "must both be given"),
+        ({"image_size": 0}, "data.image_size is 0"),
+        ({"crop_padding": 40}, "crop_padding is 40"),
+        ({"num_classes": 1}, "data.num_classes is 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Fake(**changes).setup()
+
+
+def test_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="split is 'val'; allowed are train, heldout, test"):
+        Fake().downstream("val")

@@ -1,0 +1,127 @@
+"""One's own files: with labels, without, overlapping, and broken."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl_lightning.data.folder import Folder
+from ssl_lightning.data.io.folders import BadImagesError
+from ssl_lightning.data.io.sources import FileSource
+
+
+def tree(root: Path, names: list[str], seed: int = 0) -> Path:
+    random = np.random.default_rng(seed)
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(path)
+    return root
+
+
+def folder(tmp_path: Path, **settings: Any) -> Folder:
+    common: dict[str, Any] = {"root": str(tmp_path / "cache"), "image_size": 16, "batch_size": 4}
+    return Folder(
+        num_workers=0, **(common | {key: str(v) if isinstance(v, Path) else v for key, v in settings.items()})
+    )
+
+
+def labelled(root: Path, count: int, seed: int) -> Path:
+    return tree(root, [f"{name}/{number}.png" for name in ("ant", "bee") for number in range(count)], seed)
+
+
+def test_without_labels_a_part_of_the_pretraining_images_is_held_out(tmp_path):
+    data = folder(tmp_path, pretrain_dir=tree(tmp_path / "p", [f"{i:02}.jpg" for i in range(20)]), heldout=6)
+    assert not data.has_downstream
+    data.prepare_data()
+    data.setup()
+    assert data.spec.class_names is None
+    assert not data.spec.pretrain_labels
+    batches = list(data.train_dataloader())
+    assert [tuple(x.shape) for x, _ in batches] == [(4, 3, 16, 16)] * 3  # 14 images, 2 left out
+    assert all((y == -1).all() for _, y in batches)
+    assert sum(len(x) for x, _ in data.val_dataloader()) == 6
+    assert not set(data._pretrain.tolist()) & set(data._val.tolist())
+    with pytest.raises(ValueError, match="no labelled images, so there is no test split"):
+        data.downstream("test")
+    with pytest.raises(ValueError, match="max_labels is 5; allowed for folder is null"):
+        folder(tmp_path, pretrain_dir=tmp_path / "p", max_labels=5).setup()
+
+
+def test_separate_labelled_folders(tmp_path):
+    data = folder(
+        tmp_path,
+        pretrain_dir=tree(tmp_path / "p", [f"{i}.png" for i in range(8)]),
+        train_dir=labelled(tmp_path / "train", 5, 1),
+        test_dir=labelled(tmp_path / "test", 3, 2),
+        heldout=4,
+        channels=1,
+    )
+    data.setup()
+    assert data.has_downstream
+    assert data.spec.class_names == ("ant", "bee")
+    assert not data.spec.pretrain_labels
+    assert len(data.train_dataloader()) == 2
+    for split, each in (("train", 3), ("heldout", 2), ("test", 3)):
+        batches = list(data.downstream(split))
+        assert torch.cat([y for _, y in batches]).bincount().tolist() == [each, each]
+        assert batches[0][0].shape[1:] == (1, 16, 16)
+
+
+def test_heldout_and_test_images_are_not_pretrained_on_where_folders_overlap(tmp_path):
+    labelled(tmp_path / "all" / "train", 5, 1)
+    labelled(tmp_path / "all" / "test", 3, 2)
+    train, test = tmp_path / "all" / "train", tmp_path / "all" / "test"
+    data = folder(tmp_path, pretrain_dir=tmp_path / "all", train_dir=train, test_dir=test, heldout=4)
+    data.setup()
+    sources = data._loaded
+    assert isinstance(sources.pretrain, FileSource)
+    assert isinstance(sources.train, FileSource)
+    pretrain = {sources.pretrain.paths[i] for i in data._pretrain.tolist()}
+    heldout = {sources.train.paths[i] for i in data._val.tolist()}
+    assert (len(pretrain), len(heldout)) == (6, 4)
+    assert not pretrain & heldout
+    assert all("/test/" not in path for path in pretrain)
+    assert data.spec.pretrain_labels  # each remaining image is a labelled one
+    for images, labels in data.train_dataloader():
+        assert len(images) == 4
+        assert set(labels.tolist()) <= {0, 1}
+
+
+def test_folders_that_do_not_fit_are_refused(tmp_path):
+    pretrain = tree(tmp_path / "p", ["1.png", "2.png"])
+    train, test = labelled(tmp_path / "train", 2, 1), labelled(tmp_path / "test", 2, 2)
+    with pytest.raises(ValueError, match="the probes need both"):
+        folder(tmp_path, pretrain_dir=pretrain, train_dir=train)
+    with pytest.raises(FileNotFoundError, match="gone does not exist"):
+        folder(tmp_path, pretrain_dir=tmp_path / "gone").prepare_data()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty holds no image"):
+        folder(tmp_path, pretrain_dir=tmp_path / "empty").setup()
+    with pytest.raises(ValueError, match="have no label"):
+        folder(tmp_path, pretrain_dir=pretrain, train_dir=pretrain, test_dir=test).setup()
+    with pytest.raises(ValueError, match="4 images are in"):
+        folder(tmp_path, pretrain_dir=pretrain, train_dir=train, test_dir=train).setup()
+    tree(test, ["cow/1.png"])
+    with pytest.raises(ValueError, match=r"only in the second: \['cow'\]"):
+        folder(tmp_path, pretrain_dir=pretrain, train_dir=train, test_dir=test).setup()
+    with pytest.raises(ValueError, match=r"data.max_bad is 1\.5"):
+        folder(tmp_path, pretrain_dir=pretrain, max_bad=1.5)
+
+
+def test_a_broken_file_is_named_and_skipped_until_there_are_too_many(tmp_path):
+    images = tree(tmp_path / "p", [f"{i}.jpg" for i in range(12)])
+    broken = images / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:400])
+    with pytest.raises(BadImagesError, match=r"1 of 12 images .* max_bad 0\.01"):
+        folder(tmp_path, pretrain_dir=images).setup()
+    data = folder(tmp_path, pretrain_dir=images, max_bad=0.1)
+    with pytest.warns(UserWarning, match=r"(?s)1 of 12 images .* skipped.*3\.jpg: .*[Tt]runcated"):
+        data.setup()
+    assert len(data._pretrain) + len(data._val) == 11
+    assert sum(len(x) for x, _ in data.train_dataloader()) == 8

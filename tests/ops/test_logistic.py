@@ -1,0 +1,157 @@
+"""Logistic regression: against scikit-learn, autograd and closed forms."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ssl_lightning.ops import logistic
+from ssl_lightning.ops.logistic import cross_entropy_residual, fit_logistic
+from ssl_lightning.seeding import generator
+
+N, D, K = 400, 12, 4
+STRENGTHS = (1e-1, 1e-2, 1e-3)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small only wait for their threads, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Overlapping classes, correlated features of unequal scale and a mean that is not 0."""
+    stream = generator("logistic")
+    labels = torch.randint(K, (N,), generator=stream)
+    x = torch.randn(K, D, generator=stream)[labels] + 1.5 * torch.randn(N, D, generator=stream)
+    mixing = torch.randn(D, D, generator=stream)
+    return (x @ mixing / D**0.5 + 1).to(dtype), labels
+
+
+def objective(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float) -> Tensor:
+    return torch.nn.functional.cross_entropy(x @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
+
+
+def test_solutions_are_scikit_learns() -> None:
+    x, labels = problem()
+    fit = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10)
+    assert fit.converged.all()
+    for r, l2 in enumerate(STRENGTHS):
+        model = LogisticRegression(C=1 / (N * l2), solver="newton-cg", tol=1e-12, max_iter=1000)
+        model.fit(x.numpy(), labels.numpy())
+        np.testing.assert_allclose(fit.weight[r].numpy(), model.coef_, atol=1e-6)
+        bias = fit.bias[r] - fit.bias[r].mean()  # a shift common to all classes changes nothing
+        np.testing.assert_allclose(bias.numpy(), model.intercept_ - model.intercept_.mean(), atol=1e-5)
+        probability = (x @ fit.weight[r].T + fit.bias[r]).softmax(1)
+        np.testing.assert_allclose(probability.numpy(), model.predict_proba(x.numpy()), atol=1e-6)
+
+
+def test_gradient_is_zero_at_the_solution_by_autograd() -> None:
+    x, labels = problem()
+    fit = fit_logistic(x, labels, K, STRENGTHS, tol=1e-9)
+    for r, l2 in enumerate(STRENGTHS):
+        weight, bias = fit.weight[r].clone().requires_grad_(), fit.bias[r].clone().requires_grad_()
+        loss = objective(x, labels, weight, bias, l2)
+        gradients = torch.autograd.grad(loss, (weight, bias))
+        assert max(float(g.abs().max()) for g in gradients) <= 2e-9
+        assert loss.item() == pytest.approx(float(fit.loss[r]), abs=1e-12)
+
+
+def test_float32_converges_to_the_same() -> None:
+    single = fit_logistic(*problem(torch.float32), K, STRENGTHS, tol=1e-5)
+    double = fit_logistic(*problem(), K, STRENGTHS, tol=1e-10)
+    assert single.converged.all()
+    torch.testing.assert_close(single.loss.double(), double.loss, rtol=1e-5, atol=1e-6)
+
+
+def test_zero_weights_cost_log_k() -> None:
+    fit = fit_logistic(*problem(), K, [1.0], max_iter=0)
+    assert float(fit.loss) == pytest.approx(math.log(K), abs=1e-12)
+    assert not fit.converged.any()
+    assert not fit.weight.any()
+
+
+def test_residual_is_the_gradient_of_the_loss() -> None:
+    labels = torch.tensor([0, 2, 1, 2])
+    logits = torch.randn(2, 3, 4, dtype=torch.float64, generator=generator("logits")) * 5
+    loss, residual = cross_entropy_residual(logits, labels)
+    for r in range(2):
+        row = logits[r].T.clone().requires_grad_()
+        expected = torch.nn.functional.cross_entropy(row, labels)
+        torch.testing.assert_close(loss[r], expected.detach())
+        torch.testing.assert_close(residual[r].T, torch.autograd.grad(expected, row)[0])
+
+
+def test_huge_logits_stay_finite() -> None:
+    loss, residual = cross_entropy_residual(torch.tensor([[[3e4], [-3e4]]]), torch.tensor([1]))
+    assert loss.tolist() == [6e4]
+    assert residual.tolist() == [[[1.0], [-1.0]]]
+
+
+def test_order_and_mean_of_the_samples_do_not_matter() -> None:
+    x, labels = problem()
+    fit = fit_logistic(x, labels, K, STRENGTHS, tol=1e-9)
+    order = torch.randperm(N, generator=generator("order"))
+    shuffled = fit_logistic(x[order], labels[order], K, STRENGTHS, tol=1e-9)
+    torch.testing.assert_close(shuffled.weight, fit.weight, atol=1e-6, rtol=0)
+    centred = fit_logistic(x - x.mean(0), labels, K, STRENGTHS, tol=1e-9)  # the free bias takes it up
+    torch.testing.assert_close(centred.weight, fit.weight, atol=1e-6, rtol=0)
+
+
+def test_strengths_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = problem()
+    together = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10)
+    for r, l2 in enumerate(STRENGTHS):
+        alone = fit_logistic(x, labels, K, [l2], tol=1e-10)
+        torch.testing.assert_close(together.weight[r], alone.weight[0], atol=1e-7, rtol=0)
+    monkeypatch.setattr(logistic, "MAX_LOGITS", 1)  # one strength at a time, each from the one before
+    in_turn = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10)
+    torch.testing.assert_close(in_turn.weight, together.weight, atol=1e-7, rtol=0)
+
+
+def test_warm_start_at_the_solution_takes_no_iteration() -> None:
+    x, labels = problem()
+    fit = fit_logistic(x, labels, K, [0.01], tol=1e-8)
+    again = fit_logistic(x, labels, K, [0.01], tol=1e-8, init=(fit.weight[0], fit.bias[0]))
+    assert int(fit.iterations) > 0
+    assert int(again.iterations) == 0
+    assert again.converged.all()
+
+
+def test_separable_classes_constant_features_and_an_absent_class() -> None:
+    labels = torch.arange(60) % 3
+    x = torch.eye(3)[labels].repeat(1, 2)  # every feature twice: a singular Gram matrix
+    x = torch.cat([x, torch.zeros(60, 1)], 1)
+    fit = fit_logistic(x, labels, 4, [1e-3, 1e-5], tol=1e-5)
+    assert fit.converged.all()
+    assert ((x @ fit.weight.mT + fit.bias[:, None]).argmax(2) == labels).all()
+    assert not fit.weight[..., -1].any()
+
+
+def test_no_convergence_is_said() -> None:
+    fit = fit_logistic(*problem(), K, [1e-5], max_iter=2, tol=1e-9)
+    assert fit.iterations.tolist() == [2]
+    assert fit.converged.tolist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"l2": []}, "l2 is"),
+        ({"l2": [0.1, 0.0]}, "l2 is"),
+        ({"num_classes": 1}, "num_classes is 1"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, "x is"),
+        ({"x": torch.zeros(0, D), "labels": torch.zeros(0, dtype=torch.int64)}, "x is"),
+    ],
+)
+def test_bad_values_are_refused(change: dict, match: str) -> None:
+    x, labels = problem()
+    with pytest.raises(ValueError, match=match):
+        fit_logistic(**{"x": x, "labels": labels, "num_classes": K, "l2": [0.1]} | change)

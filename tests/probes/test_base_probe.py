@@ -1,0 +1,91 @@
+"""The runner of the probes: one encode pass per trunk, records as in results.json, clear refusals."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.probes.base import Probe, Record, run_probes
+from ssl_lightning.probes.knn import KNNProbe
+from ssl_lightning.probes.linear import LinearProbe
+from ssl_lightning.seeding import generator
+
+SIZES = {"train": 40, "heldout": 12, "test": 20}
+CLASSES = 3
+
+
+class Trunk(nn.Module):
+    """Two stages; counts the images that enter it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images = 0
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self.images += len(x)
+        return [x, x[..., ::2, ::2].square()]
+
+
+def loaders(classes: int = CLASSES) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    stream = generator("probes")
+    return {
+        split: [
+            (
+                torch.randint(256, (half, 3, 4, 4), generator=stream, dtype=torch.uint8),
+                torch.arange(half) % classes,
+            )
+            for half in (n // 2, n - n // 2)
+        ]
+        for split, n in SIZES.items()
+    }
+
+
+def test_each_image_is_encoded_once_per_branch_for_all_probes() -> None:
+    trunks = {"backbone": Trunk().train(), "discriminator": Trunk()}
+    probes: dict[str, Probe] = {
+        "linear": LinearProbe(),
+        "fine": LinearProbe(pool=4),
+        "knn": KNNProbe(ks=[1, 5]),
+    }
+    records, seconds = run_probes(trunks, lambda x: x, probes, loaders(), num_classes=CLASSES)
+    assert [trunk.images for trunk in trunks.values()] == [sum(SIZES.values())] * 2
+    assert trunks["backbone"].training
+    assert set(seconds) == {"encode_s", "linear_s", "fine_s", "knn_s"}
+    assert all(s > 0 for s in seconds.values())
+    assert [(r["branch"], r["probe"], r["stage"], r["protocol"].get("k")) for r in records] == [
+        (branch, probe, stage, k)
+        for branch in trunks
+        for probe, ks in (("linear", [None]), ("fine", [None]), ("knn", [1, 5]))
+        for stage in ("stage1", "stage2")
+        for k in ks
+    ]
+    for record in records:
+        assert set(record) == {"probe", "branch", "stage", "split", "metric", "value", "n", "protocol"}
+        assert (record["split"], record["n"]) == ("test", SIZES["test"])
+        assert 0 <= record["value"] <= 1
+        assert 0 <= record["protocol"]["heldout"] <= 1
+        assert record["protocol"]["labels"] == {"train": 40, "heldout": 12}
+    grids = {(r["probe"], r["stage"]): r["protocol"]["pool"] for r in records}
+    assert grids["fine", "stage1"] == [4, 4]
+    assert grids["fine", "stage2"] == [2, 2]  # the map has no more cells
+
+
+def test_same_input_same_records() -> None:
+    def once() -> list[Record]:
+        probes: Mapping[str, Probe] = {"linear": LinearProbe(), "knn": KNNProbe(ks=[3])}
+        return run_probes({"backbone": Trunk()}, lambda x: x, probes, loaders(), num_classes=CLASSES)[0]
+
+    assert once() == once()
+
+
+def test_labels_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'train' lie in 0\.\.4.*0\.\.2"):
+        run_probes(
+            {"backbone": Trunk()}, lambda x: x, {"linear": LinearProbe()}, loaders(5), num_classes=CLASSES
+        )
+
+
+def test_probes_check_what_was_encoded() -> None:
+    with pytest.raises(ValueError, match=r"200 neighbours.*40"):
+        run_probes({"backbone": Trunk()}, lambda x: x, {"knn": KNNProbe()}, loaders(), num_classes=CLASSES)

@@ -1,0 +1,53 @@
+"""kNN probe: against scikit-learn; held-out images are no neighbours of themselves."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from ssl_lightning.encoding import Features
+from ssl_lightning.probes.knn import KNNProbe
+from ssl_lightning.seeding import generator
+
+CLASSES = 4
+SIZES = {"train": 150, "heldout": 50, "test": 120}
+
+
+@pytest.fixture
+def features() -> Features:
+    labels, pooled = {}, {}
+    centres = torch.randn(CLASSES, 6, generator=generator("centres"))
+    for split, n in SIZES.items():
+        labels[split] = torch.arange(n) % CLASSES
+        noise = torch.randn(n, 6, generator=generator("knn", split))
+        pooled[split] = {("stage1", (1, 1)): centres[labels[split]] + 1.2 * noise}
+    return Features(labels, ("stage1",), {("stage1", 1): (1, 1)}, pooled, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_figures_are_scikit_learns(features: Features, temperature: float) -> None:
+    x = {split: features.get(split, "stage1", 1).numpy() for split in SIZES}
+    y = {split: labels.numpy() for split, labels in features.labels.items()}
+    both = np.concatenate([x["train"], x["heldout"]]), np.concatenate([y["train"], y["heldout"]])
+    ks = [1, 7, 120]
+    records = KNNProbe(ks=ks, temperature=temperature).run(features, num_classes=CLASSES)
+    for record, k in zip(records, ks, strict=True):
+        model = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature))
+        protocol = record["protocol"]
+        assert (protocol["k"], protocol["temperature"]) == (k, temperature)
+        assert record["value"] == pytest.approx(model.fit(*both).score(x["test"], y["test"]), abs=1e-9)
+        heldout = model.fit(x["train"], y["train"]).score(x["heldout"], y["heldout"])
+        assert protocol["heldout"] == pytest.approx(heldout, abs=1e-9)
+        assert 0.3 < record["value"] < 0.99
+
+
+def test_more_neighbours_than_labels_are_refused_beforehand() -> None:
+    with pytest.raises(ValueError, match=r"200 neighbours, but the bank holds 150"):
+        KNNProbe().check({"train": 150, "heldout": 50, "test": 1})
+    KNNProbe(ks=[150]).check({"train": 150, "heldout": 50, "test": 1})
+
+
+@pytest.mark.parametrize("options", [{"ks": []}, {"ks": [0]}, {"pool": 0}, {"temperature": 0.0}])
+def test_bad_values_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"probe\.knn"):
+        KNNProbe(**options)

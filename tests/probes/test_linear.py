@@ -1,0 +1,116 @@
+"""Linear probe: against scikit-learn, and blind to the test split until the end."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ssl_lightning.encoding import Features
+from ssl_lightning.probes.linear import LinearProbe, standardisation
+from ssl_lightning.seeding import generator
+
+CLASSES = 6
+SIZES = {"train": 300, "heldout": 100, "test": 200}
+
+
+def make(noise: float = 1.5, classes: int = CLASSES) -> Features:
+    """One stage of 16 features, of unequal scale and with a mean that is not 0."""
+    labels, pooled = {}, {}
+    centres = torch.randn(classes, 16, generator=generator("centres"))
+    for split, n in SIZES.items():
+        stream = generator("linear", split)
+        labels[split] = torch.arange(n) % classes
+        x = centres[labels[split]] + noise * torch.randn(n, 16, generator=stream)
+        pooled[split] = {("stage1", (2, 2)): x * torch.logspace(-1, 1.5, 16) + 5}
+    return Features(labels, ("stage1",), {("stage1", 2): (2, 2)}, pooled, 1.0, 1.0)
+
+
+def with_maps(features: Features, change) -> Features:
+    pooled = {s: {key: change(x) for key, x in maps.items()} for s, maps in features.pooled.items()}
+    return replace(features, pooled=pooled)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_figures_are_scikit_learns(refit: bool) -> None:
+    features, l2 = make(), 0.01
+    records = {r["metric"]: r for r in LinearProbe(l2=[l2], refit=refit).run(features, num_classes=CLASSES)}
+    train, heldout, test = (features.get(s, "stage1", 2).numpy() for s in SIZES)
+    labels = {split: y.numpy() for split, y in features.labels.items()}
+    x = np.concatenate([train, heldout]) if refit else train
+    y = np.concatenate([labels["train"], labels["heldout"]]) if refit else labels["train"]
+    mean, std = train.mean(0), train.std(0)
+    model = LogisticRegression(C=1 / (len(x) * l2), max_iter=5000, tol=1e-8).fit((x - mean) / std, y)
+    probability = model.predict_proba((test - mean) / std)
+    best = np.argsort(-probability, axis=1)
+    for k in (1, 5):
+        expected = (best[:, :k] == labels["test"][:, None]).any(1).mean()
+        assert records[f"top{k}"]["value"] == pytest.approx(expected, abs=1 / 200)  # a near tie may turn
+    assert 0.4 < records["top1"]["value"] < 0.95  # neither hopeless nor trivial, or this says little
+
+
+def test_the_penalty_is_the_best_on_heldout_images() -> None:
+    features, candidates = make(2.5), [30.0, 1.0, 1e-2, 1e-4]
+    chosen = LinearProbe(l2=candidates).run(features, num_classes=CLASSES)[0]["protocol"]
+    alone = {
+        l2: LinearProbe(l2=[l2]).run(features, num_classes=CLASSES)[0]["protocol"]["heldout"]
+        for l2 in candidates
+    }
+    assert chosen["candidates"] == {str(l2): value for l2, value in alone.items()}
+    assert chosen["heldout"] == max(alone.values())
+    assert chosen["l2"] == max(
+        l2 for l2 in candidates if alone[l2] == chosen["heldout"]
+    )  # the stronger of a tie
+    assert len(set(alone.values())) > 1
+
+
+def test_the_test_split_chooses_nothing() -> None:
+    features = make()
+    poisoned = replace(features, labels=features.labels | {"test": (features.labels["test"] + 1) % CLASSES})
+    clean, other = (LinearProbe().run(f, num_classes=CLASSES)[0] for f in (features, poisoned))
+    assert other["protocol"] == clean["protocol"]
+    assert other["value"] < clean["value"]
+
+
+def test_scale_shift_and_dead_features_do_not_matter() -> None:
+    def changed(x: Tensor) -> Tensor:
+        return torch.cat([x * 1000 - 3, torch.full_like(x[:, :2], 0.1)], 1)
+
+    features = make()
+    one, two = (
+        LinearProbe(l2=[0.01]).run(f, num_classes=CLASSES)[0]
+        for f in (features, with_maps(features, changed))
+    )
+    assert two["value"] == pytest.approx(one["value"], abs=1 / 200)
+    assert (one["protocol"]["dims"], two["protocol"]["dims"]) == (16, 18)
+
+
+def test_a_feature_that_never_varied_in_training_is_left_out() -> None:
+    shift, scale = standardisation(torch.tensor([[1.0, 0.1, 0.0], [3.0, 0.1, 0.0]]))
+    assert scale.tolist() == [1.0, 0.0, 0.0]
+    assert shift[0] == 2.0
+
+
+def test_separable_classes_are_separated_and_top5_needs_more_than_five() -> None:
+    (record,) = LinearProbe().run(make(0.05, classes=5), num_classes=5)
+    assert (record["metric"], record["value"]) == ("top1", 1.0)
+
+
+def test_no_convergence_is_said() -> None:
+    protocol = LinearProbe(max_iter=1).run(make(), num_classes=CLASSES)[0]["protocol"]
+    assert not protocol["converged"]
+    assert "in 1 iterations" in protocol["warning"]
+    assert "warning" not in LinearProbe().run(make(), num_classes=CLASSES)[0]["protocol"]
+
+
+def test_nothing_to_choose_by_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"300 training and 0 held-out"):
+        LinearProbe().check({"train": 300, "heldout": 0, "test": 5})
+
+
+@pytest.mark.parametrize("options", [{"pool": 0}, {"l2": []}, {"l2": [0.0]}, {"max_iter": 0}, {"tol": 0.0}])
+def test_bad_values_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"probe\.linear"):
+        LinearProbe(**options)
