@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
@@ -34,8 +35,8 @@ def make_trainer(
         num_nodes: Machines.
         strategy: Lightning's name; "auto" is DDP for several processes.
         precision: Lightning's name, or "auto": see `choose_precision`.
-        sync_batchnorm: Share batch-norm statistics between processes, so that their number does not
-            change the science.
+        sync_batchnorm: Share batch-norm statistics between GPUs, so that their number does not change the
+            science. torch has no such layer for processes on the CPU: there each keeps its own.
         callbacks: What watches the run.
         logger: Where figures go.
         **options: Further keywords of `pytorch_lightning.Trainer`.
@@ -53,7 +54,8 @@ def make_trainer(
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu and int(devices) > torch.cuda.device_count():
         raise ValueError(
-            f"trainer.devices is {devices}, but there are {torch.cuda.device_count()} GPUs; lower it, or trainer=cpu"
+            f"trainer.devices is {devices}, but there are {torch.cuda.device_count()} GPUs; "
+            "lower it, or use trainer=cpu"
         )
     return pl.Trainer(
         accelerator=accelerator,
@@ -61,7 +63,7 @@ def make_trainer(
         num_nodes=num_nodes,
         strategy=strategy,
         precision=choose_precision(on_gpu) if precision == "auto" else precision,  # type: ignore[arg-type]
-        sync_batchnorm=sync_batchnorm,
+        sync_batchnorm=sync_batchnorm and on_gpu,
         callbacks=list(callbacks),
         logger=list(logger),
         num_sanity_val_steps=0,
@@ -69,6 +71,17 @@ def make_trainer(
         enable_model_summary=False,
         **options,
     )
+
+
+def join_processes() -> None:
+    """Join the other ranks of this run, before Lightning would: the probes need them too."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        return
+    on_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # both, each for its kind of tensor: trainer=cpu must work on a machine with GPUs
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
 
 
 def choose_precision(on_gpu: bool) -> str:
@@ -98,7 +111,7 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 
 def peak_memory_gb() -> dict[str, float]:
-    """Highest memory that this process has held so far, in GB: on the host, and on the GPU if there is one."""
+    """Highest memory held by this process so far, in GB: on the host, and on the GPU if there is one."""
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
     if torch.cuda.is_available():

@@ -158,7 +158,7 @@ def failure_message(folder: Path, rank: int, code: int) -> str:
 
 
 def read_objective(folder: Path, objective: str | None) -> float | None:
-    """Read the figure `probe/<probe>/<metric>` (best stage, chosen on held-out images) or a pretext metric."""
+    """Read the figure that a sweeper optimises (`ssl_lightning.results.objective_value`), if any."""
     results = folder / "results.json"
     if objective is None or not results.exists():
         return None

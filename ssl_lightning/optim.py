@@ -26,9 +26,7 @@ def one_cycle(
     return OneCycleLR(optimizer, peak, total_steps=total_steps, pct_start=warmup, div_factor=div_factor)
 
 
-def cosine(
-    optimizer: Optimizer, total_steps: int, *, warmup: float = 0.0, final: float = 0.0
-) -> LRScheduler:
+def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float = 0.0, final: float = 0.0) -> LRScheduler:
     """Linear warm-up over a fraction of the run, then a half cosine down to `final` * lr."""
     _check_fraction("warmup", warmup)
     warmup_steps = round(warmup * total_steps)

@@ -93,5 +93,7 @@ def objective_value(results: dict[str, Any], objective: str) -> float:
     if best is None:
         names = {f"probe/{r['probe']}/{r['metric']}" for r in rows}
         names |= {f"pretext/{name}" for name in results["pretext"]}
-        raise ValueError(f"objective is {objective!r}; this run has {', '.join(sorted(names)) or 'no figures'}")
+        raise ValueError(
+            f"objective is {objective!r}; this run has {', '.join(sorted(names)) or 'no figures'}"
+        )
     return float(best["protocol"]["heldout"])

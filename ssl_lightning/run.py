@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
@@ -14,7 +14,7 @@ from torch import nn
 
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.data.base import PairedDataModule
-from ssl_lightning.hardware import make_trainer, memory_format, peak_memory_gb
+from ssl_lightning.hardware import join_processes, make_trainer, memory_format, peak_memory_gb
 from ssl_lightning.networks.features import check_input_size
 from ssl_lightning.probes.base import Probe, run_probes
 from ssl_lightning.report.summary import print_header, print_summary
@@ -29,6 +29,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     Raises:
         ValueError: The parts do not fit each other; nothing was trained nor written then.
     """
+    join_processes()
     job = Run(cfg, folder)
     job.print_header()
     try:
@@ -82,7 +83,7 @@ class Run:
             self.task.branches(),
             self.task.probe_input,
             self.probes,
-            {split: self.data.downstream(split) for split in SPLITS},  # type: ignore[arg-type]
+            {split: self.data.downstream(split) for split in SPLITS},
             num_classes=self.data.spec.num_classes or 0,
             precision=self.trainer.precision_plugin.forward_context,
             device=self.trainer.strategy.root_device,
@@ -98,8 +99,7 @@ class Run:
 
     def results(self, status: str) -> dict[str, Any]:
         """The content of results.json as things stand."""
-        cfg = OmegaConf.to_container(self.cfg)
-        assert isinstance(cfg, dict)
+        config = cast(dict[str, Any], OmegaConf.to_container(self.cfg))
         task, data, backbone = self.choices()
         metrics = self.trainer.callback_metrics
         return {
@@ -118,7 +118,7 @@ class Run:
                 "peak_memory_gb": peak_memory_gb(),
                 "git": git_revision(),
                 "versions": versions(),
-                "config_sha256": config_sha256(cfg),
+                "config_sha256": config_sha256(config),
                 "status": status,
             },
             "pretext": {name: float(value) for name, value in metrics.items() if name.startswith("val/")},
@@ -134,15 +134,18 @@ class Run:
         if not self.trainer.is_global_zero:
             return
         task, data, backbone = self.choices()
-        trunk_parameters = sum(p.numel() for p in self.task.backbone.parameters())
+        size = sum(p.numel() for p in self.task.backbone.parameters())
         facts = {
-            "run": f"{task} on {data} with {backbone} ({trunk_parameters:,} parameters), seed {self.cfg.seed}",
+            "run": f"{task} on {data} with {backbone} ({size:,} parameters), seed {self.cfg.seed}",
             "hardware": f"{self.trainer.world_size} x {self.trainer.strategy.root_device.type}, "
             f"{self.trainer.precision}, {'channels-last' if self.cfg.channels_last else 'NCHW'}, "
             f"{torch.get_num_threads()} threads each",
         }
         if self.task.needs_training:
-            batch, views = self.data.batch_size * self.cfg.trainer.accumulate_grad_batches, self.task.views_per_image
+            batch, views = (
+                self.data.batch_size * self.cfg.trainer.accumulate_grad_batches,
+                self.task.views_per_image,
+            )
             base = self.cfg.optimizer.lr
             facts["batch"] = f"{batch} images x {views} views = {batch * views} through the trunk"
             facts["lr"] = f"{base * self.task.lr_factor(batch):g} (base {base:g})"
@@ -170,4 +173,4 @@ def build_task(cfg: DictConfig, data: PairedDataModule) -> PretextTask:
         seed=cfg.seed,
         channels_last=cfg.channels_last,
     )
-    return task.to(memory_format=memory_format(cfg.channels_last))  # type: ignore[call-overload, no-any-return]
+    return task.to(memory_format=memory_format(cfg.channels_last))

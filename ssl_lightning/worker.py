@@ -14,9 +14,10 @@ import threading
 import traceback
 import warnings
 from pathlib import Path
+from typing import cast
 
 from hydra.errors import InstantiationException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.launch import CONFIG_NAME, ERROR_NAME, PARENT_PIPE
 
@@ -36,13 +37,13 @@ def main() -> int:
         return 2
     folder = Path(sys.argv[1])
     die_with_parent()
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in NOISE:
-        warnings.filterwarnings("ignore", message)
     try:
         from ssl_lightning.run import run
 
-        run(OmegaConf.load(folder / CONFIG_NAME), folder)
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
+        for message in NOISE:
+            warnings.filterwarnings("ignore", message)
+        run(cast(DictConfig, OmegaConf.load(folder / CONFIG_NAME)), folder)
     except Exception as error:
         leave_report(folder, error)
         return 1

@@ -69,9 +69,7 @@ def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Pat
         assert isinstance(optimizer, torch.optim.Optimizer)
     elif group == "scheduler":
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0, momentum=0.9)
-        assert isinstance(
-            instantiate(cfg.scheduler)(optimizer, 100), torch.optim.lr_scheduler.LRScheduler
-        )
+        assert isinstance(instantiate(cfg.scheduler)(optimizer, 100), torch.optim.lr_scheduler.LRScheduler)
     else:
         assert instantiate(cfg[group]) is not None
 

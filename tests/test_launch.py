@@ -23,12 +23,17 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None
     package = tmp_path / "stand_in" / "ssl_lightning"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "worker.py").write_text(f"import os, sys, time, pathlib\nfolder = pathlib.Path(sys.argv[1])\n{body}")
+    (package / "worker.py").write_text(
+        f"import os, sys, time, pathlib\nfolder = pathlib.Path(sys.argv[1])\n{body}"
+    )
     monkeypatch.setattr(launch, "__file__", str(package / "launch.py"))
 
 
 def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    body = "e = os.environ\n(folder / e['RANK']).write_text(' '.join(e[n] for n in ('LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT')))"
+    body = (
+        "e = os.environ\nnames = ('LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT')\n"
+        "(folder / e['RANK']).write_text(' '.join(e[n] for n in names))"
+    )
     stand_in(tmp_path, monkeypatch, body)
     monkeypatch.setenv("GROUP_RANK", "7")  # of some job around us
     start_ranks(tmp_path, 2)
@@ -52,7 +57,7 @@ def test_one_failure_ends_all_with_its_message(tmp_path: Path, monkeypatch: pyte
 
 def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
-    with pytest.raises(RunError, match="rank 0 .*SIGKILL"):
+    with pytest.raises(RunError, match=r"rank 0 .*SIGKILL"):
         start_ranks(tmp_path, 1)
 
 
@@ -78,7 +83,10 @@ def test_workers_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
             os.kill(worker, 0)
         except ProcessLookupError:
             return
-        if Path(f"/proc/{worker}/stat").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z":
+        if (
+            Path(f"/proc/{worker}/stat").exists()
+            and Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z"
+        ):
             return  # ended; whoever adopted it has not reaped it yet
         time.sleep(0.05)
     os.kill(worker, 9)

@@ -67,5 +67,9 @@ def test_the_launcher_does_not_import_torch() -> None:
 def test_the_base_class_knows_no_task_and_no_data() -> None:
     names = {p.stem for folder in ("task", "data") for p in (ROOT / "conf" / folder).glob("*.yaml")}
     for base in ("tasks/base.py", "data/base.py", "probes/base.py", "run.py"):
-        words = {node.id for node in ast.walk(ast.parse((PACKAGE / base).read_text())) if isinstance(node, ast.Name)}
+        words = {
+            node.id
+            for node in ast.walk(ast.parse((PACKAGE / base).read_text()))
+            if isinstance(node, ast.Name)
+        }
         assert not words & (names - {"random", "folder"}), base

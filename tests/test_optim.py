@@ -36,7 +36,15 @@ def test_cosine_against_its_formula() -> None:
 
 def test_multistep_is_rotnets_at_any_length() -> None:
     found = rates(optim.multistep, 200, lr=0.1, milestones=[0.3, 0.6, 0.8], gamma=0.2)
-    for epoch, expected in ((0, 0.1), (59, 0.1), (60, 0.02), (119, 0.02), (120, 0.004), (160, 0.0008), (199, 0.0008)):
+    for epoch, expected in (
+        (0, 0.1),
+        (59, 0.1),
+        (60, 0.02),
+        (119, 0.02),
+        (120, 0.004),
+        (160, 0.0008),
+        (199, 0.0008),
+    ):
         assert found[epoch] == pytest.approx(expected)
 
 

@@ -12,7 +12,7 @@ def test_a_stream_is_the_same_on_every_machine() -> None:
 
 
 def test_names_do_not_run_into_each_other() -> None:
-    names = list(itertools.product(range(12), repeat=3)) + [(1, 11), (11, 1), (111,), ("1", 11)]
+    names = [*itertools.product(range(12), repeat=3), (1, 11), (11, 1), (111,), ("1", 11)]
     seeds = {stream_seed(*name) for name in names}
     assert len(seeds) == len(names)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -43,10 +44,8 @@ class PanelPicture(Callback):
                 logger.experiment.add_figure("panel", figure, trainer.current_epoch)
 
 
-def draw(panel: Panel):  # type: ignore[no-untyped-def]  # matplotlib is imported only where it is used
+def draw(panel: Panel) -> Figure:
     """Draw a panel as a matplotlib figure: pictures in rows, titles above, captions below each."""
-    from matplotlib.figure import Figure
-
     rows, columns = panel.images.shape[:2]
     figure = Figure(figsize=(1.5 * columns + 0.3, 1.75 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)

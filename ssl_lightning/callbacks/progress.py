@@ -26,7 +26,9 @@ class ProgressBar(Callback):
 
     def __init__(self, every_s: float = 0.5, plain_every_s: float = 15.0) -> None:
         if min(every_s, plain_every_s) <= 0:
-            raise ValueError(f"every_s is {every_s} and plain_every_s {plain_every_s}; both are seconds above 0")
+            raise ValueError(
+                f"every_s is {every_s} and plain_every_s {plain_every_s}; both are seconds above 0"
+            )
         self.console = Console()
         self.interval = every_s if self.console.is_terminal else plain_every_s
         self._drawn = 0.0
@@ -38,7 +40,12 @@ class ProgressBar(Callback):
         self._throughput = watches[0] if watches else self._throughput
         self._drawn = time.monotonic()
         if trainer.is_global_zero and self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self.console)
             self._bar.add_task("pretraining", total=None, figures="")
             self._bar.start()
@@ -70,7 +77,9 @@ class ProgressBar(Callback):
         title = f"epoch {trainer.current_epoch + 1}"
         title += f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=title, completed=done, total=total, figures=figures)
+            self._bar.update(
+                self._bar.task_ids[0], description=title, completed=done, total=total, figures=figures
+            )
         else:
             self.console.print(f"{title}: batch {done}/{total}  {figures}", highlight=False)
 

@@ -105,8 +105,3 @@ def check_input_size(backbone: Any, image_size: int) -> None:
             f"{smallest} px; set data.image_size to {smallest} or more, or choose a backbone with a smaller "
             "stride, such as convnet"
         )
-
-
-def feature_dims(backbone: Any) -> dict[str, int]:
-    """Channels of every stage map under the stage's name in the results: stage1, stage2, ..."""
-    return {f"stage{index}": width for index, width in enumerate(backbone.feature_info.channels(), start=1)}

@@ -32,50 +32,56 @@ def print_summary(results: dict[str, Any], folder: Path) -> None:
         solving = {name: s for name, s in probe_s.items() if name != "encode_s"}
         parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in solving.items())
         ratio = sum(solving.values()) / max(probe_s["encode_s"], 1e-9)
-        console.print(f"probes: one encode pass {probe_s['encode_s']:.1f} s, then {parts} ({ratio:.2f}x the pass)")
+        console.print(
+            f"probes: one encode pass {probe_s['encode_s']:.1f} s, then {parts} ({ratio:.2f}x the pass)"
+        )
     memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run["peak_memory_gb"].items())
-    console.print(f"{run['wall_s']:.0f} s in all, {run['images_per_s']:,.0f} images/s in pretraining, peak memory {memory}")
+    console.print(
+        f"{run['wall_s']:.0f} s in all, {run['images_per_s']:,.0f} images/s in pretraining, "
+        f"peak memory {memory}"
+    )
     console.print(f"run folder: {folder}", markup=False)
 
 
 def summary_table(records: list[Record]) -> Table:
-    """Make the table of a run: a row per branch and stage, a group of columns per probe.
+    """Make the table of a run: a row per branch and stage, a column per probe.
 
-    The best stage of each probe, marked with *, is the one that did best on held-out images; the
-    figures shown are those of the test images.
+    A cell holds the test figure before and after pretraining and the gain, in points. The best stage of
+    each probe, marked with *, is the one that did best on held-out images.
     """
-    table = Table(title="Test figures in %; * best stage, chosen on held-out images", title_justify="left")
+    table = Table(title="Test top-1 in %, untrained → trained; * best stage, chosen on held-out images")
+    table.title_justify = "left"
     table.add_column("branch")
     table.add_column("stage")
-    columns = list(dict.fromkeys(_column(r) for r in records))
-    cells = {(r["branch"], r["stage"], _column(r), r["trained"]): r for r in records}
-    states = sorted({r["trained"] for r in records})
-    best = {}
+    shown = [r for r in records if r["metric"] == "top1"]
+    columns = list(dict.fromkeys(_column(r) for r in shown))
     for column in columns:
-        for trained in states:
-            label = f"{column}\n{'trained' if trained else 'untrained'}"
-            table.add_column(label, justify="right", no_wrap=True)
-            for branch in {r["branch"] for r in records}:
-                group = [
-                    r for r in records if (_column(r), r["trained"], r["branch"]) == (column, trained, branch)
-                ]
-                best[column, trained, branch] = best_stage(group)
-        if len(states) == 2:
-            table.add_column("\ngain", justify="right", no_wrap=True)
-    for branch, stage in dict.fromkeys((r["branch"], r["stage"]) for r in records):
-        row = [branch, stage]
+        table.add_column(column, justify="right", no_wrap=True)
+    for branch, stage in dict.fromkeys((r["branch"], r["stage"]) for r in shown):
+        cells = []
         for column in columns:
-            found = [cells.get((branch, stage, column, trained)) for trained in states]
-            for trained, record in zip(states, found, strict=True):
-                mark = "*" if record is not None and record is best[column, trained, branch] else " "
-                row.append("-" if record is None else f"{100 * record['value']:.1f}{mark}")
-            if len(states) == 2:
-                both = None not in found
-                row.append(f"{100 * (found[1]['value'] - found[0]['value']):+.1f}" if both else "-")
-        table.add_row(*row)
+            of_column = [r for r in shown if (_column(r), r["branch"]) == (column, branch)]
+            cells.append(
+                _cell(
+                    [r for r in of_column if not r["trained"]], [r for r in of_column if r["trained"]], stage
+                )
+            )
+        table.add_row(branch, stage, *cells)
     return table
+
+
+def _cell(untrained: list[Record], trained: list[Record], stage: str) -> str:
+    values, texts = [], []
+    for records in (untrained, trained):
+        best = best_stage(records)
+        for record in records:
+            if record["stage"] == stage:
+                values.append(100 * record["value"])
+                texts.append(f"{values[-1]:.1f}{'*' if record is best else ' '}")
+    gain = [f"{values[1] - values[0]:+5.1f}"] if len(values) == 2 else []
+    return "  ".join([" → ".join(texts), *gain])
 
 
 def _column(record: Record) -> str:
     k = record["protocol"].get("k")
-    return f"{record['probe']}{'' if k is None else f' k={k}'} {record['metric']}"
+    return record["probe"] if k is None else f"{record['probe']} k={k}"

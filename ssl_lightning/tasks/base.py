@@ -53,6 +53,9 @@ class PretextTask(pl.LightningModule):
     needs_labels = False  # True for a control that learns from the labels of the pretraining images
     views_per_image = 1  # images that enter the trunk per pretraining image: the effective batch
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -66,7 +69,9 @@ class PretextTask(pl.LightningModule):
     ) -> None:
         super().__init__()
         if lr_reference_batch is not None and lr_reference_batch < 1:
-            raise ValueError(f"lr_reference_batch is {lr_reference_batch}; it is null or a positive batch size")
+            raise ValueError(
+                f"lr_reference_batch is {lr_reference_batch}; it is null or a positive batch size"
+            )
         self.backbone = backbone
         self.spec = spec
         self.seed = seed

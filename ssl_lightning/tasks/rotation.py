@@ -31,13 +31,17 @@ class Rotation(PretextTask):
     def __init__(self, backbone: nn.Module, spec: ImageSpec, *, copies: int = 4, **base: Any) -> None:
         super().__init__(backbone, spec, **base)
         if copies not in (1, NUM_ROTATIONS):
-            raise ValueError(f"copies is {copies}; allowed are 4 (all rotations of each image) and 1 (one drawn)")
+            raise ValueError(
+                f"copies is {copies}; allowed are 4 (all rotations of each image) and 1 (one drawn)"
+            )
         self.views_per_image = copies
         self.head = PooledClassifier(backbone, NUM_ROTATIONS)
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         x = self.normalise(images)
-        x, angle = rotate_four(x) if self.views_per_image == 4 else rotate_one(x, stream)  # (4B, C, H, W), (4B,)
+        x, angle = (
+            rotate_four(x) if self.views_per_image == 4 else rotate_one(x, stream)
+        )  # (4B, C, H, W), (4B,)
         logits = self.head(self.backbone(x))  # (4B, 4)
         return {
             "loss": F.cross_entropy(logits, angle),

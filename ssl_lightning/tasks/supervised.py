@@ -48,6 +48,7 @@ class Supervised(PretextTask):
         probability = self.head(self.backbone(self.normalise(images))).softmax(1)
         confidence, answer = probability.max(1)
         text = [
-            f"{self.class_names[a]}, {c:.2f}" for a, c in zip(answer.tolist(), confidence.tolist(), strict=True)
+            f"{self.class_names[a]}, {c:.2f}"
+            for a, c in zip(answer.tolist(), confidence.tolist(), strict=True)
         ]
         return Panel(images[:, None], ["image and answer"], [[line] for line in text])
