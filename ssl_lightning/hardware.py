@@ -87,8 +87,7 @@ def join_processes() -> None:
 def choose_precision(on_gpu: bool) -> str:
     """bf16-mixed where the hardware computes in bfloat16, else 32-true.
 
-    A CPU without bfloat16 instructions (AMX or AVX-512 BF16) emulates them: a training step of the
-    quick start's trunk was 12 times slower there than in fp32 (AMD EPYC with AVX2, 2 cores).
+    A CPU without bfloat16 instructions (AMX or AVX-512 BF16) emulates them, many times slower than fp32.
     """
     if on_gpu:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"

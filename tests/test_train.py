@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
-SMALL = ["data=fake", "trainer=debug", "probe.knn.ks=[5]"]
+SMALL = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "probe_untrained=true"]
 
 
 def train(tmp_path: Path, *overrides: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
@@ -92,7 +92,7 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, overrides: list[str], mess
 
 
 def test_a_sweep_makes_one_folder_per_job(tmp_path: Path) -> None:
-    sweep = ["-m", "task=random,rotation", "trainer.devices=1", "probe=[knn]", "logger=[]"]
-    train(tmp_path, *SMALL, *sweep)
+    sweep = ["task=random,rotation", "trainer.devices=1", "probe=[knn]", "logger=[]"]
+    train(tmp_path, *SMALL, *sweep, "-m")
     found = sorted(path.parent.name for path in tmp_path.rglob("results.json"))
     assert found == ["run_0", "run_1"]

@@ -51,8 +51,8 @@ def summary_table(records: list[Record]) -> Table:
     """
     table = Table(title="Test top-1 in %, untrained → trained; * best stage, chosen on held-out images")
     table.title_justify = "left"
-    table.add_column("branch")
-    table.add_column("stage")
+    table.add_column("branch", no_wrap=True)
+    table.add_column("stage", no_wrap=True)
     shown = [r for r in records if r["metric"] == "top1"]
     columns = list(dict.fromkeys(_column(r) for r in shown))
     for column in columns:
