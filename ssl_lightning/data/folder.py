@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_lightning.data.base import PairedDataModule, Pairing
@@ -141,7 +141,7 @@ class Folder(PairedDataModule):
             )
         unseen = [path for path in pretrain if path.resolve() not in tested]
         if len(unseen) < len(pretrain):
-            rank_zero_info(
+            rank_zero_warn(
                 f"{len(pretrain) - len(unseen)} images of {self.pretrain_dir} are in {self.test_dir} "
                 "and so are not pretrained on"
             )

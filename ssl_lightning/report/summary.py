@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -49,10 +50,9 @@ def summary_table(records: list[Record]) -> Table:
     A cell holds the test figure before and after pretraining and the gain, in points. The best stage of
     each probe, marked with *, is the one that did best on held-out images.
     """
-    table = Table(title="Test top-1 in %, untrained → trained; * best stage, chosen on held-out images")
-    table.title_justify = "left"
-    table.add_column("branch", no_wrap=True)
-    table.add_column("stage", no_wrap=True)
+    title = "Test top-1 in %, untrained → trained; * best stage, chosen on held-out images"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trunk", no_wrap=True)
     shown = [r for r in records if r["metric"] == "top1"]
     columns = list(dict.fromkeys(_column(r) for r in shown))
     for column in columns:
@@ -61,25 +61,22 @@ def summary_table(records: list[Record]) -> Table:
         cells = []
         for column in columns:
             of_column = [r for r in shown if (_column(r), r["branch"]) == (column, branch)]
-            cells.append(
-                _cell(
-                    [r for r in of_column if not r["trained"]], [r for r in of_column if r["trained"]], stage
-                )
-            )
-        table.add_row(branch, stage, *cells)
+            cells.append(_cell(of_column, stage))
+        table.add_row(stage if branch == "backbone" else f"{branch} {stage}", *cells)
     return table
 
 
-def _cell(untrained: list[Record], trained: list[Record], stage: str) -> str:
+def _cell(of_column: list[Record], stage: str) -> str:
     values, texts = [], []
-    for records in (untrained, trained):
+    for trained in (False, True):
+        records = [r for r in of_column if r["trained"] == trained]
         best = best_stage(records)
         for record in records:
             if record["stage"] == stage:
                 values.append(100 * record["value"])
                 texts.append(f"{values[-1]:.1f}{'*' if record is best else ' '}")
     gain = [f"{values[1] - values[0]:+5.1f}"] if len(values) == 2 else []
-    return "  ".join([" → ".join(texts), *gain])
+    return " ".join([" → ".join(texts), *gain])
 
 
 def _column(record: Record) -> str:
