@@ -27,6 +27,7 @@ NOISE = (
     "You have overridden `on_after_batch_transfer`",  # uint8 -> float is the task's
     ".*isinstance\\(treespec, LeafSpec\\)",
     ".*does not have many workers",
+    "The number of training batches",  # of a short run is below log_every_n_steps
 )
 
 

@@ -50,10 +50,15 @@ def summary_table(records: list[Record]) -> Table:
     A cell holds the test figure before and after pretraining and the gain, in points. The best stage of
     each probe, marked with *, is the one that did best on held-out images.
     """
-    title = "Test top-1 in %, untrained → trained; * best stage, chosen on held-out images"
+    shown = [r for r in records if r["metric"] == "top1"]
+    states = [
+        name
+        for name, on in (("untrained", False), ("trained", True))
+        if any(r["trained"] == on for r in shown)
+    ]
+    title = f"Test top-1 in %, {' → '.join(states)}; * best stage, chosen on held-out images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("trunk", no_wrap=True)
-    shown = [r for r in records if r["metric"] == "top1"]
     columns = list(dict.fromkeys(_column(r) for r in shown))
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
