@@ -31,7 +31,7 @@ def make_trainer(
 
     Args:
         accelerator: "auto", "cpu", "gpu", or any of Lightning's.
-        devices: Processes on this machine; "auto" takes as many as the launcher started.
+        devices: Processes on this machine; "auto" and -1 take as many as the launcher started.
         num_nodes: Machines.
         strategy: Lightning's name; "auto" is DDP for several processes.
         precision: Lightning's name, or "auto": see `choose_precision`.
@@ -50,7 +50,7 @@ def make_trainer(
             "use trainer=cpu, or check the driver with `python -m torch.utils.collect_env`"
         )
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
-    if devices == "auto":
+    if devices in ("auto", -1):
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if on_gpu and int(devices) > torch.cuda.device_count():
         raise ValueError(

@@ -164,7 +164,10 @@ def read_objective(folder: Path, objective: str | None) -> float | None:
         return None
     from ssl_lightning.results import objective_value
 
-    return objective_value(json.loads(results.read_text()), objective)
+    try:
+        return objective_value(json.loads(results.read_text()), objective)
+    except ValueError as error:
+        raise RunError(f"error: {error}") from None
 
 
 def free_port() -> int:
