@@ -8,6 +8,7 @@ This module is imported by every entry: it must not import torch, which takes se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -111,6 +112,11 @@ def start_ranks(folder: Path, count: int) -> None:
             rank_environment = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             workers.append(subprocess.Popen(command, env=rank_environment, pass_fds=[read_end]))
         failed = wait_for_all(workers)
+    except KeyboardInterrupt:  # Ctrl-C reached the workers too: let them write down how far they came
+        for worker in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait(GRACE_S)
+        raise SystemExit(128 + signal.SIGINT) from None
     finally:
         end_all(workers)
         os.close(read_end)

@@ -35,9 +35,9 @@ class LinearProbe(Probe):
         self,
         *,
         pool: int = 2,
-        l2: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+        l2: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4),
         max_iter: int = 200,
-        tol: float = 1e-5,
+        tol: float = 3e-4,
         refit: bool = True,
     ) -> None:
         if pool < 1:
