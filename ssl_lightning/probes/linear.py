@@ -98,6 +98,7 @@ class LinearProbe(Probe):
             "refit": self.refit,
             "labels": {"train": len(train), "heldout": len(heldout)},
             "iterations": iterations,
+            "tol": self.tol,
             "converged": converged,
         }
         if not converged:
