@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,7 @@ def knn_scores(
     ks: Sequence[int],
     *,
     temperature: float = 0.07,
-    batch_size: int = 1024,
+    batch_size: int = 256,
 ) -> Tensor:
     """Let the k most similar samples of the bank vote with weight `exp(cosine / temperature)`.
 
@@ -43,9 +44,12 @@ def knn_scores(
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     unit_bank = F.normalize(bank, dim=1)
     scores = queries.new_zeros(len(ks), len(queries), num_classes)
+    # one buffer: asking the system for so much memory anew takes as long as the product
+    buffer = queries.new_empty(min(batch_size, len(queries)), len(bank))
     for first in range(0, len(queries), batch_size):
         batch = F.normalize(queries[first : first + batch_size], dim=1)
-        similarity, index = (batch @ unit_bank.T).topk(max(ks), dim=1)  # (B, k), nearest first
+        similarities = torch.mm(batch, unit_bank.T, out=buffer[: len(batch)])
+        similarity, index = similarities.topk(max(ks), dim=1)  # (B, k), nearest first
         # minus the nearest: the same shares, and no overflow at low temperatures
         weight = ((similarity - similarity[:, :1]) / temperature).exp_()
         voted = bank_labels[index]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_lightning.encoding import Features
 from ssl_lightning.ops.knn import topk_accuracy
-from ssl_lightning.ops.logistic import LogisticFit, fit_logistic
+from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
 from ssl_lightning.probes.base import Probe, Record, make_record
 
 
@@ -25,6 +25,8 @@ class LinearProbe(Probe):
         l2: Strengths of the penalty to choose from: the loss is mean cross-entropy + l2 / 2 * |weight|^2.
         max_iter: Iterations of L-BFGS at most, per fit.
         tol: Largest entry of the gradient that counts as converged.
+        select_tol: The same while choosing the penalty, if the chosen one is fitted again: held-out top-1
+            settles long before the weights do.
         refit: Fit again on training and held-out images with the chosen strength.
 
     Raises:
@@ -38,15 +40,20 @@ class LinearProbe(Probe):
         l2: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4),
         max_iter: int = 200,
         tol: float = 3e-4,
+        select_tol: float = 1e-3,
         refit: bool = True,
     ) -> None:
         if pool < 1:
             raise ValueError(f"probe.linear.pool is {pool}; it must be at least 1")
         if not l2 or min(l2) <= 0:
             raise ValueError(f"probe.linear.l2 is {list(l2)}; at least one strength is needed, all above 0")
-        if max_iter < 1 or tol <= 0:
-            raise ValueError(f"probe.linear has max_iter {max_iter} and tol {tol}; both must be above 0")
+        if max_iter < 1 or min(tol, select_tol) <= 0:
+            raise ValueError(
+                f"probe.linear has max_iter {max_iter}, tol {tol} and select_tol {select_tol}; "
+                "all must be above 0"
+            )
         self.pool, self.max_iter, self.tol, self.refit = pool, max_iter, tol, refit
+        self.select_tol = select_tol if refit else tol
         self.l2 = sorted((float(strength) for strength in l2), reverse=True)
 
     @property
@@ -74,7 +81,8 @@ class LinearProbe(Probe):
         shift, scale = standardisation(train)
         both = torch.cat([train, heldout]).sub_(shift).mul_(scale)  # (N_train + N_heldout, D)
         x, x_heldout = both[: len(train)], both[len(train) :]
-        fit = self._fit(x, labels["train"], num_classes, self.l2)
+        moments = second_moments(x)
+        fit = self._fit(x, labels["train"], num_classes, self.l2, moments, tol=self.select_tol)
         by_heldout = scores(fit, x_heldout)  # (R, N, K)
         by_l2 = topk_accuracy(by_heldout, labels["heldout"]).tolist()
         best = by_l2.index(max(by_l2))  # the first: strengths are in falling order
@@ -83,7 +91,7 @@ class LinearProbe(Probe):
         if self.refit:
             init = (fit.weight[best], fit.bias[best])
             all_labels = torch.cat([labels["train"], labels["heldout"]])
-            fit = self._fit(both, all_labels, num_classes, [chosen], init)
+            fit = self._fit(both, all_labels, num_classes, [chosen], moments, init, tol=self.tol)
             converged &= bool(fit.converged.all())
             best = 0
         test_scores = scores(fit, (test - shift) * scale)[best]
@@ -99,6 +107,7 @@ class LinearProbe(Probe):
             "labels": {"train": len(train), "heldout": len(heldout)},
             "iterations": iterations,
             "tol": self.tol,
+            "select_tol": self.select_tol,
             "converged": converged,
         }
         if not converged:
@@ -116,9 +125,14 @@ class LinearProbe(Probe):
         labels: Tensor,
         num_classes: int,
         l2: Sequence[float],
+        moments: Tensor,
         init: tuple[Tensor, Tensor] | None = None,
+        *,
+        tol: float,
     ) -> LogisticFit:
-        return fit_logistic(x, labels, num_classes, l2, max_iter=self.max_iter, tol=self.tol, init=init)
+        return fit_logistic(
+            x, labels, num_classes, l2, max_iter=self.max_iter, tol=tol, init=init, moments=moments
+        )
 
 
 def scores(fit: LogisticFit, x: Tensor) -> Tensor:
