@@ -1,9 +1,13 @@
 """Pretrain a trunk by a pretext task and probe it: `python train.py task=rotation data=cifar10`."""
 
+import sys
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
 from ssl_lightning.launch import launch
+from ssl_lightning.resume import is_resume, resume_main
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -13,4 +17,6 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    if is_resume(sys.argv[1:]):
+        sys.exit(resume_main(sys.argv[1:], Path(__file__).parent / "conf"))
     main()

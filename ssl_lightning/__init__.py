@@ -1,3 +1,14 @@
 """Self-supervised pretraining by pretext tasks, probed honestly, on Lightning and Hydra."""
 
+from typing import Any
+
+__all__ = ["load_backbone"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_backbone":  # late: the launcher imports this package and must not wait for torch
+        from ssl_lightning.weights import load_backbone
+
+        return load_backbone
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,8 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
+
+from ssl_lightning.checkpoints import AtomicCheckpointIO
+from ssl_lightning.launch import PARENT_PIPE as LAUNCHED
 
 
 def make_trainer(
@@ -22,7 +26,6 @@ def make_trainer(
     num_nodes: int = 1,
     strategy: str = "auto",
     precision: str = "auto",
-    sync_batchnorm: bool = True,
     callbacks: Iterable[Callback] = (),
     logger: Iterable[Logger] = (),
     **options: Any,
@@ -35,8 +38,6 @@ def make_trainer(
         num_nodes: Machines.
         strategy: Lightning's name; "auto" is DDP for several processes.
         precision: Lightning's name, or "auto": see `choose_precision`.
-        sync_batchnorm: Share batch-norm statistics between GPUs, so that their number does not change the
-            science. torch has no such layer for processes on the CPU: there each keeps its own.
         callbacks: What watches the run.
         logger: Where figures go.
         **options: Further keywords of `pytorch_lightning.Trainer`.
@@ -57,18 +58,23 @@ def make_trainer(
             f"trainer.devices is {devices}, but there are {torch.cuda.device_count()} GPUs; "
             "lower it, or use trainer=cpu"
         )
+    watching = list(callbacks)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if LAUNCHED in os.environ:  # or Lightning would take the numbers of a SLURM job around us for ours
+        plugins.append(LightningEnvironment())
     return pl.Trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
         strategy=strategy,
         precision=choose_precision(on_gpu) if precision == "auto" else precision,  # type: ignore[arg-type]
-        sync_batchnorm=sync_batchnorm and on_gpu,
-        callbacks=list(callbacks),
+        plugins=plugins,
+        callbacks=watching,
         logger=list(logger),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # our loaders cut every batch by rank themselves
         enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, Checkpoint) for c in watching),
         **options,
     )
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
@@ -28,13 +31,18 @@ from omegaconf.errors import OmegaConfBaseException
 CONFIG_NAME = "config.yaml"
 ERROR_NAME = "error.txt"
 PARENT_PIPE = "SSL_LIGHTNING_PARENT_PIPE"
-GRACE_S = 20.0
+STOP_GRACE_S = 300.0  # for the first rank to reach the end of a batch and save; a second signal cuts it
+CRASH_GRACE_S = 5.0  # for the ranks that are left after one crashed: they most likely wait for it
 # Set per rank below. Inherited ones (from a torchrun or SLURM job around us) would be wrong.
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 class RunError(CompactHydraException):
     """A run that did not finish. Hydra prints it without a traceback: the message is all."""
+
+
+class Stopped(BaseException):
+    """A signal asked the launcher to stop."""
 
 
 def launch(cfg: DictConfig) -> float | None:
@@ -44,22 +52,107 @@ def launch(cfg: DictConfig) -> float | None:
         The figure named by `cfg.objective` for a sweeper, or None if there is none.
 
     Raises:
-        RunError: The config does not resolve, or a process of the run failed.
+        RunError: The config does not resolve, the folder holds a run already, or a process failed.
     """
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
-    write_config(cfg, folder)
-    start_ranks(folder, count_devices(cfg.trainer.accelerator, cfg.trainer.devices))
+    resolved = resolve(cfg)
+    resolved.overrides = list(HydraConfig.get().overrides.task)  # what resume and the model card start from
+    check_devices(resolved)
+    if cfg.skip_finished and (done := finished_run(resolved)):
+        if {entry.name for entry in folder.iterdir()} <= {".hydra"}:
+            shutil.rmtree(folder)  # which Hydra has just made
+        print(f"skipped: {done} holds the finished results of this config", flush=True)
+        return read_objective(done, cfg.objective)
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+    if (folder / CONFIG_NAME).exists() and not requeued:
+        raise RunError(
+            f"error: {folder} holds a run already; go on with it by resume={folder}, or give another name="
+        )
+    run_folder(folder, resolved, lambda: save_config(resolved, folder))
     return read_objective(folder, cfg.objective)
 
 
-def write_config(cfg: DictConfig, folder: Path) -> None:
-    """Resolve every interpolation once, here, and write what will run to `folder/config.yaml`."""
+def resolve(cfg: DictConfig) -> DictConfig:
+    """Resolve every interpolation, once.
+
+    Raises:
+        RunError: One does not resolve, or a value that must be given is not.
+    """
     try:
-        resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise RunError(f"error: the config is incomplete: {error}") from None
+    return OmegaConf.create(container)  # type: ignore[return-value]
+
+
+def save_config(cfg: DictConfig, folder: Path, name: str = CONFIG_NAME) -> None:
+    """Write what will run into the folder, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(resolved), folder / CONFIG_NAME)
+    temporary = folder / f".{name}.tmp"
+    OmegaConf.save(cfg, temporary)
+    os.replace(temporary, folder / name)
+
+
+def run_folder(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode: str) -> None:
+    """Run the workers on a folder that no other process is running in.
+
+    Args:
+        folder: The run folder.
+        cfg: Resolved.
+        prepare: Writes what the workers read, once the folder is ours.
+        *mode: Arguments of the worker.
+
+    Raises:
+        RunError: Another process runs in the folder, or a worker failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"error: another process is running in {folder}") from None
+    try:
+        prepare()
+        start_ranks(folder, count_devices(cfg.trainer.accelerator, cfg.trainer.devices), *mode)
+    finally:
+        lock.release()
+
+
+def check_devices(cfg: DictConfig) -> None:
+    """Refuse more GPUs than there are, before anything is written.
+
+    Raises:
+        RunError: `trainer.devices` is not a number of devices, or there are not so many.
+    """
+    wanted = count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    if cfg.trainer.accelerator not in ("gpu", "cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RunError(
+            f"error: trainer.accelerator is {cfg.trainer.accelerator!r}, but torch sees no GPU here; "
+            "use trainer=cpu, or check the driver with `python -m torch.utils.collect_env`"
+        )
+    if wanted > torch.cuda.device_count():
+        raise RunError(
+            f"error: trainer.devices is {wanted}, but there are {torch.cuda.device_count()} GPUs; "
+            "lower it, or use trainer=cpu"
+        )
+
+
+def finished_run(cfg: DictConfig) -> Path | None:
+    """A folder under `output_dir` whose finished results come from the same config, if there is one."""
+    from ssl_lightning.results import FILE_NAME, config_sha256
+
+    digest = config_sha256(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    place = Path(cfg.output_dir) / cfg.choices.task / cfg.choices.data / cfg.choices.backbone
+    for path in sorted(place.glob(f"*/{FILE_NAME}")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # foreign or broken: not it
+            run = json.loads(path.read_text())["run"]
+            if run["status"] == "finished" and run["config_sha256"] == digest:
+                return path.parent
+    return None
 
 
 def count_devices(accelerator: str, devices: Any) -> int:
@@ -84,11 +177,12 @@ def count_devices(accelerator: str, devices: Any) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def start_ranks(folder: Path, count: int) -> None:
+def start_ranks(folder: Path, count: int, *mode: str) -> None:
     """Start `count` worker processes on a run folder and wait for all of them.
 
     The first one that fails ends the others. If this process dies, they notice the closed pipe and
-    end too, so that no orphan goes on writing into the folder.
+    end too, so that no orphan goes on writing into the folder. A signal to stop is passed on: the first
+    rank saves where it stands.
 
     Raises:
         RunError: A worker failed; the message is the worker's own.
@@ -104,47 +198,50 @@ def start_ranks(folder: Path, count: int) -> None:
     read_end, write_end = os.pipe()
     environment[PARENT_PIPE] = str(read_end)
     # -P: no file of the current folder stands in for a module
-    command = [sys.executable, "-P", "-m", "ssl_lightning.worker", str(folder)]
+    command = [sys.executable, "-P", "-m", "ssl_lightning.worker", str(folder), *mode]
     workers: list[subprocess.Popen[bytes]] = []
-    previous = signal.signal(signal.SIGTERM, _raise_terminated) if _in_main_thread() else None
     try:
-        for rank in range(count):
-            rank_environment = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            workers.append(subprocess.Popen(command, env=rank_environment, pass_fds=[read_end]))
-        failed = wait_for_all(workers)
-    except KeyboardInterrupt:  # Ctrl-C reached the workers too: let them write down how far they came
-        for worker in workers:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(GRACE_S)
-        raise SystemExit(128 + signal.SIGINT) from None
+        with signals_raised():
+            for rank in range(count):
+                ranked = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                workers.append(subprocess.Popen(command, env=ranked, pass_fds=[read_end]))
+            failed = wait_for_all(workers)
+    except (Stopped, KeyboardInterrupt) as request:
+        signum = request.args[0] if isinstance(request, Stopped) else signal.SIGINT
+        end_all(workers[:1], signum, STOP_GRACE_S)  # the others would only wait for the first
+        raise SystemExit(128 + signum) from None
     finally:
-        end_all(workers)
+        end_all(workers, signal.SIGTERM, CRASH_GRACE_S)
         os.close(read_end)
         os.close(write_end)
-        if previous is not None:
-            signal.signal(signal.SIGTERM, previous)
     if failed is not None:
         raise RunError(failure_message(folder, failed, workers[failed].returncode))
 
 
 def wait_for_all(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait until all workers ended well (None) or one failed (its rank)."""
+    """Wait until all workers ended well (None) or one failed (its rank).
+
+    A rank that was killed makes the others fail within moments: it is the one to name.
+    """
     while True:
         codes = [worker.poll() for worker in workers]
-        for rank, code in enumerate(codes):
-            if code not in (None, 0):
-                return rank
+        if any(code not in (None, 0) for code in codes):
+            break
         if all(code == 0 for code in codes):
             return None
         time.sleep(0.05)
+    time.sleep(0.2)
+    codes = [worker.poll() for worker in workers]
+    killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
+    return killed[0] if killed else next(rank for rank, code in enumerate(codes) if code not in (None, 0))
 
 
-def end_all(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+def end_all(workers: Sequence[subprocess.Popen[bytes]], signum: int, grace_s: float) -> None:
     """Ask the workers that still run to stop; after the grace time make them."""
     for worker in workers:
         if worker.poll() is None:
-            worker.terminate()
-    deadline = time.monotonic() + GRACE_S
+            worker.send_signal(signum)
+    deadline = time.monotonic() + grace_s
     for worker in workers:
         try:
             worker.wait(max(0.0, deadline - time.monotonic()))
@@ -153,10 +250,28 @@ def end_all(workers: Sequence[subprocess.Popen[bytes]]) -> None:
             worker.wait()
 
 
+@contextlib.contextmanager
+def signals_raised() -> Iterator[None]:
+    """Turn SIGTERM and SIGUSR1 into `Stopped`; Ctrl-C is a KeyboardInterrupt already."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise Stopped(signum)
+
+    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
 def failure_message(folder: Path, rank: int, code: int) -> str:
     """Say why a rank failed: its own one-line error where it left one, else how it ended."""
     report = folder / ERROR_NAME
-    if report.exists():
+    if code >= 0 and report.exists():
         message, _, _ = report.read_text().partition("\n\n")
         return f"error: {message}\n(details: {report})"
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -186,13 +301,3 @@ def free_port() -> int:
 def available_cores() -> int:
     """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
-
-
-def _raise_terminated(signum: int, frame: object) -> None:
-    raise SystemExit(128 + signum)

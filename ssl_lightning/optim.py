@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+
+class _OneCycle(OneCycleLR):
+    """Resumes at its step, but keeps its own length: a run may be resumed with more epochs."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({key: state_dict[key] for key in ("last_epoch", "_step_count", "_last_lr")})
 
 
 def one_cycle(
@@ -23,7 +31,7 @@ def one_cycle(
     """
     _check_fraction("warmup", warmup)
     peak = [group["lr"] for group in optimizer.param_groups]
-    return OneCycleLR(optimizer, peak, total_steps=total_steps, pct_start=warmup, div_factor=div_factor)
+    return _OneCycle(optimizer, peak, total_steps=total_steps, pct_start=warmup, div_factor=div_factor)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float = 0.0, final: float = 0.0) -> LRScheduler:

@@ -15,8 +15,20 @@ from typing import Any
 SCHEMA = 1
 FILE_NAME = "results.json"
 STATUSES = ("finished", "failed", "interrupted")
-# Where a run writes and what it shows of itself, not what it computes
-NOT_SCIENCE = ("name", "run_dir", "folder", "output_dir", "logger", "callbacks", "objective")
+# Where a run computes and writes and what it shows of itself, not what it computes
+NOT_SCIENCE = (
+    "name",
+    "run_dir",
+    "folder",
+    "output_dir",
+    "logger",
+    "callbacks",
+    "objective",
+    "skip_finished",
+    "overrides",
+)
+NOT_SCIENCE_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps")
+NOT_SCIENCE_DATA = ("root", "num_workers")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "ssl-lightning")
 
 Record = dict[str, Any]
@@ -37,7 +49,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def config_sha256(config: dict[str, Any]) -> str:
     """Digest of everything in a resolved config that changes what is computed."""
+    left_out = {"trainer": NOT_SCIENCE_TRAINER, "data": NOT_SCIENCE_DATA}
     science = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
+    for group, keys in left_out.items():
+        science[group] = {key: value for key, value in config.get(group, {}).items() if key not in keys}
     return hashlib.sha256(json.dumps(science, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -57,6 +72,31 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def add_records(results: dict[str, Any], records: list[Record], evaluation: dict[str, str]) -> int:
+    """Add the records of a later evaluation to the content of a results.json, in place.
+
+    Args:
+        results: The content; nothing of it is lost.
+        records: The new ones. One that is there already, with the same protocol and value, is not repeated.
+        evaluation: Says where the others come from: data, checkpoint, git.
+
+    Returns:
+        How many were there already.
+    """
+    present = [{key: r[key] for key in r if key != "evaluation"} for r in results["probes"]]
+    stamps = [r.get("evaluation", {"data": results["run"]["data"]}) for r in results["probes"]]
+    same = 0
+    for record in records:
+        if any(
+            record == known and stamp["data"] == evaluation["data"]
+            for known, stamp in zip(present, stamps, strict=True)
+        ):
+            same += 1
+        else:
+            results["probes"].append(record | {"evaluation": evaluation})
+    return same
 
 
 def best_stage(records: list[Record]) -> Record | None:
@@ -86,7 +126,7 @@ def objective_value(results: dict[str, Any], objective: str) -> float:
     if kind == "pretext" and rest in results["pretext"]:
         return float(results["pretext"][rest])
     probe, _, metric = rest.partition("/")
-    rows = [r for r in results["probes"] if r["branch"] == "backbone"]
+    rows = [r for r in results["probes"] if r["branch"] == "backbone" and "evaluation" not in r]
     trained = any(r["trained"] for r in rows)  # a control that trains nothing has only untrained rows
     rows = [r for r in rows if r["trained"] == trained and r["protocol"].get("heldout") is not None]
     best = best_stage([r for r in rows if kind == "probe" and (r["probe"], r["metric"]) == (probe, metric)])

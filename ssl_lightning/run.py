@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -12,19 +13,36 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.checkpoints import FOLDER, load_checkpoint, resume_point
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.hardware import join_processes, make_trainer, memory_format, peak_memory_gb
 from ssl_lightning.networks.features import check_input_size
 from ssl_lightning.probes.base import Probe, run_probes
-from ssl_lightning.report.summary import print_header, print_summary
-from ssl_lightning.results import FILE_NAME, SCHEMA, Record, config_sha256, git_revision, versions, write_json
+from ssl_lightning.report.model_card import write_model_card
+from ssl_lightning.report.summary import print_header, print_probes, print_summary
+from ssl_lightning.results import (
+    FILE_NAME,
+    SCHEMA,
+    Record,
+    add_records,
+    config_sha256,
+    git_revision,
+    versions,
+    write_json,
+)
 from ssl_lightning.seeding import stream_seed
 from ssl_lightning.tasks.base import PretextTask
+from ssl_lightning.weights import load_weights, save_backbone
+
+SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
     """Carry out one resolved config; write checkpoints, pictures and `results.json` into `folder`.
+
+    A folder with a checkpoint is gone on with from there.
 
     Raises:
         ValueError: The parts do not fit each other; nothing was trained nor written then.
@@ -42,25 +60,63 @@ def run(cfg: DictConfig, folder: Path) -> None:
         print_summary(results, folder)
 
 
-SPLITS = ("train", "heldout", "test")  # of the labelled images
+def evaluate(cfg: DictConfig, folder: Path) -> None:
+    """Probe the trunk of a run that exists, and add the figures to its `results.json`.
+
+    Raises:
+        ValueError: The checkpoint is absent, torn, or of another network; nothing is written then.
+    """
+    join_processes()
+    job = Run(cfg, folder, resume=False)
+    results = read_results(folder)
+    if results is None:
+        raise ValueError(f"{folder} has no {FILE_NAME} to add to; finish the run first: resume={folder}")
+    if job.task.needs_training:
+        name = str(cfg.checkpoint)
+        path = folder / FOLDER / f"{name}.ckpt" if name in ("last", "best") else Path(name)
+        load_state(job.task, path)
+        job.loaded = str(path)
+    if not job.probes:
+        raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
+    job.print_header()
+    job.probe(trained=job.task.needs_training or bool(job.loaded))
+    if not job.trainer.is_global_zero:
+        return
+    stamp = {"data": cfg.choices.data, "checkpoint": str(cfg.checkpoint), "git": git_revision()}
+    same = add_records(results, job.records, stamp)
+    write_json(folder / FILE_NAME, results)
+    print_probes(job.records, job.probe_s)
+    print(
+        f"{same} of {len(job.records)} figures were in {folder / FILE_NAME}, exactly equal; the rest was added"
+    )
 
 
 class Run:
     """The parts of one run, built and checked against each other before any work starts."""
 
-    def __init__(self, cfg: DictConfig, folder: Path) -> None:
+    def __init__(self, cfg: DictConfig, folder: Path, *, resume: bool = True) -> None:
         self.cfg, self.folder = cfg, folder
         self.began = time.perf_counter()
+        self.resumed_from = resume_point(folder) if resume else None
+        self.before = read_results(folder) if self.resumed_from else None
         self.records: list[Record] = []
         self.probe_s: dict[str, float] = {}
         self.throughput = Throughput()
-        callbacks = [self.throughput, *instantiate(cfg.callbacks).values()]
-        loggers = instantiate(cfg.logger).values()
-        self.trainer = make_trainer(**instantiate(cfg.trainer), callbacks=callbacks, logger=loggers)
+        self.metrics = Metrics(folder, self.throughput)
         self.data: PairedDataModule = instantiate(cfg.data)
+        own = [self.throughput, self.metrics]
+        callbacks = [*own, *instantiate(cfg.callbacks).values()]
+        loggers = instantiate(cfg.logger).values()
+        options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}
+        self.trainer = make_trainer(**options, callbacks=callbacks, logger=loggers)
         self.data.prepare_data()
         self.data.setup()
-        self.task = build_task(cfg, self.data)
+        self.task, self.loaded = build_task(cfg, self.data)
+        if self.trainer.world_size > 1 and self.task.needs_training and cfg.trainer.sync_batchnorm:
+            from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
+
+            on_gpu = self.trainer.strategy.root_device.type == "cuda"
+            self.task = cast(PretextTask, synchronise_batch_norm(self.task, on_gpu=on_gpu))
         self.probes: dict[str, Probe] = dict(instantiate(cfg.probe)) if self.data.has_downstream else {}
         for probe in self.probes.values():
             counts = {split: len(self.data.downstream(split).indices) for split in SPLITS}
@@ -68,11 +124,22 @@ class Run:
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
-        if self.cfg.probe_untrained or not self.task.needs_training:
-            self.probe(trained=False)
-        if self.task.needs_training:
-            self.trainer.fit(self.task, datamodule=self.data)
+        if not self.task.needs_training:
+            self.probe(trained=bool(self.loaded))
+        else:
+            if self.cfg.probe_untrained:
+                self.probe_untrained()
+            self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
             self.probe(trained=True)
+        if self.trainer.is_global_zero:
+            save_backbone(self.folder, self.task.backbone, self.export_config())
+
+    def probe_untrained(self) -> None:
+        """Probe the trunk as initialised; a resumed run did so before."""
+        self.records = [r for r in (self.before or {}).get("probes", []) if not r["trained"]]
+        if not self.records:
+            self.probe(trained=False)
+            self.write("interrupted")  # what a run that is killed leaves
 
     def probe(self, *, trained: bool) -> None:
         """Run every probe on every branch as it is now, and keep the records."""
@@ -95,13 +162,15 @@ class Run:
         results = self.results(status)
         if self.trainer.is_global_zero:
             write_json(self.folder / FILE_NAME, results)
+            if status == "finished":
+                write_model_card(self.folder, results, self.export_config(), self.cfg.overrides)
         return results
 
     def results(self, status: str) -> dict[str, Any]:
         """The content of results.json as things stand."""
         config = cast(dict[str, Any], OmegaConf.to_container(self.cfg))
         task, data, backbone = self.choices()
-        metrics = self.trainer.callback_metrics
+        earlier = self.before["run"] if self.before else {}
         return {
             "schema": SCHEMA,
             "run": {
@@ -112,22 +181,34 @@ class Run:
                 "devices": self.trainer.world_size,
                 "precision": self.trainer.precision,
                 "epochs": self.trainer.current_epoch if self.task.needs_training else 0,
-                "wall_s": time.perf_counter() - self.began,
+                "wall_s": earlier.get("wall_s", 0.0) + time.perf_counter() - self.began,
                 "images_per_s": self.throughput.images_per_s,
                 "probe_s": self.probe_s,
                 "peak_memory_gb": peak_memory_gb(),
+                "resumed": earlier.get("resumed", 0) + 1 if self.resumed_from else 0,
                 "git": git_revision(),
                 "versions": versions(),
                 "config_sha256": config_sha256(config),
                 "status": status,
             },
-            "pretext": {name: float(value) for name, value in metrics.items() if name.startswith("val/")},
+            "pretext": self.metrics.validation,
             "probes": self.records,
         }
 
     def choices(self) -> tuple[str, str, str]:
         """Names of the chosen task, data and backbone, as in the run folder."""
         return self.cfg.choices.task, self.cfg.choices.data, self.cfg.choices.backbone
+
+    def export_config(self) -> dict[str, Any]:
+        """What `backbone.json` says: how to build the trunk, and how to feed it."""
+        spec = self.data.spec
+        backbone = cast(dict[str, Any], OmegaConf.to_container(self.cfg.backbone))
+        return {
+            "backbone": {**backbone, "in_channels": spec.channels},
+            "input": {"image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std)},
+            "task": self.cfg.choices.task,
+            "data": self.cfg.choices.data,
+        }
 
     def print_header(self) -> None:
         """Say what is about to run, with the batch and the learning rate as they will really be."""
@@ -142,20 +223,24 @@ class Run:
             f"{torch.get_num_threads()} threads each",
         }
         if self.task.needs_training:
-            batch, views = (
-                self.data.batch_size * self.cfg.trainer.accumulate_grad_batches,
-                self.task.views_per_image,
-            )
-            base = self.cfg.optimizer.lr
+            batch = self.data.batch_size * self.cfg.trainer.accumulate_grad_batches
+            views, base = self.task.views_per_image, self.cfg.optimizer.lr
             facts["batch"] = f"{batch} images x {views} views = {batch * views} through the trunk"
             facts["lr"] = f"{base * self.task.lr_factor(batch):g} (base {base:g})"
+        if self.loaded:
+            facts["weights"] = self.loaded
+        if self.resumed_from:
+            facts["resumed"] = f"from {self.resumed_from}"
         if not self.data.has_downstream:
             facts["probes"] = "skipped: the data have no labelled images (data.train_dir and data.test_dir)"
         print_header(facts)
 
 
-def build_task(cfg: DictConfig, data: PairedDataModule) -> PretextTask:
-    """Build the trunk and the task around it, with the initial weights of `cfg.seed`.
+def build_task(cfg: DictConfig, data: PairedDataModule) -> tuple[PretextTask, str]:
+    """Build the trunk and the task around it, with the initial weights of `cfg.seed` or of `cfg.init_from`.
+
+    Returns:
+        The task, and a line that says where the trunk's weights come from, "" for the seed.
 
     Raises:
         ValueError: The images are smaller than the stride of the trunk, or other parts do not fit.
@@ -173,4 +258,26 @@ def build_task(cfg: DictConfig, data: PairedDataModule) -> PretextTask:
         seed=cfg.seed,
         channels_last=cfg.channels_last,
     )
-    return task.to(memory_format=memory_format(cfg.channels_last))
+    loaded = "published, by timm" if cfg.backbone.get("pretrained") else ""
+    if cfg.init_from is not None:
+        loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map)
+    return task.to(memory_format=memory_format(cfg.channels_last)), loaded
+
+
+def load_state(task: PretextTask, path: Path) -> None:
+    """Load the whole task from a checkpoint of the same task and trunk.
+
+    Raises:
+        ValueError: The file is absent or torn, or names or shapes differ.
+    """
+    state = load_checkpoint(path).get("state_dict", {})
+    try:
+        task.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is of another task or trunk: {error}") from error
+
+
+def read_results(folder: Path) -> dict[str, Any] | None:
+    """The results.json that a run folder holds, if any."""
+    path = folder / FILE_NAME
+    return json.loads(path.read_text()) if path.exists() else None

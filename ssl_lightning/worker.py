@@ -19,6 +19,8 @@ from typing import cast
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
+from ssl_lightning.interrupts import STOP
 from ssl_lightning.launch import CONFIG_NAME, ERROR_NAME, PARENT_PIPE
 
 # Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
@@ -33,18 +35,25 @@ NOISE = (
 
 def main() -> int:
     """Run the folder named on the command line; return the exit status."""
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / CONFIG_NAME).is_file():
-        print(f"usage: python -m ssl_lightning.worker <a run folder with a {CONFIG_NAME}>", file=sys.stderr)
+    mode = sys.argv[2] if len(sys.argv) == 3 else "train"
+    config = {"train": CONFIG_NAME, "evaluate": EVALUATION_NAME}.get(mode)
+    if len(sys.argv) not in (2, 3) or config is None or not (Path(sys.argv[1]) / config).is_file():
+        print(
+            f"usage: python -m ssl_lightning.worker <a run folder with a {CONFIG_NAME}> [evaluate]",
+            file=sys.stderr,
+        )
         return 2
     folder = Path(sys.argv[1])
+    STOP.install()
     die_with_parent()
     try:
-        from ssl_lightning.run import run
+        from ssl_lightning import run
 
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
         for message in NOISE:
             warnings.filterwarnings("ignore", message)
-        run(cast(DictConfig, OmegaConf.load(folder / CONFIG_NAME)), folder)
+        action = {"train": run.run, "evaluate": run.evaluate}[mode]
+        action(cast(DictConfig, OmegaConf.load(folder / config)), folder)
     except Exception as error:
         leave_report(folder, error)
         return 1

@@ -17,7 +17,7 @@ from ssl_lightning.run import build_task
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CONF = Path(__file__).parent.parent / "conf"
-TASKS = ("rotation", "supervised")
+TASKS = ("rotation", "supervised", "jigsaw", "context_prediction")
 STEPS = 4
 
 
@@ -40,10 +40,9 @@ def seeded_losses(task: str, root: Path) -> list[float]:
     data.prepare_data()
     data.setup()
     losses = Losses()
-    trainer = make_trainer(
-        **instantiate(cfg.trainer), callbacks=[losses], default_root_dir=root, enable_checkpointing=False
-    )
-    trainer.fit(build_task(cfg, data), datamodule=data)
+    trainer = make_trainer(**instantiate(cfg.trainer), callbacks=[losses], default_root_dir=root)
+    task, _ = build_task(cfg, data)
+    trainer.fit(task, datamodule=data)
     return losses.values
 
 

@@ -1,14 +1,18 @@
 """`train.py` as a user runs it: a process of its own, on generated data."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
 import pytest
 import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
@@ -54,17 +58,144 @@ def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
     assert results_of(tmp_path / "random/fake/convnet/run")["probes"] == before
 
 
-def test_two_processes_train_and_probe_as_one_run(tmp_path: Path) -> None:
-    train(tmp_path, *SMALL, "task=rotation", "logger=[]", "name=one")
-    train(tmp_path, *SMALL, "task=rotation", "logger=[]", "name=two", "trainer.devices=2")
-    one, two = (results_of(tmp_path / f"rotation/fake/convnet/{name}") for name in ("one", "two"))
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    few = [*SMALL, "task=rotation", "optimizer.lr=0.01"]  # a small lr: rounding is not amplified in 3 steps
+    train(tmp_path, *few, "name=one")
+    train(tmp_path, *few, "name=two", "trainer.devices=2")
+    folders = [tmp_path / f"rotation/fake/convnet/{name}" for name in ("one", "two")]
+    one, two = (results_of(folder) for folder in folders)
     assert (one["run"]["devices"], two["run"]["devices"]) == (1, 2)
     assert len(two["probes"]) == len(one["probes"])
+    weights = [load_file(folder / "backbone.safetensors") for folder in folders]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():  # batch norm's statistics included
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    assert two["pretext"] == pytest.approx(one["pretext"], rel=1e-3)
     # the same images in the same order: nothing is lost or doubled on the way through two processes
     untrained = [[r for r in result["probes"] if not r["trained"]] for result in (one, two)]
     for left, right in zip(*untrained, strict=True):
         assert right["n"] == left["n"]
         assert right["value"] == pytest.approx(left["value"], abs=1 / left["n"] + 1e-9)
+
+
+def test_a_rank_that_dies_ends_the_run_with_its_message(tmp_path: Path) -> None:
+    # rank 1 has no second GPU, socket or disk to lose here: it is killed while both train
+    command = [sys.executable, str(ROOT / "train.py"), f"output_dir={tmp_path}", "name=run", *SMALL[:1]]
+    command += ["trainer=cpu", "trainer.devices=2", "trainer.max_epochs=1000", "probe=[]", "logger=[]"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    folder = tmp_path / "rotation/fake/convnet/run"
+    while not (folder / "checkpoints/last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(rank_process(folder, 1), signal.SIGKILL)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - began < 30
+    assert "error: rank 1 of the run ended with signal SIGKILL" in errors
+
+
+def rank_process(folder: Path, rank: int) -> int:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                ranked = f"RANK={rank}" in (entry / "environ").read_bytes().decode().split("\0")
+                if "ssl_lightning.worker" in words and str(folder) in words and ranked:
+                    return int(entry.name)
+    raise AssertionError(f"no rank {rank} is running")
+
+
+def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
+    train(tmp_path, *SMALL, "task=rotation")
+    folder = tmp_path / "rotation/fake/convnet/run"
+    before = results_of(folder)
+    assert "6 of 6 figures were in" in evaluate(tmp_path, f"run={folder}").stdout
+    assert results_of(folder) == before
+    evaluate(tmp_path, f"run={folder}", "probe=[linear]", "probe.linear.pool=1")
+    after = results_of(folder)
+    assert after["probes"][: len(before["probes"])] == before["probes"]
+    added = after["probes"][len(before["probes"]) :]
+    assert {(r["probe"], r["evaluation"]["data"]) for r in added} == {("linear", "fake")}
+    assert len(added) == 3
+    # the exported trunk, as one from elsewhere
+    small = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "name=again", f"output_dir={tmp_path}"]
+    evaluate(tmp_path, f"weights={folder}/backbone.safetensors", *small)
+    elsewhere = results_of(tmp_path / "evaluate/fake/convnet/again")["probes"]
+    assert elsewhere == [r for r in before["probes"] if r["trained"]]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=/no/such/run"], "error: /no/such/run is not there"),
+        ([], "error: nothing to evaluate"),
+        (["weights=/no/such/file.pt", "data=fake"], "error: /no/such/file.pt is not there"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    done = evaluate(tmp_path, *overrides, f"output_dir={tmp_path}", "trainer=debug", ok=False)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def evaluate(tmp_path: Path, *overrides: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "evaluate.py"), *overrides]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done
+
+
+def test_training_that_diverges_names_the_step_and_the_checkpoint(tmp_path: Path) -> None:
+    long = ["trainer.limit_train_batches=1.0", "trainer.max_epochs=3", "scheduler=constant"]
+    done = train(tmp_path, *SMALL, *long, "optimizer.lr=1e18", ok=False)
+    assert "not finite at step" in done.stderr
+    assert "checkpoint" in done.stderr
+    assert "Traceback" not in done.stderr
+    results = json.loads((tmp_path / "rotation/fake/convnet/run/results.json").read_text())
+    assert results["run"]["status"] == "failed"
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
+    train(tmp_path, *SMALL, "task=random", "probe=[knn]")
+    before = results_of(tmp_path / "random/fake/convnet/run")
+    done = train(tmp_path, *SMALL, "task=random", "seed=1", ok=False)
+    assert "holds a run already" in done.stderr
+    assert results_of(tmp_path / "random/fake/convnet/run") == before
+
+
+def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(tmp_path: Path) -> None:
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    scontrol.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "42", "SLURM_NTASKS": "1",
+    }  # fmt: skip
+    command = [sys.executable, str(ROOT / "train.py"), f"output_dir={tmp_path}", "name=42", "data=fake"]
+    command += [
+        "trainer=cpu",
+        "probe=[]",
+        "trainer.max_epochs=40",
+        "backbone.widths=[8]",
+        "backbone.strides=[2]",
+    ]
+    folder = tmp_path / "rotation/fake/convnet/42"
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    while not (folder / "checkpoints/last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert "put back into the queue" in output
+    assert (tmp_path / "requeued").read_text() == "requeue 42\n"
+    again = subprocess.run(
+        command, env=environment | {"SLURM_RESTART_COUNT": "1"}, capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"resumed   from {folder}" in again.stdout
+    assert results_of(folder)["run"]["status"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -91,8 +222,23 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, overrides: list[str], mess
     assert not list(tmp_path.rglob("results.json"))
 
 
-def test_a_sweep_makes_one_folder_per_job(tmp_path: Path) -> None:
-    sweep = ["task=random,rotation", "trainer.devices=1", "probe=[knn]", "logger=[]"]
-    train(tmp_path, *SMALL, *sweep, "-m")
-    found = sorted(path.parent.name for path in tmp_path.rglob("results.json"))
-    assert found == ["run_0", "run_1"]
+def test_a_sweep_of_two_process_runs_makes_one_folder_per_job(tmp_path: Path) -> None:
+    sweep = ["task=random,rotation", "seed=0,1", "trainer=cpu", "trainer.devices=2"]
+    quick = ["data=fake", "trainer.max_epochs=1", "probe=[knn]", "probe.knn.ks=[5]", "logger=[]"]
+    train(tmp_path, *quick, *sweep, "-m")
+    found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("results.json"))
+    assert found == [
+        f"{task}/fake/convnet/run_{n}" for task, n in zip(("random",) * 2 + ("rotation",) * 2, "0123")
+    ]
+    # the finished ones are not run again, the new one is
+    done = train(tmp_path, *quick, "task=rotation", "seed=1,2", "skip_finished=true", "name=more", "-m")
+    assert done.stdout.count("skipped:") == 1
+    assert [p.parent.name for p in tmp_path.rglob("*/more_*/results.json")] == ["more_1"]
+    assert not list(tmp_path.rglob("more_0"))
+
+
+def test_a_job_that_fails_leaves_the_others_and_is_reported(tmp_path: Path) -> None:
+    sweep = ["task=random", "probe=[knn]", "probe.knn.ks=[100000],[5]", "logger=[]"]
+    done = train(tmp_path, "data=fake", "trainer=debug", *sweep, "-m", ok=False)
+    assert "100000" in done.stderr
+    assert [path.parent.name for path in tmp_path.rglob("results.json")] == ["run_1"]

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 
 class Throughput(Callback):
-    """Count pretraining images and the seconds spent on them; log `train/images_per_s` once per epoch.
+    """Count pretraining images and the seconds spent on them, also over the parts of a resumed run.
 
     An image counts once however many views of it enter the trunk. Nothing here asks the device for a value.
     """
@@ -20,12 +20,18 @@ class Throughput(Callback):
         self.seconds = 0.0
         self._since: float | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return {"images": self.images, "seconds": self.seconds + running}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+
     @property
     def images_per_s(self) -> float:
         """Images per second so far, over all processes; 0.0 before the first batch."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
-        total = self.seconds + running
-        return self.images / total if total > 0 else 0.0
+        seconds = self.state_dict()["seconds"]
+        return self.images / seconds if seconds > 0 else 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._start()
@@ -40,9 +46,6 @@ class Throughput(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.images += len(batch[0]) * trainer.world_size
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        pl_module.log("train/images_per_s", self.images_per_s, rank_zero_only=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()

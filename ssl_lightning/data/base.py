@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
@@ -107,6 +107,8 @@ class PairedDataModule(pl.LightningDataModule):
         self._std = None if std is None else tuple(float(value) for value in std)
         self._pairing: Pairing | None = None
         self._spec: ImageSpec | None = None
+        self._train_loader: BatchLoader | None = None
+        self._resumed: dict[str, Any] = {}
 
     def fetch(self) -> None:
         """Download what `load` needs; called often, by any number of processes."""
@@ -147,7 +149,31 @@ class PairedDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Return pretraining batches: shuffled, augmented, resumable; incomplete ones are left out."""
-        return self._loader(self._loaded.pretrain, self._pretrain, self.batch_size, "pretrain", shuffle=True)
+        loader = self._loader(
+            self._loaded.pretrain, self._pretrain, self.batch_size, "pretrain", shuffle=True
+        )
+        loader.load_state_dict(self._resumed)
+        self._train_loader = loader
+        return loader
+
+    @property
+    def pretrain_batches(self) -> int:
+        """Batches of an epoch."""
+        return len(self._pretrain) // self.batch_size
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the pretraining images stand, for the checkpoint.
+
+        Lightning keeps the state of the loader too, but does not restore it from a checkpoint that was
+        written at the end of an epoch.
+        """
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the pretraining images go on from there."""
+        self._resumed = state_dict
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> BatchLoader:
         """Return the held-out images for the pretext's validation, as they are."""

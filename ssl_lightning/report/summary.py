@@ -24,11 +24,22 @@ def print_summary(results: dict[str, Any], folder: Path) -> None:
     """Print stage by probe, untrained against trained, then times and the run folder."""
     console = Console(highlight=False, soft_wrap=True)
     run = results["run"]
-    if results["probes"]:
-        console.print(summary_table(results["probes"]))
+    print_probes(results["probes"], run["probe_s"])
     for name, value in results["pretext"].items():
         console.print(f"pretext {name} {value:.4f}")
-    probe_s = run["probe_s"]
+    memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run["peak_memory_gb"].items())
+    console.print(
+        f"{run['wall_s']:.0f} s in all, {run['images_per_s']:,.0f} images/s in pretraining, "
+        f"peak memory {memory}"
+    )
+    console.print(f"run folder: {folder}", markup=False)
+
+
+def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
+    """Print the table of the figures, and what they took."""
+    console = Console(highlight=False, soft_wrap=True)
+    if records:
+        console.print(summary_table(records))
     if "encode_s" in probe_s:
         solving = {name: s for name, s in probe_s.items() if name != "encode_s"}
         parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in solving.items())
@@ -36,12 +47,6 @@ def print_summary(results: dict[str, Any], folder: Path) -> None:
         console.print(
             f"probes: one encode pass {probe_s['encode_s']:.1f} s, then {parts} ({ratio:.2f}x the pass)"
         )
-    memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run["peak_memory_gb"].items())
-    console.print(
-        f"{run['wall_s']:.0f} s in all, {run['images_per_s']:,.0f} images/s in pretraining, "
-        f"peak memory {memory}"
-    )
-    console.print(f"run folder: {folder}", markup=False)
 
 
 def summary_table(records: list[Record]) -> Table:

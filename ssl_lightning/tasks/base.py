@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,7 +126,8 @@ class PretextTask(pl.LightningModule):
         # dropout draws from the global stream: fixed here, so that a resumed run draws the same
         torch.manual_seed(self._stream("dropout", batch_idx).initial_seed())
         scores = self.step(images, labels, self._stream("train", batch_idx, images.device))
-        self.log_dict({f"train/{name}": value.detach() for name, value in scores.items()})
+        # logger=False, here and below: callbacks/metrics.py takes these to the loggers
+        self.log_dict({f"train/{name}": value.detach() for name, value in scores.items()}, logger=False)
         return scores["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -134,7 +136,7 @@ class PretextTask(pl.LightningModule):
         stream = generator(self.seed, "val", batch_idx, self.global_rank, device=images.device)
         scores = self.step(images, labels, stream)
         named = {f"val/{name}": value for name, value in scores.items()}
-        self.log_dict(named, batch_size=len(images), on_epoch=True, sync_dist=True)
+        self.log_dict(named, batch_size=len(images), on_epoch=True, sync_dist=True, logger=False)
 
     def configure_optimizers(self) -> Any:
         if self._make_optimizer is None:
@@ -145,8 +147,22 @@ class PretextTask(pl.LightningModule):
             group["lr"] *= self.lr_factor(batch)
         if self._make_scheduler is None:
             return optimizer
-        schedule = self._make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        schedule = self._make_scheduler(optimizer, self.total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Not Lightning's `estimated_stepping_batches`, which makes the loader before a checkpoint is restored.
+        """
+        trainer: Any = self.trainer
+        batches, limit = trainer.datamodule.pretrain_batches, trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        given = [n for n in (steps, trainer.max_steps) if n >= 0]  # -1 is no limit
+        if not given:
+            raise ValueError("trainer.max_epochs and trainer.max_steps are both -1; a schedule needs an end")
+        return min(given)
 
     def lr_factor(self, batch: int) -> float:
         """Learning rate over base learning rate for a global batch: 1, or by the linear scaling rule."""

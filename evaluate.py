@@ -1,0 +1,16 @@
+"""Probe a trunk that exists already: `python evaluate.py run=<run folder> probe=[linear,knn]`."""
+
+import hydra
+from omegaconf import DictConfig
+
+from ssl_lightning.evaluate import launch_evaluation
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> float | None:
+    """Evaluate in processes of its own; return the figure that a sweeper optimises."""
+    return launch_evaluation(cfg)
+
+
+if __name__ == "__main__":
+    main()

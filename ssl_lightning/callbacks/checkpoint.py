@@ -1,0 +1,153 @@
+"""Checkpoints to resume from, and the best one by the pretext's validation loss."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning import callbacks
+
+from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS
+from ssl_lightning.interrupts import STOP, requeue_if_slurm
+
+
+class DivergedError(ValueError):
+    """The loss or the weights are no longer finite.
+
+    Args:
+        what: What is not finite.
+        trainer: Tells the step.
+        last: The checkpoint that a user may go back to.
+    """
+
+    def __init__(self, what: str, trainer: pl.Trainer, last: Path) -> None:
+        good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it"
+        super().__init__(
+            f"{what} not finite at step {trainer.fit_loop.total_batch_idx + 1}; {good}. "
+            "A lower optimizer.lr or trainer.gradient_clip_val=1.0 may help"
+        )
+
+
+class Checkpoint(callbacks.Checkpoint):
+    """Keep the two newest states of the run, and the best one.
+
+    The first process writes alone and the others need not wait: all hold the same state. A state is taken
+    only where a resumed run repeats nothing and skips nothing: after an optimizer step, not just before a
+    validation, and at the end of an epoch. Non-finite weights are never written.
+
+    Args:
+        dirpath: Folder of `last.ckpt`, `previous.ckpt` (the one before it) and `best.ckpt`.
+        every_n_steps: Batches between two states; None: by time and epoch only.
+        every_minutes: Time between two states; None: by batches and epoch only.
+        monitor: Figure whose lowest value makes `best.ckpt`; None keeps none.
+    """
+
+    def __init__(
+        self,
+        dirpath: str,
+        *,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = 5.0,
+        monitor: str | None = "val/loss",
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes)):
+            if value is not None and value <= 0:
+                raise ValueError(f"callbacks.checkpoint.{name} is {value}; it is null or above 0")
+        self.folder = Path(dirpath)
+        self.every_n_steps, self.every_minutes, self.monitor = every_n_steps, every_minutes, monitor
+        self.best = math.inf
+        self._steps_since = 0
+        self._saved_at = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = float(state_dict["best"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
+                leftover.unlink()
+        self._saved_at = time.monotonic()
+        STOP.install()
+        STOP.deferred = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        STOP.deferred = False
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        STOP.deferred = False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._steps_since += 1
+        done = batch_idx + 1
+        before_validation = done % trainer.val_check_batch == 0 or done >= trainer.num_training_batches
+        if before_validation or done % trainer.accumulate_grad_batches:
+            return
+        if self._is_due() or STOP.signum is not None:
+            self._save_last(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.monitor or "")
+        if value is not None and float(value) < self.best:
+            self.best = float(value)
+            save(trainer, pl_module, self.folder / BEST)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save_last(trainer, pl_module)
+
+    def _is_due(self) -> bool:
+        by_steps = self.every_n_steps is not None and self._steps_since >= self.every_n_steps
+        waited = time.monotonic() - self._saved_at
+        return by_steps or (self.every_minutes is not None and waited >= 60 * self.every_minutes)
+
+    def _save_last(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        last = self.folder / LAST
+        save(trainer, pl_module, last, keep=self.folder / PREVIOUS)
+        self._steps_since, self._saved_at = 0, time.monotonic()
+        if STOP.signum is not None and trainer.is_global_zero:
+            print(f"stopped by a signal; {last} holds the run up to here", flush=True)
+            if requeue_if_slurm(STOP.signum):
+                print("the SLURM job was put back into the queue", flush=True)
+            STOP.exit()
+
+
+def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: Path | None = None) -> None:
+    """Write the state of the run from the first process, without waiting for the others.
+
+    Args:
+        trainer: Its `save_checkpoint` would wait for all processes, which a clock or a signal of the first
+            one cannot bring about.
+        pl_module: Whose weights must be finite.
+        path: The file.
+        keep: Where the file that was there is moved, once the new one is ready.
+
+    Raises:
+        DivergedError: A weight is not finite.
+    """
+    if not trainer.is_global_zero:
+        return
+    finite = torch.stack([p.detach().isfinite().all() for p in pl_module.parameters()]).all()
+    if not bool(finite):
+        raise DivergedError("weights are", trainer, path.with_name(LAST))
+    for logger in trainer.loggers:
+        logger.save()  # what was logged so far outlives what is saved now
+    state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    if keep is None or not path.exists():
+        trainer.strategy.checkpoint_io.save_checkpoint(state, path)
+        return
+    ready = path.with_name(f".next-{path.name}.tmp")
+    trainer.strategy.checkpoint_io.save_checkpoint(state, ready)
+    os.replace(path, keep)
+    os.replace(ready, path)

@@ -1,0 +1,95 @@
+"""The figures of a run: to every logger, to results.json, and a guard against those that are not finite."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ssl_lightning.callbacks.checkpoint import DivergedError
+from ssl_lightning.callbacks.csv_logger import CSVLogger
+from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.checkpoints import FOLDER, LAST
+
+
+class Metrics(Callback):
+    """Send a row to the loggers every `trainer.log_every_n_steps` batches, and after each validation.
+
+    A row of training holds the task's scores of that batch, the learning rate, the norm of the gradient and
+    the images per second: it is the only moment at which the device is waited for. Lightning's own way
+    to the loggers comes after the checkpoint of the same batch, so that a resumed run would lose a row.
+
+    Args:
+        run_dir: The run folder, to name the last good checkpoint when the loss is not finite.
+        throughput: Counts the images.
+    """
+
+    def __init__(self, run_dir: Path, throughput: Throughput) -> None:
+        self.run_dir, self.throughput = run_dir, throughput
+        self.steps = 0  # batches so far; Lightning's global_step counts the steps of every optimizer
+        self.validation: dict[str, float] = {}  # the last figures of the pretext's validation
+        self._norms: dict[str, Tensor] = {}
+        self._written_at = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "validation": self.validation}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.steps, self.validation = state_dict["steps"], dict(state_dict["validation"])
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, CSVLogger):
+                    logger.keep_until(self.steps)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if not self._row_is_due(trainer, self.steps + 1):
+            return
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        name = "train/grad_norm" + (f"_{len(self._norms)}" if self._norms else "")  # one per optimizer
+        self._norms[name] = torch.nn.utils.get_total_norm(grads)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.steps += 1
+        if not self._row_is_due(trainer, self.steps):
+            return
+        scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        row = {name: float(value) for name, value in (scores | self._norms).items()}
+        self._norms = {}
+        for number, optimizer in enumerate(trainer.optimizers):
+            row["train/lr" + (f"_{number}" if number else "")] = optimizer.param_groups[0]["lr"]
+        row["train/images_per_s"] = self.throughput.images_per_s
+        self._write(trainer, row)
+        if not math.isfinite(row.get("train/loss", 0.0)):
+            raise DivergedError("the loss is", trainer, self.run_dir / FOLDER / LAST)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            self.validation = scores
+            self._write(trainer, scores)
+
+    def _row_is_due(self, trainer: pl.Trainer, step: int) -> bool:
+        return trainer.is_global_zero and step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+    def _write(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
+        if not trainer.is_global_zero:
+            return
+        row = {"epoch": trainer.current_epoch, **row}
+        for logger in trainer.loggers:
+            logger.log_metrics(row, step=self.steps)
+            if time.monotonic() - self._written_at > 10:
+                logger.save()
+        if time.monotonic() - self._written_at > 10:
+            self._written_at = time.monotonic()

@@ -1,0 +1,80 @@
+"""A nearest-neighbour figure while pretraining goes on: to watch, never to report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from ssl_lightning.encoding import encode
+from ssl_lightning.ops.knn import knn_scores, topk_accuracy
+from pytorch_lightning.callbacks import Callback
+
+
+class OnlineKNN(Callback):
+    """Vote of the nearest labelled training images for held-out ones, every few epochs.
+
+    Logged as `online/<branch>/knn_top1` for the deepest stage, a name of its own: the offline probes use all
+    labels and the test images, this one neither. Test images are not touched.
+
+    Args:
+        every_n_epochs: Epochs between two figures.
+        k: Neighbours.
+        temperature: A neighbour's vote weighs exp(cosine / temperature).
+        batches: Batches of labelled training images in the bank, and of held-out images at most.
+    """
+
+    def __init__(
+        self, *, every_n_epochs: int = 1, k: int = 20, temperature: float = 0.07, batches: int = 10
+    ) -> None:
+        values = {"every_n_epochs": every_n_epochs, "k": k, "temperature": temperature, "batches": batches}
+        for name, value in values.items():
+            if value <= 0:
+                raise ValueError(f"callbacks.online_knn.{name} is {value}; it must be above 0")
+        self.every_n_epochs, self.k, self.temperature, self.batches = every_n_epochs, k, temperature, batches
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        task, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
+        if (trainer.current_epoch + 1) % self.every_n_epochs or not data.has_downstream:
+            return
+        loaders = {split: _First(data.downstream(split), self.batches) for split in ("train", "heldout")}
+        for name, trunk in task.branches().items():  # type: ignore[operator]
+            features = encode(
+                trunk,
+                task.probe_input,  # type: ignore[arg-type]
+                loaders,
+                [1],
+                precision=trainer.precision_plugin.forward_context,
+                device=task.device,
+            )
+            bank, queries = (features.get(split, features.stages[-1], 1) for split in ("train", "heldout"))
+            with torch.inference_mode():
+                votes = knn_scores(
+                    queries,
+                    bank,
+                    features.labels["train"],
+                    data.spec.num_classes,
+                    [min(self.k, len(bank))],
+                    temperature=self.temperature,
+                )
+                figure = topk_accuracy(votes[0], features.labels["heldout"])
+            # as a tensor of the default type: the figure is the same in every process
+            task.log(f"online/{name}/knn_top1", figure.float(), logger=False)
+            if trainer.is_global_zero:
+                for logger in trainer.loggers:
+                    logger.log_metrics(
+                        {"epoch": trainer.current_epoch, f"online/{name}/knn_top1": float(figure)},
+                        step=trainer.fit_loop.total_batch_idx + 1,
+                    )
+
+
+class _First:
+    """The first batches of a loader."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def __iter__(self) -> Any:
+        for _, batch in zip(range(self.count), self.loader, strict=False):
+            yield batch

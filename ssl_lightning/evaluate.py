@@ -1,0 +1,71 @@
+"""`python evaluate.py`: probes on a finished run, or on a trunk from elsewhere. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ssl_lightning.launch import (
+    RunError,
+    check_devices,
+    read_objective,
+    resolve,
+    run_folder,
+    save_config,
+)
+from ssl_lightning.resume import read_config
+
+CONFIG_NAME = "evaluation.yaml"  # in the run folder, beside the config of the run
+GROUPS = ("probe", "data", "trainer")  # what may be given anew for a run that exists
+WITHOUT_MEANING = ("task", "backbone", "optimizer", "scheduler", "seed", "weights", "prefix_map", "name")
+MODE = "evaluate"
+
+
+def launch_evaluation(cfg: DictConfig) -> float | None:
+    """Evaluate what a composed `conf/evaluate.yaml` names.
+
+    Returns:
+        The figure named by `cfg.objective`, or None.
+
+    Raises:
+        RunError: What is named is absent, does not fit, or a process failed.
+    """
+    given = list(HydraConfig.get().overrides.task)
+    folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()
+    if cfg.run:
+        resolved = evaluation_config(folder, cfg, given)
+        check_devices(resolved)
+        run_folder(folder, resolved, lambda: save_config(resolved, folder, CONFIG_NAME), MODE)
+        return read_objective(folder, cfg.objective)
+    if cfg.weights is None and not cfg.backbone.get("pretrained"):
+        raise RunError(
+            "error: nothing to evaluate; give run=<run folder>, weights=<file>, or for a timm model "
+            "backbone.pretrained=true (an untrained trunk: python train.py task=random)"
+        )
+    resolved = resolve(cfg)
+    resolved.update(overrides=given, run_dir=str(folder))
+    check_devices(resolved)
+    run_folder(folder, resolved, lambda: save_config(resolved, folder))
+    return read_objective(folder, cfg.objective)
+
+
+def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictConfig:
+    """The config of a run, with the groups that were named on the command line taken from `cfg`.
+
+    Raises:
+        RunError: The folder holds no run, or an override makes no sense for a run that exists.
+    """
+    stored = read_config(folder)
+    touched = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in given}
+    if wrong := sorted(touched & set(WITHOUT_MEANING)):
+        raise RunError(f"error: {', '.join(wrong)} cannot be given with run=; the run has its own")
+    new = resolve(cfg)
+    for group in GROUPS:
+        if group in touched:
+            stored[group] = new[group]
+    if "data" in touched:
+        stored.choices.data = new.choices.data
+    stored.update(init_from=None, checkpoint=new.checkpoint, run_dir=str(folder), callbacks={}, logger={})
+    return OmegaConf.create(OmegaConf.to_container(stored, resolve=True))  # type: ignore[return-value]

@@ -1,0 +1,87 @@
+"""MODEL_CARD.md: what the exported trunk is, how it was made, how good it is, how to load it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_lightning.results import best_stage
+
+CARD = """\
+# {task} on {data}: {backbone}
+
+A trunk pretrained by ssl-lightning. `backbone.safetensors` holds its weights, `backbone.json` how it is built
+and fed.
+
+    import ssl_lightning
+
+    trunk = ssl_lightning.load_backbone("{folder}")  # (B, {channels}, H, W) -> list of stage maps
+
+Images are floats in [0, 1], normalised with mean {mean} and std {std}; trained at {image_size} px.
+
+## How it was made
+
+| | |
+|---|---|
+| pretext task | {task} |
+| pretraining data | {data} |
+| epochs, seed | {epochs}, {seed} |
+| hardware, precision | {devices} process(es), {precision} |
+| code, torch | {git}, {torch} |
+| command | `python train.py {command}` |
+
+The whole config is `config.yaml`.
+
+## How good it is
+
+{figures}
+
+Test top-1, at the stage that did best on held-out images. Every figure of every stage, with its protocol, is
+in `results.json`.
+"""
+
+
+def write_model_card(
+    folder: Path, results: dict[str, Any], export: dict[str, Any], overrides: Sequence[str]
+) -> None:
+    """Write the card into the run folder.
+
+    Args:
+        folder: The run folder.
+        results: The content of its results.json.
+        export: The content of its backbone.json.
+        overrides: What was given on the command line.
+    """
+    run, shown = results["run"], export["input"]
+    text = CARD.format(
+        **{key: run[key] for key in ("task", "data", "backbone", "epochs", "seed", "devices", "precision")},
+        folder=folder,
+        channels=len(shown["mean"]),
+        mean=_numbers(shown["mean"]),
+        std=_numbers(shown["std"]),
+        image_size=shown["image_size"],
+        git=run["git"] or "not a git checkout",
+        torch=run["versions"].get("torch", "?"),
+        command=shlex.join(overrides),
+        figures=_figures(results["probes"]),
+    )
+    (folder / "MODEL_CARD.md").write_text(text)
+
+
+def _figures(records: list[dict[str, Any]]) -> str:
+    shown = [r for r in records if r["metric"] == "top1"]
+    rows = ["| probe | branch | stage | untrained | trained |", "|---|---|---|---|---|"]
+    for probe, branch, k in dict.fromkeys((r["probe"], r["branch"], r["protocol"].get("k")) for r in shown):
+        of = [r for r in shown if (r["probe"], r["branch"], r["protocol"].get("k")) == (probe, branch, k)]
+        best = {state: best_stage([r for r in of if r["trained"] == state]) for state in (False, True)}
+        cells = ["-" if (r := best[state]) is None else f"{r['value']:.1%}" for state in (False, True)]
+        stage = (best[True] or best[False] or {})["stage"]
+        name = probe if k is None else f"{probe}, k={k}"
+        rows.append(f"| {name} | {branch} | {stage} | {cells[0]} | {cells[1]} |")
+    return "\n".join(rows) if shown else "It was not probed."
+
+
+def _numbers(values: list[float]) -> str:
+    return "[" + ", ".join(f"{value:.4f}" for value in values) + "]"

@@ -1,0 +1,173 @@
+"""`python train.py resume=<run folder>`: the config of that run, with the few keys that may change.
+
+Checked here, before anything in the folder is touched. Hydra's own entry is not used: it would first make a
+run folder of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_lightning.launch import CONFIG_NAME, RunError, check_devices, run_folder, save_config
+
+# Length, hardware, paths, what is shown and logged: nothing that changes what a step computes
+MAY_CHANGE = (
+    "trainer.max_epochs",
+    "trainer.devices",
+    "trainer.accelerator",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.log_every_n_steps",
+    "data.root",
+    "data.num_workers",
+    "logger",
+    "callbacks",
+    "objective",
+)
+ABSENT = "(absent)"
+
+
+def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
+    """Go on with the run named by `resume=`; return the exit status.
+
+    Args:
+        arguments: Of the command line: `resume=<folder>` and overrides in Hydra's grammar.
+        config_dir: The folder `conf`.
+    """
+    try:
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        if flags:
+            raise RunError(f"error: resume= goes on with one run and takes no {' '.join(flags)}")
+        (name,) = [a.partition("=")[2] for a in arguments if is_resume([a])][-1:]
+        folder = Path(name).expanduser().resolve()
+        overrides = [a for a in arguments if not is_resume([a])]
+        cfg = resumed_config(folder, overrides, config_dir)
+        check_devices(cfg)
+        check_checkpoint(folder, cfg)
+        run_folder(folder, cfg, lambda: save_config(cfg, folder))
+    except (RunError, ValueError) as error:
+        print(str(error) if str(error).startswith("error:") else f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def is_resume(arguments: Sequence[str]) -> bool:
+    """Whether a command line names a run to go on with.
+
+    >>> is_resume(["task=rotation", "resume=outputs/x"]), is_resume(["resume=null"]), is_resume([])
+    (True, False, False)
+    """
+    return any(a.startswith("resume=") and a not in ("resume=", "resume=null") for a in arguments)
+
+
+def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> DictConfig:
+    """Return the resolved config of a run, with what the overrides change.
+
+    What they change is what composing with them gives, beyond composing without them.
+
+    Raises:
+        RunError: The folder is no run's, an override is wrong, or it changes the science.
+    """
+    stored = read_config(folder)
+    first = list(stored.overrides)
+    try:
+        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            before, after = (_flat(compose("train", [*first, *extra])) for extra in ([], overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RunError(f"error: {error}") from None
+    changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    refused = sorted(key for key in changed if not _may_change(key))
+    if refused:
+        lines = [f"  {key}: {before.get(key, ABSENT)} -> {after.get(key, ABSENT)}" for key in refused]
+        raise RunError(
+            "error: resuming would change what the run computes:\n" + "\n".join(lines) + "\n"
+            f"allowed are {', '.join(MAY_CHANGE)}. A new run may start from its weights: init_from={folder}"
+        )
+    for key in changed:
+        if key in after:
+            OmegaConf.update(stored, key, after[key], force_add=True)
+        else:
+            _delete(stored, key)
+    moved = _moved(OmegaConf.to_container(stored), stored.run_dir, str(folder))
+    resolved = OmegaConf.create(moved)
+    resolved.run_dir = str(folder)
+    OmegaConf.resolve(resolved)
+    return cast(DictConfig, resolved)
+
+
+def read_config(folder: Path) -> DictConfig:
+    """Read the config of a run folder.
+
+    Raises:
+        RunError: The folder is absent or holds no run of this project.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        what = f"has no {CONFIG_NAME}, so it is no run folder" if folder.is_dir() else "is not there"
+        raise RunError(f"error: {folder} {what}; a run folder is outputs/<task>/<data>/<backbone>/<name>")
+    stored = OmegaConf.load(path)
+    if not isinstance(stored, DictConfig) or not {"task", "data", "run_dir", "overrides"} <= set(stored):
+        raise RunError(f"error: {path} is not the config of a run of this project")
+    return stored
+
+
+def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
+    """Refuse a folder without a whole checkpoint, and one that is further than `trainer.max_epochs`.
+
+    Raises:
+        ValueError: One of the two.
+    """
+    from ssl_lightning.checkpoints import load_checkpoint, resume_point
+
+    newest = resume_point(folder)
+    if newest is None:
+        print(f"{folder} holds no checkpoint yet: the run starts at its beginning")
+        return
+    epoch = int(load_checkpoint(newest).get("epoch", 0))
+    if 0 <= cfg.trainer.max_epochs < epoch:
+        raise ValueError(f"trainer.max_epochs is {cfg.trainer.max_epochs}, and the run is at epoch {epoch}")
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a config by dotted name; interpolations as they are written.
+
+    >>> _flat({"a": {"b": 1}, "c": []})
+    {'a.b': 1, 'c': []}
+    """
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node)
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        leaves |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return leaves
+
+
+def _delete(cfg: DictConfig, key: str) -> None:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if isinstance(node, DictConfig) and name in node:
+        del node[name]
+
+
+def _moved(node: Any, old: str, new: str) -> Any:
+    """Write the folder's new place into every path that begins with its old one."""
+    if isinstance(node, dict):
+        return {key: _moved(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_moved(value, old, new) for value in node]
+    if isinstance(node, str) and (node == old or node.startswith(old + "/")):
+        return new + node[len(old) :]
+    return node

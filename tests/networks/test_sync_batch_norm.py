@@ -1,0 +1,82 @@
+"""Batch norm of two processes against torch's own on the whole batch."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, momentum=None),
+        nn.ReLU(), nn.Flatten(), nn.Linear(80, 6), nn.BatchNorm1d(6),
+    )  # fmt: skip
+    for part in net.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(part.weight, 0.5, 2)
+            nn.init.normal_(part.bias)
+    return net
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = 3 + 2 * torch.randn(8, 3, 8, 8, generator=generator)
+    return x, torch.randn(8, 6, generator=generator)
+
+
+def train(net: nn.Module, x: torch.Tensor, target: torch.Tensor) -> None:
+    for _ in range(2):  # the second pass moves the running statistics on
+        net.zero_grad()
+        (net(x) - target).square().mean().backward()
+
+
+def one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    net = synchronise_batch_norm(network(), on_gpu=False)
+    x, target = (part.chunk(2)[rank] for part in batch())
+    train(nn.parallel.DistributedDataParallel(net), x, target)
+    if rank == 0:
+        grads = {name: p.grad for name, p in net.named_parameters()}
+        torch.save({"grads": grads, "state": net.state_dict()}, Path(folder) / "two.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
+    mp.spawn(one_rank, (str(tmp_path),), nprocs=2)
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    net = network()
+    train(net, *batch())
+    assert two["state"].keys() == net.state_dict().keys()
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(two["state"][name], value, rtol=1e-4, atol=1e-5)
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(two["grads"][name], parameter.grad, rtol=1e-3, atol=2e-5)
+    # and it is not what a process would get from its own half
+    half = network()
+    train(half, *(part.chunk(2)[0] for part in batch()))
+    assert not torch.allclose(half.state_dict()["1.running_mean"], two["state"]["1.running_mean"], atol=1e-3)
+
+
+def test_evaluation_and_a_single_process_are_torchs_own() -> None:
+    x, _ = batch()
+    net = network()
+    synced = synchronise_batch_norm(copy.deepcopy(net), on_gpu=False)
+    assert torch.equal(synced(x), net(x))
+    assert torch.equal(synced.eval()(x), net.eval()(x))
+
+
+def test_an_unknown_batch_norm_is_refused() -> None:
+    class Odd(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ValueError, match="Odd, which cannot share"):
+        synchronise_batch_norm(nn.Sequential(Odd(3)), on_gpu=False)

@@ -1,0 +1,174 @@
+"""Runs that are killed and resumed, as a user has them: processes of their own, and digests of what they leave."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_lightning.checkpoints import load_checkpoint
+
+ROOT = Path(__file__).parent.parent
+KILLS = int(os.environ.get("SSL_LIGHTNING_KILLS", 0))  # trials of each kind; 0: 10 and 5
+RUN = [
+    "data=fake", "data.batch_size=8", "trainer=cpu", "trainer.max_epochs=3", "trainer.val_check_interval=0.5",
+    "trainer.log_every_n_steps=3", "probe.knn.ks=[5]", "probe_untrained=true", "backbone.widths=[8,8]",
+    "backbone.strides=[2,2]", "callbacks.checkpoint.every_n_steps=2",
+]  # fmt: skip
+
+
+def start(output: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    if not any(o.startswith("resume=") for o in overrides):
+        command += [f"output_dir={output}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, env=environment, cwd=output, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], ok: bool = True) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert (process.returncode == 0) == ok, output
+    return output
+
+
+def folder_of(output: Path, name: str) -> Path:
+    return output / "rotation/fake/convnet" / name
+
+
+def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
+    while not (folder / "checkpoints/last.ckpt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+def digest(folder: Path) -> dict[str, Any]:
+    """Everything that must be equal to the bit: state of the training, figures, curves, export."""
+    state = load_checkpoint(folder / "checkpoints/last.ckpt")
+    results = json.loads((folder / "results.json").read_text())
+    assert results["run"]["status"] == "finished"
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in csv.DictReader(file)]
+    return {
+        **{
+            key: sha(state[key]) for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+        },
+        "pretext": results["pretext"],
+        "probes": results["probes"],
+        "rows": rows,
+        "export": hashlib.sha256((folder / "backbone.safetensors").read_bytes()).hexdigest(),
+    }
+
+
+def sha(node: Any) -> str:
+    if isinstance(node, torch.Tensor):
+        node = (str(node.dtype), list(node.shape), node.flatten().tolist())
+    elif isinstance(node, dict):
+        node = sorted((str(key), sha(value)) for key, value in node.items())
+    elif isinstance(node, (list, tuple)):
+        node = [sha(value) for value in node]
+    return hashlib.sha256(repr(node).encode()).hexdigest()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "trials", "overrides"),
+    [
+        ("fp32", KILLS or 10, ["trainer.precision=32-true"]),
+        ("bf16", KILLS or 3, ["trainer.precision=bf16-mixed"]),
+        ("two-processes", KILLS or 5, ["trainer.precision=32-true", "trainer.devices=2"]),
+    ],
+)
+def test_killed_runs_end_as_undisturbed_ones(
+    tmp_path: Path, kind: str, trials: int, overrides: list[str]
+) -> None:
+    finish(start(tmp_path, *RUN, *overrides, "name=undisturbed"))
+    expected = digest(folder_of(tmp_path, "undisturbed"))
+    draw = random.Random(time.time_ns())
+    resumed = 0
+    for trial in range(trials):
+        folder = folder_of(tmp_path, f"killed{trial}")
+        process = start(tmp_path, *RUN, *overrides, f"name=killed{trial}")
+        wait_for_checkpoint(process, folder)
+        time.sleep(draw.uniform(0, 4))
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher and every rank, at once
+        process.communicate()
+        finish(start(tmp_path, f"resume={folder}"))
+        assert digest(folder) == expected, f"trial {trial}"
+        resumed += json.loads((folder / "results.json").read_text())["run"]["resumed"]
+    assert resumed == trials
+
+
+def test_a_terminated_run_saves_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    finish(start(tmp_path, *RUN, "name=undisturbed"))
+    folder = folder_of(tmp_path, "stopped")
+    process = start(tmp_path, *RUN, "name=stopped")
+    wait_for_checkpoint(process, folder)
+    process.terminate()
+    assert "holds the run up to here" in finish(process, ok=False)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert json.loads((folder / "results.json").read_text())["run"]["status"] == "interrupted"
+    before = tree(folder)
+    for overrides, message in (
+        (["optimizer.lr=0.2"], "optimizer.lr: 0.1 -> 0.2"),
+        (["data=cifar10"], "data._target_: ssl_lightning.data.fake.Fake -> ssl_lightning.data.cifar10.CIFAR10"),
+        (["trainer.devices=many"], "trainer.devices is 'many'"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs is 0, and the run is at epoch"),
+        (["-m"], "takes no -m"),
+    ):  # fmt: skip
+        if folder_epoch(folder) == 0 and "max_epochs" in overrides[0]:
+            continue
+        output = finish(start(tmp_path, f"resume={folder}", *overrides), ok=False)
+        assert message in output
+        assert "Traceback" not in output
+    assert tree(folder) == before
+    assert "resumed" in finish(start(tmp_path, f"resume={folder}", "logger=[csv,tensorboard]"))
+    assert digest(folder) == digest(folder_of(tmp_path, "undisturbed"))
+
+
+def folder_epoch(folder: Path) -> int:
+    return int(load_checkpoint(folder / "checkpoints/last.ckpt")["epoch"])
+
+
+def tree(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_torn_checkpoint_gives_way_to_the_one_before_it(tmp_path: Path) -> None:
+    finish(start(tmp_path, *RUN, "name=whole"))
+    folder = folder_of(tmp_path, "whole")
+    expected = digest(folder)
+    last, previous = (folder / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt"))
+    last.write_bytes(last.read_bytes()[:-1000])
+    output = finish(start(tmp_path, f"resume={folder}"))
+    assert f"from {previous}" in output
+    assert digest(folder) == expected
+    for path in (last, previous):
+        path.write_bytes(path.read_bytes()[:-1000])
+    before = tree(folder)
+    output = finish(start(tmp_path, f"resume={folder}"), ok=False)
+    assert "torn" in output
+    assert "Traceback" not in output
+    assert tree(folder) == before
+
+
+def test_folders_that_hold_no_run_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/config.yaml").write_text("model: {lr: 1}\n")
+    for name, message in (("nowhere", "is not there"), ("other", "not the config of a run of this project")):
+        output = finish(start(tmp_path, f"resume={tmp_path / name}"), ok=False)
+        assert message in output
+        assert "Traceback" not in output
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["config.yaml"]
