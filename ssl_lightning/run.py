@@ -86,9 +86,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     same = add_records(results, job.records, stamp)
     write_json(folder / FILE_NAME, results)
     print_probes(job.records, job.probe_s)
-    print(
-        f"{same} of {len(job.records)} figures were in {folder / FILE_NAME}, exactly equal; the rest was added"
-    )
+    found = f"{same} of {len(job.records)} figures were in {folder / FILE_NAME}, exactly equal"
+    print(found if same == len(job.records) else f"{found}; the rest was added")
 
 
 class Run:

@@ -124,7 +124,7 @@ def rename(state: Mapping[str, Tensor], prefix_map: Mapping[str, str | None]) ->
     renamed = {}
     for name, value in state.items():
         prefix = max((p for p in prefix_map if name.startswith(p)), key=len, default="")
-        new = prefix_map[prefix] if prefix in prefix_map else ""
+        new = prefix_map.get(prefix, "")
         if new is not None:
             renamed[new + name[len(prefix) :]] = value
     return renamed

@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed, as a user has them: processes of their own, and digests of what they leave."""
+"""Runs that are killed and resumed, as a user has them: own processes, and digests of what they leave."""
 
 import csv
 import hashlib
@@ -122,7 +122,7 @@ def test_a_terminated_run_saves_and_goes_on_to_the_same_end(tmp_path: Path) -> N
     before = tree(folder)
     for overrides, message in (
         (["optimizer.lr=0.2"], "optimizer.lr: 0.1 -> 0.2"),
-        (["data=cifar10"], "data._target_: ssl_lightning.data.fake.Fake -> ssl_lightning.data.cifar10.CIFAR10"),
+        (["data=cifar10"], "data._target_: ssl_lightning.data.fake.Fake -> ssl_lightning.data.cifar10"),
         (["trainer.devices=many"], "trainer.devices is 'many'"),
         (["trainer.max_epochs=0"], "trainer.max_epochs is 0, and the run is at epoch"),
         (["-m"], "takes no -m"),

@@ -227,9 +227,8 @@ def test_a_sweep_of_two_process_runs_makes_one_folder_per_job(tmp_path: Path) ->
     quick = ["data=fake", "trainer.max_epochs=1", "probe=[knn]", "probe.knn.ks=[5]", "logger=[]"]
     train(tmp_path, *quick, *sweep, "-m")
     found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("results.json"))
-    assert found == [
-        f"{task}/fake/convnet/run_{n}" for task, n in zip(("random",) * 2 + ("rotation",) * 2, "0123")
-    ]
+    tasks = ("random", "random", "rotation", "rotation")
+    assert found == [f"{task}/fake/convnet/run_{number}" for number, task in enumerate(tasks)]
     # the finished ones are not run again, the new one is
     done = train(tmp_path, *quick, "task=rotation", "seed=1,2", "skip_finished=true", "name=more", "-m")
     assert done.stdout.count("skipped:") == 1

@@ -132,7 +132,7 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
 
 
 class Evil:
-    def __reduce__(self):  # noqa: ANN204
+    def __reduce__(self):
         return (Path.touch, (Path("/tmp/ssl_lightning_hacked"),))
 
 

@@ -92,7 +92,8 @@ class Checkpoint(callbacks.Checkpoint):
     ) -> None:
         self._steps_since += 1
         done = batch_idx + 1
-        before_validation = done % trainer.val_check_batch == 0 or done >= trainer.num_training_batches
+        every = trainer.val_check_batch or math.inf
+        before_validation = done % every == 0 or done >= trainer.num_training_batches
         if before_validation or done % trainer.accumulate_grad_batches:
             return
         if self._is_due() or STOP.signum is not None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 
 from ssl_lightning.encoding import encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
-from pytorch_lightning.callbacks import Callback
 
 
 class OnlineKNN(Callback):

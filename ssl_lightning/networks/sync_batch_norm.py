@@ -31,7 +31,8 @@ def synchronise_batch_norm(module: nn.Module, *, on_gpu: bool) -> nn.Module:
                     f"{name} is a {type(part).__name__}, which cannot share its statistics between processes "
                     "on the CPU; use trainer.devices=1, or trainer.sync_batchnorm=false"
                 )
-            part.__class__ = _synchronised(type(part))  # in place: optimizers and lists may hold it
+            kind: Any = type(part)
+            part.__class__ = _synchronised(kind)  # in place: optimizers and lists may hold it
     return module
 
 
@@ -56,7 +57,7 @@ class _SharedStatistics:
 
 
 @cache
-def _synchronised(kind: type[nn.Module]) -> type[nn.Module]:
+def _synchronised(kind: Any) -> Any:
     return type(f"Synchronised{kind.__name__}", (_SharedStatistics, kind), {})
 
 

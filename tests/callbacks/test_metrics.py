@@ -1,0 +1,92 @@
+"""What reaches the loggers, against the numbers of the training itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_lightning.callbacks.checkpoint import Checkpoint, DivergedError
+from ssl_lightning.callbacks.csv_logger import CSVLogger
+from ssl_lightning.callbacks.metrics import Metrics
+from ssl_lightning.callbacks.online_knn import OnlineKNN
+from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.data.fake import Fake
+from ssl_lightning.encoding import encode
+from ssl_lightning.hardware import make_trainer
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.ops.knn import knn_scores
+from ssl_lightning.tasks.rotation import Rotation
+
+
+class Watched(Rotation):
+    """Keeps what it should be logged with; from step `poison` on its loss is not a number."""
+
+    poison = 10**9
+
+    def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        scores = super().step(images, labels, stream)
+        if self.training:
+            self.losses = [*getattr(self, "losses", []), float(scores["loss"].detach())]
+            if len(self.losses) >= self.poison:
+                scores["loss"] = scores["loss"] * float("nan")
+        return scores
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        total = sum(float(p.grad.double().square().sum()) for p in self.parameters()) ** 0.5
+        self.norms = [*getattr(self, "norms", []), total]
+
+
+def fit(tmp_path: Path, poison: int = 10**9) -> tuple[Watched, Metrics, list[dict]]:
+    data = Fake(batch_size=32)
+    data.setup()
+    torch.manual_seed(0)
+    trunk = ConvNet(widths=[8], strides=[2])
+    task = Watched(trunk, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=0.05), seed=0)
+    task.poison = poison
+    metrics, logger = Metrics(tmp_path, Throughput()), CSVLogger(str(tmp_path))
+    checkpoint = Checkpoint(str(tmp_path / "checkpoints"), every_n_steps=1)
+    trainer = make_trainer(
+        accelerator="cpu", precision="32-true", max_epochs=2, log_every_n_steps=4, logger=[logger],
+        callbacks=[metrics, OnlineKNN(k=5), checkpoint], enable_progress_bar=False,
+    )  # fmt: skip
+    try:
+        trainer.fit(task, datamodule=data)
+    finally:
+        logger.finalize("")
+    return task, metrics, logger.rows()
+
+
+def test_rows_hold_the_scores_of_their_step(tmp_path: Path) -> None:
+    task, metrics, rows = fit(tmp_path)
+    steps = len(task.losses)
+    training = [row for row in rows if row["train/loss"]]
+    assert [int(row["step"]) for row in training] == list(range(4, steps + 1, 4))
+    for row in training:
+        at = int(row["step"]) - 1
+        assert float(row["train/loss"]) == pytest.approx(task.losses[at])
+        assert float(row["train/grad_norm"]) == pytest.approx(task.norms[at], rel=1e-4)
+        assert float(row["train/lr"]) == 0.05
+    validated = [row for row in rows if row["val/loss"]]
+    assert [int(row["epoch"]) for row in validated] == [0, 1]
+    assert metrics.validation["val/loss"] == pytest.approx(float(validated[-1]["val/loss"]))
+    # the online figure, by hand, from labels of the training and the held-out part alone
+    data = task.trainer.datamodule
+    loaders = {split: data.downstream(split) for split in ("train", "heldout")}
+    found = encode(task.backbone, task.probe_input, loaders, [1])
+    bank, queries = (found.get(split, "stage1", 1) for split in ("train", "heldout"))
+    votes = knn_scores(queries, bank, found.labels["train"], data.spec.num_classes, [5])[0]
+    expected = float((votes.argmax(1) == found.labels["heldout"]).float().mean())
+    online = [float(r["online/backbone/knn_top1"]) for r in rows if r["online/backbone/knn_top1"]]
+    assert len(online) == 2
+    assert online[-1] == pytest.approx(expected)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(
+        DivergedError, match=r"not finite at step \d+; the last good checkpoint is .*last\.ckpt"
+    ):
+        fit(tmp_path, poison=4)
+    state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert all(value.isfinite().all() for value in state["state_dict"].values())
+    assert state["callbacks"]["Metrics"]["steps"] == 3
