@@ -32,12 +32,12 @@ def test_the_other_ranks_leave_it_to_the_first(monkeypatch: pytest.MonkeyPatch) 
     ("signum", "environment", "asked"),
     [
         (signal.SIGUSR1, {"SLURM_JOB_ID": "7"}, "requeue 7"),
-        (signal.SIGUSR1, {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}, "requeue 7_2"),
+        (signal.SIGUSR1, {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}, "requeue 7_2"),
         (signal.SIGUSR1, {}, None),
         (signal.SIGUSR1, {"SLURM_JOB_ID": "7; rm -rf /"}, None),
         (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, None),  # how scancel ends a job
     ],
-)  # fmt: skip
+)
 def test_only_slurms_warning_requeues(tmp_path, monkeypatch, signum, environment, asked) -> None:
     log = tmp_path / "asked"
     scontrol = tmp_path / "scontrol"

@@ -177,9 +177,7 @@ def _product(theta: Tensor, x: Tensor) -> Tensor:
     return torch.addmm(flat[:, -1], x, flat[:, :-1].T).T.contiguous().unflatten(0, theta.shape[:2])
 
 
-def _inverse_hessian(
-    gradient: Tensor, start: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]
-) -> Tensor:
+def _inverse_hessian(gradient: Tensor, start: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """Two-loop recursion for every strength at once, from the inverse Hessian `start`, `(R, D + 1, D + 1)`.
 
     A pair without curvature (sy = 0) counts nowhere.

@@ -1,0 +1,117 @@
+"""Square tiles cut out of images, at places drawn for each (Noroozi, Favaro 2016; Doersch et al. 2015).
+
+A place is the corner (y, x) of a tile in pixels. Tiles are numbered row by row on their grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.ops.tile_grid import NEIGHBOURS, TileGrid
+
+
+def draw_corners(grid: TileGrid, batch: int, generator: torch.Generator) -> Tensor:
+    """Draw where the tiles of each image lie: `(B, n, 2)` int64, on the device of the generator."""
+    device = generator.device
+    slack = grid.image_size - grid.extent
+    origin = torch.randint(slack + 1, (batch, 1, 2), generator=generator, device=device)
+    shift = torch.randint(grid.play + 1, (batch, grid.count, 2), generator=generator, device=device)
+    return origin + grid.pitch * _cells(grid, device) + shift
+
+
+def regular_corners(grid: TileGrid, device: torch.device | str = "cpu") -> Tensor:
+    """Return the places in the middle of what `draw_corners` draws: `(n, 2)` int64."""
+    origin = (grid.image_size - grid.extent) // 2 + grid.play // 2
+    return origin + grid.pitch * _cells(grid, device)
+
+
+def _cells(grid: TileGrid, device: torch.device | str) -> Tensor:
+    steps = torch.arange(grid.side, device=device)
+    return torch.cartesian_prod(steps, steps)  # (n, 2): row, column
+
+
+def draw_neighbours(batch: int, pairs: int, generator: torch.Generator) -> Tensor:
+    """Draw different neighbours for each image: `(B, pairs)` int64 in 0..7, places of `NEIGHBOURS`."""
+    scores = torch.rand(batch, len(NEIGHBOURS), generator=generator, device=generator.device)
+    return scores.argsort(dim=1)[:, :pairs]
+
+
+def shift_channels(
+    corners: Tensor, channels: int, shift: int, last: int, generator: torch.Generator
+) -> Tensor:
+    """Move the channels of each tile against each other, which hides chromatic aberration.
+
+    Args:
+        corners: `(B, n, 2)` places.
+        channels: C.
+        shift: Each channel moves by -shift..shift pixels in each direction (Noroozi, Favaro: 2).
+        last: Largest corner that lies in the image (image size - tile); a channel stops there and at 0.
+        generator: Draws the shifts.
+
+    Returns:
+        Places of the channels, `(B, n, C, 2)`.
+    """
+    size = (*corners.shape[:2], channels, 2)
+    moves = torch.randint(-shift, shift + 1, size, generator=generator, device=corners.device)
+    return (corners[:, :, None] + moves).clamp_(0, last)
+
+
+def cut_tiles(images: Tensor, corners: Tensor, tile: int) -> Tensor:
+    """Cut tiles out of images, in one gather.
+
+    Args:
+        images: `(B, C, H, W)` of any dtype, in either memory format.
+        corners: `(B, n, 2)` places, or `(B, n, C, 2)` with one for each channel.
+        tile: Height and width t.
+
+    Returns:
+        `(B, n, C, t, t)`, contiguous.
+    """
+    windows = images.unfold(2, tile, 1).unfold(3, tile, 1)  # (B, C, H-t+1, W-t+1, t, t), a view
+    image = torch.arange(len(images), device=images.device)
+    y, x = corners.unbind(-1)
+    if corners.ndim == 3:
+        return windows[image[:, None], :, y, x]
+    channel = torch.arange(images.shape[1], device=images.device)
+    return windows[image[:, None, None], channel, y, x]
+
+
+def place_tiles(tiles: Tensor, corners: Tensor, image_size: int, background: float = 0.0) -> Tensor:
+    """Put tiles where they were cut out: the inverse of `cut_tiles` for tiles that do not overlap.
+
+    Args:
+        tiles: `(B, n, C, t, t)`.
+        corners: `(B, n, 2)` places.
+        image_size: Height and width of the result.
+        background: What is not covered by a tile.
+
+    Returns:
+        `(B, C, image_size, image_size)`.
+    """
+    batch, _, channels, tile = tiles.shape[:4]
+    canvas = tiles.new_full((batch, channels, image_size, image_size), background)
+    within = torch.arange(tile, device=tiles.device)
+    rows = (corners[..., 0, None] + within)[..., :, None]  # (B, n, t, 1)
+    columns = (corners[..., 1, None] + within)[..., None, :]  # (B, n, 1, t)
+    image = torch.arange(batch, device=tiles.device).view(-1, 1, 1, 1)
+    canvas[image, :, rows, columns] = tiles.movedim(2, -1)
+    return canvas
+
+
+def permute_tiles(tiles: Tensor, orders: Tensor) -> Tensor:
+    """Arrange the tiles of each image in several orders.
+
+    Args:
+        tiles: `(B, n, ...)`: pixels, or what a trunk made of them.
+        orders: `(B, P, n)` int64; place i shows tile `orders[..., i]`. `orders.argsort(-1)` is the inverse.
+
+    Returns:
+        `(B, P, n, ...)`.
+    """
+    batch, count = orders.shape[:2]
+    image = torch.arange(batch, device=tiles.device).view(-1, 1, 1)
+    number = torch.arange(count, device=tiles.device).view(1, -1, 1)
+    # expanded first: with no element read twice, threads that add up the gradient (torch's index_put on a
+    # CPU, which gives no order) cannot meet, and a resumed run ends bit-identical
+    return tiles[:, None].expand(-1, count, *tiles.shape[1:])[image, number, orders]

@@ -1,0 +1,132 @@
+"""Where tiles may lie in an image, by rules that follow from its size.
+
+Jigsaw: Noroozi, Favaro 2016; neighbours: Doersch, Gupta, Efros 2015.
+Tiles sit on a square grid, numbered row by row. Lengths are in pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NEIGHBOURS = ("top left", "top", "top right", "left", "right", "bottom left", "bottom", "bottom right")
+AROUND = (0, 1, 2, 3, 5, 6, 7, 8)  # tiles of a 3 x 3 grid around the centre, in the order of NEIGHBOURS
+CENTRE = 4
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """Where tiles may lie: tile (r, c) at origin + pitch * (r, c) + a draw of 0..play in each direction.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        side: Tiles along an edge of the grid.
+        tile: Height and width of a tile.
+        pitch: Distance of neighbouring tiles, from corner to corner, where both are drawn alike.
+        play: Range of the draw; at most pitch - tile, so that no two tiles overlap.
+
+    Raises:
+        ValueError: Tiles could overlap or leave the image.
+    """
+
+    image_size: int
+    side: int
+    tile: int
+    pitch: int
+    play: int
+
+    def __post_init__(self) -> None:
+        if self.side < 2 or self.tile < 1 or not 0 <= self.play <= self.pitch - self.tile:
+            raise ValueError(f"{self}: allowed are side >= 2, tile >= 1 and 0 <= play <= pitch - tile")
+        if self.extent > self.image_size:
+            raise ValueError(f"{self}: the tiles need {self.extent} px, more than the image has")
+
+    @property
+    def count(self) -> int:
+        """Number of tiles n."""
+        return self.side**2
+
+    @property
+    def extent(self) -> int:
+        """Pixels from the first to the last that any tile may cover, in each direction."""
+        return (self.side - 1) * self.pitch + self.play + self.tile
+
+
+def default_tile(cell: int) -> int:
+    """Size of a tile in a cell: three quarters, rounded up, as 64 in 85 in the paper (sec. 4.2).
+
+    >>> [default_tile(cell) for cell in (85, 32, 21, 10)]
+    [64, 24, 16, 8]
+    """
+    return -(-3 * cell // 4)
+
+
+def jigsaw_grid(
+    image_size: int, *, side: int = 3, cell: int | None = None, tile: int | None = None, gap: bool = True
+) -> TileGrid:
+    """Lay out a jigsaw: each tile lies anywhere in its cell, so that edges do not continue.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        side: Cells along an edge, at least 2.
+        cell: Size of a cell; None: image_size // side. What is left of the image moves the grid about.
+        tile: Size of a tile; None: see `default_tile`.
+        gap: False shrinks the cells to the tiles: neighbours touch, and their edges continue.
+
+    Raises:
+        ValueError: The cells do not fit the image, or the tile not its cell.
+    """
+    if not 2 <= side <= image_size:
+        raise ValueError(
+            f"task.grid is {side}; allowed are 2 tiles along an edge or more, and at least a pixel for each "
+            f"of them (data.image_size={image_size})"
+        )
+    largest = image_size // side
+    cell = largest if cell is None else cell
+    if not 1 <= cell <= largest:
+        raise ValueError(
+            f"task.cell is {cell} px; allowed are 1 to {largest}, so that {side} cells fit "
+            f"data.image_size={image_size}; set task.cell to null, "
+            f"or data.image_size to {max(side, side * cell)} or more"
+        )
+    tile = default_tile(cell) if tile is None else tile
+    if not 1 <= tile <= cell:
+        raise ValueError(
+            f"task.tile is {tile} px; allowed are 1 to {cell}, the size of its cell; "
+            f"set task.tile to null, or data.image_size to {max(side, side * tile)} or more"
+        )
+    return TileGrid(image_size, side, tile, *((cell, cell - tile) if gap else (tile, 0)))
+
+
+def neighbour_grid(
+    image_size: int, *, tile: int | None = None, gap: int | None = None, jitter: int | None = None
+) -> TileGrid:
+    """Lay out a patch and its eight neighbours (Doersch et al. 2015, sec. 3.1: 96 px, gap 48, jitter 7).
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        tile: Size of a patch; None: `default_tile` of a third of the image.
+        gap: Pixels between neighbours before the jitter; None: what a third of the image leaves.
+        jitter: Each patch moves by up to so many pixels each way; None: half the gap, rounded down.
+
+    Raises:
+        ValueError: Patches could overlap or leave the image.
+    """
+    cell = image_size // 3
+    tile = default_tile(cell) if tile is None else tile
+    gap = max(0, cell - tile) if gap is None else gap
+    jitter = gap // 2 if jitter is None else jitter
+    if tile < 1 or gap < 0:
+        raise ValueError(f"task.tile is {tile} px and task.gap {gap} px; allowed are tile >= 1 and gap >= 0")
+    if not 0 <= jitter <= gap // 2:
+        raise ValueError(
+            f"task.jitter is {jitter} px; allowed are 0 to {gap // 2}, half of task.gap={gap}, so that "
+            "patches do not overlap; set task.jitter to null, or task.gap to twice the jitter"
+        )
+    extent = 3 * tile + 2 * gap + 2 * jitter
+    if extent > image_size:
+        raise ValueError(
+            f"task.tile={tile}, task.gap={gap} and task.jitter={jitter} need {extent} px (3 tiles, 2 gaps, "
+            f"the jitter on both sides); data.image_size is {image_size}: make the patches smaller, or the "
+            f"images {extent} px or more"
+        )
+    return TileGrid(image_size, 3, tile, tile + gap, 2 * jitter)

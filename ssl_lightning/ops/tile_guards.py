@@ -1,0 +1,121 @@
+"""What hides from a network the cues that solve a patch task without looking at objects.
+
+Tiles are `(B, n, C, t, t)` floats. Every draw is one tensor operation for the whole batch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: weights of R, G, B in a grey value
+GREEN_MAGENTA = (-1.0, 2.0, -1.0)  # axis in RGB along which lenses shift colours (Doersch et al. 2015)
+
+
+def standardise_tiles(tiles: Tensor, smallest: float = 1 / 255) -> Tensor:
+    """Give every channel of every tile mean 0 and standard deviation 1 (Noroozi, Favaro 2016, sec. 4.2).
+
+    Without it, brightness that changes slowly over the image tells where a tile was.
+
+    Args:
+        tiles: `(..., t, t)` floats in [0, 1].
+        smallest: A deviation below it counts as this, so that flat tiles do not become noise: one grey level.
+    """
+    pixels = tiles.shape[-2] * tiles.shape[-1]
+    centred = tiles - tiles.mean((-2, -1), keepdim=True)
+    # not torch.var_mean: 40 times slower than a norm on a CPU
+    norm = torch.linalg.vector_norm(centred.flatten(-2), dim=-1)[..., None, None]
+    return centred.mul_(norm.div_(pixels**0.5).clamp_(min=smallest).reciprocal_())
+
+
+def grey_scale(tiles: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Make all tiles of some images grey, so that colour alone cannot solve the task.
+
+    Args:
+        tiles: `(B, ..., C, t, t)`; with other than 3 channels nothing happens.
+        probability: Of an image to become grey, in [0, 1] (Noroozi, Favaro: 0.3; Kolesnikov et al.: 0.66).
+        generator: Draws the images.
+    """
+    if tiles.shape[-3] != len(LUMA) or probability == 0:
+        return tiles
+    chosen = torch.rand(len(tiles), generator=generator, device=tiles.device) < probability
+    weight = chosen.to(tiles.dtype).view(-1, *[1] * (tiles.ndim - 1))
+    red, green, blue = tiles.unbind(-3)
+    grey = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return torch.lerp(tiles, grey.unsqueeze(-3), weight)  # exact at 0 and 1, and twice as fast as where
+
+
+def drop_colours(tiles: Tensor, generator: torch.Generator, noise: float = 0.01) -> Tensor:
+    """Keep one channel of each tile, and fill the others with noise (Doersch et al. 2015, sec. 3.1).
+
+    Args:
+        tiles: `(B, n, C, t, t)`, centred at 0 (normalised); with one channel nothing happens.
+        generator: Draws the channel that stays, and the noise.
+        noise: Its standard deviation, over that of the channel that stays.
+    """
+    channels = tiles.shape[2]
+    if channels == 1:
+        return tiles
+    kept = torch.randint(channels, tiles.shape[:2], generator=generator, device=tiles.device)
+    stays = F.one_hot(kept, channels).bool()[..., None, None]  # (B, n, C, 1, 1)
+    deviation = torch.where(stays, tiles.std((3, 4), correction=0, keepdim=True), 0).sum(2, keepdim=True)
+    filling = torch.randn(tiles.shape, generator=generator, device=tiles.device, dtype=tiles.dtype)
+    return torch.where(stays, tiles, filling * (noise * deviation))
+
+
+def project_colours(tiles: Tensor) -> Tensor:
+    """Remove the green-magenta part of every pixel (Doersch et al. 2015, sec. 3.1).
+
+    Args:
+        tiles: `(..., C, t, t)` in RGB; with other than 3 channels nothing happens.
+    """
+    if tiles.shape[-3] != len(GREEN_MAGENTA):
+        return tiles
+    axis = tiles.new_tensor(GREEN_MAGENTA)
+    away = torch.eye(3, device=tiles.device, dtype=tiles.dtype) - axis.outer(axis) / axis.dot(axis)
+    with torch.autocast(tiles.device.type, enabled=False):  # pixels in bf16 would lose the last bits
+        return torch.einsum("dc,...chw->...dhw", away, tiles)
+
+
+def resampling_table(tile: int, smallest: int) -> Tensor:
+    """Tabulate what shrinking a tile and enlarging it again does to one of its rows.
+
+    Both steps are linear and act on rows and columns alike, so a tile X that went through k pixels is
+    `M X M^T`, and one table serves a batch in which every tile has a k of its own.
+
+    Args:
+        tile: Size t in pixels.
+        smallest: Smallest size in between, in 1..t.
+
+    Returns:
+        `(t - smallest + 1, t, t)` floats: M for k = smallest, ..., t; the last is the identity.
+
+    Raises:
+        ValueError: `smallest` is out of range.
+    """
+    if not 1 <= smallest <= tile:
+        raise ValueError(f"smallest is {smallest}; allowed are 1 to {tile}, the size of a tile in pixels")
+    unit = torch.eye(tile)[None, None]  # (1, 1, t, t): each column is one pixel of a row
+    table = []
+    for size in range(smallest, tile + 1):
+        small = F.interpolate(unit, (size, tile), mode="bilinear", antialias=True)
+        table.append(F.interpolate(small, (tile, tile), mode="bilinear")[0, 0])
+    return torch.stack(table)
+
+
+def resample_tiles(tiles: Tensor, table: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Shrink some tiles to a random size and enlarge them again, so that sharpness tells nothing.
+
+    Args:
+        tiles: `(B, n, C, t, t)` floats.
+        table: From `resampling_table`; its smallest size is the smallest that is drawn.
+        probability: Of a tile to be chosen, in [0, 1].
+        generator: Draws the tiles and their sizes.
+    """
+    shape, device = tiles.shape[:2], tiles.device
+    row = torch.randint(len(table), shape, generator=generator, device=device)
+    chosen = torch.rand(shape, generator=generator, device=device) < probability
+    matrix = table[torch.where(chosen, row, len(table) - 1)].unsqueeze(2)  # (B, n, 1, t, t)
+    with torch.autocast(device.type, enabled=False):  # pixels in bf16 would lose the last bits
+        return matrix @ tiles @ matrix.mT

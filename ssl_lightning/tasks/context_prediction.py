@@ -1,0 +1,162 @@
+"""Context prediction: where a patch lies next to another (Doersch, Gupta, Efros 2015)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.networks.heads import SequenceClassifier, TileEmbedding, check_tile_size
+from ssl_lightning.ops.patches import (
+    cut_tiles,
+    draw_corners,
+    draw_neighbours,
+    place_tiles,
+    regular_corners,
+)
+from ssl_lightning.ops.tile_grid import AROUND, CENTRE, NEIGHBOURS, neighbour_grid
+from ssl_lightning.ops.tile_guards import drop_colours, project_colours, resample_tiles, resampling_table
+from ssl_lightning.seeding import generator
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks.base import Panel, PretextTask
+
+COLOURS = ("dropping", "projection")
+
+
+class ContextPrediction(PretextTask):
+    """Say at which of eight places around a patch another one lies.
+
+    The trunk sees each patch by itself, and once; the head sees the centre beside one neighbour.
+
+    Args:
+        backbone: The trunk.
+        spec: Shape and statistics of the images.
+        pairs_per_image: 8 asks for all neighbours of the centre in one pass over 9 patches; fewer draws so
+            many of them.
+        tile: Size in pixels of a patch; None: three quarters of a third of the image, rounded up (255 px:
+            64, 64: 16, 32: 8).
+        gap: Guard: pixels between neighbours; None: what a third of the image leaves (21, 5, 2). 0: off.
+        jitter: Guard: pixels by which each patch moves each way, at most gap / 2; None: gap // 2. 0: off.
+        colours: Guard against lens errors: "projection" removes the green-magenta axis of each patch,
+            "dropping" keeps one of its channels (slower to learn, and farther from the images that are
+            probed), None leaves them. Without effect on grey images.
+        downsample: Guard: probability of a patch to be shrunk and enlarged again (the paper: 0.33). 0: off.
+        downsample_to: Smallest size in between; None: the paper's 10 in 96 px of the tile, at least 4 px.
+        embedding: Numbers per patch.
+        hidden: Units between the pair and the answer; 0 for none.
+        **base: The keywords of `PretextTask`.
+
+    Raises:
+        ValueError: A number is out of range, or a patch is smaller than the stride of the trunk.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: ImageSpec,
+        *,
+        pairs_per_image: int = 8,
+        tile: int | None = None,
+        gap: int | None = None,
+        jitter: int | None = None,
+        colours: str | None = "projection",
+        downsample: float = 0.33,
+        downsample_to: int | None = None,
+        embedding: int = 128,
+        hidden: int = 512,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, spec, **base)
+        self.grid = neighbour_grid(spec.image_size, tile=tile, gap=gap, jitter=jitter)
+        tile = self.grid.tile
+        check_tile_size(backbone, tile, spec.image_size)
+        if not 1 <= pairs_per_image <= len(NEIGHBOURS):
+            raise ValueError(f"task.pairs_per_image is {pairs_per_image}; allowed are 1 to {len(NEIGHBOURS)}")
+        if colours is not None and colours not in COLOURS:
+            raise ValueError(f"task.colours is {colours!r}; allowed are {', '.join(COLOURS)} and null")
+        if not 0 <= downsample <= 1:
+            raise ValueError(f"task.downsample is {downsample}; allowed are probabilities, 0 to 1")
+        if embedding < 1 or hidden < 0:
+            raise ValueError(
+                f"task.embedding is {embedding} and task.hidden {hidden}; allowed: >= 1 and >= 0"
+            )
+        smallest = min(tile, max(4, -(-10 * tile // 96))) if downsample_to is None else downsample_to
+        if not 1 <= smallest <= tile:
+            raise ValueError(
+                f"task.downsample_to is {smallest} px; allowed are 1 to {tile}, the patch's size"
+            )
+        self.views_per_image = pairs_per_image + 1
+        self.pairs_per_image = pairs_per_image
+        self.colours, self.downsample = colours, downsample
+        self.register_buffer("table", resampling_table(tile, smallest), persistent=False)
+        self.embed = TileEmbedding(backbone, embedding)
+        self.head = SequenceClassifier(2, embedding, hidden, len(NEIGHBOURS))
+
+    def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        corners = draw_corners(self.grid, len(images), stream)  # (B, 9, 2)
+        place = self.draw_places(len(images), stream)  # (B, P)
+        patches = self.prepare(self.cut(images, corners, place), stream)  # (B, 1 + P, C, t, t)
+        logits = self.score(self.encode(patches))  # (B * P, 8)
+        place = place.flatten()
+        return {
+            "loss": F.cross_entropy(logits, place),
+            "acc": (logits.argmax(1) == place).float().mean(),
+        }
+
+    def draw_places(self, batch: int, stream: torch.Generator) -> Tensor:
+        """Choose the neighbours of each image: `(B, P)` int64 in 0..7, all of them or different ones."""
+        if self.pairs_per_image == len(NEIGHBOURS):
+            return torch.arange(len(NEIGHBOURS), device=stream.device).expand(batch, -1)
+        return draw_neighbours(batch, self.pairs_per_image, stream)
+
+    def cut(self, images: Tensor, corners: Tensor, place: Tensor) -> Tensor:
+        """Cut the centre and the neighbours at `(B, P)` places: `(B, 1 + P, C, t, t)`."""
+        wanted = F.pad(corners.new_tensor(AROUND)[place], (1, 0), value=CENTRE)  # (B, 1 + P)
+        return cut_tiles(images, corners.take_along_dim(wanted[..., None], 1), self.grid.tile)
+
+    def prepare(self, patches: Tensor, stream: torch.Generator) -> Tensor:
+        """Turn patches `(B, n, C, t, t)`, floats in [0, 1], into what the trunk takes."""
+        if self.colours == "projection":
+            patches = project_colours(patches)
+        if self.downsample:
+            patches = resample_tiles(patches, self.table, self.downsample, stream)
+        patches = self.normalise(patches)
+        return drop_colours(patches, stream) if self.colours == "dropping" else patches
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """Embed every patch by itself: `(B, n, C, t, t)` to `(B, n, E)`."""
+        x = patches.flatten(0, 1).contiguous(memory_format=self.image_format)  # (B * n, C, t, t)
+        return self.embed(self.backbone(x)).unflatten(0, patches.shape[:2])
+
+    def score(self, embedded: Tensor) -> Tensor:
+        """Score the centre beside each neighbour: `(B, 1 + P, E)` to logits `(B * P, 8)`."""
+        centre, neighbours = embedded[:, :1].expand_as(embedded[:, 1:]), embedded[:, 1:]
+        return self.head(torch.stack([centre, neighbours], 2).flatten(0, 1))
+
+    def panel(self, images: Tensor) -> Panel:
+        """Show the patches, one pair as the trunk sees it, and the pair as the network lays it."""
+        stream = generator("panel", device=images.device)  # the same patches in every epoch
+        corners = draw_corners(self.grid, len(images), stream)
+        place = draw_neighbours(len(images), 1, stream)  # (B, 1)
+        pair = self.prepare(self.cut(images, corners, place), stream)  # (B, 2, C, t, t)
+        confidence, answer = self.score(self.encode(pair)).softmax(1).max(1)
+        shown = (pair * self.std + self.mean).clamp(0, 1)
+        regular = regular_corners(self.grid, images.device)  # (9, 2)
+        around, size, place = regular[list(AROUND)], self.spec.image_size, place[:, 0]
+
+        def laid(at: Tensor) -> Tensor:
+            centre = regular[CENTRE].expand(len(at), 2)
+            return place_tiles(shown, torch.stack([centre, around[at]], 1), size, 1.0)
+
+        tiles = cut_tiles(images, corners, self.grid.tile)
+        pictures = [place_tiles(tiles, corners, size, 1.0), laid(place), laid(answer)]
+        text = [
+            ["", NEIGHBOURS[truth], f"{NEIGHBOURS[said]}, {sure:.2f}"]
+            for truth, said, sure in zip(place.tolist(), answer.tolist(), confidence.tolist(), strict=True)
+        ]
+        right: list[list[bool | None]] = [[None, None, hit] for hit in (answer == place).tolist()]
+        return Panel(torch.stack(pictures, 1), ["patches", "pair", "as answered"], text, right)

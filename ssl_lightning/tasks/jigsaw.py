@@ -1,0 +1,175 @@
+"""Jigsaw puzzles (context-free network: Noroozi, Favaro 2016)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.networks.heads import SequenceClassifier, TileEmbedding, check_tile_size
+from ssl_lightning.ops.patches import (
+    cut_tiles,
+    draw_corners,
+    permute_tiles,
+    place_tiles,
+    regular_corners,
+    shift_channels,
+)
+from ssl_lightning.ops.permutations import permutation_set
+from ssl_lightning.ops.tile_grid import jigsaw_grid
+from ssl_lightning.ops.tile_guards import grey_scale, standardise_tiles
+from ssl_lightning.seeding import generator
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks.base import Panel, PretextTask
+
+
+class Jigsaw(PretextTask):
+    """Say in which of a fixed set of orders the tiles of an image were given.
+
+    The trunk sees each tile by itself, and once; only the head sees the orders.
+
+    Args:
+        backbone: The trunk.
+        spec: Shape and statistics of the images.
+        grid: Tiles along an edge; n = grid squared.
+        cell: Size in pixels of the cell in which a tile lies; None: image_size // grid (255 px: 85, 64: 21,
+            32: 10).
+        tile: Size in pixels of a tile; None: three quarters of the cell, rounded up (64, 16, 8).
+        permutations: Orders to tell apart (the paper: 64, 100, 1000).
+        method: "minimum" or "mean", see `permutation_set`.
+        cache_dir: Where the set of orders is kept for the next run; None: nowhere.
+        permutations_per_image: Orders in which each image is shown, all different.
+        embedding: Numbers per tile.
+        hidden: Units between the tiles side by side and the answer; 0 for none.
+        gap: Guard: each tile lies at random in its cell. False: tiles touch, edges continue.
+        standardise: Guard: every tile gets mean 0 and deviation 1. False: the data set's are used.
+        grey: Guard: probability of an image to become grey.
+        channel_jitter: Guard: pixels by which the channels of a tile move at most; None: tile // 32, that is
+            2 at 64 px and 0 where the lens cannot be seen.
+        **base: The keywords of `PretextTask`.
+
+    Raises:
+        ValueError: A number is out of range, or a tile is smaller than the stride of the trunk.
+    """
+
+    orders: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: ImageSpec,
+        *,
+        grid: int = 3,
+        cell: int | None = None,
+        tile: int | None = None,
+        permutations: int = 64,
+        method: str = "minimum",
+        cache_dir: str | os.PathLike[str] | None = None,
+        permutations_per_image: int = 8,
+        embedding: int = 128,
+        hidden: int = 512,
+        gap: bool = True,
+        standardise: bool = True,
+        grey: float = 0.3,
+        channel_jitter: int | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, spec, **base)
+        self.grid = jigsaw_grid(spec.image_size, side=grid, cell=cell, tile=tile, gap=gap)
+        check_tile_size(backbone, self.grid.tile, spec.image_size)
+        jitter = self.grid.tile // 32 if channel_jitter is None else channel_jitter
+        if not 0 <= jitter < self.grid.tile:
+            raise ValueError(f"task.channel_jitter is {jitter} px; allowed are 0 to {self.grid.tile - 1}")
+        if not 0 <= grey <= 1:
+            raise ValueError(f"task.grey is {grey}; allowed are probabilities, 0 to 1")
+        if not 1 <= permutations_per_image <= permutations:
+            raise ValueError(
+                f"task.permutations_per_image is {permutations_per_image}; allowed are 1 to {permutations}, "
+                "the number of task.permutations"
+            )
+        if embedding < 1 or hidden < 0:
+            raise ValueError(
+                f"task.embedding is {embedding} and task.hidden {hidden}; allowed: >= 1 and >= 0"
+            )
+        self.views_per_image = self.grid.count
+        self.permutations_per_image = permutations_per_image
+        self.standardise, self.grey, self.channel_jitter = standardise, grey, jitter
+        self.permutations = permutation_set(self.grid.count, permutations, method=method, cache_dir=cache_dir)
+        self.register_buffer(
+            "orders", self.permutations.orders
+        )  # (P, n); in the checkpoint, as are the answers
+        self.embed = TileEmbedding(backbone, embedding)
+        self.head = SequenceClassifier(self.grid.count, embedding, hidden, permutations)
+
+    def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        corners = draw_corners(self.grid, len(images), stream)
+        tiles = self.prepare(self.cut(images, corners, stream))  # (B, n, C, t, t)
+        order = self.draw_orders(len(images), stream)  # (B, P)
+        logits = self.score(self.encode(tiles), order)  # (B * P, K)
+        order = order.flatten()
+        return {
+            "loss": F.cross_entropy(logits, order),
+            "acc": (logits.argmax(1) == order).float().mean(),
+        }
+
+    def cut(self, images: Tensor, corners: Tensor, stream: torch.Generator) -> Tensor:
+        """Cut the tiles at `(B, n, 2)` places; what is random in their colours is drawn here."""
+        if self.channel_jitter and self.spec.channels > 1:
+            last = self.spec.image_size - self.grid.tile
+            corners = shift_channels(corners, self.spec.channels, self.channel_jitter, last, stream)
+        return grey_scale(cut_tiles(images, corners, self.grid.tile), self.grey, stream)
+
+    def prepare(self, tiles: Tensor) -> Tensor:
+        """Turn tiles `(B, n, C, t, t)`, floats in [0, 1], into what the trunk takes."""
+        return standardise_tiles(tiles) if self.standardise else self.normalise(tiles)
+
+    def encode(self, tiles: Tensor) -> Tensor:
+        """Embed every tile by itself: `(B, n, C, t, t)` to `(B, n, E)`."""
+        x = tiles.flatten(0, 1).contiguous(memory_format=self.image_format)  # (B * n, C, t, t)
+        return self.embed(self.backbone(x)).unflatten(0, tiles.shape[:2])
+
+    def score(self, embedded: Tensor, order: Tensor) -> Tensor:
+        """Score the tiles `(B, n, E)` in the orders of classes `(B, P)`: logits `(B * P, K)`."""
+        return self.head(permute_tiles(embedded, self.orders[order]).flatten(0, 1))
+
+    def draw_orders(self, batch: int, stream: torch.Generator) -> Tensor:
+        """Draw different classes of orders for each image: `(B, P)` int64."""
+        scores = torch.rand(batch, len(self.orders), generator=stream, device=stream.device)
+        return scores.argsort(dim=1)[:, : self.permutations_per_image]
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.print(f"jigsaw: {self.permutations}")
+
+    def panel(self, images: Tensor) -> Panel:
+        """Show the tiles where they lie, in the order given, and as the network puts them back."""
+        stream = generator("panel", device=images.device)  # the same tiles in every epoch
+        corners = draw_corners(self.grid, len(images), stream)
+        tiles = self.cut(images, corners, stream)
+        order = self.draw_orders(len(images), stream)[:, :1]  # (B, 1)
+        probability = self.score(self.encode(self.prepare(tiles)), order).softmax(1)
+        confidence, answer = probability.max(1)
+        places = regular_corners(self.grid, images.device).expand_as(corners)
+        shuffled = permute_tiles(tiles, self.orders[order])[:, 0]  # (B, n, C, t, t)
+        undone = permute_tiles(shuffled, self.orders[answer].argsort(1)[:, None])[:, 0]
+        size, order = self.spec.image_size, order[:, 0]
+        pictures = [
+            place_tiles(tiles, corners, size, 1.0),
+            place_tiles(shuffled, places, size, 1.0),
+            place_tiles(undone, places, size, 1.0),
+        ]
+        text = [
+            ["", self.name_order(truth), f"{said}, {sure:.2f}"]
+            for truth, said, sure in zip(order.tolist(), answer.tolist(), confidence.tolist(), strict=True)
+        ]
+        right: list[list[bool | None]] = [[None, None, hit] for hit in (answer == order).tolist()]
+        return Panel(torch.stack(pictures, 1), ["tiles", "shuffled", "put back"], text, right)
+
+    def name_order(self, number: int) -> str:
+        """Name an order by its class and, row by row, the tiles that it shows: "7: 120 345 678"."""
+        shown = self.orders[number].view(self.grid.side, -1).tolist()
+        gap = "" if self.grid.count < 11 else ","
+        return f"{number}: " + " ".join(gap.join(map(str, row)) for row in shown)

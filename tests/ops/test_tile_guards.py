@@ -1,0 +1,171 @@
+"""Guards measured on tiles, and against PIL, torch's own interpolation, and loops."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ssl_lightning.ops.tile_guards import (
+    drop_colours,
+    grey_scale,
+    project_colours,
+    resample_tiles,
+    resampling_table,
+    standardise_tiles,
+)
+from ssl_lightning.seeding import generator
+
+
+def tiles(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=generator("tiles"))
+
+
+def test_standardised_tiles_have_mean_0_and_deviation_1() -> None:
+    # brightness and contrast that differ from tile to tile
+    x = tiles(4, 9, 3, 8, 8) * torch.linspace(0.05, 0.5, 9).view(9, 1, 1, 1) + torch.linspace(0, 0.5, 4).view(
+        4, 1, 1, 1, 1
+    )
+    y = standardise_tiles(x).double()
+    assert y.mean((3, 4)).abs().max() < 1e-5
+    assert (y.std((3, 4), correction=0) - 1).abs().max() < 1e-4
+    # nothing but an affine map of each channel of each tile
+    torch.testing.assert_close(standardise_tiles(3 * x + 1), y.float(), rtol=1e-3, atol=1e-4)
+    for image, tile, channel in ((0, 0, 0), (3, 8, 2), (1, 4, 1)):
+        assert (
+            np.corrcoef(x[image, tile, channel].flatten(), y[image, tile, channel].flatten())[0, 1] > 0.9999
+        )
+
+
+def test_flat_tiles_stay_flat() -> None:
+    noise = 0.5 + 1e-4 * tiles(1, 1, 1, 8, 8)
+    assert standardise_tiles(torch.full((1, 1, 1, 8, 8), 0.3)).abs().max() < 1e-4
+    assert standardise_tiles(noise).abs().max() < 0.05  # not blown up to 1
+
+
+def test_the_given_tiles_are_left_as_they_are() -> None:
+    x = tiles(4, 9, 3, 8, 8)
+    table, before = resampling_table(8, 4), x.clone()
+    standardise_tiles(x)
+    grey_scale(x, 1.0, generator(0))
+    drop_colours(x, generator(0))
+    project_colours(x)
+    resample_tiles(x, table, 1.0, generator(0))
+    assert torch.equal(x, before)
+
+
+def test_grey_against_pil() -> None:
+    x = torch.randint(256, (2, 1, 3, 8, 8), generator=generator(1)).float() / 255
+    grey = grey_scale(x, 1.0, generator(0))
+    assert torch.equal(grey[:, :, :1].expand_as(grey), grey)
+    for image in range(2):
+        pixels = (x[image, 0] * 255).byte().permute(1, 2, 0).numpy()
+        expected = np.asarray(Image.fromarray(pixels).convert("L"))
+        assert np.abs(grey[image, 0, 0].numpy() * 255 - expected).max() <= 1
+
+
+def test_grey_takes_whole_images_at_its_rate() -> None:
+    x = tiles(4000, 2, 3, 2, 2)
+    y = grey_scale(x, 0.3, generator(2))
+    same = (x == y).flatten(1).all(1)
+    grey = (y[:, :, :1] == y).flatten(1).all(1)
+    assert torch.equal(same, ~grey)  # every image is either untouched or grey all over
+    assert grey.float().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert torch.equal(grey_scale(x, 0.0, generator(2)), x)
+    assert torch.equal(grey_scale(x[:, :, :1], 1.0, generator(2)), x[:, :, :1])
+
+
+def test_dropping_leaves_one_informative_channel() -> None:
+    x = standardise_tiles(tiles(200, 9, 3, 8, 8)) * torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+    y = drop_colours(x, generator(3))
+    kept = (x == y).all(-1).all(-1)  # (B, n, C)
+    assert (kept.sum(2) == 1).all()
+    shares = kept.float().mean((0, 1))
+    assert (shares - 1 / 3).abs().max() < 0.04  # each tile draws its own
+    assert (kept[:, 0] != kept[:, 1]).any()
+    stays = x.std((3, 4), correction=0)[kept]  # (B * n,): 1, 2 or 3
+    noise = y[~kept].view(1800, 2, 8, 8)
+    assert (noise.std((2, 3)) / stays[:, None]).mean().item() == pytest.approx(0.01, rel=0.02)
+    # what fills the others tells nothing of what was there
+    correlation = F.cosine_similarity(noise.flatten(), x[~kept].flatten(), dim=0)
+    assert correlation.abs() < 0.01
+
+
+def test_dropping_leaves_grey_images_alone() -> None:
+    x = tiles(2, 3, 1, 4, 4)
+    assert torch.equal(drop_colours(x, generator(4)), x)
+    assert torch.equal(project_colours(x), x)
+
+
+def test_projection_removes_green_against_magenta_and_no_more() -> None:
+    x = tiles(2, 3, 3, 4, 4)
+    y = project_colours(x)
+    axis = torch.tensor([-1.0, 2.0, -1.0])
+    matrix = torch.eye(3) - torch.outer(axis, axis) / 6
+    for image in range(2):
+        for tile in range(3):
+            for row in range(4):
+                torch.testing.assert_close(
+                    y[image, tile, :, row].T, x[image, tile, :, row].T @ matrix.T, atol=1e-6, rtol=0
+                )
+    assert torch.einsum("c,bnchw->bnhw", axis, y).abs().max() < 1e-6
+    torch.testing.assert_close(project_colours(y), y)
+    grey = x[:, :, :1].expand_as(x)
+    torch.testing.assert_close(project_colours(grey), grey)
+
+
+@pytest.mark.parametrize(("size", "smallest"), [(8, 4), (16, 4), (13, 1)])
+def test_resampling_against_interpolate(size: int, smallest: int) -> None:
+    x = tiles(1, 2, 3, size, size)[0]
+    table = resampling_table(size, smallest)
+    assert table.shape == (size - smallest + 1, size, size)
+    for row, between in enumerate(range(smallest, size + 1)):
+        small = F.interpolate(x, (between, between), mode="bilinear", antialias=True)
+        expected = F.interpolate(small, (size, size), mode="bilinear")
+        torch.testing.assert_close(table[row] @ x @ table[row].T, expected, atol=1e-5, rtol=0)
+
+
+def test_resampling_takes_tiles_at_its_rate_and_every_size() -> None:
+    x = tiles(500, 4, 1, 8, 8)
+    table = resampling_table(8, 4)
+    y = resample_tiles(x, table, 0.5, generator(5))
+    every = torch.einsum("kij,bncjl,kml->kbncim", table, x, table)  # each tile through each size
+    fits = (every - y).abs().amax((3, 4, 5)) < 1e-5  # (5, B, n)
+    assert (fits.sum(0) == 1).all()
+    shares = fits.float().mean((1, 2))
+    assert shares[:-1] == pytest.approx([0.1] * 4, abs=0.03)
+    assert shares[-1].item() == pytest.approx(0.6, abs=0.04)  # not chosen, or chosen at full size
+    torch.testing.assert_close(resample_tiles(x, table, 0.0, generator(5)), x)
+
+
+def test_mixed_precision_does_not_touch_pixels() -> None:
+    x, table = tiles(8, 9, 3, 8, 8), resampling_table(8, 4)
+    for guard in (
+        standardise_tiles,
+        project_colours,
+        lambda x: grey_scale(x, 0.5, generator(6)),
+        lambda x: drop_colours(x, generator(6)),
+        lambda x: resample_tiles(x, table, 0.5, generator(6)),
+    ):
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = guard(x)
+        assert torch.equal(mixed, guard(x))
+
+
+@pytest.mark.parametrize("smallest", [0, 9])
+def test_sizes_out_of_range_are_refused(smallest: int) -> None:
+    with pytest.raises(ValueError, match=f"smallest is {smallest}; allowed are 1 to 8"):
+        resampling_table(8, smallest)
+
+
+def test_equal_streams_give_equal_draws() -> None:
+    x, table = tiles(32, 9, 3, 8, 8), resampling_table(8, 4)
+    draws = {
+        "grey": lambda stream: grey_scale(x, 0.5, stream),
+        "dropping": lambda stream: drop_colours(x, stream),
+        "resampling": lambda stream: resample_tiles(x, table, 0.5, stream),
+    }
+    for name, draw in draws.items():
+        first, again, other = (draw(generator("stream", number)) for number in (0, 0, 1))
+        assert torch.equal(first, again), name
+        assert not torch.equal(first, other), name
