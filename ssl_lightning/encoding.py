@@ -42,6 +42,10 @@ class Features:
         """Features `(N, D)` of one stage, pooled to at most `pool` x `pool` cells."""
         return self.pooled[split][stage, self.grids[stage, pool]]
 
+    def dims(self, stage: str, pool: int) -> int:
+        """Number of features D of one stage, so pooled."""
+        return next(iter(self.pooled.values()))[stage, self.grids[stage, pool]].shape[1]
+
 
 def encode(
     trunk: nn.Module,

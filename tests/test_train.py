@@ -78,6 +78,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
         assert right["value"] == pytest.approx(left["value"], abs=1 / left["n"] + 1e-9)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_with_its_message(tmp_path: Path) -> None:
     # rank 1 has no second GPU, socket or disk to lose here: it is killed while both train
     command = [sys.executable, str(ROOT / "train.py"), f"output_dir={tmp_path}", "name=run", *SMALL[:1]]
@@ -147,6 +148,7 @@ def evaluate(tmp_path: Path, *overrides: str, ok: bool = True) -> subprocess.Com
     return done
 
 
+@pytest.mark.slow
 def test_training_that_diverges_names_the_step_and_the_checkpoint(tmp_path: Path) -> None:
     long = ["trainer.limit_train_batches=1.0", "trainer.max_epochs=3", "scheduler=constant"]
     done = train(tmp_path, *SMALL, *long, "optimizer.lr=1e18", ok=False)
@@ -165,6 +167,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
     assert results_of(tmp_path / "random/fake/convnet/run") == before
 
 
+@pytest.mark.slow
 def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(tmp_path: Path) -> None:
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
@@ -222,6 +225,7 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, overrides: list[str], mess
     assert not list(tmp_path.rglob("results.json"))
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_process_runs_makes_one_folder_per_job(tmp_path: Path) -> None:
     sweep = ["task=random,rotation", "seed=0,1", "trainer=cpu", "trainer.devices=2"]
     quick = ["data=fake", "trainer.max_epochs=1", "probe=[knn]", "probe.knn.ks=[5]", "logger=[]"]
@@ -236,6 +240,7 @@ def test_a_sweep_of_two_process_runs_makes_one_folder_per_job(tmp_path: Path) ->
     assert not list(tmp_path.rglob("more_0"))
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_leaves_the_others_and_is_reported(tmp_path: Path) -> None:
     sweep = ["task=random", "probe=[knn]", "probe.knn.ks=[100000],[5]", "logger=[]"]
     done = train(tmp_path, "data=fake", "trainer=debug", *sweep, "-m", ok=False)

@@ -22,6 +22,8 @@ class LinearProbe(Probe):
 
     Args:
         pool: Stage maps are averaged to at most pool x pool cells.
+        max_dims: Where that would be more features, the cells are halved until it is not (Google's protocol
+            likewise bounds the features, Kolesnikov et al. 2019); one cell is always allowed.
         l2: Strengths of the penalty to choose from: the loss is mean cross-entropy + l2 / 2 * |weight|^2.
         max_iter: Iterations of L-BFGS at most, per fit.
         tol: Largest entry of the gradient that counts as converged.
@@ -37,6 +39,7 @@ class LinearProbe(Probe):
         self,
         *,
         pool: int = 2,
+        max_dims: int = 1024,
         l2: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4),
         max_iter: int = 200,
         tol: float = 3e-4,
@@ -45,6 +48,8 @@ class LinearProbe(Probe):
     ) -> None:
         if pool < 1:
             raise ValueError(f"probe.linear.pool is {pool}; it must be at least 1")
+        if max_dims < 1:
+            raise ValueError(f"probe.linear.max_dims is {max_dims}; it must be at least 1")
         if not l2 or min(l2) <= 0:
             raise ValueError(f"probe.linear.l2 is {list(l2)}; at least one strength is needed, all above 0")
         if max_iter < 1 or min(tol, select_tol) <= 0:
@@ -52,13 +57,14 @@ class LinearProbe(Probe):
                 f"probe.linear has max_iter {max_iter}, tol {tol} and select_tol {select_tol}; "
                 "all must be above 0"
             )
-        self.pool, self.max_iter, self.tol, self.refit = pool, max_iter, tol, refit
+        self.pool, self.max_dims = pool, max_dims
+        self.max_iter, self.tol, self.refit = max_iter, tol, refit
         self.select_tol = select_tol if refit else tol
         self.l2 = sorted((float(strength) for strength in l2), reverse=True)
 
     @property
     def pools(self) -> tuple[int, ...]:
-        return (self.pool,)
+        return tuple(self.pool >> halvings for halvings in range(self.pool.bit_length()))
 
     def check(self, counts: Mapping[str, int]) -> None:
         if min(counts["train"], counts["heldout"]) < 1:
@@ -75,9 +81,8 @@ class LinearProbe(Probe):
 
     def _run_stage(self, features: Features, stage: str, num_classes: int) -> list[Record]:
         labels = features.labels
-        train, heldout, test = (
-            features.get(split, stage, self.pool) for split in ("train", "heldout", "test")
-        )
+        pool = next((p for p in self.pools if features.dims(stage, p) <= self.max_dims), 1)
+        train, heldout, test = (features.get(split, stage, pool) for split in ("train", "heldout", "test"))
         shift, scale = standardisation(train)
         both = torch.cat([train, heldout]).sub_(shift).mul_(scale)  # (N_train + N_heldout, D)
         x, x_heldout = both[: len(train)], both[len(train) :]
@@ -97,7 +102,7 @@ class LinearProbe(Probe):
         test_scores = scores(fit, (test - shift) * scale)[best]
         protocol = {
             "classifier": "multinomial logistic regression, L-BFGS",
-            "pool": list(features.grids[stage, self.pool]),
+            "pool": list(features.grids[stage, pool]),
             "dims": train.shape[1],
             "standardised": "train",
             "l2": chosen,

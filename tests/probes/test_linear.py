@@ -115,3 +115,28 @@ def test_nothing_to_choose_by_is_refused() -> None:
 def test_bad_values_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=r"probe\.linear"):
         LinearProbe(**options)
+
+
+def test_wide_stages_are_pooled_to_fewer_cells() -> None:
+    torch.manual_seed(0)
+    channels = {"stage1": 4, "stage2": 40, "stage3": 400}
+    labels = {split: torch.arange(n) % 3 for split, n in (("train", 30), ("heldout", 9), ("test", 9))}
+    grids = {(stage, pool): (pool, pool) for stage in channels for pool in (1, 2, 4)}
+    pooled = {
+        split: {
+            (stage, (g, g)): torch.randn(len(y), c * g * g)
+            for stage, c in channels.items()
+            for g in (1, 2, 4)
+        }
+        for split, y in labels.items()
+    }
+    features = Features(labels, tuple(channels), grids, pooled, 1.0, 1.0)
+    probe = LinearProbe(pool=4, max_dims=200)
+    assert set(probe.pools) == {4, 2, 1}
+    found = {r["stage"]: r["protocol"] for r in probe.run(features, num_classes=3)}
+    assert {stage: p["pool"] for stage, p in found.items()} == {
+        "stage1": [4, 4],  # 64 features
+        "stage2": [2, 2],  # 160: 4 x 4 would be 640
+        "stage3": [1, 1],  # 400, and no fewer cells are left
+    }
+    assert found["stage2"]["dims"] == 160
