@@ -1,0 +1,93 @@
+"""The decoder of every generative task: the stage maps of a trunk in, a picture out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.networks.features import conv_bn_relu
+
+Size = tuple[int, int]
+
+
+class Decoder(nn.Module):
+    """Double the deepest stage map until it has the size that is wanted, then one convolution.
+
+    A step enlarges by nearest neighbour and convolves (3x3, batch norm, ReLU): transposed convolutions leave
+    checkerboards (Odena, Dumoulin, Olah 2016). Without skips everything has to pass through the deepest
+    stage, so that no shallow shortcut saves the trunk from learning.
+
+    Args:
+        backbone: The trunk; only its `feature_info` is read.
+        out_channels: Channels of the result.
+        reduction: Image size over the size of the result, 1 for full resolution; at most the trunk's.
+        width: Channels of the last step; each step before it has twice as many, up to `max_width`.
+        max_width: Channels of a step at most.
+        skips: Whether each step also sees the deepest stage map that is as large as its input to the
+            convolution.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        out_channels: int,
+        *,
+        reduction: int = 1,
+        width: int = 32,
+        max_width: int = 256,
+        skips: bool = False,
+    ) -> None:
+        super().__init__()
+        channels, reductions = backbone.feature_info.channels(), backbone.feature_info.reduction()
+        if min(out_channels, width, max_width) < 1:
+            raise ValueError(
+                f"a decoder with out_channels {out_channels}, width {width} and max_width {max_width}; "
+                "all must be at least 1"
+            )
+        if not 1 <= reduction <= reductions[-1]:
+            raise ValueError(
+                f"a decoder to 1/{reduction} of the image; allowed are 1 to {reductions[-1]}, what the trunk "
+                "leaves of it"
+            )
+        self.reduction = reduction
+        self.steps = nn.ModuleList()
+        self.levels: list[int] = []  # reduction of the result of each step
+        self.taken: list[int | None] = []  # the stage that each step also sees
+        level, inputs = reductions[-1], channels[-1]
+        while level > reduction:
+            level = max(reduction, level // 2)
+            skipped = next((s for s in reversed(range(len(reductions))) if reductions[s] == level), None)
+            self.taken.append(skipped if skips else None)
+            self.levels.append(level)
+        for number, stage in enumerate(self.taken):
+            outputs = min(max_width, width * 2 ** (len(self.levels) - 1 - number))
+            inputs += 0 if stage is None else channels[stage]
+            self.steps.append(conv_bn_relu(inputs, outputs, 3))
+            inputs = outputs
+        self.last = nn.Conv2d(inputs, out_channels, 3, padding=1)
+
+    def forward(self, stages: list[Tensor], size: Size) -> Tensor:
+        """Decode stage maps `(B, C_i, H_i, W_i)` of images of `size` (H, W).
+
+        Returns:
+            `(B, out_channels, ceil(H / reduction), ceil(W / reduction))`.
+        """
+        x = stages[-1]
+        for step, level, taken in zip(self.steps, self.levels, self.taken, strict=True):
+            x = F.interpolate(x, (-(-size[0] // level), -(-size[1] // level)), mode="nearest")
+            if taken is not None:
+                skipped = stages[taken]
+                if skipped.shape[2:] != x.shape[2:]:  # unpadded trunks, such as AlexNet
+                    skipped = F.interpolate(skipped, x.shape[2:], mode="nearest")
+                x = torch.cat([x, skipped], 1)
+            x = step(x)
+        wanted = (-(-size[0] // self.reduction), -(-size[1] // self.reduction))
+        if x.shape[2:] != wanted:
+            x = F.interpolate(x, wanted, mode="nearest")
+        return self.last(x)
