@@ -64,7 +64,8 @@ def encode(
 
     Args:
         trunk: Maps what `probe_input` returns to the list of stage maps, shallow to deep.
-        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes.
+        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes; or into several inputs
+            for each, `(B, V, C, h, w)`, whose stage maps are averaged.
         loaders: For each split an iterable of `(images, labels)`.
         pools: Pool sizes that the probes need.
         precision: Makes the context that the forward pass runs in, such as autocast.
@@ -88,11 +89,15 @@ def encode(
                     continue
                 with precision():
                     x = images.to(device, non_blocking=True).float().div_(255)
-                    maps = trunk(probe_input(x))
+                    fed = probe_input(x)
+                    views = fed.shape[1] if fed.ndim == 5 else 1
+                    maps = trunk(fed.flatten(0, 1) if fed.ndim == 5 else fed)
                 for depth, stage_map in enumerate(maps, 1):
                     height, width = stage_map.shape[-2:]
                     grids |= {(f"stage{depth}", g): (min(g, height), min(g, width)) for g in sizes}
                     full = stage_map.float()
+                    if views > 1:
+                        full = full.unflatten(0, (-1, views)).mean(1)
                     for grid in {grids[f"stage{depth}", g] for g in sizes}:
                         cells = F.adaptive_avg_pool2d(full, grid).flatten(1)  # (B, C * rows * columns)
                         parts.setdefault((f"stage{depth}", grid), []).append(cells)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
@@ -19,6 +19,7 @@ from ssl_lightning.checkpoints import FOLDER, load_checkpoint, resume_point
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.hardware import join_processes, make_trainer, memory_format, peak_memory_gb
 from ssl_lightning.networks.features import check_input_size
+from ssl_lightning.preparation import Preparation
 from ssl_lightning.probes.base import Probe, run_probes
 from ssl_lightning.report.model_card import write_model_card
 from ssl_lightning.report.summary import print_header, print_probes, print_summary
@@ -33,7 +34,7 @@ from ssl_lightning.results import (
     write_json,
 )
 from ssl_lightning.seeding import stream_seed
-from ssl_lightning.tasks.base import PretextTask
+from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import load_weights, save_backbone
 
 SPLITS = ("train", "heldout", "test")  # of the labelled images
@@ -116,6 +117,9 @@ class Run:
 
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
             self.task = cast(PretextTask, synchronise_batch_norm(self.task, on_gpu=on_gpu))
+        self.preparation: Preparation = instantiate(cfg.encoding)
+        self.preparation.feed(self.task)(to_float(self.unlabelled(1)))  # refused now, not after the training
+        self.trunks: dict[str, nn.Module] = {}  # as they were probed
         self.probes: dict[str, Probe] = dict(instantiate(cfg.probe)) if self.data.has_downstream else {}
         for probe in self.probes.values():
             counts = {split: len(self.data.downstream(split).indices) for split in SPLITS}
@@ -131,7 +135,7 @@ class Run:
             self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
             self.probe(trained=True)
         if self.trainer.is_global_zero:
-            save_backbone(self.folder, self.task.backbone, self.export_config())
+            save_backbone(self.folder, self.trunks["backbone"], self.export_config())
 
     def probe_untrained(self) -> None:
         """Probe the trunk as initialised; a resumed run did so before."""
@@ -141,20 +145,27 @@ class Run:
             self.write("interrupted")  # what a run that is killed leaves
 
     def probe(self, *, trained: bool) -> None:
-        """Run every probe on every branch as it is now, and keep the records."""
+        """Make every branch ready as it is now, run every probe on it, and keep the records."""
+        self.task.to(self.trainer.strategy.root_device)
+        precision = self.trainer.precision_plugin.forward_context
+        self.trunks = self.preparation.trunks(self.task, self.unlabelled, precision=precision)
         if not self.probes:
             return
-        self.task.to(self.trainer.strategy.root_device)
         records, self.probe_s = run_probes(
-            self.task.branches(),
-            self.task.probe_input,
+            self.trunks,
+            self.preparation.feed(self.task),
             self.probes,
             {split: self.data.downstream(split) for split in SPLITS},
             num_classes=self.data.spec.num_classes or 0,
-            precision=self.trainer.precision_plugin.forward_context,
+            precision=precision,
             device=self.trainer.strategy.root_device,
+            protocol=self.preparation.protocol(self.task),
         )
         self.records += [record | {"trained": trained} for record in records]
+
+    def unlabelled(self, n: int) -> Tensor:
+        """At most n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""
+        return self.data.train_sample(min(n, self.data.pretrain_images))
 
     def write(self, status: str) -> dict[str, Any]:
         """Write results.json (DESIGN.md, section 3) from the first process; return its content."""
@@ -205,6 +216,7 @@ class Run:
         return {
             "backbone": {**backbone, "in_channels": spec.channels},
             "input": {"image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std)},
+            "batch_norm": self.preparation.protocol(self.task)["batch_norm"],
             "task": self.cfg.choices.task,
             "data": self.cfg.choices.data,
         }

@@ -180,7 +180,7 @@ def test_what_cannot_be_resumed_is_refused_and_nothing_changes(
 def test_length_hardware_and_logging_may_change_and_the_folder_may_move(folder: Path) -> None:
     moved = folder.rename(folder.with_name("moved"))
     changes = ["trainer.max_epochs=9", "trainer.devices=2", "logger=[tensorboard]", "data.root=/elsewhere"]
-    with pytest.raises(RunError, match="data.root"):  # generated data have no root
+    with pytest.raises(RunError, match=r"data\.root"):  # generated data have no root
         resumed_config(moved, changes, ROOT / "conf")
     cfg = resumed_config(moved, changes[:-1], ROOT / "conf")
     assert (cfg.trainer.max_epochs, cfg.trainer.devices, list(cfg.logger)) == (9, 2, ["tensorboard"])

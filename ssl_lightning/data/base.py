@@ -157,6 +157,11 @@ class PairedDataModule(pl.LightningDataModule):
         return loader
 
     @property
+    def pretrain_images(self) -> int:
+        """Images of an epoch."""
+        return len(self._pretrain)
+
+    @property
     def pretrain_batches(self) -> int:
         """Batches of an epoch."""
         return len(self._pretrain) // self.batch_size

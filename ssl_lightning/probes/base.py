@@ -69,6 +69,7 @@ def run_probes(
     num_classes: int,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | str = "cpu",
+    protocol: Mapping[str, Any] | None = None,
 ) -> tuple[list[Record], dict[str, float]]:
     """Encode each trunk once, and run every probe on it.
 
@@ -84,6 +85,7 @@ def run_probes(
         num_classes: K; labels lie in 0..K-1.
         precision: Makes the context that the forward pass runs in.
         device: Where features are kept and probes computed.
+        protocol: How the trunks were prepared and fed, for the protocol of every record.
 
     Returns:
         The records, all but `trained`; and seconds by name: `encode_s`, and for each probe `<name>_s`.
@@ -105,7 +107,9 @@ def run_probes(
             with torch.inference_mode():  # closed forms only; a probe that trains leaves it again
                 found = probe.run(features, num_classes=num_classes)
             seconds[f"{name}_s"] += time.perf_counter() - began
-            records += [{"probe": name, "branch": branch, **record} for record in found]
+            for record in found:
+                full = {"probe": name, "branch": branch, **record}
+                records.append(full | {"protocol": {**record["protocol"], **(protocol or {})}})
     return records, seconds
 
 

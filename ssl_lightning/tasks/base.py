@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,11 @@ class PretextTask(pl.LightningModule):
     needs_training = True  # False for a control that is probed as it was initialised
     needs_labels = False  # True for a control that learns from the labels of the pretraining images
     views_per_image = 1  # images that enter the trunk per pretraining image: the effective batch
+    recalibrate = (
+        False  # True where the trunk never saw whole images, so that its batch-norm statistics misfit
+    )
+    # Guards against shortcuts: the overrides of the task's keywords that switch each off
+    guards: Mapping[str, Mapping[str, Any]] = {}
 
     mean: Tensor
     std: Tensor
@@ -105,6 +110,16 @@ class PretextTask(pl.LightningModule):
     def probe_input(self, images: Tensor) -> Tensor:
         """Turn plain images, `(B, C, H, W)` floats in [0, 1], into what the trunk takes."""
         return self.normalise(images)
+
+    def probe_views(self, images: Tensor) -> Tensor:
+        """Turn plain images into several inputs for each, `(B, V, C, h, w)`, whose features are averaged.
+
+        Raises:
+            ValueError: The trunk of this task sees whole images, so there are no such parts.
+        """
+        raise ValueError(
+            f"encoding.input is views, but the trunk of {type(self).__name__} sees whole images; use image"
+        )
 
     def panel(self, images: Tensor) -> Panel:
         """Show what the task does to `(B, C, H, W)` float images in [0, 1]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,6 +52,16 @@ class ContextPrediction(PretextTask):
     Raises:
         ValueError: A number is out of range, or a patch is smaller than the stride of the trunk.
     """
+
+    recalibrate = True
+    guards = MappingProxyType(
+        {
+            "gap": {"gap": 0, "jitter": 0},
+            "jitter": {"jitter": 0},
+            "colours": {"colours": None},
+            "downsample": {"downsample": 0.0},
+        }
+    )
 
     table: Tensor
 
@@ -136,6 +147,11 @@ class ContextPrediction(PretextTask):
         """Score the centre beside each neighbour: `(B, 1 + P, E)` to logits `(B * P, 8)`."""
         centre, neighbours = embedded[:, :1].expand_as(embedded[:, 1:]), embedded[:, 1:]
         return self.head(torch.stack([centre, neighbours], 2).flatten(0, 1))
+
+    def probe_views(self, images: Tensor) -> Tensor:
+        """Cut the patches of plain images where they lie without a draw: `(B, 9, C, t, t)`, in colour."""
+        corners = regular_corners(self.grid, images.device).expand(len(images), -1, -1)
+        return self.normalise(cut_tiles(images, corners, self.grid.tile))
 
     def panel(self, images: Tensor) -> Panel:
         """Show the patches, one pair as the trunk sees it, and the pair as the network lays it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -54,6 +55,16 @@ class Jigsaw(PretextTask):
     Raises:
         ValueError: A number is out of range, or a tile is smaller than the stride of the trunk.
     """
+
+    recalibrate = True
+    guards = MappingProxyType(
+        {
+            "gap": {"gap": False},
+            "standardise": {"standardise": False},
+            "grey": {"grey": 0.0},
+            "channel_jitter": {"channel_jitter": 0},
+        }
+    )
 
     orders: Tensor
 
@@ -139,6 +150,11 @@ class Jigsaw(PretextTask):
         """Draw different classes of orders for each image: `(B, P)` int64."""
         scores = torch.rand(batch, len(self.orders), generator=stream, device=stream.device)
         return scores.argsort(dim=1)[:, : self.permutations_per_image]
+
+    def probe_views(self, images: Tensor) -> Tensor:
+        """Cut the tiles of plain images where they lie without a draw: `(B, n, C, t, t)`, as they are."""
+        corners = regular_corners(self.grid, images.device).expand(len(images), -1, -1)
+        return self.prepare(cut_tiles(images, corners, self.grid.tile))
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
