@@ -1,0 +1,168 @@
+"""The table of a shortcut audit: what each guard is worth, from the results.json of its runs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ssl_lightning.results import Record, best_stage
+
+ALL = "all guards"
+SIGMAS = 2.0  # a difference counts where it is larger than so many of its standard errors
+SHORTCUT = "SHORTCUT FOUND: solved without looking at objects; keep the guard"
+EASIER = "easier without it, features as good"
+BETTER_OFF = "costs features in this setting"
+NEEDED = "features need it, the pretext is no easier without"
+NONE = "no difference"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A share of right answers, as the mean over seeds.
+
+    Args:
+        value: In [0, 1].
+        error: Its standard error: of the sample, or between seeds where that is larger.
+    """
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an audit.
+
+    Args:
+        name: "all guards", or the guard that is off.
+        off: The overrides that switch it off.
+        pretext: Accuracy on held-out images.
+        probe: Test top-1 of the linear probe (without one, of the first) at the stage that did best on
+            held-out images; None without labels.
+        untrained: The same before the first step.
+        verdict: What follows; "" in the first row.
+    """
+
+    name: str
+    off: str
+    pretext: Figure
+    probe: Figure | None
+    untrained: Figure | None
+    verdict: str = ""
+
+
+def audit_rows(results: Mapping[str, Sequence[Mapping[str, Any]]], off: Mapping[str, str]) -> list[Row]:
+    """Make the rows of an audit.
+
+    Args:
+        results: For each row the results.json of its seeds; the first row has all guards.
+        off: For each row the overrides that switch a guard off.
+    """
+    rows: list[Row] = []
+    for name, runs in results.items():
+        row = Row(name, off[name], _pretext(runs), _probe(runs, True), _probe(runs, False))
+        verdict = judge(rows[0], row) if rows else ""
+        rows.append(Row(row.name, row.off, row.pretext, row.probe, row.untrained, verdict))
+    return rows
+
+
+def judge(guarded: Row, without: Row) -> str:
+    """Say what a guard is worth, by the differences that are beyond the noise."""
+    easier = _difference(without.pretext, guarded.pretext)
+    if guarded.probe is None or without.probe is None:
+        return "no labels, so no verdict" if easier else NONE
+    features = _difference(without.probe, guarded.probe)
+    if features < 0:
+        return SHORTCUT if easier > 0 else NEEDED
+    if features > 0:
+        return BETTER_OFF
+    return EASIER if easier > 0 else NONE
+
+
+def _difference(one: Figure, other: Figure) -> int:
+    """1 if `one` is larger beyond the noise, -1 if it is smaller, 0 if that cannot be told."""
+    difference = one.value - other.value
+    if abs(difference) <= SIGMAS * math.hypot(one.error, other.error):
+        return 0
+    return 1 if difference > 0 else -1
+
+
+def _figure(values: Sequence[float], n: int) -> Figure:
+    mean = statistics.fmean(values)
+    of_sample = math.sqrt(max(mean * (1 - mean), 0.0) / n)  # all seeds share the images: no smaller with more
+    of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return Figure(mean, max(of_sample, of_seeds))
+
+
+def _pretext(runs: Sequence[Mapping[str, Any]]) -> Figure:
+    records = [r for run in runs for r in run["probes"]]
+    n = min((r["protocol"]["labels"]["heldout"] for r in records), default=1000)
+    return _figure([run["pretext"]["val/acc"] for run in runs], n)
+
+
+def _probe(runs: Sequence[Mapping[str, Any]], trained: bool) -> Figure | None:
+    best: list[Record] = []
+    for run in runs:
+        rows = [r for r in run["probes"] if r["trained"] == trained and r["metric"] == "top1"]
+        names = dict.fromkeys(r["probe"] for r in rows)
+        chosen = "linear" if "linear" in names else next(iter(names), None)
+        record = best_stage([r for r in rows if r["probe"] == chosen and r["branch"] == "backbone"])
+        if record is None:
+            return None
+        best.append(record)
+    return _figure([r["value"] for r in best], best[0]["n"])
+
+
+def print_audit(rows: Sequence[Row]) -> None:
+    """Print the table of an audit on the terminal."""
+    title = f"Shortcut audit, in %; a difference counts beyond {SIGMAS:g} standard errors"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column, justify in zip(HEADER, ("left", "right", "right", "right", "right", "left"), strict=True):
+        table.add_column(column, justify=justify, no_wrap=column != HEADER[-1])  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*_cells(rows[0], row))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def write_audit(path: Path, rows: Sequence[Row], command: str) -> None:
+    """Write the table of an audit as Markdown, with the command that made it."""
+    lines = ["# Shortcut audit", "", f"`{command}`", ""]
+    lines += [_line(HEADER), "|---|---:|---:|---:|---:|---|"]
+    lines += [_line(_cells(rows[0], row)) for row in rows]
+    lines += ["", f"In %. A difference counts beyond {SIGMAS:g} standard errors."]
+    path.write_text("\n".join(lines) + "\n")
+
+
+HEADER = ("guard", "pretext", "against all", "probe", "against all", "verdict")
+
+
+def _cells(first: Row, row: Row) -> tuple[str, ...]:
+    name = row.name if row is first else f"without {row.name}"
+    verdict = row.verdict
+    if row is first and row.probe is not None and row.untrained is not None:
+        verdict = f"the trunk before its first step: {100 * row.untrained.value:.1f}"
+    return (
+        name,
+        *_pair(row.pretext, None if row is first else first.pretext),
+        *_pair(row.probe, None if row is first else first.probe),
+        verdict,
+    )
+
+
+def _pair(figure: Figure | None, against: Figure | None) -> tuple[str, str]:
+    if figure is None:
+        return "-", ""
+    gain = "" if against is None else f"{100 * (figure.value - against.value):+.1f}"
+    return f"{100 * figure.value:.1f}", gain
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,73 @@
+"""The audit as a user runs it, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_lightning.audit import guards_off, remember
+from ssl_lightning.launch import RunError
+
+ROOT = Path(__file__).parent.parent
+JIGSAW = "ssl_lightning.tasks.jigsaw.Jigsaw"
+QUICK = [
+    "data=fake",
+    "trainer=debug",
+    "probe=[knn]",
+    "probe.knn.ks=[5]",
+    "logger=[]",
+    "callbacks=[checkpoint]",
+]
+
+
+def test_each_guard_has_its_overrides() -> None:
+    assert guards_off(JIGSAW, None) == {
+        "gap": ["task.gap=False"],
+        "standardise": ["task.standardise=False"],
+        "grey": ["task.grey=0.0"],
+        "channel_jitter": ["task.channel_jitter=0"],
+    }
+    neighbours = guards_off("ssl_lightning.tasks.context_prediction.ContextPrediction", ["colours", "gap"])
+    assert neighbours == {"colours": ["task.colours=null"], "gap": ["task.gap=0", "task.jitter=0"]}
+
+
+def test_what_cannot_be_audited_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="Rotation has no guards"):
+        guards_off("ssl_lightning.tasks.rotation.Rotation", None)
+    with pytest.raises(RunError, match=r"audit\.guards has edges; the task has gap, standardise"):
+        guards_off(JIGSAW, ["edges"])
+    remember(tmp_path / "audit.json", {"seeds": [0]})
+    remember(tmp_path / "audit.json", {"seeds": [0]})
+    with pytest.raises(RunError, match="an audit of another command"):
+        remember(tmp_path / "audit.json", {"seeds": [1]})
+
+
+@pytest.mark.slow
+def test_an_audit_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "audit.py"),
+        f"output_dir={tmp_path}",
+        "name=a",
+        "task=jigsaw",
+        *QUICK,
+    ]
+    command.append("audit.guards=[gap]")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "audit/jigsaw/fake/convnet/a"
+    without = json.loads((folder / "gap-0/results.json").read_text())
+    assert {r["trained"] for r in without["probes"]} == {True, False}
+    assert "gap: false" in (folder / "gap-0/config.yaml").read_text()
+    assert "without gap" in (folder / "AUDIT.md").read_text()
+    (folder / "gap-0/results.json").unlink()  # as if it had been killed there
+    again = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stdout.count("python train.py") == 1
+    assert f"resume={folder}/gap-0" in again.stdout
