@@ -30,14 +30,15 @@ class VGGFeatures(nn.Module):
         super().__init__()
         from torchvision.models import VGG19_Weights, vgg19
 
-        self.layers = vgg19(weights=None).features[:CONV5_4]
+        with torch.device("meta"):  # no memory, nor time to initialise it
+            self.layers = vgg19(weights=None, init_weights=False).features[:CONV5_4]
         if weights is None:
             state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
         else:
             state = _read(Path(weights).expanduser())
         wanted = {f"features.{name}" for name in self.layers.state_dict()}
         try:
-            self.layers.load_state_dict({name[9:]: state[name] for name in wanted})
+            self.layers.load_state_dict({name[9:]: state[name] for name in wanted}, assign=True)
         except (KeyError, RuntimeError) as error:
             raise ValueError(
                 f"task.vgg_weights={weights} does not hold the weights of torchvision's vgg19: {error}"
