@@ -26,6 +26,7 @@ def make_trainer(
     num_nodes: int = 1,
     strategy: str = "auto",
     precision: str = "auto",
+    find_unused_parameters: bool = False,
     callbacks: Iterable[Callback] = (),
     logger: Iterable[Logger] = (),
     **options: Any,
@@ -38,6 +39,8 @@ def make_trainer(
         num_nodes: Machines.
         strategy: Lightning's name; "auto" is DDP for several processes.
         precision: Lightning's name, or "auto": see `choose_precision`.
+        find_unused_parameters: Whether a backward pass may leave some parameters out, as each of several
+            networks that are trained by turns does; several processes must know.
         callbacks: What watches the run.
         logger: Where figures go.
         **options: Further keywords of `pytorch_lightning.Trainer`.
@@ -58,6 +61,8 @@ def make_trainer(
             f"trainer.devices is {devices}, but there are {torch.cuda.device_count()} GPUs; "
             "lower it, or use trainer=cpu"
         )
+    if find_unused_parameters and strategy in ("auto", "ddp") and int(devices) * num_nodes > 1:
+        strategy = "ddp_find_unused_parameters_true"
     watching = list(callbacks)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if LAUNCHED in os.environ:  # or Lightning would take the numbers of a SLURM job around us for ours

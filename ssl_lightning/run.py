@@ -104,14 +104,14 @@ class Run:
         self.throughput = Throughput()
         self.metrics = Metrics(folder, self.throughput)
         self.data: PairedDataModule = instantiate(cfg.data)
+        self.data.prepare_data()
+        self.data.setup()
+        self.task, self.loaded = build_task(cfg, self.data)
         own = [self.throughput, self.metrics]
         callbacks = [*own, *instantiate(cfg.callbacks).values()]
         loggers = instantiate(cfg.logger).values()
         options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}
-        self.trainer = make_trainer(**options, callbacks=callbacks, logger=loggers)
-        self.data.prepare_data()
-        self.data.setup()
-        self.task, self.loaded = build_task(cfg, self.data)
+        self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
         if self.trainer.world_size > 1 and self.task.needs_training and cfg.trainer.sync_batchnorm:
             from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
 
@@ -199,6 +199,7 @@ class Run:
                 "git": git_revision(),
                 "versions": versions(),
                 "config_sha256": config_sha256(config),
+                "labels": self.task.labels_seen,
                 "status": status,
             },
             "pretext": self.metrics.validation,

@@ -94,7 +94,7 @@ class Checkpoint(callbacks.Checkpoint):
         done = batch_idx + 1
         every = trainer.val_check_batch or math.inf
         before_validation = done % every == 0 or done >= trainer.num_training_batches
-        if before_validation or done % trainer.accumulate_grad_batches:
+        if before_validation or done % pl_module.accumulated_batches:  # type: ignore[operator]
             return
         if self._is_due() or STOP.signum is not None:
             self._save_last(trainer, pl_module)

@@ -71,8 +71,10 @@ class Metrics(Callback):
             row["train/lr" + (f"_{number}" if number else "")] = optimizer.param_groups[0]["lr"]
         row["train/images_per_s"] = self.throughput.images_per_s
         self._write(trainer, row)
-        if not math.isfinite(row.get("train/loss", 0.0)):
-            raise DivergedError("the loss is", trainer, self.run_dir / FOLDER / LAST)
+        losses = {name: value for name, value in row.items() if "loss" in name}  # of every network
+        if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
+            what = f"{' and '.join(bad)} {'is' if len(bad) == 1 else 'are'}"
+            raise DivergedError(what, trainer, self.run_dir / FOLDER / LAST)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:

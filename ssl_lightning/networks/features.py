@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -75,6 +76,17 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, stride: int =
     """
     convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def deepest_map_size(backbone: nn.Module, channels: int, image_size: int) -> tuple[int, int]:
+    """Rows and columns of the deepest stage map of square images, found by encoding one; leaves no trace."""
+    modes = {part: part.training for part in backbone.modules()}
+    backbone.eval()  # batch norm does not count the image
+    with torch.no_grad():
+        height, width = backbone(torch.zeros(1, channels, image_size, image_size))[-1].shape[2:]
+    for part, training in modes.items():
+        part.training = training
+    return height, width
 
 
 def check_in_channels(in_channels: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,11 +53,11 @@ class PretextTask(pl.LightningModule):
     needs_training = True  # False for a control that is probed as it was initialised
     needs_labels = False  # True for a control that learns from the labels of the pretraining images
     views_per_image = 1  # images that enter the trunk per pretraining image: the effective batch
-    recalibrate = (
-        False  # True where the trunk never saw whole images, so that its batch-norm statistics misfit
-    )
+    # True where the trunk never saw whole images, so that its batch-norm statistics do not fit them
+    recalibrate = False
     # Guards against shortcuts: the overrides of the task's keywords that switch each off
     guards: Mapping[str, Mapping[str, Any]] = {}
+    labels_seen = "none"  # labels that shape the weights while pretraining, in words: for results.json
 
     mean: Tensor
     std: Tensor
@@ -138,12 +138,23 @@ class PretextTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
-        # dropout draws from the global stream: fixed here, so that a resumed run draws the same
+        self.fix_dropout(batch_idx)
+        scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
+        self.log_training(scores)
+        return scores["loss"]
+
+    def fix_dropout(self, batch_idx: int) -> None:
+        """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
         torch.manual_seed(self._stream("dropout", batch_idx).initial_seed())
-        scores = self.step(images, labels, self._stream("train", batch_idx, images.device))
+
+    def training_stream(self, batch_idx: int, device: torch.device) -> torch.Generator:
+        """The stream of one training batch."""
+        return self._stream("train", batch_idx, device)
+
+    def log_training(self, scores: Mapping[str, Tensor]) -> None:
+        """Log scalars under `train/`."""
         # logger=False, here and below: callbacks/metrics.py takes these to the loggers
         self.log_dict({f"train/{name}": value.detach() for name, value in scores.items()}, logger=False)
-        return scores["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
@@ -153,16 +164,45 @@ class PretextTask(pl.LightningModule):
         named = {f"val/{name}": value for name, value in scores.items()}
         self.log_dict(named, batch_size=len(images), on_epoch=True, sync_dist=True, logger=False)
 
+    def trainer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Take what the task does itself out of the options of `hardware.make_trainer`; here nothing."""
+        return dict(options)
+
+    @property
+    def accumulated_batches(self) -> int:
+        """Batches whose gradients make one optimizer step."""
+        return int(self.trainer.accumulate_grad_batches)
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps after which the run ends; -1 is no limit."""
+        return int(self.trainer.max_steps)
+
     def configure_optimizers(self) -> Any:
+        return self.optimizer_for(self.parameters(), self.total_steps())
+
+    def optimizer_for(
+        self, parameters: Iterable[nn.Parameter], total_steps: int, lr_factor: float = 1.0
+    ) -> dict[str, Any]:
+        """Make an optimizer for some of the parameters, and its schedule.
+
+        Args:
+            parameters: What it trains.
+            total_steps: Steps that it will take.
+            lr_factor: Its learning rate, relative to that of the run.
+
+        Raises:
+            ValueError: The task was built without an optimizer.
+        """
         if self._make_optimizer is None:
             raise ValueError(f"{type(self).__name__} was built without an optimizer and cannot be trained")
-        optimizer = self._make_optimizer(self.parameters())
-        batch = self.trainer.datamodule.batch_size * self.trainer.accumulate_grad_batches  # type: ignore[attr-defined]
+        optimizer = self._make_optimizer(parameters)
+        batch = self.trainer.datamodule.batch_size * self.accumulated_batches  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
-            group["lr"] *= self.lr_factor(batch)
+            group["lr"] *= self.lr_factor(batch) * lr_factor
         if self._make_scheduler is None:
-            return optimizer
-        schedule = self._make_scheduler(optimizer, self.total_steps())
+            return {"optimizer": optimizer}
+        schedule = self._make_scheduler(optimizer, total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def total_steps(self) -> int:
@@ -173,8 +213,8 @@ class PretextTask(pl.LightningModule):
         trainer: Any = self.trainer
         batches, limit = trainer.datamodule.pretrain_batches, trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
-        given = [n for n in (steps, trainer.max_steps) if n >= 0]  # -1 is no limit
+        steps = math.ceil(batches / self.accumulated_batches) * trainer.max_epochs
+        given = [n for n in (steps, self.max_steps) if n >= 0]  # -1 is no limit
         if not given:
             raise ValueError("trainer.max_epochs and trainer.max_steps are both -1; a schedule needs an end")
         return min(given)

@@ -1,0 +1,90 @@
+"""The networks that tell real pictures from made ones (SRGAN: Ledig et al. 2017, sec. 2.1.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from ssl_lightning.networks.features import StagedNetwork, check_in_channels
+
+MAX_STAGES = 5
+
+
+class Discriminator(StagedNetwork):
+    """Stages of two 3x3 convolutions, the second with stride 2; LeakyReLU 0.2, no pooling.
+
+    Batch norm follows every convolution but the first, which sees the pixels. With width 64 and four stages
+    these are SRGAN's eight convolutions. A map is ceil(H / reduction) high. The answer is a head's: see
+    `PooledClassifier`.
+
+    Args:
+        in_channels: Channels of the images, at least 1.
+        stages: Number of stages, 1 to 5; see `discriminator_stages`.
+        width: Channels of the first stage; each further one has twice as many, up to `max_width`.
+        max_width: Channels of a stage at most.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self, *, in_channels: int = 3, stages: int = 3, width: int = 32, max_width: int = 512
+    ) -> None:
+        check_in_channels(in_channels)
+        if not 1 <= stages <= MAX_STAGES or min(width, max_width) < 1:
+            raise ValueError(
+                f"a discriminator with stages {stages}, width {width} and max_width {max_width}; allowed are "
+                f"1 to {MAX_STAGES} stages, and widths of at least 1"
+            )
+        widths = [min(max_width, width * 2**stage) for stage in range(stages)]
+        inputs = [in_channels, *widths[:-1]]
+        parts = [
+            nn.Sequential(*_convolve(before, after, 1, norm=number > 0), *_convolve(after, after, 2))
+            for number, (before, after) in enumerate(zip(inputs, widths, strict=True))
+        ]
+        super().__init__(parts, widths, [2 ** (number + 1) for number in range(stages)])
+
+
+def discriminator_stages(image_size: int) -> int:
+    """Stages that leave maps of at least 4 x 4 cells, as both papers do: 4 for 64 and 96 px; 1 to 5.
+
+    >>> [discriminator_stages(size) for size in (8, 16, 32, 64, 96, 224)]
+    [1, 2, 3, 4, 4, 5]
+    """
+    return min(MAX_STAGES, max(1, (image_size // 4).bit_length() - 1))
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """Let gradients pass through networks, but not into their weights."""
+    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def unrecorded(network: nn.Module) -> Iterator[None]:
+    """Keep the running statistics of batch norm as they are, while it normalises by those of the batch."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+
+def _convolve(before: int, after: int, stride: int, *, norm: bool = True) -> list[nn.Module]:
+    layers: list[nn.Module] = [nn.Conv2d(before, after, 3, stride, padding=1, bias=not norm)]
+    if norm:
+        layers.append(nn.BatchNorm2d(after))
+    return [*layers, nn.LeakyReLU(0.2, inplace=True)]

@@ -1,0 +1,27 @@
+"""How close restored images are to the originals."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def masked_mse(images: Tensor, originals: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error of each image over the pixels of a mask: `(B,)`.
+
+    Args:
+        images: `(B, C, H, W)` floats in [0, 1].
+        originals: The same shape.
+        mask: `(B, 1, H, W)` bool or weights; not all 0.
+    """
+    weight = mask.float().expand_as(images)
+    return ((images - originals).square() * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+
+
+def psnr(mse: Tensor) -> Tensor:
+    """Peak signal to noise ratio in dB, for a peak of 1; at most 100.
+
+    >>> import torch
+    >>> psnr(torch.tensor([0.01, 0.0])).tolist()
+    [20.0, 100.0]
+    """
+    return -10 * mse.clamp(min=1e-10).log10()

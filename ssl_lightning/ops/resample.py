@@ -1,0 +1,23 @@
+"""Bicubic resampling of images, as picture libraries do it (Keys 1981, a = -0.5, antialiased)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize_bicubic(images: Tensor, size: int) -> Tensor:
+    """Resize square images; where they shrink, the kernel widens so that nothing aliases.
+
+    Args:
+        images: `(B, C, S, S)` floats.
+        size: Height and width of the result.
+
+    Returns:
+        `(B, C, size, size)` float32; values may leave the range of the input a little, as bicubic does.
+    """
+    with torch.autocast(images.device.type, enabled=False):
+        return F.interpolate(
+            images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False
+        )

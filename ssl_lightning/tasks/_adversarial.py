@@ -1,0 +1,250 @@
+"""What the adversarial tasks share: two networks that are trained against each other, by turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.networks.discriminator import Discriminator, discriminator_stages, frozen, unrecorded
+from ssl_lightning.networks.heads import PooledClassifier
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks.base import Batch, PretextTask
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the generator made of a batch.
+
+    Args:
+        scores: Scalars to log by name; `"loss"` is the generator's, without what the discriminator adds.
+        real: Pictures as they should be, `(N, C, h, w)` normalised; what the discriminator is shown.
+        fake: Those that the generator made, with their graph; the same shape.
+    """
+
+    scores: dict[str, Tensor]
+    real: Tensor
+    fake: Tensor
+
+
+class AdversarialTask(PretextTask):
+    """A generator that also has to fool a discriminator (Goodfellow et al. 2014).
+
+    A subclass says in `attempt` what is made. Both networks take one step per batch from the same state of
+    both: first the generator, then the discriminator on the same pictures, which it saw before that step.
+    So accumulated batches add up to one large batch. Real and fake pictures pass through the
+    discriminator apart, because in one batch their batch norm would tell one by the other. Its running
+    statistics are those of real pictures, which the probes show it. The generator minimises -log D(fake), not
+    log(1 - D(fake)), whose gradient vanishes when the discriminator is sure.
+
+    Args:
+        backbone: The trunk.
+        spec: Shape and statistics of the images.
+        fake_size: Height and width of what the discriminator is shown; decides how many stages it has.
+        adversarial_weight: Of the adversarial loss beside the generator's own; 0 for no discriminator at
+            all, and one optimizer.
+        discriminator_width: Channels of the discriminator's first stage.
+        discriminator_lr_factor: Its learning rate over that of the generator.
+        label_smoothing: Real pictures count as real by 1 minus this (Salimans et al. 2016, one-sided).
+        instance_noise: Deviation of noise on all that the discriminator sees, in normalised units, falling
+            to 0 over the run (Sønderby et al. 2017): real and fake cannot be told apart by a trifle.
+        warmup_steps: Steps at the start in which the generator is trained alone.
+        **base: The keywords of `PretextTask`.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: ImageSpec,
+        *,
+        fake_size: int,
+        adversarial_weight: float,
+        discriminator_width: int,
+        discriminator_lr_factor: float,
+        label_smoothing: float,
+        instance_noise: float,
+        warmup_steps: int,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, spec, **base)
+        if not 0 <= adversarial_weight <= 1:
+            raise ValueError(f"task.adversarial_weight is {adversarial_weight}; allowed are 0 (off) to 1")
+        if discriminator_lr_factor <= 0:
+            raise ValueError(f"task.discriminator_lr_factor is {discriminator_lr_factor}; it must be above 0")
+        if not 0 <= label_smoothing < 0.5 or instance_noise < 0:
+            raise ValueError(
+                f"task.label_smoothing is {label_smoothing} and task.instance_noise {instance_noise}; "
+                "allowed are 0 to below 0.5, and 0 or more"
+            )
+        if warmup_steps < 0:
+            raise ValueError(f"task.warmup_steps is {warmup_steps}; allowed are 0 and more")
+        self.adversarial_weight, self.warmup_steps = adversarial_weight, warmup_steps
+        self.discriminator_lr_factor = discriminator_lr_factor
+        self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
+        self.adversarial = adversarial_weight > 0
+        if self.adversarial:
+            self.discriminator = Discriminator(
+                in_channels=spec.channels, stages=discriminator_stages(fake_size), width=discriminator_width
+            )
+            self.judge = PooledClassifier(self.discriminator, 1)
+        self.automatic_optimization = not self.adversarial
+        self._accumulate, self._max_steps, self._clip = 1, -1, None
+
+    def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
+        """Corrupt `(B, C, H, W)` images in [0, 1], restore them, and score the result."""
+        raise NotImplementedError
+
+    def matching_loss(self, fake: list[Tensor], real: list[Tensor]) -> dict[str, Tensor]:
+        """What the generator is charged for by the stage maps that the discriminator has of its pictures.
+
+        Args:
+            fake: Stage maps of what it made.
+            real: Those of the pictures as they should be.
+
+        Returns:
+            Scalars to log by name, weighted; their sum is added to the loss.
+        """
+        return {}
+
+    def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        return self.attempt(images, stream).scores
+
+    def branches(self) -> dict[str, nn.Module]:
+        return super().branches() | ({"discriminator": self.discriminator} if self.adversarial else {})
+
+    def to_pixels(self, normalised: Tensor) -> Tensor:
+        """Undo `normalise`, and clip to [0, 1]."""
+        return (normalised * self.std + self.mean).clamp(0, 1)
+
+    # --- the two steps ---
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if not self.adversarial:
+            return super().training_step(batch, batch_idx)
+        images, _ = batch
+        self.fix_dropout(batch_idx)
+        stream = self.training_stream(batch_idx, images.device)
+        steps = (batch_idx + 1) % self._accumulate == 0 or self.trainer.is_last_batch
+        attempt = self.attempt(images, stream)
+        if self.steps_done() < self.warmup_steps:
+            scores = attempt.scores
+            self.learn(0, scores["loss"], steps)
+        else:
+            noisy_real, noisy_fake = (self.add_noise(x, stream) for x in (attempt.real, attempt.fake))
+            real = self.discriminator(noisy_real)
+            scores = attempt.scores | self.generator_scores(attempt.scores["loss"], noisy_fake, real)
+            self.learn(0, scores["loss"], steps)
+            judged = self.discriminator_scores(noisy_fake.detach(), real)
+            self.learn(1, judged["disc_loss"], steps)
+            scores |= judged
+        self.log_training(scores)
+        return scores["loss"].detach()
+
+    def generator_scores(self, loss: Tensor, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
+        """Add to the generator's own loss what the discriminator says of its pictures.
+
+        Args:
+            loss: The generator's own.
+            fake: `(N, C, h, w)` with their graph.
+            real: Stage maps of the real pictures.
+        """
+        with frozen(self.discriminator, self.judge), unrecorded(self.discriminator):
+            stages = self.discriminator(fake)
+            adversarial = F.softplus(-self.judge(stages).float()).mean()  # -log D(fake)
+        matching = self.matching_loss(stages, [stage.detach() for stage in real])
+        total = loss + self.adversarial_weight * adversarial + sum(matching.values())
+        return {"loss": total, "adversarial": adversarial, **matching}
+
+    def discriminator_scores(self, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
+        """Score the discriminator: cross-entropy, and the share of either kind that it knows.
+
+        Args:
+            fake: `(N, C, h, w)` without their graph.
+            real: Stage maps of the real pictures, with their graph.
+        """
+        with unrecorded(self.discriminator):
+            fake_logit = self.judge(self.discriminator(fake)).float()
+        real_logit = self.judge(real).float()
+        target = torch.full_like(real_logit, 1 - self.label_smoothing)
+        on_real = F.binary_cross_entropy_with_logits(real_logit, target)
+        on_fake = F.softplus(fake_logit).mean()  # -log(1 - D(fake))
+        return {
+            "disc_loss": (on_real + on_fake) / 2,
+            "disc_acc_real": (real_logit > 0).float().mean(),
+            "disc_acc_fake": (fake_logit < 0).float().mean(),
+        }
+
+    def learn(self, number: int, loss: Tensor, steps: bool) -> None:
+        """Add the gradient of a loss; after the last of the accumulated batches step and forget it."""
+        with nullcontext() if steps else self._without_sync():
+            self.manual_backward(loss / self._accumulate)
+        if not steps:
+            return
+        optimizers: Any = self.optimizers()
+        optimizers[number].step()
+        optimizers[number].zero_grad()
+        schedules: Any = self.lr_schedulers()
+        if schedules:
+            schedules[number].step()
+
+    def add_noise(self, images: Tensor, stream: torch.Generator) -> Tensor:
+        """Add the instance noise of this point of the run."""
+        if not self.instance_noise:
+            return images
+        left = 1 - self.steps_done() / max(1, self.total_steps())
+        noise = torch.randn(images.shape, generator=stream, device=images.device)
+        return images + (self.instance_noise * left) * noise
+
+    def steps_done(self) -> int:
+        """Steps of the generator before this batch."""
+        return int(self.trainer.fit_loop.total_batch_idx) // self._accumulate
+
+    # --- what Lightning leaves to a task with two optimizers ---
+
+    def trainer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Take accumulation and clipping, and count the steps of both optimizers, as Lightning does."""
+        left = super().trainer_options(options)
+        if not self.adversarial:
+            return left
+        self._accumulate = left.pop("accumulate_grad_batches", 1)
+        self._clip = left.pop("gradient_clip_val", None)
+        self._max_steps = left.get("max_steps", -1)
+        if self._max_steps > 0:
+            left["max_steps"] = self._max_steps + max(0, self._max_steps - self.warmup_steps)
+        return left | {"find_unused_parameters": True}
+
+    @property
+    def accumulated_batches(self) -> int:
+        return self._accumulate if self.adversarial else super().accumulated_batches
+
+    @property
+    def max_steps(self) -> int:
+        return self._max_steps if self.adversarial else super().max_steps
+
+    def configure_optimizers(self) -> Any:
+        if not self.adversarial:
+            return super().configure_optimizers()
+        judging = [*self.discriminator.parameters(), *self.judge.parameters()]
+        known = {id(p) for p in judging}
+        making = [p for p in self.parameters() if id(p) not in known]
+        steps = self.total_steps()
+        return (
+            self.optimizer_for(making, steps),
+            self.optimizer_for(judging, max(1, steps - self.warmup_steps), self.discriminator_lr_factor),
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._clip:
+            self.clip_gradients(optimizer, gradient_clip_val=self._clip)
+
+    def _without_sync(self) -> AbstractContextManager[Any]:
+        strategy: Any = self.trainer.strategy
+        return strategy.block_backward_sync() if hasattr(strategy, "block_backward_sync") else nullcontext()

@@ -1,0 +1,151 @@
+"""Inpainting (context encoder: Pathak, Krähenbühl, Donahue, Darrell, Efros 2016)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.networks.channelwise import ChannelwiseLinear
+from ssl_lightning.networks.decoder import Decoder
+from ssl_lightning.networks.features import deepest_map_size
+from ssl_lightning.ops.image_quality import masked_mse, psnr
+from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks
+from ssl_lightning.seeding import generator
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks._adversarial import AdversarialTask, Attempt
+from ssl_lightning.tasks.base import Panel
+
+MASKS = ("center", "blocks", "region")
+
+
+class Inpainting(AdversarialTask):
+    """Fill in what was removed from an image.
+
+    The trunk sees the image with the data set's mean colour in the hole. A bottleneck connects every place of
+    its deepest stage with every other, and a decoder makes the whole picture of it; what counts is the hole
+    and a band around it. The discriminator is shown the filling alone where all holes are one square,
+    else the image with the filling in it.
+
+    Args:
+        backbone: The trunk.
+        spec: Shape and statistics of the images.
+        mask: "center" removes a square in the middle, "blocks" four overlapping ones of half its side at
+            random, "region" a random shape of its area (sec. 3.3).
+        hole: Side of that square in pixels; None: half the image, a quarter of its area.
+        overlap: Width in pixels of the band around the hole that is predicted too; None: hole // 16, as 4 in
+            64 in the paper (sec. 4).
+        overlap_weight: Of the squared error in the band; in the hole it is 1.
+        adversarial_weight, discriminator_width, discriminator_lr_factor, label_smoothing, instance_noise,
+            warmup_steps: See `AdversarialTask`; the squared error weighs 1 - adversarial_weight.
+        decoder_width: Channels of the decoder's last step.
+        **base: The keywords of `PretextTask`.
+
+    Raises:
+        ValueError: A number or a name is out of range, or the hole does not fit the image.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        spec: ImageSpec,
+        *,
+        mask: str = "center",
+        hole: int | None = None,
+        overlap: int | None = None,
+        overlap_weight: float = 10.0,
+        adversarial_weight: float = 0.001,
+        discriminator_width: int = 32,
+        discriminator_lr_factor: float = 0.1,
+        label_smoothing: float = 0.1,
+        instance_noise: float = 0.0,
+        warmup_steps: int = 0,
+        decoder_width: int = 32,
+        **base: Any,
+    ) -> None:
+        hole = spec.image_size // 2 if hole is None else hole
+        if mask not in MASKS:
+            raise ValueError(f"task.mask is {mask!r}; allowed are {', '.join(MASKS)}")
+        smallest = 2 if mask == "blocks" else 1
+        if not smallest <= hole < spec.image_size:
+            raise ValueError(
+                f"task.hole is {hole} px; allowed are {smallest} to {spec.image_size - 1}, so that something "
+                f"of the image is left (data.image_size={spec.image_size})"
+            )
+        overlap = hole // 16 if overlap is None else overlap
+        if not 0 <= overlap <= (spec.image_size - hole) // 2:
+            raise ValueError(
+                f"task.overlap is {overlap} px; allowed are 0 to {(spec.image_size - hole) // 2}, what the "
+                f"image leaves around task.hole={hole} on each side"
+            )
+        if overlap_weight < 0:
+            raise ValueError(f"task.overlap_weight is {overlap_weight}; allowed are 0 and more")
+        super().__init__(
+            backbone,
+            spec,
+            fake_size=hole if mask == "center" else spec.image_size,
+            adversarial_weight=adversarial_weight,
+            discriminator_width=discriminator_width,
+            discriminator_lr_factor=discriminator_lr_factor,
+            label_smoothing=label_smoothing,
+            instance_noise=instance_noise,
+            warmup_steps=warmup_steps,
+            **base,
+        )
+        self.mask, self.hole = mask, hole
+        self.overlap, self.overlap_weight = overlap, overlap_weight
+        grid = deepest_map_size(backbone, spec.channels, spec.image_size)
+        self.bottleneck = ChannelwiseLinear(backbone.feature_info.channels()[-1], grid)
+        self.decoder = Decoder(backbone, spec.channels, width=decoder_width)
+
+    def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
+        mask = self.draw_mask(len(images), stream)  # (B, 1, S, S), True in the hole
+        real = self.normalise(images)
+        made = self.restore(fill(images, mask, self.mean))  # (B, C, S, S), normalised
+        weights = border_weights(mask, self.overlap, self.overlap_weight)
+        error = (weights * (made - real).square()).sum() / (weights.sum() * self.spec.channels)
+        scores = {"loss": (1 - self.adversarial_weight) * error} | self.measure(made, images, mask)
+        return Attempt(scores, *(self.show(x, real, mask) for x in (real, made)))
+
+    def draw_mask(self, batch: int, stream: torch.Generator) -> Tensor:
+        """Draw what is removed: `(B, 1, S, S)` bool."""
+        size = self.spec.image_size
+        if self.mask == "center":
+            return centre_mask(batch, size, self.hole, stream.device)
+        draw = block_masks if self.mask == "blocks" else region_masks
+        return draw(batch, size, self.hole, stream)
+
+    def restore(self, corrupted: Tensor) -> Tensor:
+        """Make the whole picture, `(B, C, S, S)` float32 normalised, of images in [0, 1] with holes."""
+        stages = self.backbone(self.normalise(corrupted))
+        stages = [*stages[:-1], self.bottleneck(stages[-1])]
+        return self.decoder(stages, corrupted.shape[2:]).float()
+
+    def show(self, made: Tensor, real: Tensor, mask: Tensor) -> Tensor:
+        """Cut or paste the filling for the discriminator: `(B, C, hole, hole)` or `(B, C, S, S)`."""
+        if self.mask != "center":
+            return torch.where(mask, made, real)
+        begin = (self.spec.image_size - self.hole) // 2
+        inside = slice(begin, begin + self.hole)
+        return made[..., inside, inside].contiguous(memory_format=self.image_format)
+
+    @torch.no_grad()
+    def measure(self, made: Tensor, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Error in the hole, and how much less it is than that of the mean colour."""
+        error = masked_mse(self.to_pixels(made), images, mask)
+        baseline = masked_mse(self.mean.expand_as(images), images, mask)
+        return {
+            "hole_mse": error.mean(),
+            "hole_psnr": psnr(error).mean(),
+            "mean_fill_psnr": psnr(baseline).mean(),
+        }
+
+    def panel(self, images: Tensor) -> Panel:
+        mask = self.draw_mask(len(images), generator("panel", device=images.device))
+        corrupted = fill(images, mask, self.mean)
+        made = self.to_pixels(self.restore(corrupted))
+        quality = psnr(masked_mse(made, images, mask)).tolist()
+        pictures = [corrupted, torch.where(mask, made, images), images]
+        text = [["", f"{db:.1f} dB in the hole", ""] for db in quality]
+        return Panel(torch.stack(pictures, 1), ["corrupted", "restored", "original"], text)

@@ -1,0 +1,191 @@
+"""Super-resolution (SRGAN: Ledig et al. 2017)."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from ssl_lightning.networks.decoder import Decoder
+from ssl_lightning.networks.pixel_shuffle import PixelShuffleHead
+from ssl_lightning.networks.vgg import SMALLEST, VGGFeatures
+from ssl_lightning.ops.resample import resize_bicubic
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks._adversarial import AdversarialTask, Attempt
+from ssl_lightning.tasks.base import Panel
+
+SCALES = (2, 4)
+INPUTS = ("enlarged", "small")
+CONTENTS = ("discriminator", "vgg", None)
+
+
+class SuperResolution(AdversarialTask):
+    """Restore an image that was made smaller.
+
+    The network's output is added to the bicubic enlargement: what that knows already need not pass through
+    the trunk, which is left with what is missing, the detail. With the output starting at 0, it never begins
+    below the baseline either.
+
+    Args:
+        backbone: The trunk.
+        spec: Shape and statistics of the images.
+        scale: 2 or 4: by how much the image is made smaller.
+        input: "enlarged" lets the bicubic enlargement enter the trunk, so that trunks that shrink their input
+            have something to see; "small" the small image itself, as SRResNet does, and enlarges the stage
+            map by pixel shuffle: for trunks that keep the size.
+        content: What measures content: "discriminator" compares its stage maps of both pictures (feature
+            matching, Salimans et al. 2016), "vgg" those of VGG19 as in the paper, which brings in the labels
+            of ImageNet; None leaves it out.
+        content_weight: Of that, beside the squared error of the pixels (paper: 0.006 for VGG19).
+        vgg_weights: File of torchvision's VGG19; None downloads it.
+        adversarial_weight, discriminator_width, discriminator_lr_factor, label_smoothing, instance_noise,
+            warmup_steps: See `AdversarialTask`. Without a discriminator there is no feature matching either.
+        skips: Whether the decoder of "enlarged" sees the shallow stages too: a better picture, by a way
+            around the deep ones.
+        decoder_width: Channels of that decoder's last step.
+        **base: The keywords of `PretextTask`.
+
+    Raises:
+        ValueError: A number or a name is out of range, the scale does not divide the image, or the trunk does
+            not fit the input.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: ImageSpec,
+        *,
+        scale: int = 4,
+        input: str = "enlarged",
+        content: str | None = "discriminator",
+        content_weight: float = 0.006,
+        vgg_weights: str | None = None,
+        adversarial_weight: float = 0.001,
+        discriminator_width: int = 32,
+        discriminator_lr_factor: float = 0.1,
+        label_smoothing: float = 0.1,
+        instance_noise: float = 0.0,
+        warmup_steps: int = 0,
+        skips: bool = False,
+        decoder_width: int = 32,
+        **base: Any,
+    ) -> None:
+        if scale not in SCALES:
+            raise ValueError(f"task.scale is {scale}; allowed are 2 and 4")
+        if spec.image_size % scale:
+            larger = -(-spec.image_size // scale) * scale
+            raise ValueError(
+                f"task.scale is {scale}, which does not divide data.image_size={spec.image_size}; set "
+                f"data.image_size to {larger - scale or larger} or {larger}"
+            )
+        if input not in INPUTS:
+            raise ValueError(f"task.input is {input!r}; allowed are {', '.join(INPUTS)}")
+        if content not in CONTENTS or content_weight < 0:
+            raise ValueError(
+                f"task.content is {content!r} and task.content_weight {content_weight}; allowed are "
+                "discriminator, vgg and null, and 0 or more"
+            )
+        if content == "vgg" and spec.image_size < SMALLEST:
+            raise ValueError(
+                f"task.content is vgg, which needs {SMALLEST} px; data.image_size is {spec.image_size}"
+            )
+        super().__init__(
+            backbone,
+            spec,
+            fake_size=spec.image_size,
+            adversarial_weight=adversarial_weight,
+            discriminator_width=discriminator_width,
+            discriminator_lr_factor=discriminator_lr_factor,
+            label_smoothing=label_smoothing,
+            instance_noise=instance_noise,
+            warmup_steps=warmup_steps,
+            **base,
+        )
+        self.scale, self.enlarged = scale, input == "enlarged"
+        self.content, self.content_weight = content, content_weight
+        self.head: Decoder | PixelShuffleHead
+        if self.enlarged:
+            self.head = Decoder(backbone, spec.channels, width=decoder_width, skips=skips)
+        else:
+            self.head = PixelShuffleHead(backbone, spec.channels, scale)
+        nn.init.zeros_(self.head.last.weight)
+        nn.init.zeros_(self.head.last.bias)  # type: ignore[arg-type]
+        # in a tuple, so that it is no part of the task: it is not trained, and not in the checkpoints
+        self.vgg: tuple[VGGFeatures, ...] = (VGGFeatures(vgg_weights),) if content == "vgg" else ()
+        if self.vgg:
+            self.labels_seen = "those of ImageNet, by VGG19 in the loss"
+
+    def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
+        small, bicubic = self.degrade(images)
+        real = self.normalise(images)
+        made = self.restore(small, bicubic)  # (B, C, S, S), normalised
+        error = F.mse_loss(made, real)
+        scores = {"loss": error, "pixel": error}
+        if self.vgg:
+            scores["content"] = self.content_weight * self.vgg_loss(made, images)
+            scores["loss"] = error + scores["content"]
+        if not self.training:
+            scores |= self.measure(self.to_pixels(made), bicubic, images)
+        return Attempt(scores, real, made)
+
+    def degrade(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Shrink images `(B, C, S, S)` by the scale; and enlarge them again, the baseline. Both in [0, 1]."""
+        small = resize_bicubic(images, self.spec.image_size // self.scale).clamp(0, 1)
+        return small, resize_bicubic(small, self.spec.image_size).clamp(0, 1)
+
+    def restore(self, small: Tensor, bicubic: Tensor) -> Tensor:
+        """Make the whole picture, `(B, C, S, S)` float32 normalised."""
+        base = self.normalise(bicubic)
+        x = base if self.enlarged else self.normalise(small)
+        stages = self.backbone(x.contiguous(memory_format=self.image_format))
+        detail = self.head(stages, base.shape[2:]) if self.enlarged else self.head(stages)
+        return base + detail.float()
+
+    def vgg_loss(self, made: Tensor, images: Tensor) -> Tensor:
+        """Squared error of VGG19's map of the picture, unclipped so that every pixel has a gradient."""
+        vgg = self.vgg[0].to(images.device)
+        with torch.no_grad():
+            wanted = vgg(images)
+        return F.mse_loss(vgg(made * self.std + self.mean).float(), wanted.float())
+
+    def matching_loss(self, fake: list[Tensor], real: list[Tensor]) -> dict[str, Tensor]:
+        if self.content != "discriminator":
+            return {}
+        errors = [F.mse_loss(x.float(), y.float()) for x, y in zip(fake, real, strict=True)]
+        return {"content": self.content_weight * torch.stack(errors).mean()}
+
+    def measure(self, made: Tensor, bicubic: Tensor, images: Tensor) -> dict[str, Tensor]:
+        """PSNR in dB and SSIM, means over the images, of the output and of bicubic enlargement."""
+        found = {}
+        with torch.autocast(images.device.type, enabled=False):
+            for name, x in (("", made), ("bicubic_", bicubic)):
+                found[f"{name}psnr"] = _psnr(x, images, "elementwise_mean")
+                ssim = structural_similarity_index_measure(x, images, data_range=1.0)
+                found[f"{name}ssim"] = cast(Tensor, ssim)
+        return found
+
+    def panel(self, images: Tensor) -> Panel:
+        small, bicubic = self.degrade(images)
+        made = self.to_pixels(self.restore(small, bicubic))
+        blocky = small.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
+        text = [
+            ["", f"{before:.1f} dB", f"{after:.1f} dB", ""]
+            for before, after in zip(
+                *(_psnr(x, images, "none").tolist() for x in (bicubic, made)), strict=True
+            )
+        ]
+        return Panel(
+            torch.stack([blocky, bicubic, made, images], 1),
+            ["input", "bicubic", "output", "original"],
+            text,
+        )
+
+
+def _psnr(images: Tensor, originals: Tensor, reduction: Any) -> Tensor:
+    return peak_signal_noise_ratio(images, originals, data_range=1.0, reduction=reduction, dim=(1, 2, 3))

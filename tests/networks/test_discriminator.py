@@ -1,0 +1,66 @@
+"""The discriminator against the paper's table, and how it is kept still while the generator learns."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_lightning.networks.discriminator import Discriminator, discriminator_stages, frozen, unrecorded
+
+
+def test_four_stages_of_width_64_are_srgans() -> None:
+    net = Discriminator(stages=4, width=64)
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    found = [(c.out_channels, c.kernel_size[0], c.stride[0]) for c in convolutions]
+    paper = [(64, 3, 1), (64, 3, 2), (128, 3, 1), (128, 3, 2), (256, 3, 1), (256, 3, 2), (512, 3, 1)]
+    assert found == [*paper, (512, 3, 2)]  # "k3n64s1" to "k3n512s2" of figure 4
+    assert [c.bias is None for c in convolutions] == [False] + [True] * 7  # batch norm from the second on
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) == 7
+    assert {m.negative_slope for m in net.modules() if isinstance(m, nn.LeakyReLU)} == {0.2}
+    assert net.feature_info.reduction() == [2, 4, 8, 16]
+    assert [tuple(x.shape) for x in net(torch.rand(2, 3, 96, 96))][-1] == (2, 512, 6, 6)
+
+
+@pytest.mark.parametrize("size", [4, 8, 15, 16, 28, 32, 64, 96, 128, 224, 512])
+def test_the_stages_follow_the_size(size: int) -> None:
+    stages = discriminator_stages(size)
+    side = Discriminator(stages=stages)(torch.rand(2, 3, size, size))[-1].shape[-1]
+    assert side >= 4 or (stages == 1 and size < 8)
+    assert side <= 8 or stages == 5  # one more stage would leave fewer than 4, but for the largest images
+
+
+def test_frozen_weights_let_gradients_pass() -> None:
+    net = Discriminator(stages=2, width=4).eval()
+    net.stages[1][0].weight.requires_grad_(False)  # was so before: stays so
+    images = torch.rand(2, 3, 8, 8, requires_grad=True)
+    net(images)[-1].sum().backward()
+    expected, images.grad = images.grad, None
+    net.zero_grad()
+    with frozen(net):
+        net(images)[-1].sum().backward()
+    assert torch.equal(images.grad, expected)
+    assert all(p.grad is None for p in net.parameters())
+    assert [n for n, p in net.named_parameters() if not p.requires_grad] == ["stages.1.0.weight"]
+
+
+def test_unrecorded_batches_are_normalised_alike_and_leave_no_statistics() -> None:
+    net = Discriminator(stages=2, width=4)
+    other, before = copy.deepcopy(net), copy.deepcopy(net.state_dict())
+    images = torch.rand(4, 3, 8, 8)
+    with unrecorded(net):
+        found = net(images)
+    assert all(torch.equal(x, y) for x, y in zip(found, other(images), strict=True))
+    kept = {name: value for name, value in net.state_dict().items() if "running" in name}
+    assert len(kept) == 6
+    assert all(torch.equal(value, before[name]) for name, value in kept.items())
+    net(images)  # and afterwards they are taken again
+    assert torch.equal(net.stages[0][3].running_mean, other.stages[0][3].running_mean)
+
+
+@pytest.mark.parametrize("options", [{"stages": 0}, {"stages": 6}, {"width": 0}, {"max_width": 0}])
+def test_bad_values_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match="allowed are 1 to 5 stages"):
+        Discriminator(**options)
+    with pytest.raises(ValueError, match="in_channels is 0"):
+        Discriminator(in_channels=0)

@@ -1,0 +1,78 @@
+"""Masks and weights, by counting pixels."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks
+from ssl_lightning.seeding import generator
+
+
+@pytest.mark.parametrize(("size", "hole", "begin"), [(32, 16, 8), (33, 16, 8), (32, 9, 11), (8, 7, 0)])
+def test_the_centre_is_a_square_in_the_middle(size: int, hole: int, begin: int) -> None:
+    mask = centre_mask(3, size, hole)
+    assert mask.shape == (3, 1, size, size)
+    assert mask.flatten(1).sum(1).tolist() == [hole * hole] * 3
+    rows, columns = mask[1, 0].nonzero().unbind(1)
+    assert (rows.min(), rows.max()) == (columns.min(), columns.max()) == (begin, begin + hole - 1)
+
+
+def test_blocks_are_four_squares() -> None:
+    size, hole, batch = 20, 11, 60
+    mask = block_masks(batch, size, hole, generator(0))
+    corner = torch.randint(size - 5 + 1, (2, batch, 4, 1), generator=generator(0))
+    expected = torch.zeros(batch, 1, size, size, dtype=torch.bool)
+    for image in range(batch):
+        for block in range(4):
+            y, x = corner[:, image, block, 0].tolist()
+            expected[image, 0, y : y + 5, x : x + 5] = True
+    assert torch.equal(mask, expected)
+    area = mask.flatten(1).sum(1)
+    assert area.min() >= 25
+    assert area.max() <= 100 <= hole * hole
+    many = block_masks(3000, size, hole, generator(1))
+    assert many.any(0).all()  # every place, the corners included
+
+
+def test_regions_have_the_area_of_the_hole_and_are_smooth() -> None:
+    mask = region_masks(50, 32, 16, generator(1))
+    assert mask.flatten(1).sum(1).tolist() == [256] * 50  # a quarter of 1024
+    noise = F.interpolate(torch.rand(50, 1, 4, 4, generator=generator(1)), (32, 32), mode="bicubic")
+    for image in range(50):  # the low quarter of what bicubic makes of the noise
+        assert noise[image][mask[image]].max() <= noise[image][~mask[image]].min()
+
+    def border(m: torch.Tensor) -> float:
+        return float((m[..., 1:] != m[..., :-1]).sum() + (m[..., 1:, :] != m[..., :-1, :]).sum()) / len(m)
+
+    scattered = mask.flatten(1)[:, torch.randperm(1024)].view_as(mask)
+    assert border(mask) < border(scattered) / 4
+    assert len({tuple(m.flatten().tolist()) for m in mask}) == 50
+
+
+def test_fill_leaves_what_is_visible() -> None:
+    images, mask = torch.rand(2, 3, 8, 8), centre_mask(2, 8, 4)
+    colour = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)
+    filled = fill(images, mask, colour)
+    for channel in range(3):
+        assert (filled[:, channel][mask[:, 0]] == colour[0, channel]).all()
+        assert torch.equal(filled[:, channel][~mask[:, 0]], images[:, channel][~mask[:, 0]])
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 3])
+def test_weights_by_looking_around_every_pixel(overlap: int) -> None:
+    size = 14
+    mask = torch.cat([block_masks(4, size, 6, generator(2)), region_masks(4, size, 5, generator(3))])
+    weights = border_weights(mask, overlap, 10.0)
+    for image in range(8):
+        for y in range(size):
+            for x in range(size):
+                around = mask[image, 0, max(0, y - overlap) : y + overlap + 1,
+                              max(0, x - overlap) : x + overlap + 1]  # fmt: skip
+                expected = 1.0 if mask[image, 0, y, x] else 10.0 * bool(around.any())
+                assert weights[image, 0, y, x] == expected
+
+
+def test_the_band_of_the_paper() -> None:
+    weights = border_weights(centre_mask(1, 128, 64), 4)
+    assert int((weights == 10).sum()) == 72**2 - 64**2
+    assert int((weights == 1).sum()) == 64**2

@@ -1,0 +1,300 @@
+"""Two networks against each other: closed forms, whose gradient goes where, and one Trainer for both."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning import optim
+from ssl_lightning.callbacks.checkpoint import DivergedError
+from ssl_lightning.callbacks.csv_logger import CSVLogger
+from ssl_lightning.callbacks.metrics import Metrics
+from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.data.fake import Fake
+from ssl_lightning.hardware import make_trainer
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.seeding import generator
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks._adversarial import AdversarialTask
+from ssl_lightning.tasks.inpainting import Inpainting
+
+SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+DEFAULT = {"adversarial_weight": 0.5, "discriminator_width": 8, "label_smoothing": 0.1}
+
+
+def make(**options: Any) -> Inpainting:
+    torch.manual_seed(0)
+    return Inpainting(ConvNet(widths=(8, 8), strides=(2, 2)), SPEC, **(DEFAULT | options))
+
+
+def judging(task: AdversarialTask) -> list[nn.Parameter]:
+    return [*task.discriminator.parameters(), *task.judge.parameters()]
+
+
+def making(task: AdversarialTask) -> list[nn.Parameter]:
+    known = {id(p) for p in judging(task)}
+    return [p for p in task.parameters() if id(p) not in known]
+
+
+@pytest.mark.parametrize(("logit", "smoothing"), [(0.0, 0.1), (1.5, 0.1), (-2.0, 0.0)])
+def test_a_constant_discriminator_in_closed_form(logit: float, smoothing: float) -> None:
+    task = make(label_smoothing=smoothing)
+    nn.init.zeros_(task.judge.linear.weight)
+    nn.init.constant_(task.judge.linear.bias, logit)
+    real, fake = torch.randn(2, 6, 3, 8, 8)
+    stages = task.discriminator(real)
+    p = 1 / (1 + math.exp(-logit))
+    made = task.generator_scores(torch.tensor(3.0), fake, stages)
+    assert made["adversarial"].item() == pytest.approx(-math.log(p), rel=1e-5)  # log 2 for a logit of 0
+    assert made["loss"].item() == pytest.approx(3 - 0.5 * math.log(p), rel=1e-5)
+    judged = task.discriminator_scores(fake, stages)
+    on_real = -(1 - smoothing) * math.log(p) - smoothing * math.log(1 - p)
+    assert judged["disc_loss"].item() == pytest.approx((on_real - math.log(1 - p)) / 2, rel=1e-5)
+    assert judged["disc_acc_real"].item() == (logit > 0)
+    assert judged["disc_acc_fake"].item() == (logit < 0)
+
+
+def test_the_generators_step_leaves_the_discriminator_alone() -> None:
+    task = make()
+    attempt = task.attempt(torch.rand(4, 3, 16, 16), generator(0))
+    real = task.discriminator(attempt.real)
+    scores = task.generator_scores(attempt.scores["loss"], attempt.fake, real)
+    scores["loss"].backward()
+    assert all(p.grad is None for p in judging(task))
+    assert all(p.grad is not None and p.grad.any() for p in making(task))
+    # what it learns of the discriminator is the true gradient of -log D(fake)
+    alone = make()
+    attempt = alone.attempt(torch.rand(4, 3, 16, 16, generator=generator(1)), generator(0))
+    probability = alone.judge(alone.discriminator(attempt.fake)).sigmoid()
+    expected = torch.autograd.grad(-probability.log().mean(), attempt.fake, retain_graph=True)[0]
+    scores = alone.generator_scores(torch.tensor(0.0), attempt.fake, real)
+    found = torch.autograd.grad(scores["adversarial"], attempt.fake)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_the_discriminators_step_leaves_the_generator_alone() -> None:
+    task = make()
+    attempt = task.attempt(torch.rand(4, 3, 16, 16), generator(0))
+    real = task.discriminator(attempt.real)
+    task.discriminator_scores(attempt.fake.detach(), real)["disc_loss"].backward()
+    assert all(p.grad is None for p in making(task))
+    assert all(p.grad is not None and p.grad.any() for p in judging(task))
+
+
+def test_the_discriminator_keeps_the_statistics_of_real_pictures() -> None:
+    task = make()
+    norm = task.discriminator.stages[0][3]
+    assert isinstance(norm, nn.BatchNorm2d)
+    real, fake = torch.randn(6, 3, 8, 8), 5 + torch.randn(6, 3, 8, 8)
+    stages = task.discriminator(real)
+    expected = norm.running_mean.clone()
+    task.generator_scores(torch.tensor(0.0), fake, stages)
+    task.discriminator_scores(fake, stages)
+    assert torch.equal(norm.running_mean, expected)
+
+
+class Watched(Inpainting):
+    """Counts the steps of its two optimizers, and keeps what they were called with."""
+
+    poison = 10**9
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.steps: list[int] = []
+        self.lrs: list[list[float]] = []
+        self.began = [p.detach().clone() for p in self.parameters()]
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        number = [o.optimizer for o in self.optimizers()].index(optimizer)
+        self.steps.append(number)
+        if number == 0:
+            self.lrs.append([o.param_groups[0]["lr"] for o in self.optimizers()])
+
+    def discriminator_scores(self, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
+        scores = super().discriminator_scores(fake, real)
+        if len(self.steps) // 2 >= self.poison:
+            scores["disc_loss"] = scores["disc_loss"] * float("nan")
+        return scores
+
+
+def fit(
+    tmp_path: Path, options: dict[str, Any], *, batch_size: int = 16, norms: bool = True, poison: int = 10**9,
+    lr: float = 0.01, scheduler: Any = None, **task_options: Any,
+) -> tuple[Watched, Metrics, list[dict]]:  # fmt: skip
+    data = Fake(num_train=128, batch_size=batch_size, image_size=16)
+    data.setup()
+    torch.manual_seed(0)
+    task = Watched(
+        ConvNet(widths=(8, 8), strides=(2, 2)), data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=lr),
+        scheduler=scheduler, **(DEFAULT | task_options),
+    )  # fmt: skip
+    task.poison = poison
+    if not norms:  # statistics of a batch are not those of its halves
+        for part in list(task.modules()):
+            for name, child in part.named_children():
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(part, name, nn.Identity())
+    tmp_path.mkdir(exist_ok=True)
+    metrics, logger = Metrics(tmp_path, Throughput()), CSVLogger(str(tmp_path))
+    given = {"max_epochs": 2, "log_every_n_steps": 1} | options
+    trainer = make_trainer(
+        **task.trainer_options(given), accelerator="cpu", precision="32-true", callbacks=[metrics],
+        logger=[logger], enable_progress_bar=False,
+    )  # fmt: skip
+    try:
+        trainer.fit(task, datamodule=data)
+    finally:
+        logger.finalize("")
+    return task, metrics, logger.rows()
+
+
+def test_both_networks_step_once_a_batch_and_are_logged(tmp_path: Path) -> None:
+    task, metrics, rows = fit(tmp_path, {}, discriminator_lr_factor=0.1)
+    assert task.steps == [0, 1] * 8  # 64 pretraining images, two epochs
+    training = [row for row in rows if row["train/loss"]]
+    assert [int(row["step"]) for row in training] == list(range(1, 9))
+    for row in training:
+        assert float(row["train/lr"]) == pytest.approx(0.01)
+        assert float(row["train/lr_1"]) == pytest.approx(0.001)
+        assert 0 <= float(row["train/disc_acc_real"]) <= 1
+        assert 0 <= float(row["train/disc_acc_fake"]) <= 1
+        assert float(row["train/grad_norm_1"]) > 0
+    # what is validated is the generator, without a pass of the discriminator
+    assert metrics.validation.keys() == {"val/loss", "val/hole_mse", "val/hole_psnr", "val/mean_fill_psnr"}
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
+    kept = {"norms": False, "lr": 0.05}
+    halves, _, _ = fit(tmp_path / "a", {"accumulate_grad_batches": 2}, batch_size=16, **kept)
+    whole, _, _ = fit(tmp_path / "b", {}, batch_size=32, **kept)
+    assert halves.steps == whole.steps == [0, 1] * 4
+    for x, y, begin in zip(halves.parameters(), whole.parameters(), halves.began, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(x, begin)
+
+
+def test_a_rest_of_an_epoch_is_a_step_too(tmp_path: Path) -> None:
+    task, _, _ = fit(tmp_path, {"accumulate_grad_batches": 3, "max_epochs": 1}, scheduler=optim.cosine)
+    assert task.steps == [0, 1] * 2  # of three batches, and of one
+    assert task.total_steps() == 2
+
+
+def test_gradients_are_clipped_for_each_network(tmp_path: Path) -> None:
+    options = {"gradient_clip_val": 0.01, "max_steps": 1}
+    task, _, rows = fit(tmp_path, options, lr=1.0, discriminator_lr_factor=1.0)
+    moved = dict(zip(map(id, task.parameters()), task.began, strict=True))
+    for name, network in (("train/grad_norm", making(task)), ("train/grad_norm_1", judging(task))):
+        assert float(rows[0][name]) > 0.01
+        change = torch.cat([(p.detach() - moved[id(p)]).flatten() for p in network])
+        assert change.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 5), (2, 5), (4, 3)])
+def test_schedules_and_the_end_count_optimizer_steps(tmp_path: Path, warmup: int, steps: int) -> None:
+    task, _, rows = fit(
+        tmp_path, {"max_steps": steps}, scheduler=optim.cosine, warmup_steps=warmup,
+        discriminator_lr_factor=1.0,
+    )  # fmt: skip
+    against = max(0, steps - warmup)
+    assert task.steps == [0] * min(warmup, steps) + [0, 1] * against
+    alone = [row for row in rows if row["train/loss"] and not row.get("train/disc_loss")]
+    assert len(alone) == min(warmup, steps)
+    rates = [0.01 * 0.5 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+    assert [generator for generator, _ in task.lrs] == pytest.approx(rates)
+    rates = [0.01 * 0.5 * (1 + math.cos(math.pi * step / against)) for step in range(against)]
+    assert [judge for _, judge in task.lrs[warmup:]] == pytest.approx(rates)
+    ended = [config.scheduler.last_epoch for config in task.trainer.lr_scheduler_configs]
+    assert ended == [steps, against]
+
+
+def test_a_discriminator_that_diverges_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"train/disc_loss is not finite at step 3"):
+        fit(tmp_path, {}, poison=2)
+
+
+def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
+    task = make(adversarial_weight=0)
+    assert list(task.branches()) == ["backbone"]
+    assert list(make().branches()) == ["backbone", "discriminator"]
+    assert not [name for name in task.state_dict() if "discriminator" in name or "judge" in name]
+    assert task.automatic_optimization
+    assert task.trainer_options({"max_steps": 4}) == {"max_steps": 4}
+    data = Fake(batch_size=16, image_size=16)
+    data.setup()
+    torch.manual_seed(0)
+    task = Inpainting(
+        ConvNet(widths=(8, 8), strides=(2, 2)), data.spec, adversarial_weight=0,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.01), scheduler=optim.one_cycle,
+    )  # fmt: skip
+    logged: set[str] = set()
+
+    class Names(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+            logged.update(trainer.callback_metrics)
+
+    options = {"max_epochs": 1, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
+    trainer = make_trainer(
+        **task.trainer_options(options), accelerator="cpu", precision="32-true", callbacks=[Names()],
+        enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.fit(task, datamodule=data)
+    assert len(trainer.optimizers) == 1
+    assert trainer.global_step == task.total_steps() == 6  # 192 images, 2 batches of 16 each
+    assert logged == {"train/loss", "train/hole_mse", "train/hole_psnr", "train/mean_fill_psnr"}
+
+
+def test_instance_noise_falls_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(instance_noise=0.5)
+    monkeypatch.setattr(task, "total_steps", lambda: 10)
+    images = torch.zeros(8, 3, 32, 32)
+    for done, expected in ((0, 0.5), (5, 0.25), (10, 0.0)):
+        monkeypatch.setattr(task, "steps_done", lambda done=done: done)
+        noisy = task.add_noise(images, generator("noise"))
+        assert noisy.std().item() == pytest.approx(expected, rel=0.03)
+    assert make().add_noise(images, generator("noise")) is images
+
+
+def test_a_discriminator_learns_and_is_fooled() -> None:
+    """Coarse pictures are real and noise is not; what minimises the generator's loss passes for real."""
+    task = make(adversarial_weight=1.0)
+    optimizer = torch.optim.Adam(judging(task), lr=1e-2)
+    real = F.interpolate(torch.randn(32, 3, 2, 2, generator=generator(0)), (8, 8))
+    fake = torch.randn(32, 3, 8, 8, generator=generator(1))
+    for _ in range(120):
+        scores = task.discriminator_scores(fake, task.discriminator(real))
+        optimizer.zero_grad()
+        scores["disc_loss"].backward()
+        optimizer.step()
+    assert min(scores["disc_acc_real"].item(), scores["disc_acc_fake"].item()) > 0.95
+    moved = fake.clone().requires_grad_()
+    climbing = torch.optim.Adam([moved], lr=0.1)
+    before = task.generator_scores(torch.tensor(0.0), moved, task.discriminator(real))["adversarial"]
+    for _ in range(40):
+        climbing.zero_grad()
+        loss = task.generator_scores(torch.tensor(0.0), moved, task.discriminator(real))["loss"]
+        loss.backward()
+        climbing.step()
+    assert loss.item() < before.item() / 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adversarial_weight": -0.1}, "task.adversarial_weight is -0.1; allowed are 0"),
+        ({"adversarial_weight": 1.1}, "task.adversarial_weight is 1.1"),
+        ({"discriminator_lr_factor": 0}, "task.discriminator_lr_factor is 0; it must be above 0"),
+        ({"label_smoothing": 0.5}, "task.label_smoothing is 0.5"),
+        ({"instance_noise": -1}, "task.instance_noise -1"),
+        ({"warmup_steps": -1}, "task.warmup_steps is -1"),
+        ({"discriminator_width": 0}, "width 0"),
+    ],
+)
+def test_bad_values_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**options)
