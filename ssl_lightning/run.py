@@ -20,7 +20,7 @@ from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.hardware import join_processes, make_trainer, memory_format, peak_memory_gb
 from ssl_lightning.networks.features import check_input_size
 from ssl_lightning.preparation import Preparation
-from ssl_lightning.probes.base import Probe, run_probes
+from ssl_lightning.probes.base import BaseProbe, run_probes
 from ssl_lightning.report.model_card import write_model_card
 from ssl_lightning.report.summary import print_header, print_probes, print_summary
 from ssl_lightning.results import (
@@ -120,10 +120,14 @@ class Run:
         self.preparation: Preparation = instantiate(cfg.encoding)
         self.preparation.feed(self.task)(to_float(self.unlabelled(1)))  # refused now, not after the training
         self.trunks: dict[str, nn.Module] = {}  # as they were probed
-        self.probes: dict[str, Probe] = dict(instantiate(cfg.probe)) if self.data.has_downstream else {}
-        for probe in self.probes.values():
-            counts = {split: len(self.data.downstream(split).indices) for split in SPLITS}
-            probe.check(counts)
+        self.probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe)) if self.data.has_downstream else {}
+        for name, probe in self.probes.items():
+            if self.data.targets not in probe.targets:
+                raise ValueError(
+                    f"probe {name} needs labels of the kind {' or '.join(probe.targets)}, and data "
+                    f"{self.data.name} has {self.data.targets}; choose other probes: probe=[...]"
+                )
+            probe.check(self.data.label_counts)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
@@ -156,7 +160,9 @@ class Run:
             self.preparation.feed(self.task),
             self.probes,
             {split: self.data.downstream(split) for split in SPLITS},
-            num_classes=self.data.spec.num_classes or 0,
+            class_names=self.data.spec.class_names or (),
+            folder=self.folder,
+            seed=self.cfg.seed,
             precision=precision,
             device=self.trainer.strategy.root_device,
             protocol=self.preparation.protocol(self.task),

@@ -64,6 +64,7 @@ class PairedDataModule(pl.LightningDataModule):
     """
 
     name: str = "data"
+    targets: str = "classes"  # kind of the labels: classes, multilabel, masks or boxes
 
     def __init__(
         self,
@@ -205,6 +206,11 @@ class PairedDataModule(pl.LightningDataModule):
             "test": (pairing.test, torch.arange(len(pairing.test))),
         }[split]
         return self._loader(source, indices, batch_size or self.eval_batch_size, split)
+
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """Labelled images of each split."""
+        return {split: len(self.downstream(split).indices) for split in SPLITS}
 
     def train_sample(self, n: int) -> Tensor:
         """Return the same n pretraining images (n, C, H, W) uint8 in every run, for pictures.

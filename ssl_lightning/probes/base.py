@@ -6,7 +6,10 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +19,18 @@ from ssl_lightning.encoding import Features, Loader, encode
 Record = dict[str, Any]  # one row of results.json (DESIGN.md, section 3)
 
 
-class Probe(ABC):
-    """One downstream evaluation of frozen features.
+class BaseProbe:
+    """One downstream evaluation.
 
     A probe sees three labelled splits. It chooses on `heldout`, and reads `test` for the figures it
     reports only.
     """
 
-    @property
-    @abstractmethod
-    def pools(self) -> tuple[int, ...]:
-        """Sizes of the grids that it wants the stage maps pooled to."""
+    targets: ClassVar[tuple[str, ...]] = (
+        "classes",
+    )  # kinds of labels that it can do, see `PairedDataModule`
 
-    def check(self, counts: Mapping[str, int]) -> None:  # noqa: B027 - a probe may fit any data
+    def check(self, counts: Mapping[str, int]) -> None:
         """Refuse, before any work, data that the probe cannot do.
 
         Args:
@@ -38,8 +40,56 @@ class Probe(ABC):
             ValueError: The probe and the data do not fit; says how.
         """
 
+
+class Probe(BaseProbe, ABC):
+    """A probe of frozen features, which are encoded once for all of them."""
+
+    @property
+    @abstractmethod
+    def pools(self) -> tuple[int, ...]:
+        """Sizes of the grids that it wants the stage maps pooled to."""
+
     @abstractmethod
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
+        """Evaluate one trunk.
+
+        Returns:
+            Records as `make_record` builds them.
+        """
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a probe of the trunk itself works with.
+
+    Args:
+        branch: Name of the trunk.
+        trunk: On `device`; a probe that trains does so on a copy.
+        feed: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes.
+        loaders: For each of train, heldout and test this process's share of the labelled batches.
+        class_names: In label order.
+        precision: Makes the context that forward passes run in.
+        device: Where to compute.
+        folder: The run folder, for pictures.
+        seed: Names the random streams.
+    """
+
+    branch: str
+    trunk: nn.Module
+    feed: Callable[[Tensor], Tensor]
+    loaders: Mapping[str, Loader]
+    class_names: tuple[str, ...]
+    precision: Callable[[], AbstractContextManager[Any]]
+    device: torch.device | str
+    folder: Path
+    seed: int
+
+
+class TrunkProbe(BaseProbe, ABC):
+    """A probe that needs the trunk itself: to train it, or to read maps too large to be kept."""
+
+    @abstractmethod
+    def run(self, setting: Setting) -> list[Record]:
         """Evaluate one trunk.
 
         Returns:
@@ -63,15 +113,17 @@ def make_record(stage: str, metric: str, value: float, n: int, protocol: dict[st
 def run_probes(
     branches: Mapping[str, nn.Module],
     probe_input: Callable[[Tensor], Tensor],
-    probes: Mapping[str, Probe],
+    probes: Mapping[str, BaseProbe],
     loaders: Mapping[str, Loader],
     *,
-    num_classes: int,
+    class_names: tuple[str, ...],
+    folder: Path,
+    seed: int = 0,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | str = "cpu",
     protocol: Mapping[str, Any] | None = None,
 ) -> tuple[list[Record], dict[str, float]]:
-    """Encode each trunk once, and run every probe on it.
+    """Encode each trunk once for all probes of features, and run every probe on it.
 
     With several processes all do this on the same features and return the same: while one probed,
     the others could only wait.
@@ -82,7 +134,9 @@ def run_probes(
         probes: The probes by name.
         loaders: For each of train, heldout and test an iterable of `(images uint8, labels)`, each of
             which yields this process's slice of every batch.
-        num_classes: K; labels lie in 0..K-1.
+        class_names: In label order; labels of the kind "classes" lie in 0..K-1.
+        folder: The run folder, for pictures.
+        seed: Names the random streams of probes that draw.
         precision: Makes the context that the forward pass runs in.
         device: Where features are kept and probes computed.
         protocol: How the trunks were prepared and fed, for the protocol of every record.
@@ -94,22 +148,33 @@ def run_probes(
         ValueError: A label is out of range, or the features or the data do not fit a probe.
     """
     records: list[Record] = []
-    seconds = {"encode_s": 0.0, **{f"{name}_s": 0.0 for name in probes}}
-    pools = {pool for probe in probes.values() for pool in probe.pools}
+    seconds = {f"{name}_s": 0.0 for name in probes}
+    of_features = {name: probe for name, probe in probes.items() if isinstance(probe, Probe)}
+    of_trunks = {name: probe for name, probe in probes.items() if isinstance(probe, TrunkProbe)}
+    pools = {pool for probe in of_features.values() for pool in probe.pools}
+
+    def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
+        began = time.perf_counter()
+        found = evaluate()
+        seconds[f"{name}_s"] += time.perf_counter() - began
+        for record in found:
+            full = {"probe": name, "branch": branch, **record}
+            records.append(full | {"protocol": {**record["protocol"], **(protocol or {})}})
+
     for branch, trunk in branches.items():
-        features = encode(trunk, probe_input, loaders, pools, precision=precision, device=device)
-        seconds["encode_s"] += features.encode_s
-        _check_labels(features, num_classes)
-        counts = {split: len(labels) for split, labels in features.labels.items()}
-        for name, probe in probes.items():
-            probe.check(counts)
-            began = time.perf_counter()
-            with torch.inference_mode():  # closed forms only; a probe that trains leaves it again
-                found = probe.run(features, num_classes=num_classes)
-            seconds[f"{name}_s"] += time.perf_counter() - began
-            for record in found:
-                full = {"probe": name, "branch": branch, **record}
-                records.append(full | {"protocol": {**record["protocol"], **(protocol or {})}})
+        if of_features:
+            features = encode(trunk, probe_input, loaders, pools, precision=precision, device=device)
+            seconds["encode_s"] = seconds.get("encode_s", 0.0) + features.encode_s
+            _check_labels(features, len(class_names))
+            counts = {split: len(labels) for split, labels in features.labels.items()}
+            for name, probe in of_features.items():
+                probe.check(counts)
+                with torch.inference_mode():  # closed forms only; a probe that trains leaves it again
+                    timed(name, branch, partial(probe.run, features, num_classes=len(class_names)))
+            del features
+        setting = Setting(branch, trunk, probe_input, loaders, class_names, precision, device, folder, seed)
+        for name, trunk_probe in of_trunks.items():
+            timed(name, branch, partial(trunk_probe.run, setting))
     return records, seconds
 
 

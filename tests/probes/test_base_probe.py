@@ -1,18 +1,22 @@
 """The runner of the probes: one encode pass per trunk, records as in results.json, clear refusals."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.probes.base import Probe, Record, run_probes
+from ssl_lightning.probes.base import Probe, Record, Setting, TrunkProbe, make_record, run_probes
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 from ssl_lightning.seeding import generator
 
 SIZES = {"train": 40, "heldout": 12, "test": 20}
 CLASSES = 3
+
+HOW: dict[str, Any] = {"class_names": tuple(map(str, range(CLASSES))), "folder": Path()}
 
 
 class Trunk(nn.Module):
@@ -48,7 +52,7 @@ def test_each_image_is_encoded_once_per_branch_for_all_probes() -> None:
         "fine": LinearProbe(pool=4),
         "knn": KNNProbe(ks=[1, 5]),
     }
-    records, seconds = run_probes(trunks, lambda x: x, probes, loaders(), num_classes=CLASSES)
+    records, seconds = run_probes(trunks, lambda x: x, probes, loaders(), **HOW)
     assert [trunk.images for trunk in trunks.values()] == [sum(SIZES.values())] * 2
     assert trunks["backbone"].training
     assert set(seconds) == {"encode_s", "linear_s", "fine_s", "knn_s"}
@@ -74,18 +78,35 @@ def test_each_image_is_encoded_once_per_branch_for_all_probes() -> None:
 def test_same_input_same_records() -> None:
     def once() -> list[Record]:
         probes: Mapping[str, Probe] = {"linear": LinearProbe(), "knn": KNNProbe(ks=[3])}
-        return run_probes({"backbone": Trunk()}, lambda x: x, probes, loaders(), num_classes=CLASSES)[0]
+        return run_probes({"backbone": Trunk()}, lambda x: x, probes, loaders(), **HOW)[0]
 
     assert once() == once()
 
 
 def test_labels_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'train' lie in 0\.\.4.*0\.\.2"):
-        run_probes(
-            {"backbone": Trunk()}, lambda x: x, {"linear": LinearProbe()}, loaders(5), num_classes=CLASSES
-        )
+        run_probes({"backbone": Trunk()}, lambda x: x, {"linear": LinearProbe()}, loaders(5), **HOW)
 
 
 def test_probes_check_what_was_encoded() -> None:
     with pytest.raises(ValueError, match=r"200 neighbours.*40"):
-        run_probes({"backbone": Trunk()}, lambda x: x, {"knn": KNNProbe()}, loaders(), num_classes=CLASSES)
+        run_probes({"backbone": Trunk()}, lambda x: x, {"knn": KNNProbe()}, loaders(), **HOW)
+
+
+class Counting(TrunkProbe):
+    """Counts the test images that it may read, with a trunk of its own."""
+
+    def run(self, setting: Setting) -> list[Record]:
+        stages = [setting.trunk(setting.feed(x / 255)) for x, _ in setting.loaders["test"]]
+        return [make_record("stage1", "seen", 1.0, sum(len(s[0]) for s in stages), {"heldout": None})]
+
+
+def test_a_probe_of_the_trunk_needs_no_features() -> None:
+    trunk = Trunk()
+    records, seconds = run_probes(
+        {"backbone": trunk}, lambda x: x, {"count": Counting()}, loaders(), protocol={"input": "image"}, **HOW
+    )
+    assert set(seconds) == {"count_s"}
+    assert trunk.images == records[0]["n"] == SIZES["test"]
+    assert (records[0]["probe"], records[0]["branch"]) == ("count", "backbone")
+    assert records[0]["protocol"] == {"heldout": None, "input": "image"}
