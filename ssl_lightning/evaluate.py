@@ -63,7 +63,7 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
         raise RunError(f"error: {', '.join(wrong)} cannot be given with run=; the run has its own")
     new = resolve(cfg)
     for group in GROUPS:
-        if group in touched:
+        if group in touched or group not in stored:
             stored[group] = new[group]
     if "data" in touched:
         stored.choices.data = new.choices.data
