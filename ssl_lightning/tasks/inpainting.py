@@ -104,7 +104,7 @@ class Inpainting(AdversarialTask):
         real = self.normalise(images)
         made = self.restore(fill(images, mask, self.mean))  # (B, C, S, S), normalised
         weights = border_weights(mask, self.overlap, self.overlap_weight)
-        error = (weights * (made - real).square()).sum() / (weights.sum() * self.spec.channels)
+        error = masked_mse(made, real, weights).mean()
         scores = {"loss": (1 - self.adversarial_weight) * error} | self.measure(made, images, mask)
         return Attempt(scores, *(self.show(x, real, mask) for x in (real, made)))
 
