@@ -41,6 +41,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     results = results_of(folder)
     assert results["run"]["status"] == "finished"
     assert (results["run"]["task"], results["run"]["data"]) == ("rotation", "fake")
+    assert results["run"]["labels"] == "none"
     assert results["pretext"].keys() == {"val/loss", "val/acc"}
     rows = {(r["probe"], r["stage"], r["trained"], r["metric"]) for r in results["probes"]}
     for stage in ("stage1", "stage2", "stage3"):
