@@ -31,7 +31,7 @@ RUN = [
 ]  # fmt: skip
 
 ADVERSARIAL = [
-    "optimizer=adam", "task.mask=region", "task.instance_noise=0.3", "task.warmup_steps=5",
+    "optimizer=adam", "task.instance_noise=0.3", "task.warmup_steps=5",
     "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0",
 ]  # fmt: skip
 

@@ -66,11 +66,23 @@ def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
     [
         ("rotation", []),
         pytest.param(
-            "inpainting", ["task.adversarial_weight=0.5", "optimizer.lr=0.003"], marks=pytest.mark.slow
+            "inpainting",
+            [
+                "task.mask=center",
+                "task.adversarial_weight=0.5",
+                "task.instance_noise=0",
+                "optimizer.lr=0.003",
+            ],
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "super_resolution",
-            ["trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=0.1", "task.warmup_steps=1"],
+            [
+                "trainer.accumulate_grad_batches=2",
+                "trainer.gradient_clip_val=0.1",
+                "task.warmup_steps=1",
+                "task.instance_noise=0",
+            ],
             marks=pytest.mark.slow,
         ),
     ],

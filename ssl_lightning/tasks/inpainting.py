@@ -32,7 +32,7 @@ class Inpainting(AdversarialTask):
         backbone: The trunk.
         spec: Shape and statistics of the images.
         mask: "center" removes a square in the middle, "blocks" four overlapping ones of half its side at
-            random, "region" a random shape of its area (sec. 3.3).
+            random, "region" a random shape of its area (sec. 3.3), which the paper learns its features by.
         hole: Side of that square in pixels; None: half the image, a quarter of its area.
         overlap: Width in pixels of the band around the hole that is predicted too; None: hole // 16, as 4 in
             64 in the paper (sec. 4).
@@ -51,7 +51,7 @@ class Inpainting(AdversarialTask):
         backbone: Any,
         spec: ImageSpec,
         *,
-        mask: str = "center",
+        mask: str = "region",
         hole: int | None = None,
         overlap: int | None = None,
         overlap_weight: float = 10.0,

@@ -24,7 +24,13 @@ from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.inpainting import Inpainting
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-DEFAULT = {"adversarial_weight": 0.5, "discriminator_width": 8, "label_smoothing": 0.1}
+DEFAULT = {
+    "mask": "center",
+    "instance_noise": 0.0,
+    "adversarial_weight": 0.5,
+    "discriminator_width": 8,
+    "label_smoothing": 0.1,
+}
 
 
 def make(**options: Any) -> Inpainting:

@@ -93,7 +93,7 @@ def test_the_discriminator_is_shown_the_filling() -> None:
             assert torch.equal(attempt.fake[removed], made[removed])
             torch.testing.assert_close(attempt.fake[~removed], real[~removed])
             torch.testing.assert_close(attempt.real, real)
-    assert make(hole=16).discriminator.feature_info.reduction() == [2, 4]
+    assert make(mask="center").discriminator.feature_info.reduction() == [2, 4]
     assert make(mask="region").discriminator.feature_info.reduction() == [2, 4, 8]
 
 
@@ -109,7 +109,7 @@ def test_the_defaults_are_those_of_the_paper_at_its_size() -> None:
 def test_any_trunk_fits(trunk: nn.Module) -> None:
     task = Inpainting(trunk, ImageSpec(3, 32, SPEC.mean, SPEC.std))
     attempt = task.attempt(torch.rand(4, 3, 32, 32), generator(0))
-    assert attempt.fake.shape == (4, 3, 16, 16)
+    assert attempt.fake.shape == (4, 3, 32, 32)
     attempt.scores["loss"].backward()
     assert all(p.grad is not None for p in trunk.parameters())
 
