@@ -30,6 +30,11 @@ RUN = [
     "backbone.strides=[2,2]", "callbacks.checkpoint.every_n_steps=2",
 ]  # fmt: skip
 
+ADVERSARIAL = [
+    "optimizer=adam", "task.instance_noise=0.3", "task.warmup_steps=5",
+    "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0",
+]  # fmt: skip
+
 
 def start(output: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
@@ -48,8 +53,8 @@ def finish(process: subprocess.Popen[str], ok: bool = True) -> str:
     return output
 
 
-def folder_of(output: Path, name: str) -> Path:
-    return output / "rotation/fake/convnet" / name
+def folder_of(output: Path, name: str, task: str = "rotation") -> Path:
+    return output / task / "fake/convnet" / name
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
@@ -88,22 +93,28 @@ def sha(node: Any) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "trials", "overrides"),
+    ("task", "trials", "overrides"),
     [
-        ("fp32", KILLS or 10, ["trainer.precision=32-true"]),
-        ("bf16", KILLS or 3, ["trainer.precision=bf16-mixed"]),
-        ("two-processes", KILLS or 5, ["trainer.precision=32-true", "trainer.devices=2"]),
+        ("rotation", KILLS or 10, ["trainer.precision=32-true"]),
+        ("rotation", KILLS or 3, ["trainer.precision=bf16-mixed"]),
+        ("rotation", KILLS or 5, ["trainer.precision=32-true", "trainer.devices=2"]),
+        ("inpainting", KILLS or 4, ["trainer.precision=32-true", *ADVERSARIAL]),
+        ("inpainting", KILLS or 2, ["trainer.precision=bf16-mixed", *ADVERSARIAL]),
+        ("inpainting", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2", *ADVERSARIAL]),
+        ("super_resolution", KILLS or 2, ["trainer.precision=32-true", "trainer.accumulate_grad_batches=3"]),
     ],
+    ids=["fp32", "bf16", "two-processes", "gan-fp32", "gan-bf16", "gan-two-processes", "gan-accumulated"],
 )
 def test_killed_runs_end_as_undisturbed_ones(
-    tmp_path: Path, kind: str, trials: int, overrides: list[str]
+    tmp_path: Path, task: str, trials: int, overrides: list[str]
 ) -> None:
+    overrides = [*overrides, f"task={task}"]
     finish(start(tmp_path, *RUN, *overrides, "name=undisturbed"))
-    expected = digest(folder_of(tmp_path, "undisturbed"))
+    expected = digest(folder_of(tmp_path, "undisturbed", task))
     draw = random.Random(time.time_ns())
     resumed = 0
     for trial in range(trials):
-        folder = folder_of(tmp_path, f"killed{trial}")
+        folder = folder_of(tmp_path, f"killed{trial}", task)
         process = start(tmp_path, *RUN, *overrides, f"name=killed{trial}")
         wait_for_checkpoint(process, folder)
         time.sleep(draw.uniform(0, 4))

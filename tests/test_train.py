@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ssl_lightning.checkpoints import load_checkpoint
+
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
 SMALL = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "probe_untrained=true"]
@@ -39,6 +41,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     results = results_of(folder)
     assert results["run"]["status"] == "finished"
     assert (results["run"]["task"], results["run"]["data"]) == ("rotation", "fake")
+    assert results["run"]["labels"] == "none"
     assert results["pretext"].keys() == {"val/loss", "val/acc"}
     rows = {(r["probe"], r["stage"], r["trained"], r["metric"]) for r in results["probes"]}
     for stage in ("stage1", "stage2", "stage3"):
@@ -58,11 +61,38 @@ def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
     assert results_of(tmp_path / "random/fake/convnet/run")["probes"] == before
 
 
-def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
-    few = [*SMALL, "task=rotation", "optimizer.lr=0.01"]  # a small lr: rounding is not amplified in 3 steps
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("rotation", []),
+        pytest.param(
+            "inpainting",
+            [
+                "task.mask=center",
+                "task.adversarial_weight=0.5",
+                "task.instance_noise=0",
+                "optimizer.lr=0.003",
+            ],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "super_resolution",
+            [
+                "trainer.accumulate_grad_batches=2",
+                "trainer.gradient_clip_val=0.1",
+                "task.warmup_steps=1",
+                "task.instance_noise=0",
+            ],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_two_processes_compute_what_one_does(tmp_path: Path, task: str, options: list[str]) -> None:
+    # a small lr: rounding is not amplified in 3 steps
+    few = [*SMALL, f"task={task}", "optimizer.lr=0.01", *options]
     train(tmp_path, *few, "name=one")
     train(tmp_path, *few, "name=two", "trainer.devices=2")
-    folders = [tmp_path / f"rotation/fake/convnet/{name}" for name in ("one", "two")]
+    folders = [tmp_path / f"{task}/fake/convnet/{name}" for name in ("one", "two")]
     one, two = (results_of(folder) for folder in folders)
     assert (one["run"]["devices"], two["run"]["devices"]) == (1, 2)
     assert len(two["probes"]) == len(one["probes"])
@@ -70,6 +100,9 @@ def test_two_processes_compute_what_one_does(tmp_path: Path) -> None:
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():  # batch norm's statistics included
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
+    states = [load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"] for folder in folders]
+    for name, value in states[0].items():  # heads, decoders, discriminators
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert two["pretext"] == pytest.approx(one["pretext"], rel=1e-3)
     # the same images in the same order: nothing is lost or doubled on the way through two processes
     untrained = [[r for r in result["probes"] if not r["trained"]] for result in (one, two)]

@@ -9,9 +9,9 @@ def masked_mse(images: Tensor, originals: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error of each image over the pixels of a mask: `(B,)`.
 
     Args:
-        images: `(B, C, H, W)` floats in [0, 1].
+        images: `(B, C, H, W)` floats.
         originals: The same shape.
-        mask: `(B, 1, H, W)` bool or weights; not all 0.
+        mask: `(B, 1, H, W)` bool, or the weights of the pixels; not all 0.
     """
     weight = mask.float().expand_as(images)
     return ((images - originals).square() * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3))

@@ -27,6 +27,7 @@ Images are floats in [0, 1], normalised with mean {mean} and std {std}; trained 
 |---|---|
 | pretext task | {task} |
 | pretraining data | {data} |
+| labels that it has seen | {labels} |
 | epochs, seed | {epochs}, {seed} |
 | hardware, precision | {devices} process(es), {precision} |
 | code, torch | {git}, {torch} |
@@ -56,7 +57,10 @@ def write_model_card(
     """
     run, shown = results["run"], export["input"]
     text = CARD.format(
-        **{key: run[key] for key in ("task", "data", "backbone", "epochs", "seed", "devices", "precision")},
+        **{
+            key: run[key]
+            for key in ("task", "data", "labels", "backbone", "epochs", "seed", "devices", "precision")
+        },
         folder=folder,
         channels=len(shown["mean"]),
         mean=_numbers(shown["mean"]),

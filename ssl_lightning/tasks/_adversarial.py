@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -133,16 +134,17 @@ class AdversarialTask(PretextTask):
         self.fix_dropout(batch_idx)
         stream = self.training_stream(batch_idx, images.device)
         steps = (batch_idx + 1) % self._accumulate == 0 or self.trainer.is_last_batch
+        done = self.steps_done(batch_idx)
         attempt = self.attempt(images, stream)
-        if self.steps_done() < self.warmup_steps:
-            scores = attempt.scores
+        scores = attempt.scores
+        if done < self.warmup_steps:
             self.learn(0, scores["loss"], steps)
         else:
-            noisy_real, noisy_fake = (self.add_noise(x, stream) for x in (attempt.real, attempt.fake))
-            real = self.discriminator(noisy_real)
-            scores = attempt.scores | self.generator_scores(attempt.scores["loss"], noisy_fake, real)
+            shown, made = self.add_noise(attempt.real, attempt.fake, done, stream)
+            real = self.discriminator(shown)
+            scores = scores | self.generator_scores(scores["loss"], made, real)
             self.learn(0, scores["loss"], steps)
-            judged = self.discriminator_scores(noisy_fake.detach(), real)
+            judged = self.discriminator_scores(made.detach(), real)
             self.learn(1, judged["disc_loss"], steps)
             scores |= judged
         self.log_training(scores)
@@ -195,17 +197,20 @@ class AdversarialTask(PretextTask):
         if schedules:
             schedules[number].step()
 
-    def add_noise(self, images: Tensor, stream: torch.Generator) -> Tensor:
-        """Add the instance noise of this point of the run."""
+    def add_noise(
+        self, real: Tensor, fake: Tensor, done: int, stream: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Add the instance noise after `done` steps, the same to both, so that their maps can be compared."""
         if not self.instance_noise:
-            return images
-        left = 1 - self.steps_done() / max(1, self.total_steps())
-        noise = torch.randn(images.shape, generator=stream, device=images.device)
-        return images + (self.instance_noise * left) * noise
+            return real, fake
+        deviation = self.instance_noise * (1 - done / self.total_steps())
+        noise = deviation * torch.randn(real.shape, generator=stream, device=real.device)
+        return real + noise, fake + noise
 
-    def steps_done(self) -> int:
-        """Steps of the generator before this batch."""
-        return int(self.trainer.fit_loop.total_batch_idx) // self._accumulate
+    def steps_done(self, batch_idx: int) -> int:
+        """Steps of the generator before that of this batch."""
+        in_epoch = math.ceil(self.trainer.num_training_batches / self._accumulate)
+        return self.current_epoch * in_epoch + batch_idx // self._accumulate
 
     # --- what Lightning leaves to a task with two optimizers ---
 

@@ -32,7 +32,7 @@ class Inpainting(AdversarialTask):
         backbone: The trunk.
         spec: Shape and statistics of the images.
         mask: "center" removes a square in the middle, "blocks" four overlapping ones of half its side at
-            random, "region" a random shape of its area (sec. 3.3).
+            random, "region" a random shape of its area (sec. 3.3), which the paper learns its features by.
         hole: Side of that square in pixels; None: half the image, a quarter of its area.
         overlap: Width in pixels of the band around the hole that is predicted too; None: hole // 16, as 4 in
             64 in the paper (sec. 4).
@@ -51,7 +51,7 @@ class Inpainting(AdversarialTask):
         backbone: Any,
         spec: ImageSpec,
         *,
-        mask: str = "center",
+        mask: str = "region",
         hole: int | None = None,
         overlap: int | None = None,
         overlap_weight: float = 10.0,
@@ -59,7 +59,7 @@ class Inpainting(AdversarialTask):
         discriminator_width: int = 32,
         discriminator_lr_factor: float = 0.1,
         label_smoothing: float = 0.1,
-        instance_noise: float = 0.0,
+        instance_noise: float = 0.5,
         warmup_steps: int = 0,
         decoder_width: int = 32,
         **base: Any,
@@ -104,7 +104,7 @@ class Inpainting(AdversarialTask):
         real = self.normalise(images)
         made = self.restore(fill(images, mask, self.mean))  # (B, C, S, S), normalised
         weights = border_weights(mask, self.overlap, self.overlap_weight)
-        error = (weights * (made - real).square()).sum() / (weights.sum() * self.spec.channels)
+        error = masked_mse(made, real, weights).mean()
         scores = {"loss": (1 - self.adversarial_weight) * error} | self.measure(made, images, mask)
         return Attempt(scores, *(self.show(x, real, mask) for x in (real, made)))
 

@@ -70,7 +70,7 @@ class SuperResolution(AdversarialTask):
         discriminator_width: int = 32,
         discriminator_lr_factor: float = 0.1,
         label_smoothing: float = 0.1,
-        instance_noise: float = 0.0,
+        instance_noise: float = 0.5,
         warmup_steps: int = 0,
         skips: bool = False,
         decoder_width: int = 32,

@@ -24,7 +24,13 @@ from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.inpainting import Inpainting
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-DEFAULT = {"adversarial_weight": 0.5, "discriminator_width": 8, "label_smoothing": 0.1}
+DEFAULT = {
+    "mask": "center",
+    "instance_noise": 0.0,
+    "adversarial_weight": 0.5,
+    "discriminator_width": 8,
+    "label_smoothing": 0.1,
+}
 
 
 def make(**options: Any) -> Inpainting:
@@ -185,6 +191,13 @@ def test_a_rest_of_an_epoch_is_a_step_too(tmp_path: Path) -> None:
     assert task.total_steps() == 2
 
 
+def test_a_warm_up_ends_with_a_whole_step(tmp_path: Path) -> None:
+    options = {"accumulate_grad_batches": 3, "max_epochs": 3}  # 2 steps an epoch, of 3 batches and of 1
+    task, _, _ = fit(tmp_path, options, scheduler=optim.one_cycle, warmup_steps=3)
+    assert task.steps == [0] * 3 + [0, 1] * 3
+    assert [config.scheduler.last_epoch for config in task.trainer.lr_scheduler_configs] == [6, 3]
+
+
 def test_gradients_are_clipped_for_each_network(tmp_path: Path) -> None:
     options = {"gradient_clip_val": 0.01, "max_steps": 1}
     task, _, rows = fit(tmp_path, options, lr=1.0, discriminator_lr_factor=1.0)
@@ -252,12 +265,12 @@ def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
 def test_instance_noise_falls_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     task = make(instance_noise=0.5)
     monkeypatch.setattr(task, "total_steps", lambda: 10)
-    images = torch.zeros(8, 3, 32, 32)
+    real, fake = torch.rand(2, 8, 3, 32, 32)
     for done, expected in ((0, 0.5), (5, 0.25), (10, 0.0)):
-        monkeypatch.setattr(task, "steps_done", lambda done=done: done)
-        noisy = task.add_noise(images, generator("noise"))
-        assert noisy.std().item() == pytest.approx(expected, rel=0.03)
-    assert make().add_noise(images, generator("noise")) is images
+        shown, made = task.add_noise(real, fake, done, generator("noise"))
+        assert (shown - real).std().item() == pytest.approx(expected, rel=0.03)
+        torch.testing.assert_close(shown - real, made - fake)
+    assert make().add_noise(real, fake, 0, generator("noise"))[1] is fake
 
 
 def test_a_discriminator_learns_and_is_fooled() -> None:

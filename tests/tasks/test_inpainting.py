@@ -1,0 +1,197 @@
+"""Inpainting: what the trunk sees, what counts, that holes are filled, and what is shown."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.data.fake import striped
+from ssl_lightning.networks.alexnet import AlexNet
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.srresnet import SRResNet
+from ssl_lightning.seeding import generator
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks.inpainting import Inpainting
+
+SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+LABELS = torch.full((8,), -1)
+CIFAR10 = Path(os.environ.get("SSL_LIGHTNING_DATA", "~/.cache/ssl_lightning")).expanduser() / "cifar10"
+
+
+def make(spec: ImageSpec = SPEC, **options: Any) -> Inpainting:
+    torch.manual_seed(0)
+    trunk = ConvNet(widths=(8, 16), strides=(2, 2), in_channels=spec.channels)
+    return Inpainting(trunk, spec, **{"discriminator_width": 8, "decoder_width": 16} | options)
+
+
+def statistics(spec: ImageSpec = SPEC) -> tuple[Tensor, Tensor]:
+    return torch.tensor(spec.mean).view(1, -1, 1, 1), torch.tensor(spec.std).view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize("mask", ["center", "blocks", "region"])
+def test_the_loss_by_looking_at_every_pixel(mask: str) -> None:
+    task = make(mask=mask, hole=12, overlap=2, adversarial_weight=0.25)
+    images = torch.rand(3, 3, 32, 32)
+    mean, std = statistics()
+    made = torch.randn(3, 3, 32, 32)
+    task.restore = lambda corrupted: made  # type: ignore[method-assign]
+    attempt = task.attempt(images, generator(0))
+    removed = task.draw_mask(3, generator(0))
+    real, errors = (images - mean) / std, []
+    for image in range(3):
+        total, weights = 0.0, 0.0
+        for y in range(32):
+            for x in range(32):
+                near = removed[image, 0, max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+                weight = 1.0 if removed[image, 0, y, x] else 10.0 * bool(near.any())
+                total += weight * float((made - real)[image, :, y, x].square().mean())
+                weights += weight
+        errors.append(total / weights)
+    assert attempt.scores["loss"].item() == pytest.approx(0.75 * np.mean(errors), rel=1e-4)
+    inside = removed.expand(3, 3, 32, 32)
+    pixels = (made * std + mean).clamp(0, 1)
+    error = [float((pixels - images)[i][inside[i]].square().mean()) for i in range(3)]
+    plain = [float((mean - images)[i][inside[i]].square().mean()) for i in range(3)]
+    assert attempt.scores["hole_mse"].item() == pytest.approx(np.mean(error), rel=1e-4)
+    assert attempt.scores["hole_psnr"].item() == pytest.approx(np.mean(-10 * np.log10(error)), rel=1e-4)
+    assert attempt.scores["mean_fill_psnr"].item() == pytest.approx(np.mean(-10 * np.log10(plain)), rel=1e-4)
+
+
+@pytest.mark.parametrize("mask", ["center", "blocks", "region"])
+def test_the_trunk_does_not_see_what_is_removed(mask: str) -> None:
+    task = make(mask=mask).eval()
+    images = torch.rand(4, 3, 32, 32)
+    removed = task.draw_mask(4, generator(0))
+    other = torch.where(removed, torch.rand(4, 3, 32, 32), images)
+    seen: list[Tensor] = []
+    task.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    losses = [task.step(x, LABELS, generator(0))["loss"] for x in (images, other)]
+    assert torch.equal(*seen)
+    assert losses[0] != losses[1]
+    assert (seen[0] * removed).abs().max() < 1e-6  # the mean colour, normalised
+    visible = (images - statistics()[0]) / statistics()[1]
+    torch.testing.assert_close(seen[0] * ~removed, visible * ~removed)
+
+
+def test_the_discriminator_is_shown_the_filling() -> None:
+    images, made = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
+    real = (images - statistics()[0]) / statistics()[1]
+    for mask in ("center", "blocks", "region"):
+        task = make(mask=mask, hole=10)
+        task.restore = lambda corrupted: made  # type: ignore[method-assign]
+        attempt = task.attempt(images, generator(0))
+        removed = task.draw_mask(2, generator(0)).expand(2, 3, 32, 32)
+        if mask == "center":
+            assert torch.equal(attempt.fake.flatten(), made[removed])
+            torch.testing.assert_close(attempt.real.flatten(), real[removed])
+            assert attempt.fake.shape == (2, 3, 10, 10)
+        else:
+            assert torch.equal(attempt.fake[removed], made[removed])
+            torch.testing.assert_close(attempt.fake[~removed], real[~removed])
+            torch.testing.assert_close(attempt.real, real)
+    assert make(mask="center").discriminator.feature_info.reduction() == [2, 4]
+    assert make(mask="region").discriminator.feature_info.reduction() == [2, 4, 8]
+
+
+def test_the_defaults_are_those_of_the_paper_at_its_size() -> None:
+    task = make(ImageSpec(3, 128, SPEC.mean, SPEC.std))
+    assert (task.hole, task.overlap, task.overlap_weight) == (64, 4, 10)
+    assert task.adversarial_weight == 0.001
+    assert task.discriminator_lr_factor == 0.1
+    assert (make().hole, make().overlap) == (16, 1)
+
+
+@pytest.mark.parametrize("trunk", [AlexNet(), SRResNet(blocks=1, num_stages=1, width=4)])
+def test_any_trunk_fits(trunk: nn.Module) -> None:
+    task = Inpainting(trunk, ImageSpec(3, 32, SPEC.mean, SPEC.std))
+    attempt = task.attempt(torch.rand(4, 3, 32, 32), generator(0))
+    assert attempt.fake.shape == (4, 3, 32, 32)
+    attempt.scores["loss"].backward()
+    assert all(p.grad is not None for p in trunk.parameters())
+
+
+def test_grey_images_are_filled_too() -> None:
+    task = make(ImageSpec(1, 28, (0.5,), (0.2,)))
+    assert task.step(torch.rand(8, 1, 28, 28), LABELS, generator(0))["loss"].isfinite()
+
+
+def test_equal_streams_give_equal_steps() -> None:
+    images = torch.rand(8, 3, 32, 32)
+    first, again, other = (
+        make(mask="region").step(images, LABELS, generator("step", number))["loss"].item()
+        for number in (0, 0, 1)
+    )
+    assert first == again != other
+
+
+def learn(task: Inpainting, images: Tensor, steps: int, lr: float = 3e-3) -> dict[str, float]:
+    """Train the generator on the same images, and score it on them with masks that it has not had."""
+    optimizer = torch.optim.Adam(task.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    for step in range(steps):
+        optimizer.zero_grad()
+        task.step(images, LABELS, generator("train", step))["loss"].backward()
+        optimizer.step()
+        schedule.step()
+    task.eval()
+    with torch.no_grad():
+        return {k: v.item() for k, v in task.step(images, LABELS, generator("val")).items()}
+
+
+@pytest.mark.parametrize("mask", ["center", "region"])
+def test_24_images_are_filled(mask: str) -> None:
+    images = striped(24, 4, 3, 32, "inpainting")[0].permute(0, 3, 1, 2) / 255
+    found = learn(make(mask=mask, adversarial_weight=0), images, 60)
+    assert found["hole_psnr"] > found["mean_fill_psnr"] + 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not in the cache")
+def test_48_photographs_are_filled() -> None:
+    images = torch.from_numpy(np.load(CIFAR10 / "train_images.npy", mmap_mode="r")[:48].copy())
+    images = (images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)) / 255
+    found = learn(make(adversarial_weight=0), images, 300)
+    assert found["hole_psnr"] > found["mean_fill_psnr"] + 4
+
+
+def test_the_panel_shows_the_hole_and_its_filling() -> None:
+    task = make(mask="blocks").eval()
+    images = torch.rand(3, 3, 32, 32)
+    panel = task.panel(images)
+    assert panel.images.shape == (3, 3, 3, 32, 32)
+    assert panel.columns == ["corrupted", "restored", "original"]
+    assert torch.equal(panel.images[:, 2], images)
+    removed = panel.images[:, 0] != images
+    removed = removed.any(1, keepdim=True).expand_as(images)
+    assert torch.equal(panel.images[:, 1][~removed], images[~removed])
+    for row in range(3):
+        error = (panel.images[row, 1] - images[row])[removed[row]].square().mean().item()
+        assert panel.captions[row][1] == f"{-10 * np.log10(error):.1f} dB in the hole"
+    assert torch.equal(task.panel(images).images, panel.images)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mask": "centre"}, "task.mask is 'centre'; allowed are center, blocks, region"),
+        ({"hole": 32}, r"task.hole is 32 px; allowed are 1 to 31.*data.image_size=32"),
+        ({"hole": 40}, "task.hole is 40 px"),
+        ({"hole": 0}, "task.hole is 0 px; allowed are 1"),
+        ({"hole": 1, "mask": "blocks"}, "task.hole is 1 px; allowed are 2"),
+        ({"overlap": 9}, r"task.overlap is 9 px; allowed are 0 to 8.*task.hole=16"),
+        ({"overlap": -1}, "task.overlap is -1 px"),
+        ({"overlap_weight": -1}, "task.overlap_weight is -1"),
+    ],
+)
+def test_bad_values_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_a_trunk_whose_maps_are_too_large_is_refused() -> None:
+    with pytest.raises(ValueError, match="48 x 48 cells"):
+        Inpainting(SRResNet(blocks=1, num_stages=1, width=4), ImageSpec(3, 48, SPEC.mean, SPEC.std))
