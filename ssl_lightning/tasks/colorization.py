@@ -92,7 +92,7 @@ class Colorization(PretextTask):
         if not 0 <= rebalance <= 1:
             raise ValueError(f"task.rebalance is {rebalance}; allowed are 0 to 1, which switches it off")
         if sigma <= 0 or temperature <= 0:
-            raise ValueError(f"task.sigma is {sigma} and task.temperature {temperature}; both must be above 0")
+            raise ValueError(f"task.sigma is {sigma} and task.temperature {temperature}; both must be > 0")
         if prior_images < 1:
             raise ValueError(f"task.prior_images is {prior_images}; it must be at least 1")
         bins = gamut_bins(grid)
