@@ -17,7 +17,7 @@ from ssl_lightning.run import build_task
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CONF = Path(__file__).parent.parent / "conf"
-TASKS = ("rotation", "supervised", "jigsaw", "context_prediction")
+TASKS = ("rotation", "supervised", "jigsaw", "context_prediction", "colorization")
 STEPS = 4
 
 

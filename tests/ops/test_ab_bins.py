@@ -119,7 +119,9 @@ def test_rebalancing_weights_have_expectation_1() -> None:
         weights = rebalancing_weights(prior, strength)
         assert (prior * weights).sum().item() == pytest.approx(1)
         mixed = (1 - strength) * prior + strength / 313
-        torch.testing.assert_close(weights * mixed, (weights * mixed)[:1].expand(313))  # in inverse proportion
+        torch.testing.assert_close(
+            weights * mixed, (weights * mixed)[:1].expand(313)
+        )  # in inverse proportion
     torch.testing.assert_close(rebalancing_weights(prior, 1.0), torch.ones(313).double())
 
 
