@@ -101,7 +101,8 @@ class Colorization(PretextTask):
         self.target, self.neighbours, self.sigma = target, neighbours, sigma
         self.rebalance, self.temperature = rebalance, temperature
         self.prior_images, self.cache_dir = prior_images, cache_dir
-        leaves: int = backbone.feature_info.reduction()[-1]  # type: ignore[union-attr, operator]
+        trunk: Any = backbone
+        leaves = trunk.feature_info.reduction()[-1]
         self.reduction = min(leaves, FINEST) if reduction is None else reduction
         outputs = len(bins) if target == "bins" else 2
         self.decoder = Decoder(backbone, outputs, reduction=self.reduction, width=width, skips=skips)
@@ -165,8 +166,9 @@ class Colorization(PretextTask):
 
         The best constant prediction is the rebalanced prior: by the weights' norm p w sums to 1.
         """
-        options = {"neighbours": self.neighbours, "sigma": self.sigma}
-        near, share = soft_encode(ab, self.bins, self.candidates, **options)  # type: ignore[arg-type]
+        near, share = soft_encode(
+            ab, self.bins, self.candidates, neighbours=self.neighbours, sigma=self.sigma
+        )
         weight = self.weights[near[:, 0]]  # (N,), of the nearest bin (eq. 3)
         constant = (self.prior * self.weights).log()
         return {
@@ -195,18 +197,19 @@ class Colorization(PretextTask):
         Returns:
             `ab_mse` mean squared error of a and b in squared Lab units; `psnr` of the RGB images in dB, mean
             over images; `auc` area under the curve of the share of pixels within an ab distance, from 0
-            to 150 (sec. 3.1). The same with `mean_` in front for predicting the mean ab of the data.
+            to 150 (sec. 3.1). `mean_ab_mse`, `mean_ab_psnr` and `mean_ab_auc` are those of
+            predicting the mean ab of the data everywhere.
         """
         said = self.colour(predicted, images.shape)
         mean = self.ab_mean.view(1, 2, 1, 1).expand_as(said)
         scores = {}
-        for name, ab in (("", said), ("mean_", mean)):
+        for prefix, ab in (("", said), ("mean_ab_", mean)):
             error = ab - lab[:, 1:]  # (B, 2, H, W)
             rgb = lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
             rgb_mse = (rgb - images).square().mean((1, 2, 3)).clamp(min=1e-10)
-            scores[f"{name}ab_mse"] = error.square().mean()
-            scores[f"{name}psnr"] = -10 * rgb_mse.log10().mean()
-            scores[f"{name}auc"] = (1 - error.norm(dim=1) / FARTHEST).clamp(min=0).mean()
+            scores[f"{prefix or 'ab_'}mse"] = error.square().mean()
+            scores[f"{prefix}psnr"] = -10 * rgb_mse.log10().mean()
+            scores[f"{prefix}auc"] = (1 - error.norm(dim=1) / FARTHEST).clamp(min=0).mean()
         return scores
 
     def normalise_lightness(self, lightness: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def test_the_figures_are_those_of_numpy_and_scikit_image() -> None:
     scores = task.quality(predicted, images, lab)
     said = task.colour(predicted, images.shape)
     truth = rgb2lab(images.permute(0, 2, 3, 1).numpy())
-    for name, ab in (("", said), ("mean_", task.ab_mean.view(1, 2, 1, 1).expand_as(said))):
+    for prefix, ab in (("", said), ("mean_ab_", task.ab_mean.view(1, 2, 1, 1).expand_as(said))):
         ab = ab.permute(0, 2, 3, 1).numpy()
         rgb = lab2rgb(np.concatenate([truth[..., :1], ab], 3))
         psnr = [
@@ -138,9 +138,11 @@ def test_the_figures_are_those_of_numpy_and_scikit_image() -> None:
         ]
         distance = np.linalg.norm(ab - truth[..., 1:], axis=-1)
         within = [(distance <= threshold).mean() for threshold in range(151)]
-        assert scores[f"{name}ab_mse"].item() == pytest.approx(((ab - truth[..., 1:]) ** 2).mean(), rel=1e-3)
-        assert scores[f"{name}psnr"].item() == pytest.approx(np.mean(psnr), rel=1e-3)
-        assert scores[f"{name}auc"].item() == pytest.approx(np.trapezoid(within, dx=1 / 150), abs=2e-3)
+        assert scores[f"{prefix or 'ab_'}mse"].item() == pytest.approx(
+            ((ab - truth[..., 1:]) ** 2).mean(), rel=1e-3
+        )
+        assert scores[f"{prefix}psnr"].item() == pytest.approx(np.mean(psnr), rel=1e-3)
+        assert scores[f"{prefix}auc"].item() == pytest.approx(np.trapezoid(within, dx=1 / 150), abs=2e-3)
     exact = (pixels(lab[:, 1:]) - task.ab_mean) / task.ab_std
     best = task.quality(exact, images, lab)
     assert best["ab_mse"].item() < 1e-6
@@ -206,7 +208,7 @@ def test_autocast_reaches_the_network_but_not_the_colours() -> None:
         for name, value in full.items():
             assert half[name].dtype == torch.float32, name
             torch.testing.assert_close(half[name], value, rtol=2e-2, atol=1e-3, msg=name)
-        for name in ("constant_loss", "mean_ab_mse", "mean_psnr"):
+        for name in ("constant_loss", "mean_ab_mse", "mean_ab_psnr"):
             assert torch.equal(half[name], full[name]), name
 
 
@@ -240,7 +242,7 @@ def test_a_few_textures_are_coloured(target: str) -> None:
     scores = learn(make(target=target), textured(24), STEPS, 1e-2)
     assert scores["ab_mse"] < 0.25 * scores["mean_ab_mse"]
     assert scores["loss"] < 0.5 * scores["constant_loss"]
-    assert scores["psnr"] > scores["mean_psnr"] + 3
+    assert scores["psnr"] > scores["mean_ab_psnr"] + 3
 
 
 @pytest.mark.slow
