@@ -197,8 +197,7 @@ class Colorization(PretextTask):
         Returns:
             `ab_mse` mean squared error of a and b in squared Lab units; `psnr` of the RGB images in dB, mean
             over images; `auc` area under the curve of the share of pixels within an ab distance, from 0
-            to 150 (sec. 3.1). `mean_ab_mse`, `mean_ab_psnr` and `mean_ab_auc` are those of
-            predicting the mean ab of the data everywhere.
+            to 150 (sec. 3.1). `mean_ab_mse`, `mean_ab_psnr`, `mean_ab_auc`: of the mean ab of the data.
         """
         said = self.colour(predicted, images.shape)
         mean = self.ab_mean.view(1, 2, 1, 1).expand_as(said)

@@ -136,11 +136,10 @@ def test_the_figures_are_those_of_numpy_and_scikit_image() -> None:
             peak_signal_noise_ratio(image.permute(1, 2, 0).numpy(), other, data_range=1)
             for image, other in zip(images, rgb, strict=True)
         ]
+        mse = ((ab - truth[..., 1:]) ** 2).mean()
         distance = np.linalg.norm(ab - truth[..., 1:], axis=-1)
         within = [(distance <= threshold).mean() for threshold in range(151)]
-        assert scores[f"{prefix or 'ab_'}mse"].item() == pytest.approx(
-            ((ab - truth[..., 1:]) ** 2).mean(), rel=1e-3
-        )
+        assert scores[f"{prefix or 'ab_'}mse"].item() == pytest.approx(mse, rel=1e-3)
         assert scores[f"{prefix}psnr"].item() == pytest.approx(np.mean(psnr), rel=1e-3)
         assert scores[f"{prefix}auc"].item() == pytest.approx(np.trapezoid(within, dx=1 / 150), abs=2e-3)
     exact = (pixels(lab[:, 1:]) - task.ab_mean) / task.ab_std
@@ -195,6 +194,8 @@ def test_the_size_of_the_prediction(strides: tuple[int, int], reduction: int | N
     task = Colorization(trunk, SPEC, reduction=reduction)
     assert task.reduction == expected
     assert task.predict(torch.rand(2, 1, 32, 32)).shape == (2 * (32 // expected) ** 2, 313)
+    odd = task.eval().step(torch.rand(2, 3, 30, 33), LABELS, generator(0))
+    assert all(value.isfinite() for value in odd.values())
 
 
 def test_autocast_reaches_the_network_but_not_the_colours() -> None:
