@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -218,11 +218,10 @@ class Run:
 
     def export_config(self) -> dict[str, Any]:
         """What `backbone.json` says: how to build the trunk, and how to feed it."""
-        spec = self.data.spec
         backbone = cast(dict[str, Any], OmegaConf.to_container(self.cfg.backbone))
         return {
-            "backbone": {**backbone, "in_channels": spec.channels},
-            "input": {"image_size": spec.image_size, "mean": list(spec.mean), "std": list(spec.std)},
+            "backbone": {**backbone, "in_channels": self.task.trunk_channels(self.data.spec)},
+            "input": self.task.input_config(),
             "batch_norm": self.preparation.protocol(self.task)["batch_norm"],
             "task": self.cfg.choices.task,
             "data": self.cfg.choices.data,
@@ -264,7 +263,8 @@ def build_task(cfg: DictConfig, data: PairedDataModule) -> tuple[PretextTask, st
         ValueError: The images are smaller than the stride of the trunk, or other parts do not fit.
     """
     torch.manual_seed(stream_seed(cfg.seed, "weights"))
-    backbone: nn.Module = instantiate(cfg.backbone, in_channels=data.spec.channels)
+    task_class = cast(type[PretextTask], get_class(cfg.task._target_))
+    backbone: nn.Module = instantiate(cfg.backbone, in_channels=task_class.trunk_channels(data.spec))
     check_input_size(backbone, data.spec.image_size)
     # partial: passed as keywords of instantiate, modules would be copied into a config
     make_task: partial[PretextTask] = instantiate(cfg.task, _partial_=True)

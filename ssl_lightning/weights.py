@@ -42,7 +42,8 @@ def load_backbone(path: str | Path) -> nn.Module:
 
     Args:
         path: `backbone.safetensors`, or the run folder that holds it; `backbone.json` lies beside it
-            and also says by which mean and std images are normalised.
+            and also says, under `input`, which colours the trunk takes (RGB, grey or L, the lightness of CIE
+            Lab) and by which mean and std they are normalised.
 
     Returns:
         The trunk in eval mode, on the CPU.
@@ -105,6 +106,9 @@ def load_weights(
     ]
     findings = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     report = [f"{len(names)} {what}: {_some(names)}" for what, names in findings.items() if names]
+    first = next((n for n in own if n in state and own[n].dim() == state[n].dim() == 4), None)
+    if first and (takes := own[first].shape[1]) != (taught := state[first].shape[1]):
+        report.append(f"it was trained on images of {taught} channels, this trunk takes {takes}")
     if report:
         raise ValueError(
             f"{path} does not fit the trunk, of whose {len(own)} weights it has "

@@ -22,6 +22,7 @@ TASKS = (
     "supervised",
     "jigsaw",
     "context_prediction",
+    "colorization",
     "inpainting",
     "super_resolution",
 )

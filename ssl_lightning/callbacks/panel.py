@@ -1,33 +1,44 @@
-"""A picture of what the task does to real images, drawn anew after every epoch."""
+"""A picture of what the task does to real images, drawn anew after every epoch; a strip of all epochs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
+from ssl_lightning.checkpoints import atomic_file
 from ssl_lightning.tasks.base import Panel, to_float
 
 COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#57606a"}
+STRIP = 12  # epochs in a strip at most
 
 
 class PanelPicture(Callback):
     """Draw the task's panel for a fixed set of images into `panel.png` and TensorBoard.
 
+    With `keep`, `panels/epoch_0001.png` and so on stay. A panel with a watched column also leaves the bare
+    pixels of that column, `panels/watched_0001.png`, and out of these files, so that a resumed run has the
+    epochs before it too, `strip.png` is drawn: what comes before the column, the column in up to 12 of the
+    epochs, what comes after it.
+
     Args:
         folder: The run folder.
         images: Number of images, one row each.
+        keep: Whether the panel of every epoch stays.
     """
 
-    def __init__(self, folder: str, images: int = 6) -> None:
+    def __init__(self, folder: str, images: int = 6, keep: bool = True) -> None:
         if images < 1:
             raise ValueError(f"images is {images}; a panel needs at least 1")
         self.folder = Path(folder)
-        self.count = images
+        self.count, self.keep = images, keep
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -37,11 +48,83 @@ class PanelPicture(Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             panel = pl_module.panel(images)  # type: ignore[operator]
         pl_module.train()
-        figure = draw(panel)
-        figure.savefig(self.folder / "panel.png", dpi=110)
+        epoch = trainer.current_epoch + 1
+        pictures = {"panel": draw(panel)}
+        save(pictures["panel"], self.folder / "panel.png")
+        if self.keep:
+            kept = self.folder / "panels"
+            kept.mkdir(exist_ok=True)
+            save(pictures["panel"], kept / f"epoch_{epoch:04d}.png")
+            if panel.watched is not None:
+                write_column(panel.images[:, panel.watched], kept / f"watched_{epoch:04d}.png")
+                pictures["strip"] = draw(strip(panel, kept, epoch))
+                save(pictures["strip"], self.folder / "strip.png")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("panel", figure, trainer.current_epoch)
+                for name, figure in pictures.items():
+                    logger.experiment.add_figure(name, figure, trainer.current_epoch)
+
+
+def strip(panel: Panel, kept: Path, epoch: int) -> Panel:
+    """Put the watched column of up to 12 epochs side by side, between what the panel has around it.
+
+    Args:
+        panel: The panel of the newest epoch, with a watched column.
+        kept: Folder of the files of `write_column`.
+        epoch: The newest epoch; files of later ones, of a run that was resumed before them, do not count.
+    """
+    assert panel.watched is not None
+    shown = panel.images.detach().float().cpu()
+    epochs = sorted(number for path in kept.glob("watched_*.png") if (number := _epoch(path)) <= epoch)
+    columns = {number: read_column(kept / f"watched_{number:04d}.png", shown.shape) for number in epochs}
+    fitting = {number: column for number, column in columns.items() if column is not None}
+    chosen = thin(list(fitting), STRIP)
+    left, right = shown[:, : panel.watched], shown[:, panel.watched + 1 :]
+    pixels = torch.cat([left, torch.stack([fitting[number] for number in chosen], 1), right], 1)
+    titles = [f"epoch {number}" for number in chosen]
+    return Panel(pixels, panel.columns[: panel.watched] + titles + panel.columns[panel.watched + 1 :])
+
+
+def thin(items: list[int], most: int) -> list[int]:
+    """Keep at most so many items, evenly spaced, the first and the last among them.
+
+    >>> thin([1, 2, 3, 4, 5, 6, 7], 3), thin([1, 2], 3)
+    ([1, 4, 7], [1, 2])
+    """
+    if len(items) <= most:
+        return items
+    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+
+
+def write_column(images: Tensor, path: Path) -> None:
+    """Write images `(rows, C, H, W)`, floats in [0, 1], one below the other as a PNG."""
+    pixels = images.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+    column = pixels.movedim(1, -1).flatten(0, 1).numpy()  # (rows * H, W, C)
+    with atomic_file(path) as temporary:
+        Image.fromarray(column[..., 0] if column.shape[-1] == 1 else column).save(temporary, format="png")
+
+
+def read_column(path: Path, shape: torch.Size) -> Tensor | None:
+    """Read what `write_column` wrote of a panel of `shape` (rows, columns, C, H, W): `(rows, C, H, W)`.
+
+    Returns:
+        None for a file that is torn, or of other images than these.
+    """
+    rows, _, channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
+    except OSError:
+        return None
+    if pixels.shape[:2] != (rows * height, width):
+        return None
+    return to_float(pixels.view(rows, height, width, channels).movedim(-1, 1))
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure; a reader sees all of it or the one before."""
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def draw(panel: Panel) -> Figure:
@@ -64,3 +147,9 @@ def draw(panel: Panel) -> Figure:
             if row == 0:
                 axis.set_title(panel.columns[column], fontsize=9)
     return figure
+
+
+def _epoch(path: Path) -> int:
+    """The number in the name of a kept file; beyond every epoch if it has none."""
+    number = path.stem.rpartition("_")[2]
+    return int(number) if number.isdigit() else 1 << 62

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_lightning.ops.array_cache import read_array, write_array
 from ssl_lightning.seeding import generator
 
 METHODS = ("minimum", "mean")
@@ -80,7 +79,7 @@ def permutation_set(
     chosen = _read(path, tiles, size)
     if chosen is None:
         chosen = _choose(_candidates(tiles, size), size, method)
-        _write(path, chosen)
+        write_array(path, chosen)
     apart = hamming(chosen)[np.triu_indices(size, 1)]
     (identity,) = np.nonzero((chosen == np.arange(tiles)).all(1))
     return PermutationSet(
@@ -137,11 +136,8 @@ def _choose(candidates: np.ndarray, size: int, method: str) -> np.ndarray:
 
 def _read(path: Path | None, tiles: int, size: int) -> np.ndarray | None:
     """Load a cached set; None where there is none, or not a whole one."""
-    if path is None:
-        return None
-    try:
-        chosen = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    chosen = read_array(path)
+    if chosen is None:
         return None
     whole = (
         chosen.shape == (size, tiles)
@@ -149,18 +145,3 @@ def _read(path: Path | None, tiles: int, size: int) -> np.ndarray | None:
         and len(np.unique(chosen, axis=0)) == size
     )
     return chosen if whole else None
-
-
-def _write(path: Path | None, chosen: np.ndarray) -> None:
-    """Keep a set for the next time; a reader sees all of it or nothing."""
-    if path is None:
-        return
-    with contextlib.suppress(OSError):  # a cache that is read-only or full costs a second, not the run
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, chosen)
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)  # gone already, if all went well

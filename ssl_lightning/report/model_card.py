@@ -19,7 +19,7 @@ and fed.
 
     trunk = ssl_lightning.load_backbone("{folder}")  # (B, {channels}, H, W) -> list of stage maps
 
-Images are floats in [0, 1], normalised with mean {mean} and std {std}; trained at {image_size} px.
+Images are {colour}, normalised with mean {mean} and std {std}; trained at {image_size} px.
 
 ## How it was made
 
@@ -43,6 +43,12 @@ Test top-1, at the stage that did best on held-out images. Every figure of every
 in `results.json`.
 """
 
+COLOURS = {  # what backbone.json calls the input of the trunk
+    "RGB": "RGB, floats in [0, 1]",
+    "grey": "grey, floats in [0, 1]",
+    "L": "the lightness L of CIE Lab, 0 to 100 (`ssl_lightning.ops.lab.rgb_to_lab(images)[:, :1]`)",
+}
+
 
 def write_model_card(
     folder: Path, results: dict[str, Any], export: dict[str, Any], overrides: Sequence[str]
@@ -63,6 +69,7 @@ def write_model_card(
         },
         folder=folder,
         channels=len(shown["mean"]),
+        colour=COLOURS.get(shown["colour"], shown["colour"]),
         mean=_numbers(shown["mean"]),
         std=_numbers(shown["std"]),
         image_size=shown["image_size"],

@@ -26,12 +26,15 @@ class Panel:
         columns: One title per column.
         captions: For each row and column a line under the picture; may be empty.
         right: For each row and column: True is drawn in green, False in red, None in grey.
+        watched: Number of the column that changes while the network learns, for a strip over the epochs;
+            None where the pictures stay and only the captions change.
     """
 
     images: Tensor
     columns: list[str]
     captions: list[list[str]] = field(default_factory=list)
     right: list[list[bool | None]] = field(default_factory=list)
+    watched: int | None = None
 
 
 class PretextTask(pl.LightningModule):
@@ -90,6 +93,11 @@ class PretextTask(pl.LightningModule):
 
     # --- what a task is ---
 
+    @classmethod
+    def trunk_channels(cls, spec: ImageSpec) -> int:
+        """Channels of what `probe_input` returns, for which the trunk is built: those of the images."""
+        return spec.channels
+
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         """Score one batch.
 
@@ -120,6 +128,12 @@ class PretextTask(pl.LightningModule):
         raise ValueError(
             f"encoding.input is views, but the trunk of {type(self).__name__} sees whole images; use image"
         )
+
+    def input_config(self) -> dict[str, Any]:
+        """Say, for `backbone.json`, what `probe_input` does: the colours, and their mean and deviation."""
+        colour = "grey" if self.spec.channels == 1 else "RGB"
+        mean, std = list(self.spec.mean), list(self.spec.std)
+        return {"image_size": self.spec.image_size, "colour": colour, "mean": mean, "std": std}
 
     def panel(self, images: Tensor) -> Panel:
         """Show what the task does to `(B, C, H, W)` float images in [0, 1]."""

@@ -1,0 +1,229 @@
+"""Colorization: lightness in, colour out (Zhang, Isola, Efros 2016; Larsson, Maire, Shakhnarovich 2016)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.networks.decoder import Decoder
+from ssl_lightning.ops.ab_bins import (
+    annealed_mean,
+    candidate_table,
+    gamut_bins,
+    rebalancing_weights,
+    smooth_prior,
+    soft_encode,
+)
+from ssl_lightning.ops.ab_prior import AbStatistics, cached_statistics, pixels, shrink
+from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
+from ssl_lightning.spec import ImageSpec
+from ssl_lightning.tasks.base import Panel, PretextTask
+
+TARGETS = ("bins", "l2")
+FINEST = 4  # image size over the size of the predicted colours, unless another is asked for (paper: 4)
+LIGHTNESS = 50.0  # mean and half range of L
+FARTHEST = 150.0  # ab distance at which the curve of accuracies ends (paper, sec. 3.1)
+
+
+class Colorization(PretextTask):
+    """Say the colours of an image from its lightness, L of CIE Lab; the trunk never sees a colour.
+
+    The colours of the data set are measured before the first step and kept in the checkpoint.
+
+    Args:
+        backbone: The trunk, for images of one channel.
+        spec: Shape and statistics of the images, which must have colours.
+        target: "bins" classifies each pixel's ab into bins of the gamut, rare colours weighing more (Zhang
+            et al.); "l2" regresses ab.
+        grid: Distance of the bins in Lab units; 10 makes the authors' 313.
+        neighbours: Bins over which a colour is spread.
+        sigma: Deviation of the Gaussian, in Lab units, that spreads it; also smooths the prior.
+        rebalance: lambda of the weights 1 / ((1 - lambda) p + lambda / Q), in 0..1: 1 switches them off.
+        temperature: At which the predicted bins are averaged to a colour.
+        reduction: Image size over the size of the predicted colours; None: what the trunk leaves, but 4 at
+            most.
+        width: Channels of the decoder's last step.
+        skips: Whether the decoder also sees shallower stages.
+        prior_images: Pretraining images whose colours are measured, or all if there are fewer.
+        cache_dir: Where what was measured is kept for the next run; None: nowhere.
+        **base: The keywords of `PretextTask`.
+
+    Raises:
+        ValueError: The images are grey, or a value is out of range.
+    """
+
+    bins: Tensor
+    candidates: Tensor
+    prior: Tensor
+    weights: Tensor
+    ab_mean: Tensor
+    ab_std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: ImageSpec,
+        *,
+        target: str = "bins",
+        grid: int = 10,
+        neighbours: int = 5,
+        sigma: float = 5.0,
+        rebalance: float = 0.5,
+        temperature: float = 0.38,
+        reduction: int | None = None,
+        width: int = 64,
+        skips: bool = False,
+        prior_images: int = 2000,
+        cache_dir: str | os.PathLike[str] | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, spec, **base)
+        if spec.channels != 3:
+            raise ValueError(
+                f"colorization needs images with colours, and these have {spec.channels} channel; choose "
+                "other data, or set data.channels to 3 if the files have colours"
+            )
+        if target not in TARGETS:
+            raise ValueError(f"task.target is {target!r}; allowed are {' and '.join(TARGETS)}")
+        if not 0 <= rebalance <= 1:
+            raise ValueError(f"task.rebalance is {rebalance}; allowed are 0 to 1, which switches it off")
+        if sigma <= 0 or temperature <= 0:
+            raise ValueError(f"task.sigma is {sigma} and task.temperature {temperature}; both must be > 0")
+        if prior_images < 1:
+            raise ValueError(f"task.prior_images is {prior_images}; it must be at least 1")
+        bins = gamut_bins(grid)
+        if not 1 <= neighbours <= len(bins):
+            raise ValueError(f"task.neighbours is {neighbours}; allowed are 1 to {len(bins)}, all bins")
+        self.target, self.neighbours, self.sigma = target, neighbours, sigma
+        self.rebalance, self.temperature = rebalance, temperature
+        self.prior_images, self.cache_dir = prior_images, cache_dir
+        trunk: Any = backbone
+        leaves = trunk.feature_info.reduction()[-1]
+        self.reduction = min(leaves, FINEST) if reduction is None else reduction
+        outputs = len(bins) if target == "bins" else 2
+        self.decoder = Decoder(backbone, outputs, reduction=self.reduction, width=width, skips=skips)
+        self.register_buffer("bins", bins, persistent=False)  # (Q, 2)
+        self.register_buffer("candidates", candidate_table(bins, grid, neighbours), persistent=False)
+        # of the data, once `setup` has seen them
+        self.register_buffer("prior", torch.full((len(bins),), 1 / len(bins)))
+        self.register_buffer("weights", torch.ones(len(bins)))
+        self.register_buffer("ab_mean", torch.zeros(2))
+        self.register_buffer("ab_std", torch.ones(()))
+
+    @classmethod
+    def trunk_channels(cls, spec: ImageSpec) -> int:
+        return 1
+
+    def input_config(self) -> dict[str, Any]:
+        size = {"image_size": self.spec.image_size}
+        return {**size, "colour": "L", "mean": [LIGHTNESS], "std": [LIGHTNESS]}
+
+    def setup(self, stage: str) -> None:
+        """Measure the colours of the pretraining images; a checkpoint that is restored has them too."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        count = min(self.prior_images, data.pretrain_batches * data.batch_size)
+        found = cached_statistics(
+            data.train_sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
+        )
+        self.use_statistics(found)
+        self.print(f"colorization: {self.describe(found, count)}")
+
+    def use_statistics(self, found: AbStatistics) -> None:
+        """Take the prior, its weights, and the scale of the regression from measured colours."""
+        prior = smooth_prior(found.counts, self.bins.cpu(), self.sigma)
+        self.prior.copy_(prior)
+        self.weights.copy_(rebalancing_weights(prior, self.rebalance))
+        self.ab_mean.copy_(found.mean)
+        self.ab_std.fill_(max(found.std, 1.0))  # grey images have none
+
+    def describe(self, found: AbStatistics, count: int) -> str:
+        """One line on the colours that were measured."""
+        seen, all_bins = int((found.counts > 0).sum()), len(found.counts)
+        a, b = found.mean.tolist()
+        return f"{seen} of {all_bins} bins in {count} images; mean ab {a:.1f}, {b:.1f}; std {found.std:.1f}"
+
+    def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        lab = rgb_to_lab(images)
+        predicted = self.predict(lab[:, :1])  # (N, Q) logits or (N, 2) standardised ab
+        target = pixels(shrink(lab[:, 1:], self.reduction))  # (N, 2)
+        if self.target == "bins":
+            scores = self.score_bins(predicted, target)
+        else:
+            scores = self.score_ab(predicted, target)
+        return scores if self.training else scores | self.quality(predicted, images, lab)
+
+    def predict(self, lightness: Tensor) -> Tensor:
+        """Say the colours of `(B, 1, H, W)`, L in 0..100: float32 rows, pixel after pixel of 1/reduction."""
+        x = self.normalise_lightness(lightness)
+        return pixels(self.decoder(self.backbone(x), tuple(lightness.shape[2:]))).float()
+
+    def score_bins(self, logits: Tensor, ab: Tensor) -> dict[str, Tensor]:
+        """Rebalanced cross-entropy with soft labels (eq. 2) of logits `(N, Q)`, colours being `(N, 2)`.
+
+        The best constant prediction is the rebalanced prior: by the weights' norm p w sums to 1.
+        """
+        near, share = soft_encode(
+            ab, self.bins, self.candidates, neighbours=self.neighbours, sigma=self.sigma
+        )
+        weight = self.weights[near[:, 0]]  # (N,), of the nearest bin (eq. 3)
+        constant = (self.prior * self.weights).log()
+        return {
+            "loss": -(weight * (share * logits.log_softmax(1).gather(1, near)).sum(1)).mean(),
+            "constant_loss": -(weight * (share * constant[near]).sum(1)).mean(),
+        }
+
+    def score_ab(self, standardised: Tensor, ab: Tensor) -> dict[str, Tensor]:
+        """Mean squared error in units of the data's variance; predicting the mean colour gives about 1."""
+        truth = (ab - self.ab_mean) / self.ab_std
+        return {"loss": F.mse_loss(standardised, truth), "constant_loss": truth.square().mean()}
+
+    def colour(self, predicted: Tensor, shape: torch.Size) -> Tensor:
+        """Turn the output for images of `shape` (B, C, H, W) into ab `(B, 2, H, W)`, in Lab units."""
+        if self.target == "bins":
+            ab = annealed_mean(predicted, self.bins, self.temperature)
+        else:
+            ab = predicted * self.ab_std + self.ab_mean  # (N, 2)
+        height, width = (-(-size // self.reduction) for size in shape[2:])
+        maps = ab.view(shape[0], height, width, 2).permute(0, 3, 1, 2)
+        return F.interpolate(maps, tuple(shape[2:]), mode="bilinear")
+
+    def quality(self, predicted: Tensor, images: Tensor, lab: Tensor) -> dict[str, Tensor]:
+        """Compare the coloured images at full resolution with the originals, and the mean colour's beside.
+
+        Returns:
+            `ab_mse` mean squared error of a and b in squared Lab units; `psnr` of the RGB images in dB, mean
+            over images; `auc` area under the curve of the share of pixels within an ab distance, from 0
+            to 150 (sec. 3.1). `mean_ab_mse`, `mean_ab_psnr`, `mean_ab_auc`: of the mean ab of the data.
+        """
+        said = self.colour(predicted, images.shape)
+        mean = self.ab_mean.view(1, 2, 1, 1).expand_as(said)
+        scores = {}
+        for prefix, ab in (("", said), ("mean_ab_", mean)):
+            error = ab - lab[:, 1:]  # (B, 2, H, W)
+            rgb = lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
+            rgb_mse = (rgb - images).square().mean((1, 2, 3)).clamp(min=1e-10)
+            scores[f"{prefix or 'ab_'}mse"] = error.square().mean()
+            scores[f"{prefix}psnr"] = -10 * rgb_mse.log10().mean()
+            scores[f"{prefix}auc"] = (1 - error.norm(dim=1) / FARTHEST).clamp(min=0).mean()
+        return scores
+
+    def normalise_lightness(self, lightness: Tensor) -> Tensor:
+        """Scale L from 0..100 to -1..1: what the trunk takes, `(B, 1, H, W)`."""
+        return (lightness / LIGHTNESS - 1).contiguous(memory_format=self.image_format)
+
+    def probe_input(self, images: Tensor) -> Tensor:
+        return self.normalise_lightness(rgb_to_lab(images)[:, :1])
+
+    def panel(self, images: Tensor) -> Panel:
+        """Show what the trunk sees, the image as coloured, and the original."""
+        lab = rgb_to_lab(images)
+        grey = torch.zeros_like(lab[:, 1:])
+        said = self.colour(self.predict(lab[:, :1]), images.shape)
+        pictures = [*(lab_to_rgb(torch.cat([lab[:, :1], ab], 1)) for ab in (grey, said)), images]
+        errors = [(ab - lab[:, 1:]).square().mean((1, 2, 3)).tolist() for ab in (grey, said)]
+        text = [[f"ab mse {g:.0f}", f"ab mse {s:.0f}", ""] for g, s in zip(*errors, strict=True)]
+        return Panel(torch.stack(pictures, 1), ["grey", "coloured", "original"], text, watched=1)

@@ -1,0 +1,62 @@
+"""Lab against scikit-image, which computes it in float64, and against published values."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.color import lab2rgb, rgb2lab
+
+from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
+
+# sRGB under D65: (R, G, B) in 0..255 -> (L, a, b), as colour charts and converters print them
+PUBLISHED = {
+    (255, 255, 255): (100.00, 0.00, 0.00),
+    (0, 0, 0): (0.00, 0.00, 0.00),
+    (255, 0, 0): (53.24, 80.09, 67.20),
+    (0, 255, 0): (87.73, -86.18, 83.18),
+    (0, 0, 255): (32.30, 79.19, -107.86),
+    (255, 255, 0): (97.14, -21.55, 94.48),
+    (128, 128, 128): (53.59, 0.00, 0.00),
+}
+
+
+def colours() -> torch.Tensor:
+    """A grid over the RGB cube, (1, 3, 17, 289)."""
+    shade = torch.linspace(0, 1, 17)
+    return torch.stack(torch.meshgrid(shade, shade, shade, indexing="ij")).view(1, 3, 17, 289)
+
+
+def test_published_values() -> None:
+    rgb = torch.tensor(list(PUBLISHED), dtype=torch.float32).T[None, :, :, None] / 255
+    expected = torch.tensor(list(PUBLISHED.values()))
+    torch.testing.assert_close(rgb_to_lab(rgb)[0, ..., 0].T, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.float64, 1e-3)])
+def test_values_are_those_of_scikit_image(dtype: torch.dtype, tolerance: float) -> None:
+    rgb = colours().to(dtype)
+    lab = rgb_to_lab(rgb)
+    assert lab.dtype == dtype
+    expected = rgb2lab(rgb[0].double().permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(lab[0].permute(1, 2, 0).numpy(), expected, atol=tolerance)
+    back = lab2rgb(expected)
+    np.testing.assert_allclose(lab_to_rgb(lab)[0].permute(1, 2, 0).numpy(), back, atol=tolerance / 10)
+
+
+def test_the_round_trip() -> None:
+    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(colours())), colours(), atol=2e-5, rtol=0)
+
+
+def test_colours_out_of_the_gamut_are_clipped() -> None:
+    rgb = lab_to_rgb(torch.tensor([50.0, 120.0, -120.0]).view(1, 3, 1, 1))
+    assert rgb.min() >= 0
+    assert rgb.max() <= 1
+
+
+def test_autocast_does_not_reach_it() -> None:
+    images = torch.rand(2, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        lab = rgb_to_lab(images)
+        rgb = lab_to_rgb(lab)
+    assert torch.equal(lab, rgb_to_lab(images))
+    assert torch.equal(rgb, lab_to_rgb(lab))
+    assert rgb_to_lab(images.bfloat16()).dtype == torch.float32
