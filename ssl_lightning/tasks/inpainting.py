@@ -148,4 +148,4 @@ class Inpainting(AdversarialTask):
         quality = psnr(masked_mse(made, images, mask)).tolist()
         pictures = [corrupted, torch.where(mask, made, images), images]
         text = [["", f"{db:.1f} dB in the hole", ""] for db in quality]
-        return Panel(torch.stack(pictures, 1), ["corrupted", "restored", "original"], text)
+        return Panel(torch.stack(pictures, 1), ["corrupted", "restored", "original"], text, watched=1)

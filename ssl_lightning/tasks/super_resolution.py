@@ -184,6 +184,7 @@ class SuperResolution(AdversarialTask):
             torch.stack([blocky, bicubic, made, images], 1),
             ["input", "bicubic", "output", "original"],
             text,
+            watched=2,
         )
 
 
