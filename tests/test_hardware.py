@@ -43,6 +43,14 @@ def test_an_absent_gpu_is_refused() -> None:
         hardware.make_trainer(accelerator="gpu")
 
 
+@pytest.mark.parametrize(
+    ("find", "devices", "expected"), [(True, 2, True), (False, 2, None), (True, 1, None)]
+)
+def test_several_processes_look_for_what_a_backward_pass_left_out(find, devices, expected) -> None:
+    trainer = hardware.make_trainer(accelerator="cpu", devices=devices, find_unused_parameters=find)
+    assert getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters") is expected
+
+
 def test_peak_memory_is_in_gigabytes() -> None:
     before = hardware.peak_memory_gb()["host"]
     block = torch.ones(2**28, dtype=torch.uint8)  # 0.27 GB, touched

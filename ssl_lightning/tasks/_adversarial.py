@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.networks.discriminator import Discriminator, discriminator_stages, frozen, unrecorded
 from ssl_lightning.networks.heads import PooledClassifier
+from ssl_lightning.ops.adversarial import discriminator_scores, generator_loss
 from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import Batch, PretextTask
 
@@ -23,25 +23,31 @@ class Attempt:
     """What the generator made of a batch.
 
     Args:
-        scores: Scalars to log by name; `"loss"` is the generator's, without what the discriminator adds.
+        scores: Scalars to log by name; `"loss"` is that of the pixels.
         real: Pictures as they should be, `(N, C, h, w)` normalised; what the discriminator is shown.
         fake: Those that the generator made, with their graph; the same shape.
+        extra: Weighted terms that are added to the loss after the warm-up, by name.
     """
 
     scores: dict[str, Tensor]
     real: Tensor
     fake: Tensor
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    def whole(self) -> dict[str, Tensor]:
+        """The scores, with the extra terms in the loss."""
+        loss = torch.stack([self.scores["loss"], *self.extra.values()]).sum()
+        return self.scores | self.extra | {"loss": loss}
 
 
 class AdversarialTask(PretextTask):
     """A generator that also has to fool a discriminator (Goodfellow et al. 2014).
 
-    A subclass says in `attempt` what is made. Both networks take one step per batch from the same state of
-    both: first the generator, then the discriminator on the same pictures, which it saw before that step.
-    So accumulated batches add up to one large batch. Real and fake pictures pass through the
-    discriminator apart, because in one batch their batch norm would tell one by the other. Its running
-    statistics are those of real pictures, which the probes show it. The generator minimises -log D(fake), not
-    log(1 - D(fake)), whose gradient vanishes when the discriminator is sure.
+    A subclass says in `attempt` what is made. Both networks step once per batch, with gradients at the state
+    before: the discriminator learns on pictures from before the generator's step, so that accumulated
+    batches add up to one large batch. Real and fake pictures pass through the discriminator apart, because in
+    one batch their batch norm would tell one by the other; its running statistics are those of real
+    pictures, which the probes show it.
 
     Args:
         backbone: The trunk.
@@ -54,7 +60,7 @@ class AdversarialTask(PretextTask):
         label_smoothing: Real pictures count as real by 1 minus this (Salimans et al. 2016, one-sided).
         instance_noise: Deviation of noise on all that the discriminator sees, in normalised units, falling
             to 0 over the run (Sønderby et al. 2017): real and fake cannot be told apart by a trifle.
-        warmup_steps: Steps at the start in which the generator is trained alone.
+        warmup_steps: Steps at the start in which the generator is trained alone, on the loss of the pixels.
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -67,12 +73,12 @@ class AdversarialTask(PretextTask):
         spec: ImageSpec,
         *,
         fake_size: int,
-        adversarial_weight: float,
-        discriminator_width: int,
-        discriminator_lr_factor: float,
-        label_smoothing: float,
-        instance_noise: float,
-        warmup_steps: int,
+        adversarial_weight: float = 0.001,
+        discriminator_width: int = 32,
+        discriminator_lr_factor: float = 0.1,
+        label_smoothing: float = 0.1,
+        instance_noise: float = 0.5,
+        warmup_steps: int = 0,
         **base: Any,
     ) -> None:
         super().__init__(backbone, spec, **base)
@@ -116,7 +122,7 @@ class AdversarialTask(PretextTask):
         return {}
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
-        return self.attempt(images, stream).scores
+        return self.attempt(images, stream).whole()
 
     def branches(self) -> dict[str, nn.Module]:
         return super().branches() | ({"discriminator": self.discriminator} if self.adversarial else {})
@@ -136,13 +142,14 @@ class AdversarialTask(PretextTask):
         steps = (batch_idx + 1) % self._accumulate == 0 or self.trainer.is_last_batch
         done = self.steps_done(batch_idx)
         attempt = self.attempt(images, stream)
-        scores = attempt.scores
         if done < self.warmup_steps:
+            scores = attempt.scores
             self.learn(0, scores["loss"], steps)
         else:
+            scores = attempt.whole()
             shown, made = self.add_noise(attempt.real, attempt.fake, done, stream)
             real = self.discriminator(shown)
-            scores = scores | self.generator_scores(scores["loss"], made, real)
+            scores |= self.generator_scores(scores["loss"], made, real)
             self.learn(0, scores["loss"], steps)
             judged = self.discriminator_scores(made.detach(), real)
             self.learn(1, judged["disc_loss"], steps)
@@ -160,7 +167,7 @@ class AdversarialTask(PretextTask):
         """
         with frozen(self.discriminator, self.judge), unrecorded(self.discriminator):
             stages = self.discriminator(fake)
-            adversarial = F.softplus(-self.judge(stages).float()).mean()  # -log D(fake)
+            adversarial = generator_loss(self.judge(stages))
         matching = self.matching_loss(stages, [stage.detach() for stage in real])
         total = loss + self.adversarial_weight * adversarial + sum(matching.values())
         return {"loss": total, "adversarial": adversarial, **matching}
@@ -173,16 +180,8 @@ class AdversarialTask(PretextTask):
             real: Stage maps of the real pictures, with their graph.
         """
         with unrecorded(self.discriminator):
-            fake_logit = self.judge(self.discriminator(fake)).float()
-        real_logit = self.judge(real).float()
-        target = torch.full_like(real_logit, 1 - self.label_smoothing)
-        on_real = F.binary_cross_entropy_with_logits(real_logit, target)
-        on_fake = F.softplus(fake_logit).mean()  # -log(1 - D(fake))
-        return {
-            "disc_loss": (on_real + on_fake) / 2,
-            "disc_acc_real": (real_logit > 0).float().mean(),
-            "disc_acc_fake": (fake_logit < 0).float().mean(),
-        }
+            stages = self.discriminator(fake)
+        return discriminator_scores(self.judge(real), self.judge(stages), self.label_smoothing)
 
     def learn(self, number: int, loss: Tensor, steps: bool) -> None:
         """Add the gradient of a loss; after the last of the accumulated batches step and forget it."""

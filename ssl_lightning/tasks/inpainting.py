@@ -26,7 +26,7 @@ class Inpainting(AdversarialTask):
     The trunk sees the image with the data set's mean colour in the hole. A bottleneck connects every place of
     its deepest stage with every other, and a decoder makes the whole picture of it; what counts is the hole
     and a band around it. The discriminator is shown the filling alone where all holes are one square,
-    else the image with the filling in it.
+    else the image with the filling in it. The squared error weighs 1 - adversarial_weight, as in the paper.
 
     Args:
         backbone: The trunk.
@@ -37,10 +37,8 @@ class Inpainting(AdversarialTask):
         overlap: Width in pixels of the band around the hole that is predicted too; None: hole // 16, as 4 in
             64 in the paper (sec. 4).
         overlap_weight: Of the squared error in the band; in the hole it is 1.
-        adversarial_weight, discriminator_width, discriminator_lr_factor, label_smoothing, instance_noise,
-            warmup_steps: See `AdversarialTask`; the squared error weighs 1 - adversarial_weight.
         decoder_width: Channels of the decoder's last step.
-        **base: The keywords of `PretextTask`.
+        **base: The keywords of `AdversarialTask` and `PretextTask`.
 
     Raises:
         ValueError: A number or a name is out of range, or the hole does not fit the image.
@@ -55,12 +53,6 @@ class Inpainting(AdversarialTask):
         hole: int | None = None,
         overlap: int | None = None,
         overlap_weight: float = 10.0,
-        adversarial_weight: float = 0.001,
-        discriminator_width: int = 32,
-        discriminator_lr_factor: float = 0.1,
-        label_smoothing: float = 0.1,
-        instance_noise: float = 0.5,
-        warmup_steps: int = 0,
         decoder_width: int = 32,
         **base: Any,
     ) -> None:
@@ -81,18 +73,7 @@ class Inpainting(AdversarialTask):
             )
         if overlap_weight < 0:
             raise ValueError(f"task.overlap_weight is {overlap_weight}; allowed are 0 and more")
-        super().__init__(
-            backbone,
-            spec,
-            fake_size=hole if mask == "center" else spec.image_size,
-            adversarial_weight=adversarial_weight,
-            discriminator_width=discriminator_width,
-            discriminator_lr_factor=discriminator_lr_factor,
-            label_smoothing=label_smoothing,
-            instance_noise=instance_noise,
-            warmup_steps=warmup_steps,
-            **base,
-        )
+        super().__init__(backbone, spec, fake_size=hole if mask == "center" else spec.image_size, **base)
         self.mask, self.hole = mask, hole
         self.overlap, self.overlap_weight = overlap, overlap_weight
         grid = deepest_map_size(backbone, spec.channels, spec.image_size)
@@ -106,7 +87,7 @@ class Inpainting(AdversarialTask):
         weights = border_weights(mask, self.overlap, self.overlap_weight)
         error = masked_mse(made, real, weights).mean()
         scores = {"loss": (1 - self.adversarial_weight) * error} | self.measure(made, images, mask)
-        return Attempt(scores, *(self.show(x, real, mask) for x in (real, made)))
+        return Attempt(scores, self.show(real, real, mask), self.show(made, real, mask))
 
     def draw_mask(self, batch: int, stream: torch.Generator) -> Tensor:
         """Draw what is removed: `(B, 1, S, S)` bool."""

@@ -40,16 +40,14 @@ class SuperResolution(AdversarialTask):
             have something to see; "small" the small image itself, as SRResNet does, and enlarges the stage
             map by pixel shuffle: for trunks that keep the size.
         content: What measures content: "discriminator" compares its stage maps of both pictures (feature
-            matching, Salimans et al. 2016), "vgg" those of VGG19 as in the paper, which brings in the labels
-            of ImageNet; None leaves it out.
+            matching, Salimans et al. 2016; nothing without a discriminator), "vgg" those of VGG19 as in the
+            paper, which brings in the labels of ImageNet; None leaves it out.
         content_weight: Of that, beside the squared error of the pixels (paper: 0.006 for VGG19).
         vgg_weights: File of torchvision's VGG19; None downloads it.
-        adversarial_weight, discriminator_width, discriminator_lr_factor, label_smoothing, instance_noise,
-            warmup_steps: See `AdversarialTask`. Without a discriminator there is no feature matching either.
         skips: Whether the decoder of "enlarged" sees the shallow stages too: a better picture, by a way
             around the deep ones.
         decoder_width: Channels of that decoder's last step.
-        **base: The keywords of `PretextTask`.
+        **base: The keywords of `AdversarialTask` and `PretextTask`.
 
     Raises:
         ValueError: A number or a name is out of range, the scale does not divide the image, or the trunk does
@@ -66,12 +64,6 @@ class SuperResolution(AdversarialTask):
         content: str | None = "discriminator",
         content_weight: float = 0.006,
         vgg_weights: str | None = None,
-        adversarial_weight: float = 0.001,
-        discriminator_width: int = 32,
-        discriminator_lr_factor: float = 0.1,
-        label_smoothing: float = 0.1,
-        instance_noise: float = 0.5,
-        warmup_steps: int = 0,
         skips: bool = False,
         decoder_width: int = 32,
         **base: Any,
@@ -95,18 +87,7 @@ class SuperResolution(AdversarialTask):
             raise ValueError(
                 f"task.content is vgg, which needs {SMALLEST} px; data.image_size is {spec.image_size}"
             )
-        super().__init__(
-            backbone,
-            spec,
-            fake_size=spec.image_size,
-            adversarial_weight=adversarial_weight,
-            discriminator_width=discriminator_width,
-            discriminator_lr_factor=discriminator_lr_factor,
-            label_smoothing=label_smoothing,
-            instance_noise=instance_noise,
-            warmup_steps=warmup_steps,
-            **base,
-        )
+        super().__init__(backbone, spec, fake_size=spec.image_size, **base)
         self.scale, self.enlarged = scale, input == "enlarged"
         self.content, self.content_weight = content, content_weight
         self.head: Decoder | PixelShuffleHead
@@ -127,12 +108,10 @@ class SuperResolution(AdversarialTask):
         made = self.restore(small, bicubic)  # (B, C, S, S), normalised
         error = F.mse_loss(made, real)
         scores = {"loss": error, "pixel": error}
-        if self.vgg:
-            scores["content"] = self.content_weight * self.vgg_loss(made, images)
-            scores["loss"] = error + scores["content"]
+        extra = {"content": self.content_weight * self.vgg_loss(made, images)} if self.vgg else {}
         if not self.training:
             scores |= self.measure(self.to_pixels(made), bicubic, images)
-        return Attempt(scores, real, made)
+        return Attempt(scores, real, made, extra)
 
     def degrade(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Shrink images `(B, C, S, S)` by the scale; and enlarge them again, the baseline. Both in [0, 1]."""

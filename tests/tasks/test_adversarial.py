@@ -61,8 +61,8 @@ def test_a_constant_discriminator_in_closed_form(logit: float, smoothing: float)
     judged = task.discriminator_scores(fake, stages)
     on_real = -(1 - smoothing) * math.log(p) - smoothing * math.log(1 - p)
     assert judged["disc_loss"].item() == pytest.approx((on_real - math.log(1 - p)) / 2, rel=1e-5)
-    assert judged["disc_acc_real"].item() == (logit > 0)
-    assert judged["disc_acc_fake"].item() == (logit < 0)
+    assert judged["disc_acc_real"].item() == (p > (1 - smoothing) / 2)
+    assert judged["disc_acc_fake"].item() == (p < (1 - smoothing) / 2)
 
 
 def test_the_generators_step_leaves_the_discriminator_alone() -> None:
