@@ -130,7 +130,8 @@ def save(figure: Figure, path: Path) -> None:
 def draw(panel: Panel) -> Figure:
     """Draw a panel as a matplotlib figure: pictures in rows, titles above, captions below each."""
     rows, columns = panel.images.shape[:2]
-    figure = Figure(figsize=(1.5 * columns + 0.3, 1.75 * rows + 0.4), layout="constrained")
+    height = 1.75 if panel.captions else 1.55
+    figure = Figure(figsize=(1.5 * columns + 0.3, height * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     pixels = panel.images.detach().float().clamp(0, 1).movedim(2, -1).cpu().numpy()
     for row in range(rows):
