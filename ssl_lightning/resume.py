@@ -156,10 +156,13 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _delete(cfg: DictConfig, key: str) -> None:
+    """Remove a leaf, and the option of a group that is empty without it, such as `logger.csv`."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     if isinstance(node, DictConfig) and name in node:
         del node[name]
+        if not node and "." in parent:
+            _delete(cfg, parent)
 
 
 def _moved(node: Any, old: str, new: str) -> Any:

@@ -148,7 +148,7 @@ def tree(folder: Path) -> dict[str, str]:
 def folder(tmp_path: Path) -> Path:
     """A run folder as after two epochs, without the run."""
     place = tmp_path / "run"
-    overrides = ["data=fake", "trainer=debug"]
+    overrides = ["data=fake", "trainer=debug", "trainer.max_epochs=3"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", overrides)
     fixed = {"choices": {"task": "rotation", "data": "fake", "backbone": "convnet"}, "run_dir": str(place)}

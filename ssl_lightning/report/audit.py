@@ -13,15 +13,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ssl_lightning.report.summary import print_table
 from ssl_lightning.results import Record, best_stage
 
 ALL = "all guards"
 SIGMAS = 2.0  # a difference counts where it is larger than so many of its standard errors
-SHORTCUT = "SHORTCUT FOUND: solved without looking at objects; keep the guard"
-EASIER = "easier without it, features as good"
-BETTER_OFF = "costs features in this setting"
-NEEDED = "features need it, the pretext is no easier without"
+SHORTCUT = "SHORTCUT FOUND"
+EASIER = "easier, features as good"
+BETTER_OFF = "features better without"
+NEEDED = "features need it"
 NONE = "no difference"
+NOTE = (
+    f"A difference counts beyond {SIGMAS:g} standard errors. A shortcut: without the guard the pretext is "
+    "solved better, and the features are worse, for it learned how the images were cut, not what they show."
+)
 
 
 @dataclass(frozen=True)
@@ -123,13 +128,14 @@ def _probe(runs: Sequence[Mapping[str, Any]], trained: bool) -> Figure | None:
 
 def print_audit(rows: Sequence[Row]) -> None:
     """Print the table of an audit on the terminal."""
-    title = f"Shortcut audit, in %; a difference counts beyond {SIGMAS:g} standard errors"
+    title = "Shortcut audit: accuracy of the pretext and of the probe in %"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column, justify in zip(HEADER, ("left", "right", "right", "right", "right", "left"), strict=True):
-        table.add_column(column, justify=justify, no_wrap=column != HEADER[-1])  # type: ignore[arg-type]
+        table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
         table.add_row(*_cells(rows[0], row))
-    Console(highlight=False, soft_wrap=True).print(table)
+    print_table(table)
+    Console(highlight=False).print(NOTE)
 
 
 def write_audit(path: Path, rows: Sequence[Row], command: str) -> None:
@@ -137,18 +143,18 @@ def write_audit(path: Path, rows: Sequence[Row], command: str) -> None:
     lines = ["# Shortcut audit", "", f"`{command}`", ""]
     lines += [_line(HEADER), "|---|---:|---:|---:|---:|---|"]
     lines += [_line(_cells(rows[0], row)) for row in rows]
-    lines += ["", f"In %. A difference counts beyond {SIGMAS:g} standard errors."]
+    lines += ["", f"In %. {NOTE}"]
     path.write_text("\n".join(lines) + "\n")
 
 
-HEADER = ("guard", "pretext", "against all", "probe", "against all", "verdict")
+HEADER = ("guard", "pretext", "gain", "probe", "gain", "verdict")
 
 
 def _cells(first: Row, row: Row) -> tuple[str, ...]:
     name = row.name if row is first else f"without {row.name}"
     verdict = row.verdict
     if row is first and row.probe is not None and row.untrained is not None:
-        verdict = f"the trunk before its first step: {100 * row.untrained.value:.1f}"
+        verdict = f"untrained trunk: {100 * row.untrained.value:.1f}"
     return (
         name,
         *_pair(row.pretext, None if row is first else first.pretext),

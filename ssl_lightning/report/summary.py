@@ -39,7 +39,7 @@ def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
     """Print the table of the figures, and what they took."""
     console = Console(highlight=False, soft_wrap=True)
     if records:
-        console.print(summary_table(records))
+        print_table(summary_table(records))
     if "encode_s" in probe_s:
         solving = {name: s for name, s in probe_s.items() if name != "encode_s"}
         parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in solving.items())
@@ -47,6 +47,14 @@ def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
         console.print(
             f"probes: one encode pass {probe_s['encode_s']:.1f} s, then {parts} ({ratio:.2f}x the pass)"
         )
+
+
+def print_table(table: Table) -> None:
+    """Print a table in its full width: a terminal may wrap it, but no column is cut."""
+    console = Console(highlight=False)
+    wanted = console.measure(table, options=console.options.update(width=500)).maximum
+    console.width = max(console.width, wanted)
+    console.print(table)
 
 
 def summary_table(records: list[Record]) -> Table:
