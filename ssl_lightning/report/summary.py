@@ -52,6 +52,8 @@ def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
 def print_table(table: Table) -> None:
     """Print a table in its full width: a terminal may wrap it, but no column is cut."""
     console = Console(highlight=False)
+    console.print(table.title, soft_wrap=True)  # apart, since it would be wrapped to the width of the table
+    table.title = None
     wanted = console.measure(table, options=console.options.update(width=500)).maximum
     console.width = max(console.width, wanted)
     console.print(table)
