@@ -37,6 +37,15 @@ CRASH_GRACE_S = 5.0  # for the ranks that are left after one crashed: they most 
 RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
+# For glibc, which otherwise gives the memory of every freed batch back to the system and asks for it, page by
+# page, in the next step: on a CPU a training step takes 1.1 to 1.3 times as long without. 32 MiB is a limit.
+ALLOCATOR = {
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "MALLOC_TOP_PAD_": str(2**28),
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+}
+
+
 class RunError(CompactHydraException):
     """A run that did not finish. Hydra prints it without a traceback: the message is all."""
 
@@ -192,6 +201,7 @@ def start_ranks(folder: Path, count: int, *mode: str) -> None:
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
     environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // count)))
+    environment = ALLOCATOR | environment
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
     )

@@ -31,13 +31,18 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None
 
 def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = (
-        "e = os.environ\nnames = ('LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT')\n"
+        "e = os.environ\nnames = ('LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT', 'MALLOC_TRIM_THRESHOLD_', "
+        "'MALLOC_TOP_PAD_')\n"
         "(folder / e['RANK']).write_text(' '.join(e[n] for n in names))"
     )
     stand_in(tmp_path, monkeypatch, body)
     monkeypatch.setenv("GROUP_RANK", "7")  # of some job around us
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")  # a user's own setting counts
     start_ranks(tmp_path, 2)
-    (rank0, world0, port0), (rank1, world1, port1) = ((tmp_path / r).read_text().split() for r in "01")
+    (rank0, world0, port0, *memory), (rank1, world1, port1, *_) = (
+        (tmp_path / r).read_text().split() for r in "01"
+    )
+    assert memory == [launch.ALLOCATOR["MALLOC_TRIM_THRESHOLD_"], "1"]
     assert (rank0, rank1, world0, world1) == ("0", "1", "2", "2")
     assert port0 == port1
 

@@ -131,11 +131,11 @@ class Jigsaw(PretextTask):
         if self.channel_jitter and self.spec.channels > 1:
             last = self.spec.image_size - self.grid.tile
             corners = shift_channels(corners, self.spec.channels, self.channel_jitter, last, stream)
-        return grey_scale(cut_tiles(images, corners, self.grid.tile), self.grey, stream)
+        return grey_scale(cut_tiles(images, corners, self.grid.tile), self.grey, stream, inplace=True)
 
     def prepare(self, tiles: Tensor) -> Tensor:
-        """Turn tiles `(B, n, C, t, t)`, floats in [0, 1], into what the trunk takes."""
-        return standardise_tiles(tiles) if self.standardise else self.normalise(tiles)
+        """Turn tiles `(B, n, C, t, t)`, floats in [0, 1], into what the trunk takes, if need be in place."""
+        return standardise_tiles(tiles, inplace=True) if self.standardise else self.normalise(tiles)
 
     def encode(self, tiles: Tensor) -> Tensor:
         """Embed every tile by itself: `(B, n, C, t, t)` to `(B, n, E)`."""
@@ -166,7 +166,7 @@ class Jigsaw(PretextTask):
         corners = draw_corners(self.grid, len(images), stream)
         tiles = self.cut(images, corners, stream)
         order = self.draw_orders(len(images), stream)[:, :1]  # (B, 1)
-        probability = self.score(self.encode(self.prepare(tiles)), order).softmax(1)
+        probability = self.score(self.encode(self.prepare(tiles.clone())), order).softmax(1)
         confidence, answer = probability.max(1)
         places = regular_corners(self.grid, images.device).expand_as(corners)
         shuffled = permute_tiles(tiles, self.orders[order])[:, 0]  # (B, n, C, t, t)

@@ -66,11 +66,16 @@ def test_the_regular_places_are_the_middle_of_the_draws() -> None:
         assert (regular_corners(grid) - mean).abs().max() < 1.1  # rounded down twice
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("layout", ["dense", "channels last", "part of a batch", "neither"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_cut_against_slices(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
-    images = torch.randint(256, (5, 3, 33, 33), generator=generator(3)).to(dtype)
-    images = images.contiguous(memory_format=memory_format)
+def test_cut_against_slices(dtype: torch.dtype, layout: str) -> None:
+    images = torch.randint(256, (7, 3, 33, 66), generator=generator(3)).to(dtype)
+    if layout == "neither":
+        images = images[2:, :, :, ::2]
+    else:
+        order = torch.channels_last if layout == "channels last" else torch.contiguous_format
+        images = images[..., :33].contiguous(memory_format=order)
+        images = images[2:] if layout == "part of a batch" else images[:5]
     grid = jigsaw_grid(33)
     corners = draw_corners(grid, 5, generator(4))
     tiles = cut_tiles(images, corners, grid.tile)

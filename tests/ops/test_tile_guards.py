@@ -54,6 +54,14 @@ def test_the_given_tiles_are_left_as_they_are() -> None:
     assert torch.equal(x, before)
 
 
+def test_in_place_is_the_same() -> None:
+    for guard in (standardise_tiles, lambda x, **how: grey_scale(x, 0.5, generator(0), **how)):
+        x = tiles(4, 9, 3, 8, 8)
+        expected = guard(x)
+        assert guard(x, inplace=True).data_ptr() == x.data_ptr()
+        assert torch.equal(x, expected)
+
+
 def test_grey_against_pil() -> None:
     x = torch.randint(256, (2, 1, 3, 8, 8), generator=generator(1)).float() / 255
     grey = grey_scale(x, 1.0, generator(0))
