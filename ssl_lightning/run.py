@@ -37,6 +37,7 @@ from ssl_lightning.seeding import stream_seed
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import load_weights, save_backbone
 
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
 SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 
@@ -87,6 +88,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     same = add_records(results, job.records, stamp)
     write_json(folder / FILE_NAME, results)
     print_probes(job.records, job.probe_s)
+    if not job.records:
+        print(f"what the probes wrote is in {folder}")
+        return
     found = f"{same} of {len(job.records)} figures were in {folder / FILE_NAME}, exactly equal"
     print(found if same == len(job.records) else f"{found}; the rest was added")
 
@@ -120,13 +124,17 @@ class Run:
         self.preparation: Preparation = instantiate(cfg.encoding)
         self.preparation.feed(self.task)(to_float(self.unlabelled(1)))  # refused now, not after the training
         self.trunks: dict[str, nn.Module] = {}  # as they were probed
-        self.probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe)) if self.data.has_downstream else {}
-        for name, probe in self.probes.items():
-            if self.data.targets not in probe.targets:
-                raise ValueError(
-                    f"probe {name} needs labels of the kind {' or '.join(probe.targets)}, and data "
-                    f"{self.data.name} has {self.data.targets}; choose other probes: probe=[...]"
-                )
+        probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe))
+        labels = self.data.targets if self.data.has_downstream else "none"
+        self.probes = {name: p for name, p in probes.items() if {labels, "none"} & set(p.targets)}
+        self.skipped = sorted(set(probes) - set(self.probes))
+        if self.skipped and self.data.has_downstream:
+            name = self.skipped[0]
+            raise ValueError(
+                f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
+                f"{self.data.name} has {labels}; choose other probes: probe=[...]"
+            )
+        for probe in self.probes.values():
             probe.check(self.data.label_counts)
 
     def execute(self) -> None:
@@ -159,9 +167,11 @@ class Run:
             self.trunks,
             self.preparation.feed(self.task),
             self.probes,
-            {split: self.data.downstream(split) for split in SPLITS},
+            {split: self.data.downstream(split) for split in SPLITS if self.data.has_downstream},
             class_names=self.data.spec.class_names or (),
             folder=self.folder,
+            data=self.data,
+            make_trainer=partial(make_trainer, **{key: self.cfg.trainer[key] for key in HARDWARE}),
             seed=self.cfg.seed,
             precision=precision,
             device=self.trainer.strategy.root_device,
@@ -249,8 +259,11 @@ class Run:
             facts["weights"] = self.loaded
         if self.resumed_from:
             facts["resumed"] = f"from {self.resumed_from}"
-        if not self.data.has_downstream:
-            facts["probes"] = "skipped: the data have no labelled images (data.train_dir and data.test_dir)"
+        if self.skipped:
+            facts["probes"] = (
+                f"{', '.join(self.skipped)} skipped: the data have no labelled images "
+                "(data.train_dir and data.test_dir)"
+            )
         print_header(facts)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_lightning.data.base import PairedDataModule, Pairing
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.download import cache_root
-from ssl_lightning.data.io.folders import classes_of, describe_bad, good_images, scan
+from ssl_lightning.data.io.folders import classes_of, usable
 from ssl_lightning.data.io.sources import FileSource
 
 
@@ -44,6 +44,7 @@ class Folder(PairedDataModule):
     """
 
     name = "folder"
+    eval_view: EvalView
 
     def __init__(
         self,
@@ -158,15 +159,8 @@ class Folder(PairedDataModule):
         )
 
     def _good(self, folder: Path) -> list[Path]:
-        paths = scan(folder)
         cache = self.root / "folders"
-        good, bad = good_images(folder, paths, max_pixels=self.max_pixels, max_bad=self.max_bad, cache=cache)
-        if bad:
-            rank_zero_warn(
-                f"{len(bad)} of {len(paths)} images in {folder} cannot be decoded and are skipped:\n"
-                + describe_bad(bad)
-            )
-        return good
+        return usable(folder, max_pixels=self.max_pixels, max_bad=self.max_bad, cache=cache)
 
     def _source(self, paths: list[Path], labels: Tensor | None) -> FileSource:
         return FileSource(
