@@ -114,6 +114,13 @@ def encode(
     return Features(labels, stages, grids, pooled, seconds, total / seconds)
 
 
+def class_labels(loader: Loader) -> Loader:
+    """Yield the images of a loader with one label each, `(B,)` int64; -1 where they have none or several."""
+    for images, labels, *_ in loader:
+        one_each = isinstance(labels, Tensor) and labels.ndim == 1
+        yield images, labels if one_each else torch.full((len(images),), -1)
+
+
 def stage_maps(trunk: nn.Module, fed: Tensor) -> list[Tensor]:
     """Run a trunk on `(B, C, H, W)`, or on several inputs for each image, `(B, V, C, h, w)`.
 

@@ -136,6 +136,9 @@ class Run:
             )
         for probe in self.probes.values():
             probe.check(self.data.label_counts)
+            for trunk in self.task.branches().values():
+                info: Any = trunk.feature_info
+                probe.check_stages([f"stage{depth}" for depth, _ in enumerate(info.channels(), 1)])
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ class BaseProbe:
 
     # kinds of labels that it can do, see `PairedDataModule`; with "none" it needs no labels at all
     targets: ClassVar[tuple[str, ...]] = ("classes",)
+    stage: str | None = None  # the one stage that it looks at, where it does not look at all of them
 
     def check(self, counts: Mapping[str, int]) -> None:
         """Refuse, before any work, data that the probe cannot do.
@@ -39,6 +40,20 @@ class BaseProbe:
         Raises:
             ValueError: The probe and the data do not fit; says how.
         """
+
+    def check_stages(self, stages: Sequence[str]) -> None:
+        """Refuse, before any work, a trunk that does not have the stage.
+
+        Args:
+            stages: Names of those that it has.
+
+        Raises:
+            ValueError: Names what was asked for and what there is.
+        """
+        if self.stage is not None and self.stage not in stages:
+            raise ValueError(
+                f"stage of {type(self).__name__} is {self.stage!r}; the trunk has {', '.join(stages)}"
+            )
 
 
 class Probe(BaseProbe, ABC):

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from ssl_lightning.results import Record, best_stage
 
+# Metrics that are shown, and what a column says of them; all but the rank are in %
+UNITS = {"top1": "", "map": "mAP", "rankme": "(rank)"}
+
 
 def print_header(facts: dict[str, str]) -> None:
     """Print what is about to run, a line per fact."""
@@ -55,25 +58,48 @@ def summary_table(records: list[Record]) -> Table:
     A cell holds the test figure before and after pretraining and the gain, in points. The best stage of
     each probe, marked with *, is the one that did best on held-out images.
     """
-    shown = [r for r in records if r["metric"] == "top1"]
+    shown = headline(records)
     states = [
         name
         for name, on in (("untrained", False), ("trained", True))
         if any(r["trained"] == on for r in shown)
     ]
-    title = f"Test top-1 in %, {' → '.join(states)}; * best stage, chosen on held-out images"
+    what = "figures" if any(r["metric"] != "top1" for r in shown) else "top-1"
+    title = f"Test {what} in %, {' → '.join(states)}; * best stage, chosen on held-out images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("trunk", no_wrap=True)
-    columns = list(dict.fromkeys(_column(r) for r in shown))
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = list(dict.fromkeys(column(r) for r in shown))
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     for branch, stage in dict.fromkeys((r["branch"], r["stage"]) for r in shown):
-        cells = []
-        for column in columns:
-            of_column = [r for r in shown if (_column(r), r["branch"]) == (column, branch)]
-            cells.append(_cell(of_column, stage))
+        cells = [
+            _cell([r for r in shown if (column(r), r["branch"]) == (name, branch)], stage) for name in columns
+        ]
         table.add_row(stage if branch == "backbone" else f"{branch} {stage}", *cells)
     return table
+
+
+def headline(records: list[Record]) -> list[Record]:
+    """The records worth a column: of a low-shot curve the least, the middle and the most labels."""
+    shown = [r for r in records if r["metric"] in UNITS]
+    curves: dict[str, set[int]] = {}
+    for record in shown:
+        if "k_shot" in record["protocol"]:
+            curves.setdefault(record["probe"], set()).add(record["protocol"]["k_shot"])
+    ends = {probe: {min(ks), sorted(ks)[len(ks) // 2], max(ks)} for probe, ks in curves.items()}
+    return [r for r in shown if r["protocol"].get("k_shot") in ends.get(r["probe"], {None})]
+
+
+def column(record: Record) -> str:
+    """Name the probe, with what tells its figures apart."""
+    protocol, parts = record["protocol"], [record["probe"]]
+    if "k" in protocol:
+        parts.append(f"k={protocol['k']}")
+    if "k_shot" in protocol:
+        parts.append(f"{protocol['k_shot']}-shot")
+    if "fraction" in protocol:
+        parts.append(f"{100 * protocol['fraction']:g} %")
+    return " ".join([*parts, *filter(None, [UNITS[record["metric"]]])])
 
 
 def _cell(of_column: list[Record], stage: str) -> str:
@@ -83,12 +109,8 @@ def _cell(of_column: list[Record], stage: str) -> str:
         best = best_stage(records)
         for record in records:
             if record["stage"] == stage:
-                values.append(100 * record["value"])
-                texts.append(f"{values[-1]:.1f}{'*' if record is best else ' '}")
+                percent = record["metric"] != "rankme"
+                values.append(record["value"] * (100 if percent else 1))
+                texts.append(f"{values[-1]:.1f}{'*' if percent and record is best else ' '}")
     gain = [f"{values[1] - values[0]:+5.1f}"] if len(values) == 2 else []
     return " ".join([" → ".join(texts), *gain])
-
-
-def _column(record: Record) -> str:
-    k = record["protocol"].get("k")
-    return record["probe"] if k is None else f"{record['probe']} k={k}"
