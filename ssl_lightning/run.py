@@ -17,6 +17,7 @@ from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.checkpoints import FOLDER, load_checkpoint, resume_point
 from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.encoding import evaluating, stage_maps
 from ssl_lightning.hardware import join_processes, make_trainer, memory_format, peak_memory_gb
 from ssl_lightning.networks.features import check_input_size
 from ssl_lightning.preparation import Preparation
@@ -122,7 +123,9 @@ class Run:
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
             self.task = cast(PretextTask, synchronise_batch_norm(self.task, on_gpu=on_gpu))
         self.preparation: Preparation = instantiate(cfg.encoding)
-        self.preparation.feed(self.task)(to_float(self.unlabelled(1)))  # refused now, not after the training
+        fed = self.preparation.feed(self.task)(
+            to_float(self.unlabelled(1))
+        )  # refused now, not after training
         self.trunks: dict[str, nn.Module] = {}  # as they were probed
         probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe))
         labels = self.data.targets if self.data.has_downstream else "none"
@@ -137,8 +140,7 @@ class Run:
         for probe in self.probes.values():
             probe.check(self.data.label_counts)
             for trunk in self.task.branches().values():
-                info: Any = trunk.feature_info
-                probe.check_stages([f"stage{depth}" for depth, _ in enumerate(info.channels(), 1)])
+                probe.check_trunk(map_shapes(trunk, fed), self.data.label_counts)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
@@ -296,6 +298,13 @@ def build_task(cfg: DictConfig, data: PairedDataModule) -> tuple[PretextTask, st
     if cfg.init_from is not None:
         loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map)
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded
+
+
+def map_shapes(trunk: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]:
+    """Shape `(C, H, W)` of each stage map, found by encoding one image; leaves no trace."""
+    with evaluating(trunk), torch.no_grad():
+        maps = stage_maps(trunk, fed)
+    return {f"stage{depth}": tuple(each.shape[1:]) for depth, each in enumerate(maps, 1)}  # type: ignore[misc]
 
 
 def load_state(task: PretextTask, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -41,18 +41,19 @@ class BaseProbe:
             ValueError: The probe and the data do not fit; says how.
         """
 
-    def check_stages(self, stages: Sequence[str]) -> None:
-        """Refuse, before any work, a trunk that does not have the stage.
+    def check_trunk(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
+        """Refuse, before any work, a trunk that the probe cannot do.
 
         Args:
-            stages: Names of those that it has.
+            maps: For each stage the shape `(C, H, W)` of the map of one image.
+            counts: As for `check`.
 
         Raises:
             ValueError: Names what was asked for and what there is.
         """
-        if self.stage is not None and self.stage not in stages:
+        if self.stage is not None and self.stage not in maps:
             raise ValueError(
-                f"stage of {type(self).__name__} is {self.stage!r}; the trunk has {', '.join(stages)}"
+                f"stage of {type(self).__name__} is {self.stage!r}; the trunk has {', '.join(maps)}"
             )
 
 
@@ -93,6 +94,9 @@ class Images(Protocol):
 
     @property
     def has_downstream(self) -> bool: ...
+
+    @property
+    def label_counts(self) -> Mapping[str, int]: ...
 
     def downstream(self, split: str) -> ImageLoader: ...
 

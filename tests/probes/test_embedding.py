@@ -124,4 +124,4 @@ def test_what_is_not_there_is_refused_beforehand(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gone, which is not a folder"):
         EmbeddingProbe(folder=str(tmp_path / "gone")).check({})
     with pytest.raises(ValueError, match="'stage7'; the trunk has stage1, stage2"):
-        EmbeddingProbe(stage="stage7").check_stages(["stage1", "stage2"])
+        EmbeddingProbe(stage="stage7").check_trunk({"stage1": (3, 4, 4), "stage2": (6, 2, 2)}, {})
