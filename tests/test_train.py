@@ -246,3 +246,27 @@ def test_a_job_that_fails_leaves_the_others_and_is_reported(tmp_path: Path) -> N
     done = train(tmp_path, "data=fake", "trainer=debug", *sweep, "-m", ok=False)
     assert "100000" in done.stderr
     assert [path.parent.name for path in tmp_path.rglob("results.json")] == ["run_1"]
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does(tmp_path: Path) -> None:
+    some = [
+        "data=fake",
+        "trainer=debug",
+        "task=rotation",
+        "probe=[finetune]",
+        "optimizer.lr=0.01",
+        "logger=[]",
+    ]
+    some += ["probe.finetune.fractions=[1.0]", "probe.finetune.epochs=2", "probe.finetune.min_steps=1"]
+    some += ["probe.finetune.lr=1e-4", "probe.finetune.head_lr=1e-3"]  # rounding is not amplified
+    found = []
+    for devices in (1, 2):
+        train(tmp_path, *some, f"name=on{devices}", f"trainer.devices={devices}")
+        results = results_of(tmp_path / f"rotation/fake/convnet/on{devices}")
+        assert results["run"]["devices"] == devices
+        found.append(results["probes"])
+    (one,), (two,) = found
+    assert one["protocol"]["labels"] == two["protocol"]["labels"]
+    assert two["value"] == pytest.approx(one["value"], abs=2 / one["n"] + 1e-9)
+    assert two["protocol"]["heldout"] == pytest.approx(one["protocol"]["heldout"], abs=2 / 64 + 1e-9)
