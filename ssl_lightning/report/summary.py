@@ -41,8 +41,8 @@ def print_summary(results: dict[str, Any], folder: Path) -> None:
 def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
     """Print the table of the figures, and what they took."""
     console = Console(highlight=False, soft_wrap=True)
-    if records:
-        console.print(summary_table(records))
+    for table in summary_tables(records, console):
+        console.print(table)
     if "encode_s" in probe_s:
         solving = {name: s for name, s in probe_s.items() if name != "encode_s"}
         parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in solving.items())
@@ -50,6 +50,26 @@ def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
         console.print(
             f"probes: one encode pass {probe_s['encode_s']:.1f} s, then {parts} ({ratio:.2f}x the pass)"
         )
+
+
+def summary_tables(records: list[Record], console: Console) -> list[Table]:
+    """Make the table of a run, in as many parts as the width of the console asks for."""
+    parts: list[Table] = []
+    group: list[str] = []
+    shown, unbound = headline(records), console.options.update(width=10_000)
+    for name in dict.fromkeys(map(column, shown)):
+        wider = summary_table([r for r in shown if column(r) in [*group, name]])
+        if group and console.measure(wider, options=unbound).maximum > console.width:
+            group, wider = [], summary_table([r for r in shown if column(r) == name])
+            wider.title = None
+            parts.append(wider)
+        elif parts:
+            wider.title = parts[-1].title
+            parts[-1] = wider
+        else:
+            parts.append(wider)
+        group.append(name)
+    return parts
 
 
 def summary_table(records: list[Record]) -> Table:
@@ -71,7 +91,9 @@ def summary_table(records: list[Record]) -> Table:
     columns = list(dict.fromkeys(column(r) for r in shown))
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    for branch, stage in dict.fromkeys((r["branch"], r["stage"]) for r in shown):
+    branches = list(dict.fromkeys(r["branch"] for r in shown))
+    rows = {(r["branch"], r["stage"]) for r in shown}
+    for branch, stage in sorted(rows, key=lambda row: (branches.index(row[0]), row[1])):
         cells = [
             _cell([r for r in shown if (column(r), r["branch"]) == (name, branch)], stage) for name in columns
         ]
