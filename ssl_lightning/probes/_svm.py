@@ -7,24 +7,21 @@ errors on the class's own images weighing twice, features scaled to length 1. La
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from ssl_lightning.encoding import Features
 from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
+from ssl_lightning.ops.svm import fit_svm
 from ssl_lightning.probes.base import Probe
 
-CLASS_WEIGHT = {1: 2, 0: 1}
+POSITIVES_WEIGH = 2.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class LinearSVMProbe(Probe):
         max_dims: Where that would be more features, the cells are halved until it is not.
         costs: Values of C to choose from.
         folds: Parts of the cross-validation.
-        max_iter: Iterations of the solver at most.
+        max_iter: Steps of the solver at most.
 
     Raises:
         ValueError: A number is out of range.
@@ -99,7 +96,7 @@ class LinearSVMProbe(Probe):
 
     def convergence(self, converged: bool) -> dict[str, Any]:
         """Say in the protocol whether every machine was solved."""
-        warning = {} if converged else {"warning": f"a machine was not solved in {self.max_iter} iterations"}
+        warning = {} if converged else {"warning": f"a machine was not solved in {self.max_iter} steps"}
         return {"converged": converged, **warning}
 
 
@@ -115,30 +112,33 @@ def figure(scores: Tensor, labels: Tensor) -> float:
     )
 
 
-def fit(x: Tensor, targets: Tensor, costs: Tensor, *, max_iter: int) -> SVMs:
+def fit(x: Tensor, targets: Tensor, costs: Tensor, *, max_iter: int, init: SVMs | None = None) -> SVMs:
     """Fit the machine of each class to the images that its target looks at.
 
     Args:
-        x: `(N, D)` float64 on the CPU.
+        x: `(N, D)` float64.
         targets: `(N, K)` of 1, 0 and -1.
         costs: `(K,)` C of each class.
-        max_iter: Iterations of the solver at most.
+        max_iter: Steps of the solver at most.
+        init: Machines to start from, which makes the way shorter and does not change where it ends.
     """
-    array, converged = x.numpy(), True
-    weight, bias = x.new_zeros(targets.shape[1], x.shape[1]), x.new_zeros(targets.shape[1])
-    for k, cost in enumerate(costs.tolist()):
-        rows = (targets[:, k] >= 0).numpy()
-        y = targets[:, k].numpy()[rows]
-        if y.size == 0 or y.min() == y.max():  # nothing to tell apart: a constant answer
-            bias[k] = 2.0 * y.max(initial=0) - 1
+    ones = torch.cat([x, x.new_ones(len(x), 1)], 1)  # (N, D + 1)
+    weights, converged = [], True
+    for k, cost in enumerate(costs):
+        column = targets[:, k]
+        looked_at = column[column >= 0]
+        if looked_at.numel() == 0 or looked_at.min() == looked_at.max():  # nothing to tell apart
+            constant = ones.new_zeros(ones.shape[1])
+            constant[-1] = 1.0 if (looked_at == 1).any() else -1.0
+            weights.append(constant)
             continue
-        machine = LinearSVC(C=cost, class_weight=CLASS_WEIGHT, dual="auto", max_iter=max_iter, random_state=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the caller is told by `converged`
-            machine.fit(array if rows.all() else array[rows], y)
-        converged &= bool(machine.n_iter_ < max_iter)
-        weight[k], bias[k] = torch.from_numpy(machine.coef_[0]), float(machine.intercept_[0])
-    return SVMs(weight, bias, costs, converged)
+        each = cost * torch.where(column == 1, POSITIVES_WEIGH, 1.0).double() * (column >= 0)
+        start = None if init is None else torch.cat([init.weight[k], init.bias[k : k + 1]])
+        machine = fit_svm(ones, 2.0 * (column == 1) - 1.0, each, init=start, max_iter=max_iter)
+        weights.append(machine.weight)
+        converged &= machine.converged
+    stacked = torch.stack(weights)
+    return SVMs(stacked[:, :-1], stacked[:, -1], costs, converged)
 
 
 def fit_cross_validated(
@@ -150,29 +150,34 @@ def fit_cross_validated(
     best average precision (mean over folds, as Goyal et al. 2019).
 
     Args:
-        x: `(N, D)` float64 on the CPU.
+        x: `(N, D)` float64.
         targets: `(N, K)` of 1, 0 and -1.
         candidates: Values of C.
         folds: Parts, each of which is left out once; 2 or more.
         one_label: Whether each image shows exactly one class.
-        max_iter: Iterations of the solver at most.
+        max_iter: Steps of the solver at most.
     """
-    candidates = sorted(candidates)
+    if len(x) < x.shape[1]:  # the weights lie in the span of the images: solved with as many numbers
+        basis = torch.linalg.qr(x.T).Q  # (D, N)
+        small = fit_cross_validated(
+            x @ basis, targets, candidates, folds, one_label=one_label, max_iter=max_iter
+        )
+        return SVMs(small.weight @ basis.T, small.bias, small.costs, small.converged)
+    candidates, part = sorted(candidates), deal(targets, folds, one_label=one_label)
+    merit, converged = x.new_zeros(len(candidates), folds, targets.shape[1]), True
     if len(candidates) == 1:
-        return fit(x, targets, x.new_full(targets.shape[1:], candidates[0]), max_iter=max_iter)
-    part = deal(targets, folds, one_label=one_label)
-    merit, converged = [], True
-    for cost in candidates:
-        each = x.new_full(targets.shape[1:], cost)
-        by_fold = []
-        for fold in range(folds):
-            machines = fit(x, torch.where(part == fold, -1, targets), each, max_iter=max_iter)
-            left_out = torch.where(part == fold, targets, -1)
+        folds = 0  # nothing to choose
+    for fold in range(folds):
+        machines = None
+        learned, left_out = torch.where(part == fold, -1, targets), torch.where(part == fold, targets, -1)
+        for row, cost in enumerate(candidates):
+            each = x.new_full(targets.shape[1:], cost)
+            machines = fit(x, learned, each, max_iter=max_iter, init=machines)
             converged &= machines.converged
-            by_fold.append(_merit(machines.scores(x), left_out, one_label))
-        merit.append(torch.stack(by_fold).nanmean(0))
-    best = torch.stack(merit).nan_to_num(-1.0).numpy().argmax(0)  # the first of equals, unlike torch's
-    chosen = fit(x, targets, x.new_tensor(np.asarray(candidates)[best]), max_iter=max_iter)
+            merit[row, fold] = _merit(machines.scores(x), left_out, one_label)
+    means = merit.nanmean(1).nan_to_num(-1.0)  # (candidates, K)
+    best = (means == means.amax(0)).int().argmax(0)  # the first of equals
+    chosen = fit(x, targets, x.new_tensor(candidates)[best], max_iter=max_iter)
     return SVMs(chosen.weight, chosen.bias, chosen.costs, converged and chosen.converged)
 
 

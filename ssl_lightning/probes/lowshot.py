@@ -31,7 +31,7 @@ class LowShotProbe(LinearSVMProbe):
         costs: Values of C to choose from.
         cost: The value where there is nothing to choose by, with one image a class.
         folds: Parts of the cross-validation; k where that is fewer.
-        max_iter: Iterations of the solver at most.
+        max_iter: Steps of the solver at most.
 
     Raises:
         ValueError: A number is out of range.
@@ -44,10 +44,10 @@ class LowShotProbe(LinearSVMProbe):
         draws: int = 5,
         pool: int = 2,
         max_dims: int = 1024,
-        costs: Sequence[float] = (0.25, 1, 4, 16),
-        cost: float = 4.0,
+        costs: Sequence[float] = (0.0625, 0.25, 1, 4),
+        cost: float = 1.0,
         folds: int = 3,
-        max_iter: int = 2000,
+        max_iter: int = 100,
     ) -> None:
         super().__init__(
             "probe.lowshot", pool=pool, max_dims=max_dims, costs=costs, folds=folds, max_iter=max_iter

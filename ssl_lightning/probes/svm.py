@@ -23,7 +23,7 @@ class SVMProbe(LinearSVMProbe):
         max_dims: Where that would be more features, the cells are halved until it is not.
         costs: Values of C to choose from.
         folds: Parts of the cross-validation.
-        max_iter: Iterations of the solver at most.
+        max_iter: Steps of the solver at most.
 
     Raises:
         ValueError: A number is out of range.
@@ -36,7 +36,7 @@ class SVMProbe(LinearSVMProbe):
         max_dims: int = 1024,
         costs: Sequence[float] = (0.25, 1, 4, 16),
         folds: int = 3,
-        max_iter: int = 2000,
+        max_iter: int = 100,
     ) -> None:
         super().__init__(
             "probe.svm", pool=pool, max_dims=max_dims, costs=costs, folds=folds, max_iter=max_iter
