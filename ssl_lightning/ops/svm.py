@@ -56,15 +56,14 @@ def fit_svm(
     bound = tol * float((2 * (costs * signs) @ x).abs().amax().clamp_min(1))
     slack = 1 - signs * (x @ weight)  # (N,), above 0 within the margin
     for iteration in range(max_iter + 1):
-        active = ((slack > 0) & (costs > 0)).nonzero()[:, 0]
-        near = x[active]  # (A, D)
-        pulled = near.T * costs[active]  # (D, A)
-        gradient = weight - 2 * pulled @ (signs * slack)[active]
+        gradient = weight - 2 * (costs * signs * slack.clamp_min(0)) @ x
         if float(gradient.abs().amax()) <= bound:
             return SVMFit(weight, iteration, True)
         if iteration == max_iter:
             break
-        hessian = 2 * pulled @ near
+        active = ((slack > 0) & (costs > 0)).nonzero()[:, 0]
+        near = x[active].mul_((2 * costs[active]).sqrt_()[:, None])  # (A, D)
+        hessian = near.T @ near
         hessian.diagonal().add_(1)
         step = -torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(hessian))[:, 0]
         length = _line_search(weight, step, slack, signs * (x @ step), costs, float(gradient @ step))

@@ -22,6 +22,7 @@ from ssl_lightning.ops.svm import fit_svm
 from ssl_lightning.probes.base import Probe
 
 POSITIVES_WEIGH = 2.0
+SELECT_TOL = 1e-4  # of the solver while C is chosen: answers settle long before the weights do
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,15 @@ def figure(scores: Tensor, labels: Tensor) -> float:
     )
 
 
-def fit(x: Tensor, targets: Tensor, costs: Tensor, *, max_iter: int, init: SVMs | None = None) -> SVMs:
+def fit(
+    x: Tensor,
+    targets: Tensor,
+    costs: Tensor,
+    *,
+    max_iter: int,
+    tol: float = 1e-9,
+    init: SVMs | None = None,
+) -> SVMs:
     """Fit the machine of each class to the images that its target looks at.
 
     Args:
@@ -120,6 +129,7 @@ def fit(x: Tensor, targets: Tensor, costs: Tensor, *, max_iter: int, init: SVMs 
         targets: `(N, K)` of 1, 0 and -1.
         costs: `(K,)` C of each class.
         max_iter: Steps of the solver at most.
+        tol: See `fit_svm`.
         init: Machines to start from, which makes the way shorter and does not change where it ends.
     """
     ones = torch.cat([x, x.new_ones(len(x), 1)], 1)  # (N, D + 1)
@@ -134,7 +144,7 @@ def fit(x: Tensor, targets: Tensor, costs: Tensor, *, max_iter: int, init: SVMs 
             continue
         each = cost * torch.where(column == 1, POSITIVES_WEIGH, 1.0).double() * (column >= 0)
         start = None if init is None else torch.cat([init.weight[k], init.bias[k : k + 1]])
-        machine = fit_svm(ones, 2.0 * (column == 1) - 1.0, each, init=start, max_iter=max_iter)
+        machine = fit_svm(ones, 2.0 * (column == 1) - 1.0, each, init=start, max_iter=max_iter, tol=tol)
         weights.append(machine.weight)
         converged &= machine.converged
     stacked = torch.stack(weights)
@@ -172,7 +182,7 @@ def fit_cross_validated(
         learned, left_out = torch.where(part == fold, -1, targets), torch.where(part == fold, targets, -1)
         for row, cost in enumerate(candidates):
             each = x.new_full(targets.shape[1:], cost)
-            machines = fit(x, learned, each, max_iter=max_iter, init=machines)
+            machines = fit(x, learned, each, max_iter=max_iter, tol=SELECT_TOL, init=machines)
             converged &= machines.converged
             merit[row, fold] = _merit(machines.scores(x), left_out, one_label)
     means = merit.nanmean(1).nan_to_num(-1.0)  # (candidates, K)
