@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Loader = Iterable[Sequence[Tensor]]  # batches of images (B, C, H, W) uint8 and labels (B,) int64
+Loader = Iterable[Sequence[Tensor]]  # batches of images (B, C, H, W) uint8 and labels (B,) or (B, K)
 Grid = tuple[int, int]
 
 
@@ -22,7 +22,8 @@ class Features:
     """Pooled stage maps of one trunk on the labelled splits, encoded once.
 
     Args:
-        labels: For each split `(N,)` int64, in the order of its loader.
+        labels: For each split `(N,)` int64, in the order of its loader; `(N, K)` of 1, 0 and -1 (ignored)
+            where an image may be of several classes.
         stages: Names of the stages, shallow to deep: stage1, stage2, ...
         grids: For each stage and requested pool size g the cells (rows, columns) it was pooled to: g x g,
             or fewer where the map itself has fewer (adaptive pooling would only repeat its values).
@@ -89,15 +90,11 @@ def encode(
                     continue
                 with precision():
                     x = images.to(device, non_blocking=True).float().div_(255)
-                    fed = probe_input(x)
-                    views = fed.shape[1] if fed.ndim == 5 else 1
-                    maps = trunk(fed.flatten(0, 1) if fed.ndim == 5 else fed)
+                    maps = stage_maps(trunk, probe_input(x))
                 for depth, stage_map in enumerate(maps, 1):
                     height, width = stage_map.shape[-2:]
                     grids |= {(f"stage{depth}", g): (min(g, height), min(g, width)) for g in sizes}
                     full = stage_map.float()
-                    if views > 1:
-                        full = full.unflatten(0, (-1, views)).mean(1)
                     for grid in {grids[f"stage{depth}", g] for g in sizes}:
                         cells = F.adaptive_avg_pool2d(full, grid).flatten(1)  # (B, C * rows * columns)
                         parts.setdefault((f"stage{depth}", grid), []).append(cells)
@@ -115,6 +112,24 @@ def encode(
     stages = tuple(dict.fromkeys(stage for stage, _ in grids))
     total = sum(len(values) for values in labels.values())
     return Features(labels, stages, grids, pooled, seconds, total / seconds)
+
+
+def class_labels(loader: Loader) -> Loader:
+    """Yield the images of a loader with one label each, `(B,)` int64; -1 where they have none or several."""
+    for images, labels, *_ in loader:
+        one_each = isinstance(labels, Tensor) and labels.ndim == 1
+        yield images, labels if one_each else torch.full((len(images),), -1)
+
+
+def stage_maps(trunk: nn.Module, fed: Tensor) -> list[Tensor]:
+    """Run a trunk on `(B, C, H, W)`, or on several inputs for each image, `(B, V, C, h, w)`.
+
+    Returns:
+        Stage maps `(B, C_i, H_i, W_i)`, shallow to deep; of several inputs the mean, in float32.
+    """
+    if fed.ndim == 4:
+        return trunk(fed)
+    return [maps.float().unflatten(0, fed.shape[:2]).mean(1) for maps in trunk(fed.flatten(0, 1))]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -117,7 +117,8 @@ def objective_value(results: dict[str, Any], objective: str) -> float:
     Args:
         results: The content of a results.json.
         objective: `probe/<probe>/<metric>` (trained backbone, held-out figure of its best stage: a
-            sweep must not select on test), or `pretext/<name>` such as `pretext/val/loss`.
+            sweep must not select on test; of a figure that needs no labels, such as `probe/rankme/rankme`,
+            that of the deepest stage), or `pretext/<name>` such as `pretext/val/loss`.
 
     Raises:
         ValueError: The run has no such figure; the message names those that it has.
@@ -128,7 +129,7 @@ def objective_value(results: dict[str, Any], objective: str) -> float:
     probe, _, metric = rest.partition("/")
     rows = [r for r in results["probes"] if r["branch"] == "backbone" and "evaluation" not in r]
     trained = any(r["trained"] for r in rows)  # a control that trains nothing has only untrained rows
-    rows = [r for r in rows if r["trained"] == trained and r["protocol"].get("heldout") is not None]
+    rows = [r for r in rows if r["trained"] == trained and _selectable(r) is not None]
     best = best_stage([r for r in rows if kind == "probe" and (r["probe"], r["metric"]) == (probe, metric)])
     if best is None:
         names = {f"probe/{r['probe']}/{r['metric']}" for r in rows}
@@ -136,4 +137,12 @@ def objective_value(results: dict[str, Any], objective: str) -> float:
         raise ValueError(
             f"objective is {objective!r}; this run has {', '.join(sorted(names)) or 'no figures'}"
         )
-    return float(best["protocol"]["heldout"])
+    return cast(float, _selectable(best))
+
+
+def _selectable(record: Record) -> float | None:
+    """The figure by which a run may be chosen, if any: on held-out, or on unlabelled pretraining images."""
+    if record.get("split") == "pretrain":
+        return float(record["value"])
+    heldout = record["protocol"].get("heldout")
+    return None if heldout is None else float(heldout)

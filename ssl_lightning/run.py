@@ -17,6 +17,7 @@ from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.checkpoints import FOLDER, load_checkpoint, resume_point
 from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.encoding import evaluating, stage_maps
 from ssl_lightning.hardware import join_processes, make_trainer, memory_format, peak_memory_gb
 from ssl_lightning.networks.features import check_input_size
 from ssl_lightning.preparation import Preparation
@@ -37,6 +38,7 @@ from ssl_lightning.seeding import stream_seed
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import load_weights, save_backbone
 
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
 SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 
@@ -87,6 +89,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     same = add_records(results, job.records, stamp)
     write_json(folder / FILE_NAME, results)
     print_probes(job.records, job.probe_s)
+    if not job.records:
+        print(f"what the probes wrote is in {folder}")
+        return
     found = f"{same} of {len(job.records)} figures were in {folder / FILE_NAME}, exactly equal"
     print(found if same == len(job.records) else f"{found}; the rest was added")
 
@@ -118,16 +123,24 @@ class Run:
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
             self.task = cast(PretextTask, synchronise_batch_norm(self.task, on_gpu=on_gpu))
         self.preparation: Preparation = instantiate(cfg.encoding)
-        self.preparation.feed(self.task)(to_float(self.unlabelled(1)))  # refused now, not after the training
+        fed = self.preparation.feed(self.task)(
+            to_float(self.unlabelled(1))
+        )  # refused now, not after training
         self.trunks: dict[str, nn.Module] = {}  # as they were probed
-        self.probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe)) if self.data.has_downstream else {}
-        for name, probe in self.probes.items():
-            if self.data.targets not in probe.targets:
-                raise ValueError(
-                    f"probe {name} needs labels of the kind {' or '.join(probe.targets)}, and data "
-                    f"{self.data.name} has {self.data.targets}; choose other probes: probe=[...]"
-                )
+        probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe))
+        labels = self.data.targets if self.data.has_downstream else "none"
+        self.probes = {name: p for name, p in probes.items() if {labels, "none"} & set(p.targets)}
+        self.skipped = sorted(set(probes) - set(self.probes))
+        if self.skipped and self.data.has_downstream:
+            name = self.skipped[0]
+            raise ValueError(
+                f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
+                f"{self.data.name} has {labels}; choose other probes: probe=[...]"
+            )
+        for probe in self.probes.values():
             probe.check(self.data.label_counts)
+            for trunk in self.task.branches().values():
+                probe.check_trunk(map_shapes(trunk, fed), self.data.label_counts)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
@@ -159,9 +172,11 @@ class Run:
             self.trunks,
             self.preparation.feed(self.task),
             self.probes,
-            {split: self.data.downstream(split) for split in SPLITS},
+            {split: self.data.downstream(split) for split in SPLITS if self.data.has_downstream},
             class_names=self.data.spec.class_names or (),
             folder=self.folder,
+            data=self.data,
+            make_trainer=partial(make_trainer, **{key: self.cfg.trainer[key] for key in HARDWARE}),
             seed=self.cfg.seed,
             precision=precision,
             device=self.trainer.strategy.root_device,
@@ -248,8 +263,11 @@ class Run:
             facts["weights"] = self.loaded
         if self.resumed_from:
             facts["resumed"] = f"from {self.resumed_from}"
-        if not self.data.has_downstream:
-            facts["probes"] = "skipped: the data have no labelled images (data.train_dir and data.test_dir)"
+        if self.skipped:
+            facts["probes"] = (
+                f"{', '.join(self.skipped)} skipped: the data have no labelled images "
+                "(data.train_dir and data.test_dir)"
+            )
         print_header(facts)
 
 
@@ -280,6 +298,13 @@ def build_task(cfg: DictConfig, data: PairedDataModule) -> tuple[PretextTask, st
     if cfg.init_from is not None:
         loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map)
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded
+
+
+def map_shapes(trunk: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]:
+    """Shape `(C, H, W)` of each stage map, found by encoding one image; leaves no trace."""
+    with evaluating(trunk), torch.no_grad():
+        maps = stage_maps(trunk, fed)
+    return {f"stage{depth}": tuple(each.shape[1:]) for depth, each in enumerate(maps, 1)}  # type: ignore[misc]
 
 
 def load_state(task: PretextTask, path: Path) -> None:

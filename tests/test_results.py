@@ -52,6 +52,12 @@ def test_objective_is_the_heldout_figure_of_the_trained_trunk() -> None:
     assert objective_value(results | {"probes": rows[:1]}, "probe/linear/top1") == 0.7
 
 
+def test_a_rank_of_unlabelled_images_may_be_an_objective() -> None:
+    rows = [record("rankme", f"stage{depth}", value, None) for depth, value in ((1, 90.0), (2, 12.5))]
+    rows = [r | {"metric": "rankme", "split": "pretrain"} for r in rows]
+    assert objective_value({"pretext": {}, "probes": rows}, "probe/rankme/rankme") == 12.5  # of the deepest
+
+
 @pytest.mark.parametrize("objective", ["probe/knn/top1", "pretext/val/acc", "nonsense"])
 def test_an_unknown_objective_names_those_there_are(objective: str) -> None:
     results = {"pretext": {"val/loss": 1.5}, "probes": [record("linear", "stage1", 0.4, 0.6)]}

@@ -10,8 +10,10 @@ import time
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from ssl_lightning.checkpoints import load_checkpoint
@@ -279,3 +281,59 @@ def test_a_job_that_fails_leaves_the_others_and_is_reported(tmp_path: Path) -> N
     done = train(tmp_path, "data=fake", "trainer=debug", *sweep, "-m", ok=False)
     assert "100000" in done.stderr
     assert [path.parent.name for path in tmp_path.rglob("results.json")] == ["run_1"]
+
+
+@pytest.mark.slow
+def test_two_processes_fine_tune_as_one_does(tmp_path: Path) -> None:
+    some = [
+        "data=fake",
+        "trainer=debug",
+        "task=rotation",
+        "probe=[finetune]",
+        "optimizer.lr=0.01",
+        "logger=[]",
+    ]
+    some += ["probe.finetune.fractions=[1.0]", "probe.finetune.epochs=2", "probe.finetune.min_steps=1"]
+    some += ["probe.finetune.lr=1e-4", "probe.finetune.head_lr=1e-3"]  # rounding is not amplified
+    found = []
+    for devices in (1, 2):
+        train(tmp_path, *some, f"name=on{devices}", f"trainer.devices={devices}")
+        results = results_of(tmp_path / f"rotation/fake/convnet/on{devices}")
+        assert results["run"]["devices"] == devices
+        found.append(results["probes"])
+    (one,), (two,) = found
+    assert one["protocol"]["labels"] == two["protocol"]["labels"]
+    assert two["value"] == pytest.approx(one["value"], abs=2 / one["n"] + 1e-9)
+    assert two["protocol"]["heldout"] == pytest.approx(one["protocol"]["heldout"], abs=2 / 64 + 1e-9)
+
+
+def test_every_probe_of_classes_leaves_valid_figures(tmp_path: Path) -> None:
+    few = ["probe.lowshot.ks=[1,4]", "probe.lowshot.draws=2", "probe.nonlinear.epochs=1"]
+    few += ["probe.finetune.fractions=[0.5]", "probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
+    names = ["lowshot", "svm", "nonlinear", "finetune", "rankme", "embedding"]
+    some = ["data=fake", "trainer=debug", "task=random", f"probe=[{','.join(names)}]", "logger=[]"]
+    done = train(tmp_path, *some, *few)
+    folder = tmp_path / "random/fake/convnet/run"
+    results = results_of(folder)  # each record is as the schema says
+    assert {r["probe"] for r in results["probes"]} == set(names) - {"embedding"}
+    for column in ("lowshot 1-shot", "lowshot 4-shot", "svm", "nonlinear", "finetune 50 %", "rankme (rank)"):
+        assert column in done.stdout
+    assert (folder / "embedding.npz").exists()
+    assert (folder / "neighbours.png").exists()
+
+
+def test_images_without_labels_have_their_rank_and_their_embedding(tmp_path: Path) -> None:
+    for number in range(40):
+        picture = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / f"images/{number:02}.png")
+    some = ["data=folder", f"data.pretrain_dir={tmp_path}/images", "data.image_size=32", "data.batch_size=8"]
+    some += ["data.num_workers=0", "trainer=debug", "task=rotation", "logger=[]", "probe_untrained=true"]
+    done = train(tmp_path, *some, "probe=[linear,rankme,embedding]", "objective=probe/rankme/rankme")
+    assert "linear skipped: the data have no labelled images" in done.stdout
+    results = results_of(tmp_path / "rotation/folder/convnet/run")
+    found = [(r["probe"], r["stage"], r["trained"]) for r in results["probes"]]
+    assert found == [("rankme", f"stage{s}", trained) for trained in (False, True) for s in (1, 2, 3)]
+    with np.load(tmp_path / "rotation/folder/convnet/run/embedding.npz") as embedding:
+        assert embedding["features"].shape == (36, 128)
+        assert embedding["names"][0] == str(tmp_path / "images/00.png")

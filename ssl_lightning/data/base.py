@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ssl_lightning.data.io.augment import EvalView
+from ssl_lightning.data.io.download import cache_root
+from ssl_lightning.data.io.folders import usable
 from ssl_lightning.data.io.loader import BatchLoader
-from ssl_lightning.data.io.sources import ImageSource
+from ssl_lightning.data.io.sources import FileSource, ImageSource
 from ssl_lightning.data.io.splits import complement, stratified
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
 
 SPLITS = ("train", "heldout", "test")
+MAX_PIXELS = 50_000_000  # of a picture in a folder that is not a data set of its own
 MEASURED = 256  # images from which mean and std are taken where none are given
 
 
@@ -65,6 +70,8 @@ class PairedDataModule(pl.LightningDataModule):
 
     name: str = "data"
     targets: str = "classes"  # kind of the labels: classes, multilabel, masks or boxes
+    eval_view: EvalView | None = None  # what evaluation sees of an image file, where the images are files
+    num_workers: int = 2  # processes that decode image files
 
     def __init__(
         self,
@@ -209,8 +216,72 @@ class PairedDataModule(pl.LightningDataModule):
 
     @property
     def label_counts(self) -> dict[str, int]:
-        """Labelled images of each split."""
+        """Labelled images of each split; empty where there are none."""
+        if not self.has_downstream:
+            return {}
         return {split: len(self.downstream(split).indices) for split in SPLITS}
+
+    def labelled(self, fraction: float, batch_size: int) -> BatchLoader:
+        """Return shuffled and augmented batches of labelled training images, to train a classifier on.
+
+        Args:
+            fraction: Share of the `train` split, in (0, 1]: a fixed draw, each class with its share.
+            batch_size: Over all processes; fewer if the share has fewer images.
+
+        Raises:
+            ValueError: The share has fewer images than there are processes.
+        """
+        indices = self.labelled_indices(fraction)
+        processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        batch_size = min(batch_size, len(indices)) // processes * processes
+        if batch_size == 0:
+            raise ValueError(
+                f"a fraction {fraction:g} of the labelled training images of {self.name} is {len(indices)} "
+                f"images, for {processes} processes"
+            )
+        assert self._loaded.train is not None
+        return self._loader(self._loaded.train, indices, batch_size, f"labelled {fraction:g}", shuffle=True)
+
+    def labelled_indices(self, fraction: float) -> Tensor:
+        """Which images of `Pairing.train` that share of the `train` split is, int64, sorted."""
+        train, source = self._labels_train, self._loaded.train
+        assert source is not None
+        return train[stratified(source.labels[train], round(fraction * len(train)), "fraction")]
+
+    def unlabelled(self, count: int | None = None) -> BatchLoader:
+        """Return pretraining images in a fixed order, not augmented.
+
+        Args:
+            count: A fixed draw of so many, or all if there are fewer; None for all.
+        """
+        indices = self._pretrain
+        if count is not None and count < len(indices):
+            order = torch.randperm(len(indices), generator=generator("fixed", "unlabelled"))
+            indices = indices[order[:count].sort().values]
+        return self._loader(self._loaded.pretrain, indices, self.eval_batch_size, "pretrain")
+
+    def images_in(self, folder: str) -> BatchLoader:
+        """Return the image files of any folder, at any depth, each cut to its central square and resized.
+
+        Files that cannot be decoded are skipped with a warning.
+
+        Raises:
+            FileNotFoundError: The folder does not exist, or holds no image.
+            BadImagesError: More than a tenth of the files cannot be decoded.
+        """
+        path = Path(folder).expanduser()
+        cache = cache_root(getattr(self, "root", None)) / "folders"
+        files = usable(path, max_pixels=MAX_PIXELS, max_bad=0.1, cache=cache)
+        source = FileSource(
+            files,
+            None,
+            channels=self.channels,
+            train_view=None,
+            eval_view=self.eval_view or EvalView(self.image_size, 1.0),
+            max_pixels=MAX_PIXELS,
+            num_workers=self.num_workers,
+        )
+        return self._loader(source, torch.arange(len(files)), self.eval_batch_size, path.name)
 
     def train_sample(self, n: int) -> Tensor:
         """Return the same n pretraining images (n, C, H, W) uint8 in every run, for pictures.

@@ -25,7 +25,7 @@ def synchronise_batch_norm(module: nn.Module, *, on_gpu: bool) -> nn.Module:
     if on_gpu:
         return convert_sync_batchnorm(module)
     for name, part in module.named_modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and not isinstance(part, _SharedStatistics):
             if type(part) not in KNOWN:
                 raise ValueError(
                     f"{name} is a {type(part).__name__}, which cannot share its statistics between processes "

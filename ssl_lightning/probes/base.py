@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, cast
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
@@ -26,19 +27,34 @@ class BaseProbe:
     reports only.
     """
 
-    targets: ClassVar[tuple[str, ...]] = (
-        "classes",
-    )  # kinds of labels that it can do, see `PairedDataModule`
+    # kinds of labels that it can do, see `PairedDataModule`; with "none" it needs no labels at all
+    targets: ClassVar[tuple[str, ...]] = ("classes",)
+    stage: str | None = None  # the one stage that it looks at, where it does not look at all of them
 
     def check(self, counts: Mapping[str, int]) -> None:
         """Refuse, before any work, data that the probe cannot do.
 
         Args:
-            counts: Labelled images of each split: train, heldout, test.
+            counts: Labelled images of each split: train, heldout, test; empty where there are no labels.
 
         Raises:
             ValueError: The probe and the data do not fit; says how.
         """
+
+    def check_trunk(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
+        """Refuse, before any work, a trunk that the probe cannot do.
+
+        Args:
+            maps: For each stage the shape `(C, H, W)` of the map of one image.
+            counts: As for `check`.
+
+        Raises:
+            ValueError: Names what was asked for and what there is.
+        """
+        if self.stage is not None and self.stage not in maps:
+            raise ValueError(
+                f"stage of {type(self).__name__} is {self.stage!r}; the trunk has {', '.join(maps)}"
+            )
 
 
 class Probe(BaseProbe, ABC):
@@ -58,6 +74,39 @@ class Probe(BaseProbe, ABC):
         """
 
 
+class ImageLoader(Protocol):
+    """Batches of `(images uint8, labels)` in a fixed order, of which single images can be had again."""
+
+    @property
+    def image_names(self) -> list[str]:
+        """Name of each image, in order, those of the other processes included."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def take(self, places: Tensor) -> Tensor:
+        """The images `(n, C, H, W)` uint8 at some places of the order."""
+        ...
+
+
+class Images(Protocol):
+    """What a data pairing has to offer beside the labelled splits, see `PairedDataModule`."""
+
+    @property
+    def has_downstream(self) -> bool: ...
+
+    @property
+    def label_counts(self) -> Mapping[str, int]: ...
+
+    def downstream(self, split: str) -> ImageLoader: ...
+
+    def unlabelled(self, count: int | None = None) -> ImageLoader: ...
+
+    def images_in(self, folder: str) -> ImageLoader: ...
+
+    def labelled(self, fraction: float, batch_size: int) -> Loader: ...
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a probe of the trunk itself works with.
@@ -72,6 +121,8 @@ class Setting:
         device: Where to compute.
         folder: The run folder, for pictures.
         seed: Names the random streams.
+        data: The images by other ways than `loaders`.
+        make_trainer: Makes a Trainer for the hardware of the run, from further keywords of Lightning's.
     """
 
     branch: str
@@ -83,6 +134,8 @@ class Setting:
     device: torch.device | str
     folder: Path
     seed: int
+    data: Images
+    make_trainer: Callable[..., pl.Trainer]
 
 
 class TrunkProbe(BaseProbe, ABC):
@@ -97,17 +150,20 @@ class TrunkProbe(BaseProbe, ABC):
         """
 
 
-def make_record(stage: str, metric: str, value: float, n: int, protocol: dict[str, Any]) -> Record:
+def make_record(
+    stage: str, metric: str, value: float, n: int, protocol: dict[str, Any], split: str = "test"
+) -> Record:
     """One figure on the test split; the runner adds the names of the probe and of the branch.
 
     Args:
         stage: Such as "stage3".
         metric: Such as "top1".
-        value: In [0, 1].
-        n: Test images that it rests on.
+        value: In [0, 1]; the rank of `rankme` is at least 1.
+        n: Images that it rests on.
         protocol: All that one must know to compare it; `heldout` is the same figure on held-out images.
+        split: "pretrain" for a figure of unlabelled pretraining images.
     """
-    return {"stage": stage, "split": "test", "metric": metric, "value": value, "n": n, "protocol": protocol}
+    return {"stage": stage, "split": split, "metric": metric, "value": value, "n": n, "protocol": protocol}
 
 
 def run_probes(
@@ -118,6 +174,8 @@ def run_probes(
     *,
     class_names: tuple[str, ...],
     folder: Path,
+    data: Images | None = None,
+    make_trainer: Callable[..., pl.Trainer] = pl.Trainer,
     seed: int = 0,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | str = "cpu",
@@ -136,6 +194,8 @@ def run_probes(
             which yields this process's slice of every batch.
         class_names: In label order; labels of the kind "classes" lie in 0..K-1.
         folder: The run folder, for pictures.
+        data: The images by other ways than `loaders`, for the probes that ask for them.
+        make_trainer: Makes a Trainer for the hardware of the run, for the probes that train by Lightning.
         seed: Names the random streams of probes that draw.
         precision: Makes the context that the forward pass runs in.
         device: Where features are kept and probes computed.
@@ -172,7 +232,19 @@ def run_probes(
                 with torch.inference_mode():  # closed forms only; a probe that trains leaves it again
                     timed(name, branch, partial(probe.run, features, num_classes=len(class_names)))
             del features
-        setting = Setting(branch, trunk, probe_input, loaders, class_names, precision, device, folder, seed)
+        setting = Setting(
+            branch,
+            trunk,
+            probe_input,
+            loaders,
+            class_names,
+            precision,
+            device,
+            folder,
+            seed,
+            cast(Images, data),
+            make_trainer,
+        )
         for name, trunk_probe in of_trunks.items():
             timed(name, branch, partial(trunk_probe.run, setting))
     return records, seconds
@@ -181,7 +253,13 @@ def run_probes(
 def _check_labels(features: Features, num_classes: int) -> None:
     for split, labels in features.labels.items():
         low, high = (int(bound) for bound in labels.aminmax())
-        if low < 0 or high >= num_classes:
+        if labels.ndim == 2:  # (N, K)
+            if low < -1 or high > 1 or labels.shape[1] != num_classes:
+                raise ValueError(
+                    f"labels of the downstream split {split!r} lie in {low}..{high} for {labels.shape[1]} "
+                    f"classes; where an image may be of several they must be 1, 0 or -1 for {num_classes}"
+                )
+        elif low < 0 or high >= num_classes:
             raise ValueError(
                 f"labels of the downstream split {split!r} lie in {low}..{high}; "
                 f"with {num_classes} classes they must lie in 0..{num_classes - 1}"

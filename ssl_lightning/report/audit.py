@@ -108,7 +108,7 @@ def _figure(values: Sequence[float], n: int) -> Figure:
 
 
 def _pretext(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    records = [r for run in runs for r in run["probes"]]
+    records = [r for run in runs for r in run["probes"] if r["metric"] == "top1"]
     n = min((r["protocol"]["labels"]["heldout"] for r in records), default=1000)
     return _figure([run["pretext"]["val/acc"] for run in runs], n)
 

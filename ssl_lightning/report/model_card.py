@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_lightning.report.summary import column, headline
 from ssl_lightning.results import best_stage
 
 CARD = """\
@@ -39,8 +40,8 @@ The whole config is `config.yaml`.
 
 {figures}
 
-Test top-1, at the stage that did best on held-out images. Every figure of every stage, with its protocol, is
-in `results.json`.
+Test figures (top-1 unless named), at the stage that did best on held-out images. Every figure of every stage,
+with its protocol, is in `results.json`.
 """
 
 COLOURS = {  # what backbone.json calls the input of the trunk
@@ -82,14 +83,13 @@ def write_model_card(
 
 
 def _figures(records: list[dict[str, Any]]) -> str:
-    shown = [r for r in records if r["metric"] == "top1"]
+    shown = [r for r in headline(records) if r["metric"] != "rankme"]
     rows = ["| probe | branch | stage | untrained | trained |", "|---|---|---|---|---|"]
-    for probe, branch, k in dict.fromkeys((r["probe"], r["branch"], r["protocol"].get("k")) for r in shown):
-        of = [r for r in shown if (r["probe"], r["branch"], r["protocol"].get("k")) == (probe, branch, k)]
+    for name, branch in dict.fromkeys((column(r), r["branch"]) for r in shown):
+        of = [r for r in shown if (column(r), r["branch"]) == (name, branch)]
         best = {state: best_stage([r for r in of if r["trained"] == state]) for state in (False, True)}
         cells = ["-" if (r := best[state]) is None else f"{r['value']:.1%}" for state in (False, True)]
         stage = (best[True] or best[False] or {})["stage"]
-        name = probe if k is None else f"{probe}, k={k}"
         rows.append(f"| {name} | {branch} | {stage} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows) if shown else "It was not probed."
 

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from ssl_lightning.results import Record, best_stage
 
+# Metrics that are shown, and what a column says of them; all but the rank are in %
+UNITS = {"top1": "", "map": "mAP", "rankme": "(rank)"}
+
 
 def print_header(facts: dict[str, str]) -> None:
     """Print what is about to run, a line per fact."""
@@ -38,8 +41,8 @@ def print_summary(results: dict[str, Any], folder: Path) -> None:
 def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
     """Print the table of the figures, and what they took."""
     console = Console(highlight=False, soft_wrap=True)
-    if records:
-        print_table(summary_table(records))
+    for table in summary_tables(records, console):
+        print_table(table)
     if "encode_s" in probe_s:
         solving = {name: s for name, s in probe_s.items() if name != "encode_s"}
         parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in solving.items())
@@ -52,11 +55,32 @@ def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
 def print_table(table: Table) -> None:
     """Print a table in its full width: a terminal may wrap it, but no column is cut."""
     console = Console(highlight=False)
-    console.print(table.title, soft_wrap=True)  # apart, since it would be wrapped to the width of the table
-    table.title = None
+    if table.title is not None:
+        console.print(table.title, soft_wrap=True)  # apart, or it would be wrapped to the width of the table
+        table.title = None
     wanted = console.measure(table, options=console.options.update(width=500)).maximum
     console.width = max(console.width, wanted)
     console.print(table)
+
+
+def summary_tables(records: list[Record], console: Console) -> list[Table]:
+    """Make the table of a run, in as many parts as the width of the console asks for."""
+    parts: list[Table] = []
+    group: list[str] = []
+    shown, unbound = headline(records), console.options.update(width=10_000)
+    for name in dict.fromkeys(map(column, shown)):
+        wider = summary_table([r for r in shown if column(r) in [*group, name]])
+        if group and console.measure(wider, options=unbound).maximum > console.width:
+            group, wider = [], summary_table([r for r in shown if column(r) == name])
+            wider.title = None
+            parts.append(wider)
+        elif parts:
+            wider.title = parts[-1].title
+            parts[-1] = wider
+        else:
+            parts.append(wider)
+        group.append(name)
+    return parts
 
 
 def summary_table(records: list[Record]) -> Table:
@@ -65,25 +89,50 @@ def summary_table(records: list[Record]) -> Table:
     A cell holds the test figure before and after pretraining and the gain, in points. The best stage of
     each probe, marked with *, is the one that did best on held-out images.
     """
-    shown = [r for r in records if r["metric"] == "top1"]
+    shown = headline(records)
     states = [
         name
         for name, on in (("untrained", False), ("trained", True))
         if any(r["trained"] == on for r in shown)
     ]
-    title = f"Test top-1 in %, {' → '.join(states)}; * best stage, chosen on held-out images"
+    what = "figures" if any(r["metric"] != "top1" for r in shown) else "top-1"
+    title = f"Test {what} in %, {' → '.join(states)}; * best stage, chosen on held-out images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("trunk", no_wrap=True)
-    columns = list(dict.fromkeys(_column(r) for r in shown))
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for branch, stage in dict.fromkeys((r["branch"], r["stage"]) for r in shown):
-        cells = []
-        for column in columns:
-            of_column = [r for r in shown if (_column(r), r["branch"]) == (column, branch)]
-            cells.append(_cell(of_column, stage))
+    columns = list(dict.fromkeys(column(r) for r in shown))
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    branches = list(dict.fromkeys(r["branch"] for r in shown))
+    rows = {(r["branch"], r["stage"]) for r in shown}
+    for branch, stage in sorted(rows, key=lambda row: (branches.index(row[0]), row[1])):
+        cells = [
+            _cell([r for r in shown if (column(r), r["branch"]) == (name, branch)], stage) for name in columns
+        ]
         table.add_row(stage if branch == "backbone" else f"{branch} {stage}", *cells)
     return table
+
+
+def headline(records: list[Record]) -> list[Record]:
+    """The records worth a column: of a low-shot curve the least, the middle and the most labels."""
+    shown = [r for r in records if r["metric"] in UNITS]
+    curves: dict[str, set[int]] = {}
+    for record in shown:
+        if "k_shot" in record["protocol"]:
+            curves.setdefault(record["probe"], set()).add(record["protocol"]["k_shot"])
+    ends = {probe: {min(ks), sorted(ks)[len(ks) // 2], max(ks)} for probe, ks in curves.items()}
+    return [r for r in shown if r["protocol"].get("k_shot") in ends.get(r["probe"], {None})]
+
+
+def column(record: Record) -> str:
+    """Name the probe, with what tells its figures apart."""
+    protocol, parts = record["protocol"], [record["probe"]]
+    if "k" in protocol:
+        parts.append(f"k={protocol['k']}")
+    if "k_shot" in protocol:
+        parts.append(f"{protocol['k_shot']}-shot")
+    if "fraction" in protocol:
+        parts.append(f"{100 * protocol['fraction']:g} %")
+    return " ".join([*parts, *filter(None, [UNITS[record["metric"]]])])
 
 
 def _cell(of_column: list[Record], stage: str) -> str:
@@ -93,12 +142,8 @@ def _cell(of_column: list[Record], stage: str) -> str:
         best = best_stage(records)
         for record in records:
             if record["stage"] == stage:
-                values.append(100 * record["value"])
-                texts.append(f"{values[-1]:.1f}{'*' if record is best else ' '}")
+                percent = record["metric"] != "rankme"
+                values.append(record["value"] * (100 if percent else 1))
+                texts.append(f"{values[-1]:.1f}{'*' if percent and record is best else ' '}")
     gain = [f"{values[1] - values[0]:+5.1f}"] if len(values) == 2 else []
     return " ".join([" → ".join(texts), *gain])
-
-
-def _column(record: Record) -> str:
-    k = record["protocol"].get("k")
-    return record["probe"] if k is None else f"{record['probe']} k={k}"

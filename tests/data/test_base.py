@@ -104,3 +104,43 @@ def test_numbers_out_of_range_are_refused(changes, message):
 def test_unknown_split_is_refused():
     with pytest.raises(ValueError, match="split is 'val'; allowed are train, heldout, test"):
         Fake().downstream("val")
+
+
+def test_a_share_of_the_labels_is_fixed_stratified_and_augmented() -> None:
+    data = Fake(num_train=120, heldout=40, batch_size=8, flip=True)
+    data.setup()
+    half, quarter = (set(data.labelled_indices(fraction).tolist()) for fraction in (0.5, 0.25))
+    assert (len(half), len(quarter)) == (40, 20)
+    assert quarter < half
+    assert not half & set(data._val.tolist())
+    assert data._loaded.train is not None
+    assert data._loaded.train.labels[sorted(quarter)].bincount().tolist() == [5] * 4
+    loader = data.labelled(0.25, 8)
+    assert loader.augment
+    assert loader.shuffle
+    assert [len(x) for x, _ in loader] == [8, 8]
+    assert [len(x) for x, _ in data.labelled(0.05, 8)] == [4]  # a share with fewer images than a batch
+    with pytest.raises(ValueError, match=r"a fraction 0\.001 .* is 0 images"):
+        data.labelled(0.001, 8)
+
+
+def test_unlabelled_images_are_all_or_a_fixed_draw_in_order() -> None:
+    data, other = (Fake(num_train=120, heldout=40, batch_size=8, seed=seed) for seed in (0, 1))
+    data.setup()
+    other.setup()
+    whole = data.unlabelled()
+    assert torch.equal(whole.indices, data._pretrain)
+    some = data.unlabelled(30)
+    assert torch.equal(some.indices, other.unlabelled(30).indices)
+    assert len(some.indices.unique()) == 30
+    assert torch.isin(some.indices, data._pretrain).all()
+    assert len(data.unlabelled(10_000).indices) == 80
+
+
+def test_single_images_of_a_loader_and_their_names() -> None:
+    data = Fake(num_train=120, num_test=30, heldout=40, batch_size=8)
+    loader = data.downstream("test", 7)
+    images = torch.cat([x for x, _ in loader])
+    places = torch.tensor([29, 0, 3, 3])
+    assert torch.equal(loader.take(places), images[places])
+    assert loader.image_names == [f"test/{number}" for number in range(30)]

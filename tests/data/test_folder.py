@@ -105,7 +105,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         folder(tmp_path, pretrain_dir=tmp_path / "empty").setup()
     with pytest.raises(ValueError, match="have no label"):
         folder(tmp_path, pretrain_dir=pretrain, train_dir=pretrain, test_dir=test).setup()
-    with pytest.raises(ValueError, match="4 images are in"):
+    with pytest.raises(ValueError, match="4 training images are test images"):
         folder(tmp_path, pretrain_dir=pretrain, train_dir=train, test_dir=train).setup()
     tree(test, ["cow/1.png"])
     with pytest.raises(ValueError, match=r"only in the second: \['cow'\]"):

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from ssl_lightning.report.summary import summary_table
+from ssl_lightning.report.summary import summary_table, summary_tables
 
 
 def record(stage: str, trained: bool, value: float, heldout: float, metric: str = "top1") -> dict:
@@ -42,3 +42,39 @@ def test_a_control_has_one_figure_and_no_gain() -> None:
     _, line = shown([record("stage1", False, 0.4, 0.4)])
     assert "40.0*" in line
     assert "→" not in line
+
+
+def test_of_a_low_shot_curve_three_numbers_of_labels_are_shown() -> None:
+    rows = []
+    for k in (1, 2, 4, 8, 16):
+        row = record("stage1", True, k / 100, k / 100)
+        rows.append(row | {"probe": "lowshot", "protocol": {"k_shot": k, "heldout": k / 100}})
+    head, line = shown(rows)
+    assert [word for word in head.split() if word.endswith("-shot")] == ["1-shot", "4-shot", "16-shot"]
+    assert line.split()[1:] == ["1.0*", "4.0*", "16.0*"]
+
+
+def test_mean_precision_and_rank_say_what_they_are() -> None:
+    rows = [record("stage1", False, 0.3, 0.3, "map"), record("stage1", True, 0.4, 0.4, "map")]
+    ranks = [record("stage1", on, value, 0.0, "rankme") for on, value in ((False, 12.25), (True, 50.0))]
+    ranks = [r | {"probe": "rankme", "protocol": {"heldout": None}} for r in ranks]
+    head, line = shown(rows + ranks)
+    assert "knn k=20 mAP" in head
+    assert "rankme (rank)" in head
+    assert "30.0* → 40.0* +10.0" in line
+    assert "12.2  → 50.0  +37.8" in line  # no share, and no best stage
+
+
+def test_a_table_that_is_too_wide_is_cut_between_columns() -> None:
+    rows = [record("stage1", on, 0.3, 0.3) | {"probe": f"probe{n}"} for n in range(5) for on in (False, True)]
+    console = Console(width=70, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    tables = summary_tables(rows, console)
+    assert [len(table.columns) for table in tables] == [3, 3, 2]  # the trunk, and two probes side by side
+    assert [table.title is None for table in tables] == [False, True, True]
+    for table in tables:
+        console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    assert all(text.count(f"probe{n} k=20") == 1 for n in range(5))
+    assert summary_tables([], console) == []
+    assert len(summary_tables(rows, Console(width=300))) == 1

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageOps
+from pytorch_lightning.utilities import rank_zero_warn
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 SHOWN = 10  # bad files that are named one by one
@@ -136,6 +137,21 @@ def good_images(
             f"{max_bad:g} allows:\n{describe_bad(bad)}"
         )
     return [path for path in paths if path not in bad], bad
+
+
+def usable(folder: Path, *, max_pixels: int, max_bad: float, cache: Path) -> list[Path]:
+    """Return the images under a folder that can be decoded; the others are named in a warning.
+
+    The arguments and what is raised are those of `scan` and `good_images`.
+    """
+    paths = scan(folder)
+    good, bad = good_images(folder, paths, max_pixels=max_pixels, max_bad=max_bad, cache=cache)
+    if bad:
+        rank_zero_warn(
+            f"{len(bad)} of {len(paths)} images in {folder} cannot be decoded and are skipped:\n"
+            + describe_bad(bad)
+        )
+    return good
 
 
 def describe_bad(bad: dict[Path, str]) -> str:

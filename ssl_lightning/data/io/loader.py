@@ -112,6 +112,23 @@ class BatchLoader:
                 self._epoch, self._position = divmod(count + 1, steps)
             yield batch
 
+    @property
+    def image_names(self) -> list[str]:
+        """Name of each image of all processes, in the order of a loader that does not shuffle.
+
+        Files are named by their path, others by their split and number.
+        """
+        paths = getattr(self.source, "paths", None)
+        indices = self.indices.tolist()
+        return [f"{self.name}/{i}" for i in indices] if paths is None else [str(paths[i]) for i in indices]
+
+    def take(self, places: Tensor) -> Tensor:
+        """Return the images (n, C, H, W) uint8 at some places (n,) of that order, not augmented."""
+        one = BatchLoader(
+            self.source, self.indices[places], len(places), seed=self.seed, shuffle=False, name=self.name
+        )
+        return next(iter(one))[0]
+
     def state_dict(self) -> dict[str, int]:
         """Return where the loader stands and what that refers to; the same in every process."""
         if not self.shuffle:

@@ -39,7 +39,7 @@ class Share:
 class ImageSource(Protocol):
     """Images by index, with a label for each (-1 where there is none)."""
 
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64, or (N, K) of 1, 0 and -1 (ignored) where an image may be of several classes
 
     def __len__(self) -> int: ...
 
@@ -53,7 +53,7 @@ class ArraySource:
 
     Args:
         images: (N, H, W, C) uint8; a batch is a channels-last view of the gathered rows.
-        labels: (N,) int64, or None for none.
+        labels: (N,) or (N, K) int64, or None for none.
         augment: Applied where a loader asks for augmentation.
     """
 
@@ -94,9 +94,9 @@ class FileSource(torch.utils.data.Dataset):
 
     Args:
         paths: One file per image.
-        labels: (N,) int64, or None for none.
+        labels: (N,) or (N, K) int64, or None for none.
         channels: 1 for grey, 3 for RGB.
-        train_view: Applied where a loader asks for augmentation.
+        train_view: Applied where a loader asks for augmentation; None for `eval_view` there too.
         eval_view: Applied elsewhere.
         max_pixels: Larger pictures are refused.
         num_workers: 0 decodes in the calling process.
@@ -108,7 +108,7 @@ class FileSource(torch.utils.data.Dataset):
         labels: Tensor | None,
         *,
         channels: int,
-        train_view: TrainView,
+        train_view: TrainView | None,
         eval_view: EvalView,
         max_pixels: int,
         num_workers: int,
@@ -141,7 +141,7 @@ class FileSource(torch.utils.data.Dataset):
             image = decode(self.paths[index], self.channels, self.max_pixels)
         except Exception as error:
             raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
-        if seed is None:
+        if seed is None or self.train_view is None:
             image = self.eval_view(image)
         else:
             image = self.train_view(image, torch.Generator().manual_seed(seed))

@@ -1,0 +1,74 @@
+"""Pretrain on one data set in memory and probe on another: a class of a few lines for each pair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.data._in_memory import InMemory
+from ssl_lightning.data.base import Pairing
+from ssl_lightning.data.io.arrays import load
+from ssl_lightning.data.io.sources import RESIZE_CHUNK, ArraySource, resize
+
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R BT.601)
+
+
+class InMemoryPair(InMemory):
+    """Images of one set to pretrain on, those of another with their labels for the probes.
+
+    All images get the size and the channels of the set that is pretrained on: the others are resized
+    (bicubic), grey becomes three equal channels, and colour the luma of BT.601. Mean and deviation are
+    those of pretraining, for which the trunk was made. The pretext's validation sees held-out images of
+    the set that is probed on.
+
+    Args:
+        **base: The keywords of `InMemory`.
+    """
+
+    pretrain_on: ClassVar[type[InMemory]]
+    probe_on: ClassVar[type[InMemory]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.published_size = cls.pretrain_on.published_size
+        cls.published_channels = cls.pretrain_on.published_channels
+        cls.class_names = cls.probe_on.class_names
+
+    def obtain(self) -> Path:
+        """Return the folder of the set that is pretrained on."""
+        return self.pretrain_on(root=str(self.root)).obtain()
+
+    def fetch(self) -> None:
+        self.obtain()
+        self.probe_on(root=str(self.root)).obtain()
+
+    def load(self) -> Pairing:
+        """Return the images of both sets; those that are probed on are converted once, in memory."""
+        images = load(self.obtain(), f"{self.pretrain_on.pretrain_split}_images")
+        folder = self.probe_on(root=str(self.root)).obtain()
+        probed = {split: load(folder, f"{split}_images") for split in ("train", "test")}
+        self._check_memory(len(images) + sum(len(part) for part in probed.values()))
+        pretrain = ArraySource(resize(images, self.image_size), None, self.augment)
+        train, test = (
+            ArraySource(
+                with_channels(resize(part, self.image_size), self.channels),
+                load(folder, f"{split}_labels"),
+                self.augment,
+            )
+            for split, part in probed.items()
+        )
+        return Pairing(pretrain, train, test, self.class_names)
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Turn images (N, H, W, C) uint8, grey or RGB, into grey (channels 1) or RGB (channels 3)."""
+    if images.shape[3] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, -1, -1, 3).contiguous()
+    weights = torch.tensor(LUMA)
+    grey = [(part.float() @ weights).round().byte() for part in images.split(RESIZE_CHUNK)]
+    return torch.cat(grey)[..., None]

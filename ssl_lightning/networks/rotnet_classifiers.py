@@ -1,0 +1,71 @@
+"""RotNet's classifiers on a frozen stage map (Gidaris, Singh, Komodakis 2018; sizes from their code)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.networks.features import conv_bn_relu
+
+WIDEST = 2048  # units of a hidden layer, however many classes
+CONV_WIDTH = 192
+
+
+class ThreeLayerClassifier(nn.Sequential):
+    """Three fully-connected layers on the whole map, 20 K units in the hidden ones, batch norm and ReLU.
+
+    Args:
+        features: Numbers in a map: channels x rows x columns.
+        num_classes: K.
+    """
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        hidden = min(20 * num_classes, WIDEST)
+        super().__init__(
+            nn.Flatten(),
+            *_hidden(features, hidden),
+            *_hidden(hidden, hidden),
+            nn.Linear(hidden, num_classes),
+        )
+        _initialise(self)
+
+
+class ConvBlockClassifier(nn.Sequential):
+    """A block of NIN (one 3x3 and two 1x1 convolutions), global average pooling and a linear layer.
+
+    Args:
+        channels: Of the map.
+        num_classes: K.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__(
+            conv_bn_relu(channels, CONV_WIDTH, 3),
+            conv_bn_relu(CONV_WIDTH, CONV_WIDTH, 1),
+            conv_bn_relu(CONV_WIDTH, CONV_WIDTH, 1),
+            _GlobalAverage(),
+            nn.Linear(CONV_WIDTH, num_classes),
+        )
+        _initialise(self)
+
+
+class _GlobalAverage(nn.Module):
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.mean((2, 3))
+
+
+def _hidden(features: int, units: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(features, units, bias=False), nn.BatchNorm1d(units), nn.ReLU(inplace=True)
+
+
+@torch.no_grad()
+def _initialise(module: nn.Module) -> None:
+    """Weights from a normal distribution of variance 2 / fan-out, biases 0, as theirs."""
+    for part in module.modules():
+        if isinstance(part, (nn.Conv2d, nn.Linear)):
+            fan_out = part.weight.shape[0] * part.weight[0, 0].numel()
+            nn.init.normal_(part.weight, std=math.sqrt(2 / fan_out))
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

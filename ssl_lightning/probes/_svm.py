@@ -1,0 +1,218 @@
+"""Linear support vector machines on cached features, one against the rest: what two probes share.
+
+The machine is that of Goyal et al. 2019 (code): squared hinge loss, an L2 penalty that covers the bias,
+errors on the class's own images weighing twice, features scaled to length 1. Labels become targets
+`(N, K)`: 1 the image shows the class, 0 it does not, -1 it is not looked at for this class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_lightning.encoding import Features
+from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
+from ssl_lightning.ops.knn import topk_accuracy
+from ssl_lightning.ops.svm import fit_svm
+from ssl_lightning.probes.base import Probe
+
+POSITIVES_WEIGH = 2.0
+SELECT_TOL = 1e-4  # of the solver while C is chosen: answers settle long before the weights do
+
+
+@dataclass(frozen=True)
+class SVMs:
+    """One machine per class.
+
+    Args:
+        weight: `(K, D)` float64; zeros for a class that was always or never there.
+        bias: `(K,)` float64.
+        costs: `(K,)` the chosen C of each.
+        converged: Whether all of them were solved within the iterations allowed.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    costs: Tensor
+    converged: bool
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Signed distances `(N, K)` of features `(N, D)`, times the length of the weights."""
+        return x @ self.weight.T + self.bias
+
+
+class LinearSVMProbe(Probe):
+    """What the probes by linear SVMs share: which features they take, and how C may be chosen.
+
+    Args:
+        key: Of the probe in the config, for messages.
+        pool: Stage maps are averaged to at most pool x pool cells.
+        max_dims: Where that would be more features, the cells are halved until it is not.
+        costs: Values of C to choose from.
+        folds: Parts of the cross-validation.
+        max_iter: Steps of the solver at most.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    targets = ("classes", "multilabel")
+
+    def __init__(
+        self, key: str, *, pool: int, max_dims: int, costs: Sequence[float], folds: int, max_iter: int
+    ) -> None:
+        for name, value, least in (
+            ("pool", pool, 1),
+            ("max_dims", max_dims, 1),
+            ("folds", folds, 2),
+            ("max_iter", max_iter, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{key}.{name} is {value}; it must be at least {least}")
+        if not costs or min(costs) <= 0:
+            raise ValueError(f"{key}.costs is {list(costs)}; at least one is needed, all above 0")
+        self.pool, self.max_dims, self.folds, self.max_iter = pool, max_dims, folds, max_iter
+        self.costs = sorted(float(cost) for cost in costs)
+
+    @property
+    def pools(self) -> tuple[int, ...]:
+        return tuple(self.pool >> halvings for halvings in range(self.pool.bit_length()))
+
+    def unit_features(self, features: Features, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Features of length 1 of one stage, `(N, D)` float64 on the CPU by split; and their protocol."""
+        pool = next((pool for pool in self.pools if features.dims(stage, pool) <= self.max_dims), 1)
+        x = {s: F.normalize(features.get(s, stage, pool).cpu().double()) for s in features.labels}
+        protocol = {
+            "classifier": "linear SVM, squared hinge, one against the rest, positives weigh 2",
+            "pool": list(features.grids[stage, pool]),
+            "dims": x["train"].shape[1],
+            "normalised": "to length 1",
+        }
+        return x, protocol
+
+    def convergence(self, converged: bool) -> dict[str, Any]:
+        """Say in the protocol whether every machine was solved."""
+        warning = {} if converged else {"warning": f"a machine was not solved in {self.max_iter} steps"}
+        return {"converged": converged, **warning}
+
+
+def as_targets(labels: Tensor, num_classes: int) -> Tensor:
+    """Turn `(N,)` labels into targets `(N, K)`; those of several classes an image are targets already."""
+    return labels if labels.ndim == 2 else F.one_hot(labels, num_classes)
+
+
+def figure(scores: Tensor, labels: Tensor) -> float:
+    """Top-1 of `(N,)` labels, mean average precision of `(N, K)` ones, in [0, 1]."""
+    return float(
+        topk_accuracy(scores, labels) if labels.ndim == 1 else mean_average_precision(scores, labels)
+    )
+
+
+def fit(
+    x: Tensor,
+    targets: Tensor,
+    costs: Tensor,
+    *,
+    max_iter: int,
+    tol: float = 1e-9,
+    init: SVMs | None = None,
+) -> SVMs:
+    """Fit the machine of each class to the images that its target looks at.
+
+    Args:
+        x: `(N, D)` float64.
+        targets: `(N, K)` of 1, 0 and -1.
+        costs: `(K,)` C of each class.
+        max_iter: Steps of the solver at most.
+        tol: See `fit_svm`.
+        init: Machines to start from, which makes the way shorter and does not change where it ends.
+    """
+    ones = torch.cat([x, x.new_ones(len(x), 1)], 1)  # (N, D + 1)
+    weights, converged = [], True
+    for k, cost in enumerate(costs):
+        column = targets[:, k]
+        looked_at = column[column >= 0]
+        if looked_at.numel() == 0 or looked_at.min() == looked_at.max():  # nothing to tell apart
+            constant = ones.new_zeros(ones.shape[1])
+            constant[-1] = 1.0 if (looked_at == 1).any() else -1.0
+            weights.append(constant)
+            continue
+        each = cost * torch.where(column == 1, POSITIVES_WEIGH, 1.0).double() * (column >= 0)
+        start = None if init is None else torch.cat([init.weight[k], init.bias[k : k + 1]])
+        machine = fit_svm(ones, 2.0 * (column == 1) - 1.0, each, init=start, max_iter=max_iter, tol=tol)
+        weights.append(machine.weight)
+        converged &= machine.converged
+    stacked = torch.stack(weights)
+    return SVMs(stacked[:, :-1], stacked[:, -1], costs, converged)
+
+
+def fit_cross_validated(
+    x: Tensor, targets: Tensor, candidates: Sequence[float], folds: int, *, one_label: bool, max_iter: int
+) -> SVMs:
+    """Choose C by cross-validation and fit with it; the smaller of two that tie.
+
+    With one label an image, all classes share the C of the best top-1; else each class has that of its
+    best average precision (mean over folds, as Goyal et al. 2019).
+
+    Args:
+        x: `(N, D)` float64.
+        targets: `(N, K)` of 1, 0 and -1.
+        candidates: Values of C.
+        folds: Parts, each of which is left out once; 2 or more.
+        one_label: Whether each image shows exactly one class.
+        max_iter: Steps of the solver at most.
+    """
+    if len(x) < x.shape[1]:  # the weights lie in the span of the images: solved with as many numbers
+        basis = torch.linalg.qr(x.T).Q  # (D, N)
+        small = fit_cross_validated(
+            x @ basis, targets, candidates, folds, one_label=one_label, max_iter=max_iter
+        )
+        return SVMs(small.weight @ basis.T, small.bias, small.costs, small.converged)
+    candidates, part = sorted(candidates), deal(targets, folds, one_label=one_label)
+    merit, converged = x.new_zeros(len(candidates), folds, targets.shape[1]), True
+    if len(candidates) == 1:
+        folds = 0  # nothing to choose
+    for fold in range(folds):
+        machines = None
+        learned, left_out = torch.where(part == fold, -1, targets), torch.where(part == fold, targets, -1)
+        for row, cost in enumerate(candidates):
+            each = x.new_full(targets.shape[1:], cost)
+            machines = fit(x, learned, each, max_iter=max_iter, tol=SELECT_TOL, init=machines)
+            converged &= machines.converged
+            merit[row, fold] = _merit(machines.scores(x), left_out, one_label)
+    means = merit.nanmean(1).nan_to_num(-1.0)  # (candidates, K)
+    best = (means == means.amax(0)).int().argmax(0)  # the first of equals
+    chosen = fit(x, targets, x.new_tensor(candidates)[best], max_iter=max_iter)
+    return SVMs(chosen.weight, chosen.bias, chosen.costs, converged and chosen.converged)
+
+
+def _merit(scores: Tensor, left_out: Tensor, one_label: bool) -> Tensor:
+    """How well the images left out are told, `(K,)`: one figure for all classes, or that of each."""
+    if not one_label:
+        return average_precision(scores, left_out, envelope=False)
+    rows = left_out[:, 0] >= 0
+    return topk_accuracy(scores[rows], left_out[rows].argmax(1)).expand(left_out.shape[1])
+
+
+def deal(targets: Tensor, folds: int, *, one_label: bool) -> Tensor:
+    """Deal the images out to parts 0..folds-1, those of a class, and those without it, evenly: `(N, K)`.
+
+    With one label an image, all classes share the parts.
+    """
+    if one_label:
+        return _deal(targets.argmax(1), folds)[:, None].expand_as(targets)
+    return torch.stack([_deal(column, folds) for column in targets.T], 1)
+
+
+def _deal(labels: Tensor, folds: int) -> Tensor:
+    order = labels.sort(stable=True).indices
+    sizes = labels.unique(return_counts=True)[1]  # in the order of the sorted labels
+    within = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    part = torch.empty_like(labels)
+    part[order] = within % folds
+    return part

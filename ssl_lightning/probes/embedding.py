@@ -1,0 +1,161 @@
+"""Embedding: the features of images in one file, with their names, and a picture of nearest neighbours."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ssl_lightning.encoding import class_labels, encode
+from ssl_lightning.probes.base import ImageLoader, Record, Setting, TrunkProbe
+from ssl_lightning.seeding import generator
+
+
+class EmbeddingProbe(TrunkProbe):
+    """Write `embedding.npz` (and `embedding.parquet` where pyarrow is installed) and `neighbours.png`.
+
+    The files hold `names`, `features` `(N, D)` float32, and `labels` where the images have one each; a
+    branch other than the backbone has its name in theirs. There is no figure: the probe looks, it does
+    not judge. What the trunk gave before its training is overwritten by what it gives after.
+
+    Args:
+        folder: Any folder of images; None for the test images, or for the pretraining images where the
+            data have no labels.
+        stage: Such as "stage2"; None for the deepest.
+        pool: The stage map is averaged to at most pool x pool cells.
+        queries: Rows of the picture.
+        neighbours: Nearest images by cosine in each row.
+
+    Raises:
+        ValueError: A number is out of range, or `folder` is no folder.
+    """
+
+    targets = ("none",)
+
+    def __init__(
+        self,
+        *,
+        folder: str | None = None,
+        stage: str | None = None,
+        pool: int = 1,
+        queries: int = 8,
+        neighbours: int = 5,
+    ) -> None:
+        for key, value in {"pool": pool, "queries": queries, "neighbours": neighbours}.items():
+            if value < 1:
+                raise ValueError(f"probe.embedding.{key} is {value}; it must be at least 1")
+        self.folder, self.stage, self.pool = folder, stage, pool
+        self.queries, self.neighbours = queries, neighbours
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        if self.folder is not None and not Path(self.folder).expanduser().is_dir():
+            raise ValueError(f"probe.embedding.folder is {self.folder}, which is not a folder")
+
+    def run(self, setting: Setting) -> list[Record]:
+        loader = self.images(setting)
+        features = encode(
+            setting.trunk,
+            setting.feed,
+            {"images": class_labels(loader)},
+            [self.pool],
+            precision=setting.precision,
+            device=setting.device,
+        )
+        if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+            return []  # one process writes
+        x = features.get("images", self.stage or features.stages[-1], self.pool).cpu()
+        labels = features.labels["images"].cpu()
+        suffix = "" if setting.branch == "backbone" else f"_{setting.branch}"
+        columns = {"names": np.array(loader.image_names), "features": x.numpy()}
+        if (labels >= 0).all():
+            columns["labels"] = labels.numpy()
+        write_npz(setting.folder / f"embedding{suffix}.npz", columns)
+        if importlib.util.find_spec("pyarrow") is not None:
+            write_parquet(setting.folder / f"embedding{suffix}.parquet", columns)
+        if len(x) > 1:
+            places, cosine = nearest(x, self.queries, self.neighbours)
+            pictures = loader.take(places.flatten()).unflatten(0, places.shape)  # (Q, 1 + k, C, H, W)
+            names = [setting.class_names[y] if y >= 0 else "" for y in labels[places.flatten()].tolist()]
+            draw(pictures, cosine, names).savefig(setting.folder / f"neighbours{suffix}.png", dpi=110)
+        return []
+
+    def images(self, setting: Setting) -> ImageLoader:
+        """The images that are embedded, as the class says."""
+        if self.folder is not None:
+            return setting.data.images_in(self.folder)
+        return setting.data.downstream("test") if setting.data.has_downstream else setting.data.unlabelled()
+
+
+def nearest(x: Tensor, queries: int, neighbours: int) -> tuple[Tensor, Tensor]:
+    """Find the images most like some of them.
+
+    Args:
+        x: `(N, D)` features of 2 images or more.
+        queries: How many images to ask about, a fixed draw; all if there are fewer.
+        neighbours: Of each, itself not counted; all others if there are fewer.
+
+    Returns:
+        Places `(Q, 1 + k)` int64, the query first and then the nearest first, and cosines of the same shape.
+    """
+    unit = F.normalize(x.float())
+    asked = torch.randperm(len(x), generator=generator("fixed", "queries"))[:queries]
+    cosine = unit[asked] @ unit.T  # (Q, N)
+    cosine[torch.arange(len(asked)), asked] = torch.inf  # the query itself, first of all
+    best = cosine.topk(min(neighbours + 1, len(x)), dim=1)
+    return best.indices, best.values.clamp(max=1)
+
+
+def draw(pictures: Tensor, cosine: Tensor, names: Sequence[str]) -> Figure:
+    """Draw a row for each query: the image, then its neighbours with their cosine and class.
+
+    Args:
+        pictures: `(Q, 1 + k, C, H, W)` uint8.
+        cosine: `(Q, 1 + k)`.
+        names: Class of each picture, row by row; "" where it has none.
+    """
+    rows, columns = pictures.shape[:2]
+    figure = Figure(figsize=(1.3 * columns + 0.2, 1.5 * rows + 0.3), layout="constrained")
+    pixels = pictures.movedim(2, -1).numpy()
+    for place, axis in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        row, column = divmod(place, columns)
+        shown = pixels[row, column]
+        axis.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=255)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        likeness = f" {cosine[row, column]:.3f}" if column else ""
+        axis.set_xlabel(f"{names[place]}{likeness}".strip(), fontsize=7)
+        axis.spines[:].set(linewidth=0.5 if column else 2)
+        if row == 0:
+            axis.set_title("query" if column == 0 else f"{column}", fontsize=9)
+    return figure
+
+
+def write_npz(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write the columns as numpy's archive of arrays, whole or not at all; no pickle is in it."""
+    temporary = path.with_name(f".{path.name}.tmp.npz")
+    np.savez(temporary, allow_pickle=False, **columns)
+    os.replace(temporary, path)
+
+
+def write_parquet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    """Write the columns as a Parquet table, whole or not at all; the features are lists of a fixed length."""
+    import pyarrow
+    import pyarrow.parquet
+
+    features = columns["features"]
+    table: dict[str, Any] = {
+        name: pyarrow.array(values) for name, values in columns.items() if values.ndim == 1
+    }
+    flat = pyarrow.array(features.ravel())
+    table["features"] = pyarrow.FixedSizeListArray.from_arrays(flat, features.shape[1])
+    temporary = path.with_name(f".{path.name}.tmp")
+    pyarrow.parquet.write_table(pyarrow.table(table), temporary)
+    os.replace(temporary, path)

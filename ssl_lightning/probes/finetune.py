@@ -1,0 +1,266 @@
+"""Fine-tuning: a copy of the trunk goes on learning, from a share of the labels, through Lightning."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.encoding import evaluating, gather_batches, stage_maps
+from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
+from ssl_lightning.ops.average_precision import mean_average_precision
+from ssl_lightning.ops.knn import topk_accuracy
+from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.seeding import stream_seed
+
+EVALUATIONS = 20  # on held-out images, at most, however many epochs a small share needs
+
+
+class FineTuneProbe(TrunkProbe):
+    """Top-1 (mean average precision with several classes an image) after training trunk and classifier.
+
+    The classifier is a linear layer on the mean of the deepest map. SGD with Nesterov momentum 0.9 and a
+    half cosine down to 0; the images are augmented as for pretraining. Training ends early when held-out
+    images have not been told better for some time, and the weights that told them best meet the test
+    images once. All processes of the run train together, on their parts of each batch.
+
+    Args:
+        fractions: Shares of the labelled training images, a figure each: fixed draws, a larger one holds
+            the smaller ones, each class with its share.
+        freeze_until: The last stage that stays as it was, such as "stage1"; None trains all of the trunk.
+        lr: Largest learning rate of the trunk.
+        head_lr: That of the classifier.
+        weight_decay: Of both.
+        batch_size: Images of a step over all processes; all of them where a share has fewer.
+        epochs: Passes over a share at most.
+        min_steps: A small share is passed over more often, until it has made so many steps.
+        patience: Evaluations without a better figure after which training ends; there are 20 at most.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    targets = ("classes", "multilabel")
+
+    def __init__(
+        self,
+        *,
+        fractions: Sequence[float] = (0.01, 0.1, 1.0),
+        freeze_until: str | None = None,
+        lr: float = 0.01,
+        head_lr: float = 0.1,
+        weight_decay: float = 5e-4,
+        batch_size: int = 64,
+        epochs: int = 20,
+        min_steps: int = 500,
+        patience: int = 5,
+    ) -> None:
+        if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+            raise ValueError(
+                f"probe.finetune.fractions is {list(fractions)}; at least one is needed, all in (0, 1]"
+            )
+        rates = {"lr": lr, "head_lr": head_lr, "weight_decay": weight_decay}
+        for key, value in rates.items():
+            if value < 0 or (key == "head_lr" and value == 0):
+                raise ValueError(f"probe.finetune.{key} is {value}; it must be above 0")
+        numbers = {"batch_size": batch_size, "epochs": epochs, "min_steps": min_steps, "patience": patience}
+        for key, number in numbers.items():
+            if number < 1:
+                raise ValueError(f"probe.finetune.{key} is {number}; it must be at least 1")
+        self.fractions = sorted(set(map(float, fractions)))
+        self.stage, self.rates = freeze_until, rates
+        self.batch_size, self.epochs, self.min_steps, self.patience = batch_size, epochs, min_steps, patience
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        least = round(self.fractions[0] * counts["train"])
+        if least < 2 or counts["heldout"] < 1:
+            raise ValueError(
+                f"probe.finetune.fractions begins with {self.fractions[0]:g}, {least} of {counts['train']} "
+                f"labelled training images; 2 are needed, and held-out images to choose by (there are "
+                f"{counts['heldout']})"
+            )
+
+    def run(self, setting: Setting) -> list[Record]:
+        return [self.train(setting, fraction) for fraction in self.fractions]
+
+    def train(self, setting: Setting, fraction: float) -> Record:
+        """Train a copy of the trunk on a share of the labels, and test it."""
+        loader: Any = setting.data.labelled(fraction, self.batch_size)
+        epochs = max(self.epochs, -(-self.min_steps // len(loader)))
+        every_n_epochs = -(-epochs // EVALUATIONS)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(setting.seed, "finetune"))
+            module = FineTuning(
+                setting,
+                frozen=self.stage,
+                steps=epochs * len(loader),
+                every_n_epochs=every_n_epochs,
+                patience=self.patience,
+                **self.rates,
+            )
+            trainer = setting.make_trainer(
+                max_epochs=epochs, logger=(), callbacks=(), enable_progress_bar=False
+            )
+            trainer.fit(module, train_dataloaders=loader)
+        module.load_state_dict(module.best_weights)
+        value, n = module.to(setting.device).figure("test")
+        counts = {"train": len(loader.indices), "heldout": setting.data.label_counts["heldout"]}
+        protocol = {
+            "classifier": "linear layer on the mean of the deepest map",
+            "trained": "all weights" if self.stage is None else f"what follows {self.stage}",
+            "fraction": fraction,
+            "labels": counts,
+            "batch_size": loader.batch_size,
+            **self.rates,
+            "optimizer": "SGD, Nesterov momentum 0.9, half cosine",
+            "epochs": epochs,
+            "epoch": module.best_epoch,
+            "epochs_run": trainer.current_epoch,
+            "patience": self.patience * every_n_epochs,
+            "selected_on": "heldout",
+            "heldout": module.best,
+        }
+        return make_record(module.deepest, module.metric, value, n, protocol)
+
+
+class FineTuning(pl.LightningModule):
+    """A trunk and a linear classifier that learn together.
+
+    Args:
+        setting: What the probe works with; its trunk is copied.
+        frozen: Name of the last stage that is not trained, or None.
+        steps: Of the whole schedule.
+        every_n_epochs: Epochs between two evaluations on held-out images.
+        lr, head_lr, weight_decay, patience: See `FineTuneProbe`.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        frozen: str | None,
+        steps: int,
+        every_n_epochs: int,
+        lr: float,
+        head_lr: float,
+        weight_decay: float,
+        patience: int,
+    ) -> None:
+        super().__init__()
+        self.setting, self.steps = setting, steps
+        self.every_n_epochs, self.patience = every_n_epochs, patience
+        self.lr, self.head_lr, self.weight_decay = lr, head_lr, weight_decay
+        self.trunk = copy.deepcopy(setting.trunk).requires_grad_(True)
+        images, labels = next(iter(setting.loaders["heldout"]))
+        fed = setting.feed(images[:1].to(setting.device).float().div_(255))
+        self.metric = "top1" if labels.ndim == 1 else "map"
+        self.deepest, channels = self.fix_weights(fed, frozen)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            on_gpu = torch.device(setting.device).type == "cuda"
+            self.trunk = synchronise_batch_norm(self.trunk, on_gpu=on_gpu)
+        self.head = nn.Linear(channels, len(setting.class_names)).to(setting.device)
+        self.best, self.best_epoch, self.best_weights = -1.0, 0, copy.deepcopy(self.state_dict())
+        self._handlers: dict[int, Any] = {}
+
+    def fix_weights(self, fed: Tensor, frozen: str | None) -> tuple[str, int]:
+        """Fix the weights of the stages up to `frozen`, and those on which the deepest map does not depend.
+
+        Returns:
+            Name and channels of the deepest map.
+        """
+        with evaluating(self.trunk):
+            maps = stage_maps(self.trunk, fed)
+            trained = weights_behind(self.trunk, maps[-1])
+            fixed = (
+                weights_behind(self.trunk, maps[int(frozen.removeprefix("stage")) - 1]) if frozen else set()
+            )
+        for name, weight in self.trunk.named_parameters():
+            weight.requires_grad_(name in trained - fixed)
+        return f"stage{len(maps)}", maps[-1].shape[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` uint8 to logits `(B, K)`."""
+        maps = stage_maps(self.trunk, self.setting.feed(images.float().div_(255)))
+        return self.head(maps[-1].mean((2, 3)))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return loss(self(images).float(), labels)
+
+    def configure_optimizers(self) -> Any:
+        trunk = [weight for weight in self.trunk.parameters() if weight.requires_grad]
+        groups = [{"params": self.head.parameters(), "lr": self.head_lr}, {"params": trunk, "lr": self.lr}]
+        sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, self.steps)
+        return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def setup(self, stage: str) -> None:
+        self._handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def on_train_start(self) -> None:
+        with contextlib.suppress(ValueError):  # only the main thread may set them
+            for signum, handler in self._handlers.items():  # Lightning's would wait for the other processes
+                signal.signal(signum, handler)
+
+    def on_train_epoch_start(self) -> None:
+        self.train()
+        for part in self.trunk.modules():  # what is frozen keeps its statistics too
+            own = list(part.parameters(recurse=False))
+            if own and not any(weight.requires_grad for weight in own):
+                part.eval()
+
+    def on_train_epoch_end(self) -> None:
+        epoch = self.current_epoch + 1
+        if epoch % self.every_n_epochs and epoch < self.trainer.max_epochs:  # type: ignore[operator]
+            return
+        value, _ = self.figure("heldout")
+        if value > self.best:
+            self.best, self.best_epoch = value, epoch
+            self.best_weights = copy.deepcopy(self.state_dict())
+        elif epoch - self.best_epoch >= self.patience * self.every_n_epochs:
+            self.trainer.should_stop = True  # the same in every process: so is the figure
+
+    @torch.no_grad()
+    def figure(self, split: str) -> tuple[float, int]:
+        """Top-1 or mean average precision on a split, and its images; the same in every process.
+
+        Not Lightning's validation: its processes exchange buffers with each batch, and need equally many.
+        """
+        answers, truth, counts = [], [], []
+        with evaluating(self):
+            for images, labels in self.setting.loaders[split]:
+                if len(images):
+                    with self.setting.precision():
+                        answers.append(self(images.to(self.device, non_blocking=True)).float())
+                    truth.append(labels.to(self.device))
+                    counts.append(len(images))
+        logits = gather_batches(torch.cat(answers), counts)
+        labels = gather_batches(torch.cat(truth), counts)
+        score = topk_accuracy if labels.ndim == 1 else mean_average_precision
+        return float(score(logits, labels)), len(labels)
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of `(B,)` labels; of `(B, K)` ones that of each class on its own, -1 not counted."""
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels)
+    counted = (labels >= 0).float()
+    each = F.binary_cross_entropy_with_logits(
+        logits, labels.clamp(min=0).float(), weight=counted, reduction="sum"
+    )
+    return each / counted.sum().clamp(min=1)
+
+
+def weights_behind(module: nn.Module, output: Tensor) -> set[str]:
+    """Names of the weights of a module on which an output of its depends."""
+    names, weights = zip(*module.named_parameters(), strict=True)
+    grads = torch.autograd.grad(output.float().sum(), weights, retain_graph=True, allow_unused=True)
+    return {name for name, grad in zip(names, grads, strict=True) if grad is not None}

@@ -1,0 +1,144 @@
+"""Low-shot probe: linear SVMs on k labelled images of each class, over several fixed draws."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.encoding import Features
+from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, figure, fit_cross_validated
+from ssl_lightning.probes.base import Record, make_record
+from ssl_lightning.seeding import generator
+
+
+class LowShotProbe(LinearSVMProbe):
+    """Mean and deviation over draws of the figures of linear SVMs on few labels (Goyal et al. 2019).
+
+    A draw is the same in every run and on every machine. With one label an image it is k images of each
+    class; with several it is for each class k images that show it and (K-1) k that do not, the rest being
+    ignored, as there. C is chosen by cross-validation within the draw, while Goyal et al. report the C
+    that does best on the test images; and nothing is fitted to the held-out images.
+
+    Args:
+        ks: Numbers of images a class; those that the smallest class does not have are left out.
+        draws: Draws of each.
+        pool: Stage maps are averaged to at most pool x pool cells.
+        max_dims: Where that would be more features, the cells are halved until it is not.
+        costs: Values of C to choose from.
+        cost: The value where there is nothing to choose by, with one image a class.
+        folds: Parts of the cross-validation; k where that is fewer.
+        max_iter: Steps of the solver at most.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 96),
+        draws: int = 5,
+        pool: int = 2,
+        max_dims: int = 1024,
+        costs: Sequence[float] = (0.0625, 0.25, 1, 4),
+        cost: float = 1.0,
+        folds: int = 3,
+        max_iter: int = 100,
+    ) -> None:
+        super().__init__(
+            "probe.lowshot", pool=pool, max_dims=max_dims, costs=costs, folds=folds, max_iter=max_iter
+        )
+        if not ks or min(ks) < 1:
+            raise ValueError(f"probe.lowshot.ks is {list(ks)}; at least one is needed, all of at least 1")
+        if draws < 2:
+            raise ValueError(f"probe.lowshot.draws is {draws}; a deviation needs at least 2")
+        if cost <= 0:
+            raise ValueError(f"probe.lowshot.cost is {cost}; it must be above 0")
+        self.ks, self.draws, self.cost = sorted(set(ks)), draws, float(cost)
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        if counts["train"] < 2 * self.ks[0]:
+            raise ValueError(
+                f"probe.lowshot.ks begins with {self.ks[0]} images a class, and there are "
+                f"{counts['train']} labelled training images in all"
+            )
+
+    def run(self, features: Features, *, num_classes: int) -> list[Record]:
+        labels = {split: values.cpu() for split, values in features.labels.items()}
+        smallest = int((as_targets(labels["train"], num_classes) == 1).sum(0).min())
+        ks = [k for k in self.ks if k <= smallest]
+        if not ks:
+            raise ValueError(
+                f"probe.lowshot.ks begins with {self.ks[0]} images a class, and a class has {smallest} "
+                "labelled training images"
+            )
+        records = []
+        for stage in features.stages:
+            x, protocol = self.unit_features(features, stage)
+            for k in ks:
+                value, more = self._shots(x, labels, k, num_classes)
+                metric = "top1" if labels["test"].ndim == 1 else "map"
+                records.append(make_record(stage, metric, value, len(x["test"]), protocol | more))
+        return records
+
+    def _shots(
+        self, x: Mapping[str, Tensor], labels: Mapping[str, Tensor], k: int, num_classes: int
+    ) -> tuple[float, dict[str, Any]]:
+        """Mean test figure over the draws of k images a class, and the protocol."""
+        one_label = labels["train"].ndim == 1
+        targets = as_targets(labels["train"], num_classes)
+        folds, costs = min(self.folds, k), self.costs if k > 1 else [self.cost]
+        values: dict[str, list[float]] = {"heldout": [], "test": []}
+        chosen, images, converged = [], 0, True
+        for number in range(self.draws):
+            drawn = draw(targets, k, number, one_label=one_label)
+            rows = (drawn >= 0).any(1)
+            machines = fit_cross_validated(
+                x["train"][rows], drawn[rows], costs, folds, one_label=one_label, max_iter=self.max_iter
+            )
+            for split, figures in values.items():
+                figures.append(figure(machines.scores(x[split]), labels[split]))
+            chosen.append(machines.costs[0].item() if one_label else machines.costs.tolist())
+            images, converged = max(images, int(rows.sum())), converged and machines.converged
+        return statistics.mean(values["test"]), {
+            "k_shot": k,
+            "draws": self.draws,
+            "sd": statistics.stdev(values["test"]),
+            "values": values["test"],
+            "C": chosen,
+            "candidates": costs,
+            "selected_on": f"{folds}-fold cross-validation within each draw" if k > 1 else "nothing",
+            "labels": {"train": images, "heldout": len(labels["heldout"])},
+            "heldout": statistics.mean(values["heldout"]),
+            **self.convergence(converged),
+        }
+
+
+def draw(targets: Tensor, k: int, number: int, *, one_label: bool) -> Tensor:
+    """Take k images of each class, the same ones everywhere; a larger k takes them too.
+
+    Args:
+        targets: `(N, K)` of 1, 0 and -1; each class with at least k images.
+        k: Images a class.
+        number: Of the draw.
+        one_label: Whether each image shows one class. If not, each class gets (K-1) k images without it
+            too, as far as there are so many.
+
+    Returns:
+        `(N, K)`, -1 for what was not taken.
+    """
+    order = torch.randperm(len(targets), generator=generator("fixed", "lowshot", number))
+    shuffled = targets[order]
+    taken = (shuffled == 1) & ((shuffled == 1).cumsum(0) <= k)  # (N, K), in the order drawn
+    if one_label:
+        taken = taken.any(1, keepdim=True).expand_as(taken)
+    else:
+        absent = shuffled == 0
+        taken |= absent & (absent.cumsum(0) <= (targets.shape[1] - 1) * k)
+    drawn = torch.full_like(targets, -1)
+    drawn[order] = torch.where(taken, shuffled, -1)
+    return drawn

@@ -1,0 +1,81 @@
+"""SVM probe: a linear support vector machine per class, on all labels, for every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ssl_lightning.encoding import Features
+from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, figure, fit, fit_cross_validated
+from ssl_lightning.probes.base import Record, make_record
+
+
+class SVMProbe(LinearSVMProbe):
+    """Top-1, or with several classes an image mean average precision, of linear SVMs (Goyal et al. 2019).
+
+    C is chosen by cross-validation on the training images; the test figure is that of machines fitted
+    again, with it, on training and held-out images. An image whose label for a class is -1 is neither
+    trained nor tested on for that class (their code trains on it as a negative).
+
+    Args:
+        pool: Stage maps are averaged to at most pool x pool cells.
+        max_dims: Where that would be more features, the cells are halved until it is not.
+        costs: Values of C to choose from.
+        folds: Parts of the cross-validation.
+        max_iter: Steps of the solver at most.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        pool: int = 2,
+        max_dims: int = 1024,
+        costs: Sequence[float] = (0.25, 1, 4, 16),
+        folds: int = 3,
+        max_iter: int = 100,
+    ) -> None:
+        super().__init__(
+            "probe.svm", pool=pool, max_dims=max_dims, costs=costs, folds=folds, max_iter=max_iter
+        )
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        if counts["train"] < self.folds:
+            raise ValueError(
+                f"probe.svm.folds is {self.folds}, and there are {counts['train']} labelled training images"
+            )
+
+    def run(self, features: Features, *, num_classes: int) -> list[Record]:
+        labels = {split: values.cpu() for split, values in features.labels.items()}
+        one_label = labels["train"].ndim == 1
+        targets = {split: as_targets(values, num_classes) for split, values in labels.items()}
+        records = []
+        for stage in features.stages:
+            x, protocol = self.unit_features(features, stage)
+            chosen = fit_cross_validated(
+                x["train"],
+                targets["train"],
+                self.costs,
+                self.folds,
+                one_label=one_label,
+                max_iter=self.max_iter,
+            )
+            both, all_targets = (torch.cat([part["train"], part["heldout"]]) for part in (x, targets))
+            final = fit(both, all_targets, chosen.costs, max_iter=self.max_iter)
+            protocol |= {
+                "C": chosen.costs[0].item() if one_label else chosen.costs.tolist(),
+                "candidates": self.costs,
+                "selected_on": f"{self.folds}-fold cross-validation on train",
+                "refit": True,
+                "labels": {"train": len(x["train"]), "heldout": len(x["heldout"])},
+                "heldout": figure(chosen.scores(x["heldout"]), labels["heldout"]),
+                **self.convergence(chosen.converged and final.converged),
+            }
+            value = figure(final.scores(x["test"]), labels["test"])
+            records.append(
+                make_record(stage, "top1" if one_label else "map", value, len(x["test"]), protocol)
+            )
+        return records

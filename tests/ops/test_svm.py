@@ -1,0 +1,64 @@
+"""Linear SVM: against scikit-learn and the conditions of a minimum; what is not looked at does not matter."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+from torch import Tensor
+
+from ssl_lightning.ops.svm import fit_svm
+from ssl_lightning.seeding import generator
+
+
+def data(n: int = 200, dims: int = 12, shift: float = 0.5) -> tuple[Tensor, Tensor]:
+    stream = generator("svm", n, dims)
+    signs = torch.where(torch.rand(n, generator=stream) < 0.2, 1.0, -1.0).double()
+    x = torch.randn(n, dims, generator=stream).double() + shift * signs[:, None] / dims**0.5
+    return torch.cat([x, x.new_ones(n, 1)], 1), signs
+
+
+@pytest.mark.parametrize("cost", [1e-3, 1.0, 1e3])
+def test_weights_are_scikit_learns(cost: float) -> None:
+    x, signs = data()
+    found = fit_svm(x, signs, cost * torch.where(signs > 0, 2.0, 1.0).double())
+    model = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=False, tol=1e-10, max_iter=100_000)
+    model.fit(x[:, :-1].numpy(), signs.numpy())
+    np.testing.assert_allclose(found.weight[:-1], model.coef_[0], rtol=1e-4, atol=1e-6)
+    assert found.weight[-1].item() == pytest.approx(model.intercept_[0], rel=1e-4)
+    assert found.converged
+    assert found.iterations < 20
+
+
+@pytest.mark.parametrize("shift", [0.5, 8.0])  # overlapping and separable
+def test_the_gradient_of_the_objective_is_zero(shift: float) -> None:
+    x, signs = data(80, 30, shift)
+    costs = 5 * torch.rand(80, generator=generator("costs")).double()
+    weight = fit_svm(x, signs, costs).weight.requires_grad_()
+    objective = weight.square().sum() / 2 + (costs * (1 - signs * (x @ weight)).clamp_min(0).square()).sum()
+    (gradient,) = torch.autograd.grad(objective, weight)
+    assert gradient.abs().max() < 1e-6
+
+
+def test_samples_without_cost_are_not_there() -> None:
+    x, signs = data()
+    costs = torch.where(torch.arange(200) < 150, 2.0, 0.0).double()
+    expected = fit_svm(x[:150], signs[:150], costs[:150]).weight
+    torch.testing.assert_close(fit_svm(x, signs, costs).weight, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_the_start_does_not_change_the_end() -> None:
+    x, signs = data()
+    costs = torch.ones(200).double()
+    expected = fit_svm(x, signs, costs)
+    for scale in (0.1, 100.0):
+        init = scale * torch.randn(13, generator=generator("init")).double()
+        torch.testing.assert_close(
+            fit_svm(x, signs, costs, init=init).weight, expected.weight, rtol=1e-6, atol=1e-8
+        )
+    assert fit_svm(x, signs, costs, init=expected.weight).iterations == 0
+
+
+def test_too_few_steps_are_said() -> None:
+    x, signs = data()
+    found = fit_svm(x, signs, torch.full((200,), 100.0).double(), max_iter=1)
+    assert (found.converged, found.iterations) == (False, 1)

@@ -1,0 +1,144 @@
+"""Fine-tuning: learns a few images by heart, leaves alone what is frozen, and the trunk it was given."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssl_lightning.data.fake import Fake
+from ssl_lightning.hardware import make_trainer
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.probes.base import Record, run_probes
+from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, loss, weights_behind
+
+CLASSES = ("a", "b", "c", "d")
+
+
+def trunk() -> nn.Module:
+    torch.manual_seed(0)
+    return ConvNet(widths=[4, 8], strides=[2, 2])
+
+
+def make(**options: Any) -> Fake:
+    sizes: dict[str, Any] = {"num_train": 72, "num_test": 24, "heldout": 24, "batch_size": 8, "flip": True}
+    return Fake(image_size=16, **(sizes | options))
+
+
+def tune(network: nn.Module, data: Any, **options: Any) -> list[Record]:
+    probe = FineTuneProbe(**({"fractions": [1.0], "epochs": 2, "min_steps": 1, "batch_size": 16} | options))
+    return run_probes(
+        {"backbone": network},
+        lambda x: x - 0.5,
+        {"finetune": probe},
+        {split: data.downstream(split) for split in ("train", "heldout", "test")},
+        class_names=CLASSES,
+        folder=Path(),
+        data=data,
+        make_trainer=partial(make_trainer, accelerator="cpu", devices=1, precision="32-true"),
+    )[0]
+
+
+def test_records_of_each_fraction_and_that_they_are_the_same_again() -> None:
+    network = trunk()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    records = tune(network, make(), fractions=[0.5, 1.0])
+    assert [(r["stage"], r["metric"], r["n"]) for r in records] == [("stage2", "top1", 24)] * 2
+    assert [r["protocol"]["labels"] for r in records] == [{"train": n, "heldout": 24} for n in (24, 48)]
+    assert [r["protocol"]["fraction"] for r in records] == [0.5, 1.0]
+    for name, value in network.state_dict().items():  # it trained a copy
+        assert torch.equal(value, before[name])
+    assert all(weight.grad is None for weight in network.parameters())
+    torch.manual_seed(1)
+    assert tune(network, make(), fractions=[0.5, 1.0]) == records
+
+
+class Same(Fake):
+    """The training images are the held-out and the test images too."""
+
+    def downstream(self, split: str, batch_size: int | None = None) -> Any:
+        return super().downstream("train", batch_size)
+
+
+def test_a_few_images_are_learned_by_heart() -> None:
+    data = Same(num_train=24, num_test=4, heldout=4, batch_size=4, image_size=16)
+    (record,) = tune(trunk(), data, epochs=60, batch_size=10, lr=0.05, patience=100)
+    assert record["value"] == record["protocol"]["heldout"] == 1.0
+    assert 1 < record["protocol"]["epoch"] <= 60
+
+
+def test_training_ends_early_and_the_best_weights_are_tested() -> None:
+    (record,) = tune(trunk(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # never better
+    protocol = record["protocol"]
+    assert (protocol["epoch"], protocol["patience"]) == (2, 2)  # two epochs between evaluations
+    assert protocol["epochs_run"] == 4
+
+
+def test_a_small_share_is_passed_over_more_often() -> None:
+    (record,) = tune(trunk(), make(), fractions=[0.25], min_steps=7, batch_size=6, patience=9)
+    assert record["protocol"]["labels"]["train"] == 12
+    assert record["protocol"]["epochs"] == 4  # 2 steps each
+
+
+def test_frozen_stages_keep_weights_and_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[FineTuning] = []
+    end = FineTuning.on_train_epoch_end
+    monkeypatch.setattr(FineTuning, "on_train_epoch_end", lambda self: (trained.append(self), end(self))[0])
+    network = trunk()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    (record,) = tune(network, make(), freeze_until="stage1", epochs=1)
+    assert record["protocol"]["trained"] == "what follows stage1"
+    after = trained[-1].trunk.state_dict()
+    kept = {name for name, value in after.items() if torch.equal(value, before[name])}
+    assert kept == {name for name in before if name.startswith("stages.0.")}
+
+
+def test_a_stage_that_is_not_there_is_refused_beforehand() -> None:
+    with pytest.raises(ValueError, match="'stage9'; the trunk has stage1"):
+        FineTuneProbe(freeze_until="stage9").check_trunk({"stage1": (3, 4, 4)}, {})
+
+
+def test_weights_behind_an_output() -> None:
+    network = trunk()
+    maps = network(torch.zeros(1, 3, 16, 16))
+    names = [name for name, _ in network.named_parameters()]
+    assert weights_behind(network, maps[0]) == {name for name in names if name.startswith("stages.0.")}
+    assert weights_behind(network, maps[1]) == set(names)
+
+
+def test_loss_of_several_classes_does_not_count_ignored_labels() -> None:
+    logits = torch.tensor([[2.0, -1.0], [0.5, 9.0]])
+    labels = torch.tensor([[1, 0], [0, -1]])
+    expected = (-F.logsigmoid(logits[0, 0]) - F.logsigmoid(-logits[0, 1]) - F.logsigmoid(-logits[1, 0])) / 3
+    torch.testing.assert_close(loss(logits, labels), expected)
+    assert loss(logits, torch.tensor([0, 1])).item() == pytest.approx(
+        F.cross_entropy(logits, torch.tensor([0, 1])).item()
+    )
+    assert loss(logits, torch.full((2, 2), -1)).item() == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fractions": []},
+        {"fractions": [0.0]},
+        {"fractions": [1.5]},
+        {"lr": -1.0},
+        {"head_lr": 0.0},
+        {"batch_size": 0},
+        {"epochs": 0},
+        {"min_steps": 0},
+        {"patience": 0},
+    ],
+)
+def test_bad_values_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=rf"probe\.finetune\.{next(iter(options))}"):
+        FineTuneProbe(**options)
+
+
+def test_too_few_labels_are_refused_beforehand() -> None:
+    with pytest.raises(ValueError, match=r"begins with 0\.01, 1 of 130 labelled training images"):
+        FineTuneProbe().check({"train": 130, "heldout": 10, "test": 10})

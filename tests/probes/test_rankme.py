@@ -1,0 +1,72 @@
+"""RankMe probe: the rank of what the trunk makes of unlabelled images, of every stage; no labels needed."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.data.fake import Fake
+from ssl_lightning.data.folder import Folder
+from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes.rankme import RankMeProbe
+
+
+class Trunk(nn.Module):
+    """Mean colour, and one number for it."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        colour = x.mean((2, 3), keepdim=True)
+        return [colour, colour.mean(1, keepdim=True)]
+
+
+def ranks(data: Any, **options: Any) -> list[dict]:
+    probes = {"rankme": RankMeProbe(**options)}
+    loaders = {"train": data.downstream("train")} if data.has_downstream else {}
+    return run_probes(
+        {"backbone": Trunk()}, lambda x: x, probes, loaders, class_names=(), folder=Path(), data=data
+    )[0]
+
+
+def test_the_rank_is_numpys_of_all_pretraining_images() -> None:
+    data = Fake(num_train=40, heldout=8, batch_size=4)
+    records = ranks(data)
+    images = torch.cat([x for x, _ in data.unlabelled()]).double() / 255
+    values = np.linalg.svd(images.mean((2, 3)).numpy(), compute_uv=False)
+    share = values / values.sum()
+    assert records[0]["value"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), abs=1e-4)
+    assert [(r["stage"], r["metric"], r["split"], r["n"]) for r in records] == [
+        ("stage1", "rankme", "pretrain", 32),
+        ("stage2", "rankme", "pretrain", 32),
+    ]
+    assert records[1]["value"] == 1.0
+    assert records[0]["protocol"]["largest_possible"] == 3
+
+
+def test_fewer_images_are_a_fixed_draw() -> None:
+    found = [ranks(Fake(num_train=80, heldout=8, batch_size=4, seed=seed), images=20) for seed in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0][0]["n"] == 20
+
+
+def test_images_without_labels_are_enough(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(12):
+        picture = np.full((9, 9, 3), (20 * number, 255 - 20 * number, 128), np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{number:02}.png")
+    data = Folder(
+        pretrain_dir=str(tmp_path), root=str(tmp_path / "cache"), image_size=8, batch_size=2, heldout=2
+    )
+    data.num_workers = 0
+    data.setup()
+    assert data.label_counts == {}
+    assert 1 < ranks(data)[0]["value"] < 3
+
+
+@pytest.mark.parametrize("options", [{"images": 1}, {"pool": 0}])
+def test_bad_values_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=r"probe\.rankme\."):
+        RankMeProbe(**options)

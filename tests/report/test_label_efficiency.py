@@ -1,0 +1,75 @@
+"""The label-efficiency curve: the stage is chosen on held-out images, runs must be comparable."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ssl_lightning.report.label_efficiency import curve, draw, main
+
+
+def record(
+    stage: str, k: int, value: float, heldout: float, trained: bool = True, probe: str = "lowshot"
+) -> dict:
+    protocol = {"k_shot": k, "sd": value / 10, "heldout": heldout}
+    names = {"probe": probe, "branch": "backbone", "stage": stage, "metric": "top1"}
+    return names | {"trained": trained, "value": value, "protocol": protocol}
+
+
+def run(*probes: dict, task: str = "rotation", data: str = "cifar10") -> dict:
+    return {"run": {"task": task, "data": data}, "probes": list(probes)}
+
+
+ROWS = [
+    record("stage1", 4, 0.5, 0.6),
+    record("stage2", 4, 0.9, 0.4),  # better on test, not on held-out images
+    record("stage1", 1, 0.2, 0.2),
+    record("stage2", 1, 0.3, 0.3),
+    record("stage2", 1, 0.1, 0.9, trained=False),
+    record("stage1", 1, 1.0, 1.0, probe="svm"),
+]
+
+
+def test_the_stage_is_chosen_on_heldout_images_for_each_number_of_labels() -> None:
+    found = curve(run(*ROWS))
+    assert (found.name, found.data, found.metric) == ("rotation", "cifar10", "top1")
+    assert (found.ks, found.values, found.deviations) == ([1, 4], [0.3, 0.5], [0.03, 0.05])
+
+
+def test_a_control_has_its_untrained_trunk() -> None:
+    found = curve(run(record("stage2", 1, 0.1, 0.9, trained=False), task="random"))
+    assert found.values == [0.1]
+
+
+def test_a_later_evaluation_says_which_data() -> None:
+    row = ROWS[0] | {"evaluation": {"data": "fashion_mnist"}}
+    assert curve(run(row)).data == "fashion_mnist"
+
+
+def test_what_is_drawn_is_what_was_measured() -> None:
+    curves = [curve(run(*ROWS)), curve(run(record("stage1", 2, 0.25, 0.1), task="jigsaw"))]
+    (axis,) = draw(curves).axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert lines == {"rotation": [[1, 30], [4, 50]], "jigsaw": [[2, 25]]}
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2", "4"]
+
+
+def test_runs_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"evaluate\.py run=<its folder> probe=\[lowshot\]"):
+        curve(run(ROWS[-1]))
+    with pytest.raises(ValueError, match="one figure on one data set"):
+        draw([curve(run(*ROWS)), curve(run(*ROWS, data="stl10"))])
+    with pytest.raises(ValueError, match="these are none"):
+        draw([])
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(run(*ROWS)))
+    assert main([str(tmp_path / "curve.png"), str(tmp_path)]) == 0
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert min(picture.size) > 300
+    assert main([str(tmp_path / "curve.png")]) == 2
+    assert main([str(tmp_path / "curve.png"), str(tmp_path / "gone")]) == 1
+    assert "usage" in (said := capsys.readouterr().err)
+    assert "error: " in said
