@@ -224,6 +224,7 @@ def _bytes_in(folder: Path) -> int:
 
 def _sync(folder: Path) -> None:
     """Flush the files to disk before the rename makes them visible, so a power cut leaves no husk."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
