@@ -1,7 +1,7 @@
 """What the data sets share whose labels are masks or boxes: two kinds of images of the same pictures.
 
-The pretext tasks see square views of the training pictures, without labels; the probes see the whole pictures,
-at a size of their own that need not be square.
+The pretext tasks see square views of the training pictures, without labels; the probes see the whole
+pictures, at a size of their own that need not be square.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class DenseFolders(DenseDataModule):
 
     Args:
         root: Cache folder; None for the default one (see `io.download`).
-        size: Height and width of the pictures that probes see: resized to fit, their aspect kept; what is left
-            on the right or below is grey, and void.
+        size: Height and width of the pictures that probes see: resized to fit, their aspect kept; what is
+            left on the right or below is grey, and void.
         crop_scale, crop_ratio, flip, max_pixels: See `Folder`; of the pretext's square views.
         num_workers: Decoding processes and threads of each rank; None for one per core, at most 8.
-        batch_size, eval_batch_size, image_size, channels, seed, mean, std, heldout, max_labels, pretrain_size:
-            See `PairedDataModule`.
+        batch_size, eval_batch_size, image_size, channels, seed, mean, std, heldout, max_labels,
+            pretrain_size: See `PairedDataModule`.
 
     Raises:
         ValueError: A value is out of range.

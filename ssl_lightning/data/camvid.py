@@ -29,10 +29,11 @@ CLASSES = (
 
 
 class CamVid(DenseFolders):
-    """Pictures in `train`, `val` and `test`; masks of the same names in `trainannot`, `valannot`, `testannot`.
+    """Pictures in `train`, `val` and `test`; masks of the same names in `trainannot`, `valannot`,
+    `testannot`.
 
-    Pretrained on the training pictures. Those of `val` are held out, unless `heldout` is a number: then as many
-    of both are. A mask without a picture is passed over.
+    Pretrained on the training pictures. Those of `val` are held out, unless `heldout` is a number: then as
+    many of both are. A mask without a picture is passed over.
 
     Args:
         dir: The folder of these folders; `val` and `valannot` may be absent, then a tenth is held out.

@@ -28,8 +28,9 @@ HIDDEN = 0.3  # objects of which less is to be seen are difficult
 class Scenes(DenseDataModule):
     """Tinted clothes, upright and at times in front of each other, on photographs; downloads nothing else.
 
-    Training scenes are made of training images of both sets, test scenes of test images. A mask has background
-    as class 0; a box holds what is to be seen of an object, and is difficult where that is less than 30 %.
+    Training scenes are made of training images of both sets, test scenes of test images. A mask has
+    background as class 0; a box holds what is to be seen of an object, and is difficult where that is less
+    than 30 %.
 
     Args:
         root: Cache folder of both sets; None for the default one (see `io.download`).
@@ -163,8 +164,8 @@ def paint_scenes(
         draw: Draws everything random.
 
     Returns:
-        Images `(count, size, size, 3)` uint8, masks `(count, size, size)` uint8 (0: background, else 1 + class),
-        and the boxes of each scene, the object at the back first.
+        Images `(count, size, size, 3)` uint8, masks `(count, size, size)` uint8 (0: background, else 1 +
+        class), and the boxes of each scene, the object at the back first.
     """
     images = torch.empty(count, size, size, 3, dtype=torch.uint8)
     masks = torch.empty(count, size, size, dtype=torch.uint8)
@@ -175,7 +176,9 @@ def paint_scenes(
         place = torch.randint(len(photographs), (number,), generator=draw)
         scene = photographs[place].permute(0, 3, 1, 2).float().div_(255)  # (n, 3, h, w)
         scene = F.interpolate(scene, (size, size), mode="bilinear", align_corners=False)
-        instance = torch.zeros(number, size, size, dtype=torch.int64)  # 0: background, else 1 + place of the object
+        instance = torch.zeros(
+            number, size, size, dtype=torch.int64
+        )  # 0: background, else 1 + place of the object
         present = torch.randint(objects[0], objects[1] + 1, (number,), generator=draw)
         chosen = torch.randint(len(clothes), (number, objects[1]), generator=draw)
         whole = torch.zeros(number, objects[1])  # pixels of each object, hidden ones too

@@ -15,11 +15,12 @@ from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_lis
 
 
 class VOCDetection(DenseFolders):
-    """Boxes in VOC's XML. Trained on the lists `train` and `val`, of which `val` is held out, tested on `test`.
+    """Boxes in VOC's XML. Trained on the lists `train` and `val`, of which `val` is held out, tested on
+    `test`.
 
-    The published protocol trains on all 5,011 pictures of both lists; `heldout` as a number comes close. Without
-    a list `val` a part of `train` is held out. A box that sticks out of its picture is cut off. A file without
-    objects is a picture without objects, which trains too.
+    The published protocol trains on all 5,011 pictures of both lists; `heldout` as a number comes close.
+    Without a list `val` a part of `train` is held out. A box that sticks out of its picture is cut off. A
+    file without objects is a picture without objects, which trains too.
 
     Args:
         dir: A folder with `JPEGImages`, `Annotations` and `ImageSets/Main`; None for VOC 2007 in the cache,
@@ -28,8 +29,8 @@ class VOCDetection(DenseFolders):
         **base: The keywords of `DenseFolders`.
 
     Raises:
-        ValueError: A value is out of range; in `setup` also: an annotation is absent or no such XML, a class is
-            unknown, a box lies outside of its picture.
+        ValueError: A value is out of range; in `setup` also: an annotation is absent or no such XML, a class
+            is unknown, a box lies outside of its picture.
     """
 
     name = "voc_detection"
@@ -66,7 +67,9 @@ class VOCDetection(DenseFolders):
         files = [folder / "Annotations" / f"{path.stem}.xml" for path in images]
         missing = [path for path in files if not path.is_file()]
         if missing:
-            raise ValueError(f"{len(missing)} of {len(files)} annotations do not exist; the first is {missing[0]}")
+            raise ValueError(
+                f"{len(missing)} of {len(files)} annotations do not exist; the first is {missing[0]}"
+            )
         sizes = image_sizes(images, self.num_workers)
         pairs = zip(files, sizes, strict=True)
         return images, [read_voc_boxes(path, size, self.class_names) for path, size in pairs]

@@ -14,12 +14,12 @@ from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_lis
 class VOCSegmentation(DenseFolders):
     """Trained on `train` (1,464 pictures), tested on `val` (1,449), whose labels are public, as is usual.
 
-    With SBD (Hariharan et al. 2011) training has every picture of it that is not in `val`, 10,582 in all; VOC's
-    own masks count where both have one. Held out is a part of the training pictures.
+    With SBD (Hariharan et al. 2011) training has every picture of it that is not in `val`, 10,582 in all;
+    VOC's own masks count where both have one. Held out is a part of the training pictures.
 
     Args:
-        dir: A folder with `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation`; None for VOC 2012 in
-            the cache, downloaded unless it is there.
+        dir: A folder with `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation`; None for VOC 2012
+            in the cache, downloaded unless it is there.
         sbd_dir: SBD's folder `dataset` with `img` and `cls`; None for VOC alone.
         **base: The keywords of `DenseFolders`.
 
@@ -39,7 +39,9 @@ class VOCSegmentation(DenseFolders):
     def fetch(self) -> None:
         """Download VOC 2012 unless it is there; look for the other folders."""
         if self.sbd_dir is not None and not (self.sbd_dir / "cls").is_dir():
-            raise FileNotFoundError(f"folder {self.sbd_dir / 'cls'} does not exist; data.sbd_dir must hold it")
+            raise FileNotFoundError(
+                f"folder {self.sbd_dir / 'cls'} does not exist; data.sbd_dir must hold it"
+            )
         self._folder()
 
     def load(self) -> Pairing:

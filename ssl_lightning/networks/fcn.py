@@ -15,12 +15,14 @@ class FCNHead(nn.Module):
     Args:
         channels: Of each stage map, shallow to deep.
         num_classes: Scores per pixel.
-        hidden: Channels of a 3x3 convolution with batch norm and ReLU before the scores of each stage; 0 leaves
-            it out, and the scores are linear in the features, as in the paper.
+        hidden: Channels of a 3x3 convolution with batch norm and ReLU before the scores of each stage; 0
+            leaves it out, and the scores are linear in the features, as in the paper.
         dilation: Of that convolution.
     """
 
-    def __init__(self, channels: Sequence[int], num_classes: int, *, hidden: int = 0, dilation: int = 1) -> None:
+    def __init__(
+        self, channels: Sequence[int], num_classes: int, *, hidden: int = 0, dilation: int = 1
+    ) -> None:
         super().__init__()
         self.scores = nn.ModuleList()
         for width in channels:

@@ -18,7 +18,8 @@ def voc_ap(
 
     A detection is compared with the object of its class that it overlaps most. It is right if they overlap by
     `iou` or more and no detection with a higher score took that object; it counts nowhere if the object is
-    difficult, and else it is wrong. Boxes are left, top, right, bottom with right and bottom outside, where VOC's
+    difficult, and else it is wrong. Boxes are left, top, right, bottom with right and bottom outside, where
+    VOC's
     code counts whole pixels: the overlaps are the same.
 
     Args:
@@ -93,8 +94,9 @@ def _best_objects(
     """Compare all detections of one class with its objects.
 
     Returns:
-        Scores `(n,)`; for each the number of its object over all images, or -1 where it overlaps none by `iou`;
-        and `(objects + 1,)`, which objects are difficult, with False at the end so that -1 may index it.
+        Scores `(n,)`; for each the number of its object over all images, or -1 where it overlaps none by
+        `iou`; and `(objects + 1,)`, which objects are difficult, with False at the end so that -1 may index
+        it.
     """
     scores, objects, difficult, count = [], [], [], 0
     for found, there in zip(detections, truth, strict=True):

@@ -26,7 +26,7 @@ def resize_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _weights(inputs: int, outputs: int, like: Tensor) -> Tensor:
-    """Weight `(outputs, inputs)` of each value in each result, along one side; made on the CPU, where it is cheap."""
+    """Weight `(outputs, inputs)` of each value in each result, along one side."""
     unit = torch.eye(inputs)[:, None]  # (inputs, 1, inputs)
     weights = F.interpolate(unit, outputs, mode="linear", align_corners=False)[:, 0].T
     return weights.to(like, non_blocking=True)

@@ -28,7 +28,8 @@ class Boxes:
     """The objects of one image.
 
     Args:
-        boxes: `(n, 4)` float32, left, top, right, bottom in pixels from the corner of the image; none is empty.
+        boxes: `(n, 4)` float32, left, top, right, bottom in pixels from the corner of the image; none is
+            empty.
         labels: `(n,)` int64, in 0..K-1.
         difficult: `(n,)` bool, objects that an evaluation neither asks for nor punishes.
     """
@@ -59,7 +60,9 @@ def read_mask(path: Path, num_classes: int, void: Sequence[int]) -> np.ndarray:
     else:
         with Image.open(path) as image:
             if image.mode not in ("1", "L", "P"):
-                raise ValueError(f"{path} has pixels of the kind {image.mode}; a mask has one class id a pixel")
+                raise ValueError(
+                    f"{path} has pixels of the kind {image.mode}; a mask has one class id a pixel"
+                )
             ids = np.asarray(image).astype(np.uint8)
     table = np.full(256, -1, np.int16)
     table[:num_classes] = np.arange(num_classes)
@@ -68,7 +71,8 @@ def read_mask(path: Path, num_classes: int, void: Sequence[int]) -> np.ndarray:
     if (mask < 0).any():
         raise ValueError(
             f"{path} has the ids {np.unique(ids[mask < 0]).tolist()}; allowed are the classes "
-            f"0..{num_classes - 1} and the void ids {sorted({*void, VOID})}: set data.class_names or data.void"
+            f"0..{num_classes - 1} and the void ids {sorted({*void, VOID})}: set "
+            "data.class_names or data.void"
         )
     return mask.astype(np.uint8)
 
@@ -94,7 +98,9 @@ def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequenc
         objects = ET.parse(path).getroot().findall("object")
         for item in objects:  # parts of an object lie deeper and are not objects
             name = (item.findtext("name") or "").strip()
-            corners = [float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
+            corners = [
+                float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
+            ]
             rows.append((corners, number.get(name, -1), (item.findtext("difficult") or "0").strip() == "1"))
             if name not in number:
                 raise ValueError(f"an object is {name!r}; data.class_names has {', '.join(class_names)}")
@@ -125,7 +131,7 @@ def fitted(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
 
 
 class DenseFiles:
-    """Image files with a mask or boxes for each, resized to fit one size; right and below it is grey and void.
+    """Image files with a mask or boxes for each, resized to fit one size; the rest is grey and void.
 
     Args:
         paths: One file per image.
