@@ -30,9 +30,11 @@ class FCNHead(nn.Module):
             if hidden:
                 score.append(nn.Conv2d(width, hidden, 3, padding=dilation, dilation=dilation, bias=False))
                 score.extend([nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)])
-            score.append(nn.Conv2d(hidden or width, num_classes, 1))
-            nn.init.zeros_(score[-1].weight)  # as the paper: nothing is known at first  # type: ignore[arg-type]
-            nn.init.zeros_(score[-1].bias)  # type: ignore[arg-type]
+            last = nn.Conv2d(hidden or width, num_classes, 1)
+            nn.init.zeros_(last.weight)  # as the paper: at first all classes are alike
+            if last.bias is not None:
+                nn.init.zeros_(last.bias)
+            score.append(last)
             self.scores.append(score)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
@@ -40,5 +42,5 @@ class FCNHead(nn.Module):
         scored = [score(x) for score, x in zip(self.scores, maps, strict=True)]
         total = scored[-1]
         for shallower in reversed(scored[:-1]):
-            total = shallower + resize_bilinear(total, tuple(shallower.shape[2:]))  # type: ignore[arg-type]
+            total = shallower + resize_bilinear(total, tuple(shallower.shape[2:]))
         return resize_bilinear(total, size)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.networks.detector import make_detector, pyramid_stages
-from ssl_lightning.ops.average_precision import voc_ap
+from ssl_lightning.ops.voc_ap import voc_ap
 from ssl_lightning.probes._dense import (
     MEASURED,
     Plan,
@@ -210,7 +210,7 @@ def average_precisions(
         wanted = [
             {"boxes": t["boxes"], "labels": t["labels"], "iscrowd": t["difficult"].int()} for t in truth
         ]
-        metric.update(list(found), wanted)
+        metric.update([dict(objects) for objects in found], wanted)
         figures = metric.compute()
         of_class = dict.fromkeys(class_names)
         pairs = zip(figures["classes"].reshape(-1), figures["map_per_class"].reshape(-1), strict=True)

@@ -155,7 +155,8 @@ class DenseFiles:
         max_pixels: int,
         num_workers: int,
     ) -> None:
-        self.paths, self.annotations = list(paths), list(annotations)
+        self.paths = list(paths)
+        self.annotations: list[Path | Boxes] = list(annotations)
         self.size, self.num_classes, self.void = size, num_classes, tuple(void)
         self.channels, self.max_pixels, self.num_workers = channels, max_pixels, num_workers
         self.labels = torch.full((len(self.paths),), -1)  # of the whole image: there is none
