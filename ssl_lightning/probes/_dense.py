@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.encoding import Loader, gather_batches
+from ssl_lightning.encoding import Loader, evaluating, gather_batches
 from ssl_lightning.probes.base import Setting
 from ssl_lightning.seeding import generator
 
@@ -193,8 +193,8 @@ class StageMaps(nn.Module):
         self.mean, self.std = [], []
 
     def train(self, mode: bool = True) -> StageMaps:
-        """Stay in eval mode: the batch norms of the trunk keep their statistics."""
-        return super().train(False)
+        """Leave the mode of the trunk alone; it encodes in eval mode, so that its statistics stay."""
+        return self
 
     def raw(self, images: Tensor) -> list[Tensor]:
         """Encode images `(B, C, H, W)` uint8 to the chosen maps, as the trunk returns them."""
@@ -214,7 +214,11 @@ class StageMaps(nn.Module):
 
     def of_input(self, fed: Tensor) -> list[Tensor]:
         """Encode what `input` made."""
-        with torch.set_grad_enabled(self.copied and torch.is_grad_enabled()), self.precision():
+        with (
+            evaluating(self.trunk),
+            torch.set_grad_enabled(self.copied and torch.is_grad_enabled()),
+            self.precision(),
+        ):
             maps = self.trunk(fed)
         return [maps[stage - 1] for stage in self.stages]
 

@@ -98,7 +98,7 @@ class DetectionProbe(TrunkProbe):
         for split in ("heldout", "test"):
             if not any((~target["difficult"]).any() for target in splits[split][1]):
                 raise ValueError(f"the {split} images have no object to be found, so there is no figure")
-        maps = StageMaps(setting, stages, copied=self.finetune).eval()
+        maps = StageMaps(setting, stages, copied=self.finetune)
         images, targets = splits["train"]
         with torch.no_grad():
             measured = images[spread(len(images), MEASURED)]

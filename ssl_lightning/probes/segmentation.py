@@ -94,7 +94,7 @@ class SegmentationProbe(TrunkProbe):
             "segmentation",
         )
         splits = {split: collect(loader, setting.device) for split, loader in setting.loaders.items()}
-        trunk = StageMaps(setting, stages, copied=self.finetune).eval()
+        trunk = StageMaps(setting, stages, copied=self.finetune)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(setting.seed, "segmentation", setting.branch))
             head = FCNHead(
@@ -103,6 +103,9 @@ class SegmentationProbe(TrunkProbe):
                 hidden=self.hidden,
                 dilation=self.dilation,
             ).to(setting.device)
+        for split in ("heldout", "test"):
+            if not (splits[split][1] != VOID).any():
+                raise ValueError(f"the {split} masks have no pixel that counts, so there is no figure")
         maps, cached = self._maps(trunk, {split: images for split, (images, _) in splits.items()})
 
         def loss(indices: Tensor, step: int) -> Tensor:

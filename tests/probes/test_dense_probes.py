@@ -1,0 +1,107 @@
+"""What the dense probes share: the order of the images, the schedule, the state that is kept, the processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssl_lightning.probes._dense import Plan, chunks, collect, spread
+
+
+def plan(**options: object) -> Plan:
+    values = {
+        "name": "x",
+        "steps": 10,
+        "batch_size": 3,
+        "optimizer": "sgd",
+        "lr": 1.0,
+        "trunk_lr": 0.1,
+        "weight_decay": 0.0,
+        "evals": 5,
+    }
+    return Plan(**values | options)  # type: ignore[arg-type]
+
+
+def test_each_epoch_is_a_new_order_of_whole_batches() -> None:
+    batches = list(plan(steps=6).batches(10, seed=1))
+    assert [len(batch) for batch in batches] == [3] * 6
+    for epoch in (batches[:3], batches[3:]):
+        assert len(set(torch.cat(epoch).tolist())) == 9
+    assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:]))
+    again = list(plan(steps=6).batches(10, seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
+    assert not torch.equal(batches[0], next(iter(plan().batches(10, seed=2))))
+
+
+def test_the_best_state_on_heldout_images_is_kept() -> None:
+    head, trunk = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    figures = iter([0.1, 0.7, 0.7, 0.2, 0.3])
+    states: list[tuple[Tensor, Tensor]] = []
+
+    def evaluate() -> dict[str, float]:
+        states.append((head.weight.clone(), trunk.weight.clone()))
+        return {"figure": next(figures)}
+
+    kept, protocol = plan().train(
+        head,
+        trunk,
+        lambda indices, step: trunk(head(torch.ones(1, 1))).sum(),
+        evaluate,
+        images=6,
+        seed=0,
+        choose_by="figure",
+    )
+    assert kept == {"figure": 0.7}
+    assert protocol["chosen_step"] == 4  # the first of equal ones
+    assert protocol["candidates"] == {"2": 0.1, "4": 0.7, "6": 0.7, "8": 0.2, "10": 0.3}
+    assert torch.equal(head.weight, states[1][0])
+    assert torch.equal(trunk.weight, states[1][1])
+    assert not torch.equal(head.weight, states[2][0])
+
+
+def test_the_rate_rises_and_falls_to_zero() -> None:
+    factors = [plan(steps=100)._factor(step) for step in range(101)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] == 1.0
+    assert factors[100] == pytest.approx(0.0)
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+
+
+def test_slices_and_spreads_cover() -> None:
+    assert [list(range(9))[part] for part in chunks(9, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(100, 4) == [0, 25, 50, 75]
+
+
+def _split(rank: int, world: int) -> list[tuple[Tensor, list[dict[str, Tensor]]]]:
+    """The share of one process of two global batches of 4 and 3 images, image i filled with i."""
+    shares = []
+    for batch in (range(4), range(4, 7)):
+        mine = torch.tensor_split(torch.tensor(list(batch)), world)[rank].tolist()
+        images = torch.tensor(mine, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+        shares.append((images, [{"boxes": torch.full((i % 3, 4), float(i))} for i in mine]))
+    return shares
+
+
+def _collects(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    images, targets = collect(_split(rank, world), "cpu")  # type: ignore[arg-type]
+    masks = [(x, x[:, 0].long()) for x, _ in _split(rank, world)]
+    same, ids = collect(masks, "cpu")
+    torch.save((images, targets, same, ids), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_every_process_has_the_whole_split_in_order(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_collects, (2, str(tmp_path)), nprocs=2)
+    alone, alone_targets = collect(_split(0, 1), "cpu")  # type: ignore[arg-type]
+    assert alone[:, 0, 0, 0].tolist() == list(range(7))
+    for rank in range(2):
+        images, targets, same, ids = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(images, alone)
+        assert torch.equal(same, alone)
+        assert torch.equal(ids, alone[:, 0])
+        assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, alone_targets, strict=True))
