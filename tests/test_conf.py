@@ -40,7 +40,12 @@ def every_choice() -> list[tuple[str, str]]:
     return [(group, option) for group in sorted(groups) for option in options(group)]
 
 
-NEEDED = {"folder": ["data.pretrain_dir=/somewhere"]}  # keys that have no default
+NEEDED = {  # keys that have no default
+    "folder": ["data.pretrain_dir=/somewhere"],
+    "camvid": ["data.dir=/somewhere"],
+    "camvid_segmentation": ["data.dir=/somewhere"],
+    "bccd_detection": ["data.dir=/somewhere"],
+}
 
 
 @pytest.mark.parametrize(("group", "option"), every_choice())

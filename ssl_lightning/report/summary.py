@@ -11,6 +11,9 @@ from rich.table import Table
 
 from ssl_lightning.results import Record, best_stage
 
+# Metrics that are shown, and what a column says of them
+UNITS = {"top1": "", "miou": "mIoU", "coco_map": "COCO mAP", "ap50": "AP50", "voc07_ap50": "VOC07 AP50"}
+
 
 def print_header(facts: dict[str, str]) -> None:
     """Print what is about to run, a line per fact."""
@@ -55,13 +58,14 @@ def summary_table(records: list[Record]) -> Table:
     A cell holds the test figure before and after pretraining and the gain, in points. The best stage of
     each probe, marked with *, is the one that did best on held-out images.
     """
-    shown = [r for r in records if r["metric"] == "top1"]
+    shown = [r for r in records if r["metric"] in UNITS]
     states = [
         name
         for name, on in (("untrained", False), ("trained", True))
         if any(r["trained"] == on for r in shown)
     ]
-    title = f"Test top-1 in %, {' → '.join(states)}; * best stage, chosen on held-out images"
+    what = "figures" if any(r["metric"] != "top1" for r in shown) else "top-1"
+    title = f"Test {what} in %, {' → '.join(states)}; * best stage, chosen on held-out images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("trunk", no_wrap=True)
     columns = list(dict.fromkeys(_column(r) for r in shown))
@@ -90,5 +94,5 @@ def _cell(of_column: list[Record], stage: str) -> str:
 
 
 def _column(record: Record) -> str:
-    k = record["protocol"].get("k")
-    return record["probe"] if k is None else f"{record['probe']} k={k}"
+    k, unit = record["protocol"].get("k"), UNITS[record["metric"]]
+    return " ".join([record["probe"], *([] if k is None else [f"k={k}"]), *filter(None, [unit])])

@@ -16,7 +16,9 @@ class Maps(nn.Module):
 
 
 def small(trunk: nn.Module, size: tuple[int, int], **options: float) -> nn.Module:
-    return make_detector(trunk, [1, 1], [4, 8], 3, size, width=8, box_width=8, proposals=10, rois=8, **options)
+    return make_detector(
+        trunk, [1, 1], [4, 8], 3, size, width=8, box_width=8, proposals=10, rois=8, **options
+    )
 
 
 def test_images_are_neither_resized_nor_normalised() -> None:

@@ -1,4 +1,4 @@
-"""What the dense probes share: the order of the images, the schedule, the state that is kept, the processes."""
+"""What the dense probes share: the order of the images, the schedule, the state kept, the processes."""
 
 from pathlib import Path
 

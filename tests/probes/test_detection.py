@@ -20,7 +20,10 @@ Splits = dict[str, list[tuple[Tensor, list[dict[str, Tensor]]]]]
 def trunk() -> nn.Module:
     """Strides 4 and 8: what colour is in each cell."""
     torch.manual_seed(0)
-    stages = [nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU()), nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU())]
+    stages = [
+        nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()),
+    ]
     return StagedNetwork(stages, [8, 8], [4, 8])
 
 
@@ -48,7 +51,9 @@ def splits() -> Splits:
     return made
 
 
-def run(data: Splits, folder: Path, net: nn.Module | None = None, seed: int = 0, **options: Any) -> list[Record]:
+def run(
+    data: Splits, folder: Path, net: nn.Module | None = None, seed: int = 0, **options: Any
+) -> list[Record]:
     small = {"width": 16, "box_width": 32, "anchor_scale": 3.0, "proposals": 30, "rois": 16, "batch_size": 4}
     probe = DetectionProbe(**{"steps": 3, "lr": 0.01, "evals": 1, "pictures": 0} | small | options)
     probe.check(SIZES)

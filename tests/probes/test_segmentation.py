@@ -1,4 +1,4 @@
-"""Segmentation probe: hand-worked mIoU, learning by heart, what is encoded how often, the test split apart."""
+"""Segmentation probe: hand-worked mIoU, learning by heart, how often is encoded, the test split apart."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +50,9 @@ def splits(change: Callable[[Tensor], Tensor] = lambda masks: masks) -> Splits:
 def run(
     data: Splits, folder: Path, trunk: nn.Module | None = None, seed: int = 0, **options: Any
 ) -> list[Record]:
-    probe = SegmentationProbe(**{"steps": 60, "batch_size": 4, "lr": 0.1, "pictures": 0, "evals": 3} | options)
+    probe = SegmentationProbe(
+        **{"steps": 60, "batch_size": 4, "lr": 0.1, "pictures": 0, "evals": 3} | options
+    )
     probe.check(SIZES)
     return run_probes(
         {"backbone": trunk or Trunk()},

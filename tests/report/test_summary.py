@@ -42,3 +42,13 @@ def test_a_control_has_one_figure_and_no_gain() -> None:
     _, line = shown([record("stage1", False, 0.4, 0.4)])
     assert "40.0*" in line
     assert "→" not in line
+
+
+def test_figures_of_masks_and_boxes_say_what_they_are() -> None:
+    rows = []
+    for metric, value in (("coco_map", 0.2), ("ap50", 0.4), ("voc07_ap50", 0.5)):
+        row = record("stage2", True, value, value, metric)
+        rows.append(row | {"probe": "detection", "protocol": {"heldout": value}})
+    head, line = shown(rows)
+    assert [part.strip() for part in head.split("detection ")[1:]] == ["COCO mAP", "AP50", "VOC07 AP50"]
+    assert line.split()[1:] == ["20.0*", "40.0*", "50.0*"]
