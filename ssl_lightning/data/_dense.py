@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from ssl_lightning.data.base import PairedDataModule, Pairing
+from ssl_lightning.data.io.annotations import Boxes, default_workers
 from ssl_lightning.data.io.augment import EvalView, TrainView
-from ssl_lightning.data.io.dense import Boxes, DenseFiles, default_workers
+from ssl_lightning.data.io.dense import DenseFiles
 from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.folders import good_images
 from ssl_lightning.data.io.loader import BatchLoader

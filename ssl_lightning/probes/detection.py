@@ -13,7 +13,6 @@ from ssl_lightning.networks.detector import make_detector, pyramid_stages
 from ssl_lightning.ops.voc_ap import voc_ap
 from ssl_lightning.probes._dense import (
     MEASURED,
-    Plan,
     StageMaps,
     chunks,
     collect,
@@ -22,6 +21,7 @@ from ssl_lightning.probes._dense import (
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_boxes
+from ssl_lightning.probes._plan import Plan
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
 from ssl_lightning.seeding import generator, stream_seed
 

@@ -15,7 +15,6 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from ssl_lightning.networks.fcn import FCNHead
 from ssl_lightning.probes._dense import (
     MEASURED,
-    Plan,
     StageMaps,
     chunks,
     collect,
@@ -24,6 +23,7 @@ from ssl_lightning.probes._dense import (
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import VOID, draw_masks
+from ssl_lightning.probes._plan import Plan
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
 from ssl_lightning.seeding import stream_seed
 

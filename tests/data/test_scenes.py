@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_lightning.data.io.dense import Boxes
-from ssl_lightning.data.scenes import Scenes, cut_out, paint_scenes
+from ssl_lightning.data.io.annotations import Boxes
+from ssl_lightning.data.io.paint import cut_out, paint_scenes
+from ssl_lightning.data.scenes import Scenes
 from ssl_lightning.seeding import generator
 
 

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.probes._dense import Plan, chunks, collect, spread
+from ssl_lightning.probes._dense import chunks, collect, spread
+from ssl_lightning.probes._plan import Plan
 
 
 def plan(**options: object) -> Plan:

@@ -8,17 +8,16 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
-from ssl_lightning.data.io.dense import (
-    PADDING,
+from ssl_lightning.data.io.annotations import (
     VOID,
     Boxes,
-    DenseFiles,
     check_masks,
     image_sizes,
     matched,
     read_mask,
     read_voc_boxes,
 )
+from ssl_lightning.data.io.dense import PADDING, DenseFiles
 from ssl_lightning.data.io.loader import BatchLoader
 
 IDS = np.array([[0, 1, 2], [2, 11, 255]], np.uint8)
