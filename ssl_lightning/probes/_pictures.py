@@ -37,7 +37,7 @@ def draw_masks(
         title: Above all.
     """
     palette = np.ones((256, 3))
-    palette[: len(class_names)] = [colour(label) for label in range(len(class_names))]
+    palette[: len(class_names)] = _colours(class_names)
     figure, axes = _grid(len(images), 3, images.shape[2:], title)
     for row, columns in enumerate(axes):
         _show(columns[0], images[row])
@@ -94,6 +94,11 @@ def draw_boxes(
     figure.savefig(path, dpi=110)
 
 
+def _colours(class_names: Sequence[str]) -> list[tuple[float, float, float]]:
+    grey = (0.15, 0.15, 0.15)
+    return [grey if name == "background" else colour(label) for label, name in enumerate(class_names)]
+
+
 def _grid(rows: int, columns: int, size: Sequence[int], title: str) -> tuple[Figure, Any]:
     height, width = size
     cell = 2.4
@@ -112,5 +117,5 @@ def _show(axis: Any, image: Tensor) -> None:
 
 
 def _legend(figure: Figure, class_names: Sequence[str]) -> None:
-    patches = [Patch(color=colour(label), label=name) for label, name in enumerate(class_names)]
+    patches = [Patch(color=c, label=name) for c, name in zip(_colours(class_names), class_names, strict=True)]
     figure.legend(handles=patches, loc="outside right upper", fontsize=7)

@@ -1,7 +1,13 @@
 """What the dense probes share: the order of the images, the schedule, the state kept, the processes."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import jsonschema
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -106,3 +112,50 @@ def test_every_process_has_the_whole_split_in_order(tmp_path: Path) -> None:
         assert torch.equal(same, alone)
         assert torch.equal(ids, alone[:, 0])
         assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, alone_targets, strict=True))
+
+
+def save_small_sets(cache: Path) -> None:
+    """CIFAR-10 and Fashion-MNIST as they lie in the cache, with 20 images a split."""
+    draw = np.random.default_rng(0)
+    for name, shape in (("cifar10", (32, 32, 3)), ("fashion_mnist", (28, 28, 1))):
+        (cache / name).mkdir(parents=True)
+        for split in ("train", "test"):
+            np.save(cache / name / f"{split}_images.npy", draw.integers(0, 256, (20, *shape), dtype=np.uint8))
+            np.save(cache / name / f"{split}_labels.npy", np.arange(20) % 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("probe", "targets"), [("segmentation", "masks"), ("detection", "boxes")])
+def test_a_run_of_two_processes_has_the_figures_of_one(tmp_path: Path, probe: str, targets: str) -> None:
+    root = Path(__file__).parent.parent.parent
+    save_small_sets(tmp_path / "cache")
+    small = [
+        "data.num_train=40",
+        "data.num_test=11",
+        "data.heldout=9",
+        "data.batch_size=8",
+        "data.objects=[0,3]",
+    ]
+    options = [f"probe.{probe}.{key}" for key in ("steps=4", "evals=2", "batch_size=4")]
+    results = []
+    for devices in (1, 2):
+        command = [sys.executable, str(root / "train.py"), f"output_dir={tmp_path}", f"name={devices}"]
+        command += ["task=random", "data=scenes", f"data.targets={targets}", f"probe=[{probe}]", "logger=[]"]
+        command += [
+            "trainer=cpu",
+            "trainer.precision=32-true",
+            f"trainer.devices={devices}",
+            *small,
+            *options,
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "SSL_LIGHTNING_DATA": str(tmp_path / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = tmp_path / f"random/scenes/convnet/{devices}"
+        results.append(json.loads((folder / "results.json").read_text()))
+        assert (folder / f"{probe}_backbone.png").stat().st_size > 1000
+    schema = json.loads((root / "ssl_lightning/report/results.schema.json").read_text())
+    for result in results:
+        jsonschema.validate(result, schema)
+    assert results[0]["probes"] == results[1]["probes"]
+    assert len(results[0]["probes"]) == (1 if probe == "segmentation" else 3)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ssl_lightning.data.io.annotations import Boxes
 
 CHUNK = 512  # scenes painted at once
+LIT = 25  # grey level of 255 above which a pixel is of the clothes; fainter ones lie scattered around them
 HIDDEN = 0.3  # objects of which less is to be seen are difficult
 
 
@@ -55,7 +56,7 @@ def paint_scenes(
         chosen = torch.randint(len(clothes), (number, objects[1]), generator=draw)
         whole = torch.zeros(number, objects[1])  # pixels of each object, hidden ones too
         for slot in range(objects[1]):  # from back to front
-            grey, shape = _placed(clothes[chosen[:, slot]].float().div_(255), size, object_size, draw)
+            grey, shape = _placed(clothes[chosen[:, slot]], size, object_size, draw)
             shape &= (slot < present)[:, None, None]
             tint = torch.rand(number, 3, 1, 1, generator=draw) * 0.6 + 0.4
             scene = torch.where(shape[:, None], (0.25 + 0.75 * grey)[:, None] * tint, scene)
@@ -69,8 +70,8 @@ def paint_scenes(
 
 
 def cut_out(clothes: Tensor) -> Tensor:
-    """Say which pixels of clothes `(N, h, w)`, black around them, belong to them: dark ones within do too."""
-    lit = clothes > 0
+    """Say which pixels of clothes `(N, h, w)` uint8, black around them, are theirs, dark ones within too."""
+    lit = clothes > LIT
 
     def between(dim: int) -> Tensor:  # lit pixels on both sides
         count = lit.cumsum(dim)
@@ -82,10 +83,10 @@ def cut_out(clothes: Tensor) -> Tensor:
 def _placed(
     clothes: Tensor, size: int, object_size: tuple[float, float], draw: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Put each of the clothes `(n, h, w)` somewhere on an empty scene, mirrored or not.
+    """Put each of the clothes `(n, h, w)` uint8 somewhere on an empty scene, mirrored or not.
 
     Returns:
-        Grey levels `(n, size, size)`, and which pixels are the object's.
+        Grey levels `(n, size, size)` in [0, 1], and which pixels are the object's.
     """
     smallest, largest = object_size
     side, x, y, mirror = torch.rand(4, len(clothes), 1, generator=draw)  # (n, 1) each
@@ -95,7 +96,7 @@ def _placed(
     across = (pixel - centre_x) * 2 / side * torch.where(mirror < 0.5, 1.0, -1.0)  # (n, size), -1..1 within
     down = (pixel - centre_y) * 2 / side
     grid = torch.stack([across[:, None, :].expand(-1, size, -1), down[:, :, None].expand(-1, -1, size)], 3)
-    both = torch.stack([clothes, cut_out(clothes).float()], 1)  # (n, 2, h, w)
+    both = torch.stack([clothes.float().div(255), cut_out(clothes).float()], 1)  # (n, 2, h, w)
     grey, cover = F.grid_sample(both, grid, align_corners=False).unbind(1)
     return grey, cover > 0.5
 
