@@ -43,6 +43,9 @@ def every_choice() -> list[tuple[str, str]]:
 NEEDED = {  # keys that have no default
     "folder": ["data.pretrain_dir=/somewhere"],
     "imagenet": ["data.dir=/somewhere"],
+    "camvid": ["data.dir=/somewhere"],
+    "camvid_segmentation": ["data.dir=/somewhere"],
+    "bccd_detection": ["data.dir=/somewhere"],
 }
 
 

@@ -34,6 +34,14 @@ class OnlineKNN(Callback):
                 raise ValueError(f"callbacks.online_knn.{name} is {value}; it must be above 0")
         self.every_n_epochs, self.k, self.temperature, self.batches = every_n_epochs, k, temperature, batches
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data.has_downstream and data.targets != "classes":
+            raise ValueError(
+                f"callbacks.online_knn votes on classes, and data {data.name} has {data.targets}; "
+                "leave it out"
+            )
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         task, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
         if (trainer.current_epoch + 1) % self.every_n_epochs or not data.has_downstream:

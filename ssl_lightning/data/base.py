@@ -43,6 +43,7 @@ class Pairing:
     test: ImageSource | None = None
     class_names: tuple[str, ...] | None = None
     overlap: Tensor | None = None
+    heldout: Tensor | None = None
 
 
 class PairedDataModule(pl.LightningDataModule):
@@ -60,7 +61,7 @@ class PairedDataModule(pl.LightningDataModule):
         mean: Per-channel mean in [0, 1]; None measures it on pretraining images.
         std: Per-channel standard deviation; None measures it.
         heldout: Number of labelled training images held out (without labels: of pretraining images);
-            None holds out a tenth.
+            None holds out the published validation split, or a tenth where there is none.
         max_labels: Labelled images that probes may use, training and held-out together; None for all.
         pretrain_size: Pretraining images in an epoch; None for all.
 
@@ -325,11 +326,15 @@ class PairedDataModule(pl.LightningDataModule):
     def _draw_splits(self, pairing: Pairing) -> None:
         """Set the indices of every split: into `pretrain`, or into `train` for the labelled ones."""
         pool = _heldout_pool(pairing)
-        heldout = len(pool) // 10 if self.heldout is None else self.heldout
+        published = len(pool) // 10 if pairing.heldout is None else len(pairing.heldout)
+        heldout = published if self.heldout is None else self.heldout
         kind = "pretraining" if pairing.train is None else "labelled training"
         if not 1 <= heldout < len(pool):
             self._refuse("heldout", heldout, f"1 to {len(pool) - 1}, there being {len(pool)} {kind} images")
-        self._val = stratified(pool.labels, heldout, "heldout")
+        if self.heldout is None and pairing.heldout is not None:
+            self._val = pairing.heldout
+        else:
+            self._val = stratified(pool.labels, heldout, "heldout")
         if pairing.train is None:
             self._pretrain = complement(self._val, len(pool))
             if self.max_labels is not None:

@@ -1,6 +1,7 @@
 """What reaches the loggers, against the numbers of the training itself."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,3 +91,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(tmp_path: Pa
     state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert all(value.isfinite().all() for value in state["state_dict"].values())
     assert state["callbacks"]["Metrics"]["steps"] == 3
+
+
+def test_the_online_figure_needs_classes() -> None:
+    data = SimpleNamespace(has_downstream=True, targets="masks", name="camvid")
+    with pytest.raises(ValueError, match=r"votes on classes, and data camvid has masks"):
+        OnlineKNN().on_fit_start(SimpleNamespace(datamodule=data), SimpleNamespace())  # type: ignore[arg-type]

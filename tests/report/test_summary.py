@@ -78,3 +78,13 @@ def test_a_table_that_is_too_wide_is_cut_between_columns() -> None:
     assert all(text.count(f"probe{n} k=20") == 1 for n in range(5))
     assert summary_tables([], console) == []
     assert len(summary_tables(rows, Console(width=300))) == 1
+
+
+def test_figures_of_masks_and_boxes_say_what_they_are() -> None:
+    rows = []
+    for metric, value in (("coco_map", 0.2), ("ap50", 0.4), ("voc07_ap50", 0.5)):
+        row = record("stage2", True, value, value, metric)
+        rows.append(row | {"probe": "detection", "protocol": {"heldout": value}})
+    head, line = shown(rows)
+    assert [part.strip() for part in head.split("detection ")[1:]] == ["COCO mAP", "AP50", "VOC07 AP50"]
+    assert line.split()[1:] == ["20.0*", "40.0*", "50.0*"]

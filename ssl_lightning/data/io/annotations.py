@@ -1,0 +1,185 @@
+"""Masks and boxes of images: reading them from files, and checking all of them before any work."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ssl_lightning.data.io.folders import SHOWN
+
+VOID = 255  # id of the pixels that count nowhere, in every mask that leaves this module
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The objects of one image.
+
+    Args:
+        boxes: `(n, 4)` float32, left, top, right, bottom in pixels from the corner of the image; none is
+            empty.
+        labels: `(n,)` int64, in 0..K-1.
+        difficult: `(n,)` bool, objects that an evaluation neither asks for nor punishes.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    difficult: Tensor
+
+    def target(self, scale: tuple[float, float] = (1.0, 1.0)) -> dict[str, Tensor]:
+        """What a loader yields for the image, resized by factors across and down."""
+        factors = torch.tensor(scale).repeat(2)
+        return {"boxes": self.boxes * factors, "labels": self.labels, "difficult": self.difficult}
+
+
+def read_mask(path: Path, num_classes: int, void: Sequence[int]) -> np.ndarray:
+    """Read a mask of class ids: PNG in grey or with a palette (its indices), or SBD's `.mat`.
+
+    Returns:
+        `(H, W)` uint8, 0..num_classes-1, or 255 where the file has an id of `void` or 255.
+
+    Raises:
+        ValueError: The file has other ids, or colours instead of ids; names it.
+    """
+    if path.suffix == ".mat":
+        from scipy.io import loadmat  # comes with scikit-learn
+
+        ids = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
+    else:
+        with Image.open(path) as image:
+            if image.mode not in ("1", "L", "P"):
+                raise ValueError(
+                    f"{path} has pixels of the kind {image.mode}; a mask has one class id a pixel"
+                )
+            ids = np.asarray(image).astype(np.uint8)
+    table = np.full(256, -1, np.int16)
+    table[:num_classes] = np.arange(num_classes)
+    table[[*void, VOID]] = VOID
+    mask = table[ids]
+    if (mask < 0).any():
+        raise ValueError(
+            f"{path} has the ids {np.unique(ids[mask < 0]).tolist()}; allowed are the classes "
+            f"0..{num_classes - 1} and the void ids {sorted({*void, VOID})}: set "
+            "data.class_names or data.void"
+        )
+    return mask.astype(np.uint8)
+
+
+def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequence[str]) -> Boxes:
+    """Read the objects of one image in VOC's XML; a file without objects is an image without objects.
+
+    VOC counts pixels from 1 and both ends of a box belong to it, so that a box of pixels 1 to 1 is [0, 1).
+    What sticks out of the image is cut off.
+
+    Args:
+        path: The XML file.
+        image_size: Width and height of the image itself; what the file says of them is not used.
+        class_names: In label order.
+
+    Raises:
+        ValueError: The file is no such XML, or an object has an unknown class, or no pixel in the image.
+    """
+    number = {name: label for label, name in enumerate(class_names)}
+    width, height = image_size
+    rows: list[tuple[list[float], int, bool]] = []
+    try:
+        objects = ET.parse(path).getroot().findall("object")
+        for item in objects:  # parts of an object lie deeper and are not objects
+            name = (item.findtext("name") or "").strip()
+            corners = [
+                float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            rows.append((corners, number.get(name, -1), (item.findtext("difficult") or "0").strip() == "1"))
+            if name not in number:
+                raise ValueError(f"an object is {name!r}; data.class_names has {', '.join(class_names)}")
+            left, top, right, bottom = corners
+            if min(right, width) < max(left, 1) or min(bottom, height) < max(top, 1):
+                raise ValueError(
+                    f"the box {corners} of {name!r} has no pixel in the image of {width} x {height} pixels"
+                )
+    except (ET.ParseError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    boxes = torch.tensor([row[0] for row in rows]).reshape(-1, 4) - torch.tensor([1.0, 1.0, 0.0, 0.0])
+    limit = torch.tensor([width, height, width, height], dtype=torch.float32)
+    return Boxes(
+        boxes.clamp(min=0).minimum(limit),
+        torch.tensor([row[1] for row in rows], dtype=torch.int64),
+        torch.tensor([row[2] for row in rows], dtype=torch.bool),
+    )
+
+
+def image_sizes(paths: Sequence[Path], num_workers: int) -> list[tuple[int, int]]:
+    """Return width and height of each image, from its header, upright as `decode` makes it."""
+
+    def size(path: Path) -> tuple[int, int]:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
+            return (height, width) if turned else (width, height)
+
+    return in_threads(size, paths, num_workers)
+
+
+def check_masks(
+    images: Sequence[Path], masks: Sequence[Path], num_classes: int, void: Sequence[int], num_workers: int
+) -> None:
+    """Read every mask once, so that what is wrong with one is told before any work.
+
+    Raises:
+        ValueError: A mask has unknown ids or another size than its image; names the first ten.
+    """
+    sizes = image_sizes(images, num_workers)
+
+    def fault(pair: tuple[Path, tuple[int, int]]) -> str | None:
+        mask, (width, height) = pair
+        try:
+            shape = read_mask(mask, num_classes, void).shape
+        except (OSError, ValueError) as error:
+            return str(error)
+        if shape != (height, width):
+            return f"{mask} has {shape[1]} x {shape[0]} pixels, and its image {width} x {height}"
+        return None
+
+    faults = in_threads(fault, list(zip(masks, sizes, strict=True)), num_workers)
+    found = [text for text in faults if text is not None]
+    if found:
+        more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        raise ValueError("\n  ".join([f"{len(found)} masks cannot be used:", *found[:SHOWN], *more]))
+
+
+def matched(images: Sequence[Path], found: Mapping[str, Path], what: str, where: Path) -> list[Path]:
+    """Return for each image its own of `found`, files by stem.
+
+    Raises:
+        ValueError: An image has none; says how many and names the first.
+    """
+    missing = [path for path in images if path.stem not in found]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(images)} images have no {what} in {where}; the first is {missing[0]}"
+        )
+    return [found[path.stem] for path in images]
+
+
+def in_threads(function: Callable[[Any], T], items: Sequence[Any], num_workers: int) -> list[T]:
+    """Map in threads; Pillow lets go of the interpreter while it decodes."""
+    if num_workers == 0 or len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(function, items))
+
+
+def default_workers() -> int:
+    """One for each core that this process may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)

@@ -1,0 +1,78 @@
+"""PASCAL VOC 2007 detection, or any tree in its layout with classes of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_lightning.data._dense import DenseFolders, check_class_names
+from ssl_lightning.data.base import Pairing
+from ssl_lightning.data.io.annotations import Boxes, image_sizes, read_voc_boxes
+from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
+
+
+class VOCDetection(DenseFolders):
+    """Boxes in VOC's XML. Trained on the lists `train` and `val`, of which `val` is held out, tested on
+    `test`.
+
+    The published protocol trains on all 5,011 pictures of both lists; `heldout` as a number comes close.
+    Without a list `val` a part of `train` is held out. A box that sticks out of its picture is cut off. A
+    file without objects is a picture without objects, which trains too.
+
+    Args:
+        dir: A folder with `JPEGImages`, `Annotations` and `ImageSets/Main`; None for VOC 2007 in the cache,
+            downloaded unless it is there.
+        class_names: In label order; None for VOC's 20.
+        **base: The keywords of `DenseFolders`.
+
+    Raises:
+        ValueError: A value is out of range; in `setup` also: an annotation is absent or no such XML, a class
+            is unknown, a box lies outside of its picture.
+    """
+
+    name = "voc_detection"
+    targets = "boxes"
+
+    def __init__(
+        self, *, dir: str | None = None, class_names: Sequence[str] | None = None, **base: Any
+    ) -> None:
+        super().__init__(**base)
+        self.class_names = check_class_names(CLASSES if class_names is None else class_names)
+        self.dir = None if dir is None else Path(dir).expanduser()
+
+    def fetch(self) -> None:
+        """Download VOC 2007 unless it is there, or look for the lists of one's own tree."""
+        folder = self._folder()
+        for split in ("train", "test"):
+            read_list(folder, "Main", split)
+
+    def load(self) -> Pairing:
+        """Read all annotations."""
+        images, boxes = self._split("train")
+        heldout = None
+        if (self._folder() / "ImageSets" / "Main" / "val.txt").is_file():
+            count = len(images)
+            val_images, val_boxes = self._split("val")
+            images, boxes = images + val_images, boxes + val_boxes
+            heldout = torch.arange(count, len(images))
+        test_images, test_boxes = self._split("test")
+        return self.pair(images, boxes, test_images, test_boxes, self.class_names, heldout=heldout)
+
+    def _split(self, split: str) -> tuple[list[Path], list[Boxes]]:
+        folder = self._folder()
+        images = self.checked(folder, list_images(folder, read_list(folder, "Main", split)))
+        files = [folder / "Annotations" / f"{path.stem}.xml" for path in images]
+        missing = [path for path in files if not path.is_file()]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(files)} annotations do not exist; the first is {missing[0]}"
+            )
+        sizes = image_sizes(images, self.num_workers)
+        pairs = zip(files, sizes, strict=True)
+        return images, [read_voc_boxes(path, size, self.class_names) for path, size in pairs]
+
+    def _folder(self) -> Path:
+        return obtain_voc(self.root, "2007") if self.dir is None else self.dir

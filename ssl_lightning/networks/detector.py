@@ -1,0 +1,124 @@
+"""Faster R-CNN with a feature pyramid over the stage maps of any trunk (Ren et al. 2015, Lin et al. 2017)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+ASPECTS = (0.5, 1.0, 2.0)  # of the anchors, height over width
+ROI_CELLS = 7
+
+
+class PyramidTrunk(nn.Module):
+    """A trunk and the pyramid over its stage maps, as torchvision's detectors take it.
+
+    Args:
+        trunk: Maps images to the chosen stage maps, shallow to deep, as float32.
+        channels: Of each of these maps.
+        out_channels: Of every level of the pyramid.
+    """
+
+    def __init__(self, trunk: nn.Module, channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.pyramid = FeaturePyramidNetwork(list(channels), out_channels, extra_blocks=LastLevelMaxPool())
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map images `(B, C, H, W)` to the levels, fine to coarse, the last one pooled once more."""
+        maps = self.trunk(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.pyramid(OrderedDict((str(level), x) for level, x in enumerate(maps)))
+
+
+def make_detector(
+    trunk: nn.Module,
+    channels: Sequence[int],
+    reductions: Sequence[int],
+    num_classes: int,
+    image_size: tuple[int, int],
+    *,
+    width: int = 128,
+    box_width: int = 256,
+    anchor_scale: float = 8.0,
+    proposals: int = 500,
+    rois: int = 128,
+    max_detections: int = 100,
+) -> Any:
+    """Build torchvision's Faster R-CNN, which leaves the size and the values of its images alone.
+
+    Args:
+        trunk: Maps images to the chosen stage maps, shallow to deep, as float32.
+        channels: Of each of these maps.
+        reductions: Image size over map size of each; each twice the one before, as the levels of the box
+            head.
+        num_classes: Without background.
+        image_size: Height and width of the images.
+        width: Channels of the pyramid.
+        box_width: Units of the two layers of the box head.
+        anchor_scale: Side of the anchors of a level over its reduction; torchvision has 8.
+        proposals: Boxes that the first stage passes on, for each image.
+        rois: Of these, those that the second is trained on.
+        max_detections: Boxes of an image in the end.
+
+    Returns:
+        `FasterRCNN`: labels are counted from 1, 0 is background.
+
+    Raises:
+        ValueError: The reductions do not double.
+    """
+    if any(deeper != 2 * shallower for shallower, deeper in pairwise(reductions)):
+        raise ValueError(
+            f"the stages have the strides {list(reductions)}; a pyramid needs each to be twice the one "
+            "before: choose others by probe.detection.stages"
+        )
+    levels = [*reductions, 2 * reductions[-1]]
+    names = [str(level) for level in range(len(reductions))]
+    return FasterRCNN(
+        PyramidTrunk(trunk, channels, width),
+        rpn_anchor_generator=AnchorGenerator(
+            tuple((round(anchor_scale * stride),) for stride in levels), (ASPECTS,) * len(levels)
+        ),
+        rpn_pre_nms_top_n_train=proposals,
+        rpn_pre_nms_top_n_test=proposals,
+        rpn_post_nms_top_n_train=proposals,
+        rpn_post_nms_top_n_test=proposals,
+        box_roi_pool=MultiScaleRoIAlign(names, output_size=ROI_CELLS, sampling_ratio=2),
+        box_head=TwoMLPHead(width * ROI_CELLS**2, box_width),
+        box_predictor=FastRCNNPredictor(box_width, 1 + num_classes),
+        box_batch_size_per_image=rois,
+        box_detections_per_img=max_detections,
+        # the size as it is, padded so that every level divides it and anchors sit on their cells
+        min_size=min(image_size),
+        max_size=max(image_size),
+        size_divisible=levels[-1],
+        image_mean=[0.0],
+        image_std=[1.0],
+    )
+
+
+def pyramid_stages(reductions: Sequence[int], finest: int) -> list[int]:
+    """Return the stages, counted from 1, that make a pyramid: the deepest of each stride from `finest` on.
+
+    Args:
+        reductions: Of all stages of a trunk.
+        finest: Smallest stride of a level; where no stage has as much, the deepest stage is taken.
+
+    >>> pyramid_stages([2, 4, 8, 16, 32], 4)
+    [2, 3, 4, 5]
+    >>> pyramid_stages([2, 4, 4], 4)
+    [3]
+    """
+    deepest = {stride: stage for stage, stride in enumerate(reductions, 1)}
+    chosen = sorted(stage for stride, stage in deepest.items() if stride >= finest)
+    return chosen or [len(reductions)]

@@ -1,0 +1,113 @@
+"""VOC's average precision of detections (Everingham et al. 2010, sec. 4.2; 11 points until VOC 2009)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Detections = Mapping[str, Tensor]  # of one image: boxes (n, 4), labels (n,), scores (n,)
+Truth = Mapping[str, Tensor]  # of one image: boxes (m, 4), labels (m,), difficult (m,) bool
+
+
+def voc_ap(
+    detections: Sequence[Detections], truth: Sequence[Truth], num_classes: int, *, iou: float = 0.5
+) -> Tensor:
+    """11-point average precision of each class.
+
+    A detection is compared with the object of its class that it overlaps most. It is right if they overlap by
+    `iou` or more and no detection with a higher score took that object; it counts nowhere if the object is
+    difficult, and else it is wrong. Boxes are left, top, right, bottom with right and bottom outside, where
+    VOC's
+    code counts whole pixels: the overlaps are the same.
+
+    Args:
+        detections: For each image; more than one of a score keep their order.
+        truth: For each image.
+        num_classes: K; labels are 0..K-1.
+        iou: Smallest intersection over union of a right detection, in (0, 1].
+
+    Returns:
+        `(K,)` float64; NaN for a class without an object that is not difficult.
+    """
+    if not 0 < iou <= 1:
+        raise ValueError(f"iou is {iou}; it must be above 0 and at most 1")
+    found = []
+    for label in range(num_classes):
+        scores, objects, difficult = _best_objects(detections, truth, label, iou)
+        order = scores.argsort(descending=True, stable=True)
+        objects, skip = objects[order], difficult[objects[order]] & (objects[order] >= 0)
+        hits = first_of_each(objects) & (objects >= 0)
+        found.append(eleven_points(hits[~skip], int((~difficult[:-1]).sum())))
+    return torch.stack(found)
+
+
+def eleven_points(hits: Tensor, positives: int) -> Tensor:
+    """Mean over the recalls 0, 0.1, ..., 1 of the best precision at that recall or a higher one.
+
+    Args:
+        hits: `(n,)` bool, whether each detection is right, from the highest score to the lowest.
+        positives: Objects to be found.
+
+    Returns:
+        `()` float64; NaN if there is nothing to be found.
+
+    >>> round(11 * eleven_points(torch.tensor([True, False, True]), 2).item(), 3)  # 6 * 1 + 5 * 2 / 3
+    9.333
+    """
+    if positives == 0:
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    right = hits.cumsum(0)
+    precision = right.double() / torch.arange(1, len(hits) + 1, device=hits.device)
+    # recall >= tenths / 10, in whole numbers: 0.3 is not 3 / 10 in floats
+    reached = 10 * right >= positives * torch.arange(11, device=hits.device)[:, None]  # (11, n)
+    best = (precision * reached).max(1).values if len(hits) else torch.zeros(11, dtype=torch.float64)
+    return best.mean()
+
+
+def first_of_each(values: Tensor) -> Tensor:
+    """Say which entries of `(n,)` have a value that no entry before them has.
+
+    >>> first_of_each(torch.tensor([5, 3, 5, 3, 1])).tolist()
+    [True, True, False, False, True]
+    """
+    order = values.argsort(stable=True)
+    run = values[order]
+    first = torch.ones_like(values, dtype=torch.bool)
+    first[order[1:]] = run[1:] != run[:-1]
+    return first
+
+
+def box_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of boxes `(n, 4)` with boxes `(m, 4)`: `(n, m)`, 0 where both are empty."""
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])  # (n, m, 2)
+    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
+    return shared / (areas[0][:, None] + areas[1] - shared).clamp(min=torch.finfo(shared.dtype).tiny)
+
+
+def _best_objects(
+    detections: Sequence[Detections], truth: Sequence[Truth], label: int, iou: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compare all detections of one class with its objects.
+
+    Returns:
+        Scores `(n,)`; for each the number of its object over all images, or -1 where it overlaps none by
+        `iou`; and `(objects + 1,)`, which objects are difficult, with False at the end so that -1 may index
+        it.
+    """
+    scores, objects, difficult, count = [], [], [], 0
+    for found, there in zip(detections, truth, strict=True):
+        mine, wanted = found["labels"] == label, there["labels"] == label
+        scores.append(found["scores"][mine])
+        difficult.append(there["difficult"][wanted])
+        if wanted.any():
+            overlap, best = box_iou(found["boxes"][mine].double(), there["boxes"][wanted].double()).max(1)
+            objects.append(torch.where(overlap >= iou, best + count, -1))
+        else:
+            objects.append(torch.full((int(mine.sum()),), -1, device=mine.device))
+        count += int(wanted.sum())
+    end = torch.zeros(1, dtype=torch.bool, device=difficult[0].device)
+    return torch.cat(scores), torch.cat(objects), torch.cat([*difficult, end])

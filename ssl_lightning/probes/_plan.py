@@ -1,0 +1,163 @@
+"""How the probes of masks and boxes train their heads, and which state they keep."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.seeding import generator
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+WARMUP = 0.05  # of the steps, before the cosine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a head is trained: the keywords that the dense probes share.
+
+    Args:
+        name: Of the probe, for messages and random streams.
+        steps: Optimizer steps.
+        batch_size: Images of a step.
+        optimizer: "adamw" or "sgd" (momentum 0.9).
+        lr: Of the head at its peak: linear warm-up over a twentieth of the steps, then a half cosine to 0.
+        trunk_lr: Of the trunk, where it is trained.
+        weight_decay: Of everything that is trained.
+        evals: Evaluations on held-out images, evenly spread; the best of these states is kept.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    name: str
+    steps: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    trunk_lr: float
+    weight_decay: float
+    evals: int
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "lr", "trunk_lr", "evals"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"probe.{self.name}.{key} is {getattr(self, key)}; it must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"probe.{self.name}.weight_decay is {self.weight_decay}; it must be at least 0")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"probe.{self.name}.optimizer is {self.optimizer!r}; allowed are {', '.join(OPTIMIZERS)}"
+            )
+        if self.evals > self.steps:
+            raise ValueError(
+                f"probe.{self.name}.evals is {self.evals}; at most one a step is allowed ({self.steps})"
+            )
+
+    def check(self, train: int, heldout: int) -> None:
+        """Refuse data with too few images.
+
+        Raises:
+            ValueError: There is no whole batch, or nothing to choose by.
+        """
+        if train < self.batch_size or heldout < 1:
+            raise ValueError(
+                f"probe.{self.name} needs batch_size ({self.batch_size}) training images and a held-out one; "
+                f"there are {train} and {heldout}"
+            )
+
+    def batches(self, images: int, seed: int) -> Iterator[Tensor]:
+        """Yield indices `(batch_size,)` for each step: a new order each epoch, whole batches only."""
+        whole = images // self.batch_size
+        for step in range(self.steps):
+            epoch, place = divmod(step, whole)
+            if place == 0:
+                order = torch.randperm(images, generator=generator(seed, self.name, "order", epoch))
+            yield order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def train(
+        self,
+        head: nn.Module,
+        trunk: nn.Module | None,
+        loss: Callable[[Tensor, int], Tensor],
+        evaluate: Callable[[], dict[str, Any]],
+        *,
+        images: int,
+        seed: int,
+        choose_by: str,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Train; leave head and trunk in the state that did best on held-out images.
+
+        Args:
+            head: What is trained in any case.
+            trunk: Trained too; None leaves it alone.
+            loss: Takes the indices of a batch and the number of the step.
+            evaluate: Returns held-out figures by name.
+            images: Training images.
+            seed: Names the order of the images.
+            choose_by: The figure that chooses; the first of equal ones.
+
+        Returns:
+            The held-out figures of that state, and what the protocol says of the training.
+
+        Raises:
+            ValueError: The loss is not finite.
+        """
+        groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": self.lr}]
+        if trunk is not None:
+            groups.append({"params": list(trunk.parameters()), "lr": self.trunk_lr})
+        options = {"momentum": 0.9} if self.optimizer == "sgd" else {}
+        optimizer = OPTIMIZERS[self.optimizer](groups, weight_decay=self.weight_decay, **options)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        at = {round(self.steps * part / self.evals) for part in range(1, self.evals + 1)}
+        trained = [module for module in (head, trunk) if module is not None]
+        best: tuple[float, int, dict[str, Any], list[dict[str, Any]]] | None = None
+        curve: dict[str, float] = {}
+        total = None
+        for step, indices in enumerate(self.batches(images, seed), 1):
+            with torch.enable_grad():
+                optimizer.zero_grad(set_to_none=True)
+                total = loss(indices, step)
+                total.backward()
+            optimizer.step()
+            schedule.step()
+            if step in at:
+                if not total.isfinite():
+                    raise ValueError(
+                        f"the loss of probe {self.name} is {total.item()} at step {step}; lower probe."
+                        f"{self.name}.lr ({self.lr})"
+                    )
+                figures = evaluate()
+                curve[str(step)] = figures[choose_by]
+                if best is None or figures[choose_by] > best[0]:
+                    states = [copy.deepcopy(module.state_dict()) for module in trained]
+                    best = figures[choose_by], step, figures, states
+        assert best is not None
+        for module, state in zip(trained, best[3], strict=True):
+            module.load_state_dict(state)
+        protocol = {
+            "trunk": "frozen"
+            if trunk is None
+            else f"fine-tuned, lr {self.trunk_lr:g}, batch-norm statistics kept",
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "optimizer": self.optimizer,
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "schedule": f"warm-up {WARMUP:g}, cosine to 0",
+            "chosen": f"{choose_by} on held-out images",
+            "chosen_step": best[1],
+            "candidates": curve,
+        }
+        return best[2], protocol
+
+    def _factor(self, step: int) -> float:
+        warmup = max(1, round(WARMUP * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, self.steps - warmup)))

@@ -1,0 +1,210 @@
+"""Segmentation probe: an FCN head over the stage maps, on a frozen trunk or with it (Long et al. 2015)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassJaccardIndex
+
+from ssl_lightning.networks.fcn import FCNHead
+from ssl_lightning.probes._dense import (
+    MEASURED,
+    StageMaps,
+    chunks,
+    collect,
+    is_first_process,
+    spread,
+    stage_numbers,
+)
+from ssl_lightning.probes._pictures import VOID, draw_masks
+from ssl_lightning.probes._plan import Plan
+from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.seeding import stream_seed
+
+Maps = Callable[[Tensor], list[Tensor]]  # indices of images -> their stage maps, in scale
+
+
+class SegmentationProbe(TrunkProbe):
+    """Mean intersection over union of per-pixel classification, over all pixels of a split.
+
+    Pixels with id 255 neither train nor count. All splits are read into memory (uint8). Nothing is augmented,
+    which in the paper made no noticeable difference (sec. 4.3), so that a frozen trunk encodes each image
+    once.
+
+    Args:
+        stages: Stages whose maps are scored, counted from 1; None: the last three, as in FCN-8s.
+        hidden, dilation: See `FCNHead`.
+        finetune: Train a copy of the trunk too, with `trunk_lr`.
+        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `Plan`.
+        cache_gb: Maps of a frozen trunk that are kept at most, in GB; above, images are encoded at every
+            step.
+        pictures: Test images drawn into `segmentation_<branch>.png`; 0 draws none.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    targets: ClassVar[tuple[str, ...]] = ("masks",)
+
+    def __init__(
+        self,
+        *,
+        stages: Sequence[int] | None = None,
+        hidden: int = 0,
+        dilation: int = 1,
+        finetune: bool = False,
+        steps: int = 1000,
+        batch_size: int = 8,
+        optimizer: str = "adamw",
+        lr: float = 0.005,
+        trunk_lr: float = 0.0005,
+        weight_decay: float = 0.0001,
+        evals: int = 5,
+        cache_gb: float = 4.0,
+        pictures: int = 6,
+    ) -> None:
+        if hidden < 0 or dilation < 1:
+            raise ValueError(
+                f"probe.segmentation has hidden {hidden} and dilation {dilation}; allowed are 0 or more "
+                "channels and a dilation of at least 1"
+            )
+        if cache_gb < 0 or pictures < 0:
+            raise ValueError(
+                f"probe.segmentation has cache_gb {cache_gb} and pictures {pictures}; both must be at least 0"
+            )
+        self.stages, self.hidden, self.dilation, self.finetune = stages, hidden, dilation, finetune
+        self.plan = Plan("segmentation", steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals)
+        self.cache_gb, self.pictures = cache_gb, pictures
+
+    def check(self, counts: Mapping[str, int]) -> None:
+        self.plan.check(counts["train"], counts["heldout"])
+
+    def run(self, setting: Setting) -> list[Record]:
+        info: Any = setting.trunk.feature_info
+        stages = stage_numbers(
+            setting,
+            self.stages,
+            range(max(1, len(info.channels()) - 2), len(info.channels()) + 1),
+            "segmentation",
+        )
+        splits = {split: collect(loader, setting.device) for split, loader in setting.loaders.items()}
+        trunk = StageMaps(setting, stages, copied=self.finetune)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(setting.seed, "segmentation", setting.branch))
+            head = FCNHead(
+                [info.channels()[stage - 1] for stage in stages],
+                len(setting.class_names),
+                hidden=self.hidden,
+                dilation=self.dilation,
+            ).to(setting.device)
+        for split in ("heldout", "test"):
+            if not (splits[split][1] != VOID).any():
+                raise ValueError(f"the {split} masks have no pixel that counts, so there is no figure")
+        maps, cached = self._maps(trunk, {split: images for split, (images, _) in splits.items()})
+
+        def loss(indices: Tensor, step: int) -> Tensor:
+            head.train()
+            masks = splits["train"][1][indices].to(setting.device).long()  # (B, H, W)
+            logits = head(maps["train"](indices), tuple(masks.shape[1:]))  # (B, K, H, W)
+            flat = logits.movedim(1, -1).flatten(0, 2)  # 1-d: its gradient is deterministic on a GPU too
+            total = F.cross_entropy(flat, masks.flatten(), ignore_index=VOID, reduction="sum")
+            return total / (masks != VOID).sum().clamp(min=1)
+
+        def evaluate(split: str) -> tuple[dict[str, Any], Tensor]:
+            images, masks = splits[split]
+            size = tuple(masks.shape[1:])
+            metric = MulticlassJaccardIndex(
+                len(setting.class_names),
+                average=None,
+                ignore_index=VOID,
+                zero_division=torch.nan,  # a class that is neither there nor found
+                sync_on_compute=False,  # every process has all images
+            ).to(setting.device)
+            answers = torch.empty_like(masks)
+            head.eval()
+            with torch.no_grad():
+                for part in chunks(len(images), self.plan.batch_size):
+                    found = head(maps[split](torch.arange(part.start, part.stop)), size).argmax(1)
+                    metric.update(found, masks[part].to(setting.device).long())
+                    answers[part] = found.byte().cpu()
+            per_class = metric.compute()
+            names = zip(setting.class_names, per_class.tolist(), strict=True)
+            return {
+                "miou": float(per_class.nanmean()),
+                "per_class": {name: None if math.isnan(iou) else iou for name, iou in names},
+            }, answers
+
+        heldout, training = self.plan.train(
+            head,
+            trunk.trunk if self.finetune else None,
+            loss,
+            lambda: evaluate("heldout")[0],
+            images=len(splits["train"][0]),
+            seed=setting.seed,
+            choose_by="miou",
+        )
+        test, answers = evaluate("test")
+        images, masks = splits["test"]
+        if self.pictures and is_first_process():
+            shown = spread(len(images), self.pictures)
+            draw_masks(
+                setting.folder / f"segmentation_{setting.branch}.png",
+                images[shown],
+                masks[shown],
+                answers[shown],
+                setting.class_names,
+                f"{setting.branch}, test mIoU {100 * test['miou']:.1f} %",
+            )
+        protocol = {
+            "stages": [f"stage{stage}" for stage in stages],
+            "strides": [info.reduction()[stage - 1] for stage in stages],
+            "hidden": self.hidden,
+            "dilation": self.dilation if self.hidden else None,
+            "features": "standardised per channel",
+            "image_size": list(images.shape[2:]),
+            **training,
+            "maps": "kept" if cached else "encoded at every step",
+            "labels": {split: len(splits[split][0]) for split in ("train", "heldout")},
+            "per_class": test["per_class"],
+            "heldout": heldout["miou"],
+        }
+        return [make_record(f"stage{stages[-1]}", "miou", test["miou"], len(images), protocol)]
+
+    def _maps(self, trunk: StageMaps, images: Mapping[str, Tensor]) -> tuple[dict[str, Maps], bool]:
+        """Say how to come by the maps of each split, and whether they are kept: if they may be, and fit."""
+
+        size = self.plan.batch_size
+
+        @torch.no_grad()
+        def encode(pictures: Tensor) -> Iterator[list[Tensor]]:
+            for part in chunks(len(pictures), size):
+                yield trunk.raw(pictures[part])
+
+        batches = encode(images["train"])
+        begun = next(batches)
+        each = sum(x.numel() * x.element_size() for x in begun) / len(begun[0])
+        needed = each * sum(len(images[split]) for split in ("train", "heldout"))
+        cached = not self.finetune and needed <= self.cache_gb * 1e9
+        kept: dict[str, list[Tensor]] = {}
+        if cached:
+            for split, encoded in (
+                ("train", chain([begun], batches)),
+                ("heldout", encode(images["heldout"])),
+            ):
+                kept[split] = [torch.cat(parts) for parts in zip(*encoded, strict=True)]
+            trunk.measure([x[part] for x in kept["train"]] for part in chunks(len(images["train"]), size))
+        else:
+            trunk.measure(encode(images["train"][spread(len(images["train"]), MEASURED)]))
+
+        def of(split: str) -> Maps:
+            if split in kept:
+                return lambda indices: trunk.scaled([x[indices.to(x.device)] for x in kept[split]])
+            return lambda indices: trunk(trunk.input(images[split][indices]))
+
+        return {split: of(split) for split in images}, cached

@@ -1,0 +1,63 @@
+"""Faster R-CNN over stage maps: sizes, anchors, what is refused."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.networks.detector import make_detector, pyramid_stages
+
+
+class Maps(nn.Module):
+    """Stage maps of strides 4 and 8; remembers its input."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        self.seen = images
+        return [images.mean(1, keepdim=True)[..., ::stride, ::stride] for stride in (4, 8)]
+
+
+def small(trunk: nn.Module, size: tuple[int, int], **options: float) -> nn.Module:
+    return make_detector(
+        trunk, [1, 1], [4, 8], 3, size, width=8, box_width=8, proposals=10, rois=8, **options
+    )
+
+
+def test_images_are_neither_resized_nor_normalised() -> None:
+    trunk = Maps()
+    detector = small(trunk, (40, 48)).eval()
+    images = torch.randn(2, 1, 40, 48)  # one channel: what a trunk of another colour space takes
+    with torch.no_grad():
+        answers = detector(list(images))
+    assert trunk.seen.shape == (2, 1, 48, 48)  # padded to whole cells of the coarsest level, 16
+    torch.testing.assert_close(trunk.seen[:, :, :40, :48], images)
+    assert not trunk.seen[:, :, 40:].any()
+    assert all({"boxes", "labels", "scores"} <= set(answer) for answer in answers)
+
+
+def test_images_without_boxes_train() -> None:
+    torch.manual_seed(0)
+    detector = small(Maps(), (32, 32)).train()
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    losses = detector([torch.randn(3, 32, 32)] * 2, [nothing, nothing])
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    assert total.isfinite()
+    assert total > 0
+
+
+def test_anchors_grow_with_the_stride() -> None:
+    detector = small(Maps(), (32, 32), anchor_scale=6)
+    anchors = detector.rpn.anchor_generator
+    assert anchors.sizes == ((24,), (48,), (96,))
+    assert detector.roi_heads.box_roi_pool.featmap_names == ["0", "1"]
+
+
+def test_strides_that_do_not_double_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"strides \[4, 16\].*probe\.detection\.stages"):
+        make_detector(Maps(), [1, 1], [4, 16], 3, (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("reductions", "stages"), [([4, 8, 16], [1, 2, 3]), ([1, 2, 4, 8], [3, 4]), ([2, 2], [2]), ([8, 8], [2])]
+)
+def test_the_pyramid_has_the_deepest_stage_of_each_stride(reductions: list[int], stages: list[int]) -> None:
+    assert pyramid_stages(reductions, 4) == stages

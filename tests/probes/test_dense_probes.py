@@ -1,0 +1,161 @@
+"""What the dense probes share: the order of the images, the schedule, the state kept, the processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssl_lightning.probes._dense import chunks, collect, spread
+from ssl_lightning.probes._plan import Plan
+
+
+def plan(**options: object) -> Plan:
+    values = {
+        "name": "x",
+        "steps": 10,
+        "batch_size": 3,
+        "optimizer": "sgd",
+        "lr": 1.0,
+        "trunk_lr": 0.1,
+        "weight_decay": 0.0,
+        "evals": 5,
+    }
+    return Plan(**values | options)  # type: ignore[arg-type]
+
+
+def test_each_epoch_is_a_new_order_of_whole_batches() -> None:
+    batches = list(plan(steps=6).batches(10, seed=1))
+    assert [len(batch) for batch in batches] == [3] * 6
+    for epoch in (batches[:3], batches[3:]):
+        assert len(set(torch.cat(epoch).tolist())) == 9
+    assert not torch.equal(torch.cat(batches[:3]), torch.cat(batches[3:]))
+    again = list(plan(steps=6).batches(10, seed=1))
+    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
+    assert not torch.equal(batches[0], next(iter(plan().batches(10, seed=2))))
+
+
+def test_the_best_state_on_heldout_images_is_kept() -> None:
+    head, trunk = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    figures = iter([0.1, 0.7, 0.7, 0.2, 0.3])
+    states: list[tuple[Tensor, Tensor]] = []
+
+    def evaluate() -> dict[str, float]:
+        states.append((head.weight.clone(), trunk.weight.clone()))
+        return {"figure": next(figures)}
+
+    kept, protocol = plan().train(
+        head,
+        trunk,
+        lambda indices, step: trunk(head(torch.ones(1, 1))).sum(),
+        evaluate,
+        images=6,
+        seed=0,
+        choose_by="figure",
+    )
+    assert kept == {"figure": 0.7}
+    assert protocol["chosen_step"] == 4  # the first of equal ones
+    assert protocol["candidates"] == {"2": 0.1, "4": 0.7, "6": 0.7, "8": 0.2, "10": 0.3}
+    assert torch.equal(head.weight, states[1][0])
+    assert torch.equal(trunk.weight, states[1][1])
+    assert not torch.equal(head.weight, states[2][0])
+
+
+def test_the_rate_rises_and_falls_to_zero() -> None:
+    factors = [plan(steps=100)._factor(step) for step in range(101)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] == 1.0
+    assert factors[100] == pytest.approx(0.0)
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+
+
+def test_slices_and_spreads_cover() -> None:
+    assert [list(range(9))[part] for part in chunks(9, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(100, 4) == [0, 25, 50, 75]
+
+
+def _split(rank: int, world: int) -> list[tuple[Tensor, list[dict[str, Tensor]]]]:
+    """The share of one process of two global batches of 4 and 3 images, image i filled with i."""
+    shares = []
+    for batch in (range(4), range(4, 7)):
+        mine = torch.tensor_split(torch.tensor(list(batch)), world)[rank].tolist()
+        images = torch.tensor(mine, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+        shares.append((images, [{"boxes": torch.full((i % 3, 4), float(i))} for i in mine]))
+    return shares
+
+
+def _collects(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    images, targets = collect(_split(rank, world), "cpu")  # type: ignore[arg-type]
+    masks = [(x, x[:, 0].long()) for x, _ in _split(rank, world)]
+    same, ids = collect(masks, "cpu")
+    torch.save((images, targets, same, ids), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_every_process_has_the_whole_split_in_order(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_collects, (2, str(tmp_path)), nprocs=2)
+    alone, alone_targets = collect(_split(0, 1), "cpu")  # type: ignore[arg-type]
+    assert alone[:, 0, 0, 0].tolist() == list(range(7))
+    for rank in range(2):
+        images, targets, same, ids = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(images, alone)
+        assert torch.equal(same, alone)
+        assert torch.equal(ids, alone[:, 0])
+        assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, alone_targets, strict=True))
+
+
+def save_small_sets(cache: Path) -> None:
+    """CIFAR-10 and Fashion-MNIST as they lie in the cache, with 20 images a split."""
+    draw = np.random.default_rng(0)
+    for name, shape in (("cifar10", (32, 32, 3)), ("fashion_mnist", (28, 28, 1))):
+        (cache / name).mkdir(parents=True)
+        for split in ("train", "test"):
+            np.save(cache / name / f"{split}_images.npy", draw.integers(0, 256, (20, *shape), dtype=np.uint8))
+            np.save(cache / name / f"{split}_labels.npy", np.arange(20) % 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("probe", "targets"), [("segmentation", "masks"), ("detection", "boxes")])
+def test_a_run_of_two_processes_has_the_figures_of_one(tmp_path: Path, probe: str, targets: str) -> None:
+    root = Path(__file__).parent.parent.parent
+    save_small_sets(tmp_path / "cache")
+    small = [
+        "data.num_train=40",
+        "data.num_test=11",
+        "data.heldout=9",
+        "data.batch_size=8",
+        "data.objects=[0,3]",
+    ]
+    options = [f"probe.{probe}.{key}" for key in ("steps=4", "evals=2", "batch_size=4")]
+    results = []
+    for devices in (1, 2):
+        command = [sys.executable, str(root / "train.py"), f"output_dir={tmp_path}", f"name={devices}"]
+        command += ["task=random", "data=scenes", f"data.targets={targets}", f"probe=[{probe}]", "logger=[]"]
+        command += [
+            "trainer=cpu",
+            "trainer.precision=32-true",
+            f"trainer.devices={devices}",
+            *small,
+            *options,
+        ]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "SSL_LIGHTNING_DATA": str(tmp_path / "cache")}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = tmp_path / f"random/scenes/convnet/{devices}"
+        results.append(json.loads((folder / "results.json").read_text()))
+        assert (folder / f"{probe}_backbone.png").stat().st_size > 1000
+    schema = json.loads((root / "ssl_lightning/report/results.schema.json").read_text())
+    for result in results:
+        jsonschema.validate(result, schema)
+    assert results[0]["probes"] == results[1]["probes"]
+    assert len(results[0]["probes"]) == (1 if probe == "segmentation" else 3)
