@@ -25,6 +25,8 @@ from ssl_lightning.data.io.sources import FileSource
 class DenseDataModule(PairedDataModule):
     """A pairing whose `pretrain` and `train` are the same pictures in the same order."""
 
+    eval_view: EvalView
+
     def val_dataloader(self) -> BatchLoader:
         """Return the held-out pictures as the pretext sees them; their labels are the probes'."""
         return self._loader(self._loaded.pretrain, self._val, self.eval_batch_size, "val")
