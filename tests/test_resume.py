@@ -98,12 +98,26 @@ def sha(node: Any) -> str:
         ("rotation", KILLS or 10, ["trainer.precision=32-true"]),
         ("rotation", KILLS or 3, ["trainer.precision=bf16-mixed"]),
         ("rotation", KILLS or 5, ["trainer.precision=32-true", "trainer.devices=2"]),
+        ("jigsaw", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
+        ("context_prediction", KILLS or 2, ["trainer.precision=bf16-mixed"]),
+        ("colorization", KILLS or 2, ["trainer.precision=32-true"]),
         ("inpainting", KILLS or 4, ["trainer.precision=32-true", *ADVERSARIAL]),
         ("inpainting", KILLS or 2, ["trainer.precision=bf16-mixed", *ADVERSARIAL]),
         ("inpainting", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2", *ADVERSARIAL]),
         ("super_resolution", KILLS or 2, ["optimizer=adam", "trainer.accumulate_grad_batches=3"]),
     ],
-    ids=["fp32", "bf16", "two-processes", "gan-fp32", "gan-bf16", "gan-two-processes", "gan-accumulated"],
+    ids=[
+        "fp32",
+        "bf16",
+        "two-processes",
+        "jigsaw",
+        "context",
+        "colour",
+        "gan-fp32",
+        "gan-bf16",
+        "gan-two-processes",
+        "gan-accumulated",
+    ],
 )
 def test_killed_runs_end_as_undisturbed_ones(
     tmp_path: Path, task: str, trials: int, overrides: list[str]
