@@ -137,10 +137,11 @@ class Run:
                 f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
                 f"{self.data.name} has {labels}; choose other probes: probe=[...]"
             )
+        shapes = [map_shapes(trunk, fed) for trunk in self.task.branches().values()]
         for probe in self.probes.values():
             probe.check(self.data.label_counts)
-            for trunk in self.task.branches().values():
-                probe.check_trunk(map_shapes(trunk, fed), self.data.label_counts)
+            for maps in shapes:
+                probe.check_trunk(maps, self.data.label_counts)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
