@@ -123,9 +123,8 @@ class Run:
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
             self.task = cast(PretextTask, synchronise_batch_norm(self.task, on_gpu=on_gpu))
         self.preparation: Preparation = instantiate(cfg.encoding)
-        fed = self.preparation.feed(self.task)(
-            to_float(self.unlabelled(1))
-        )  # refused now, not after training
+        # refused now, not after the training
+        fed = self.preparation.feed(self.task)(to_float(self.unlabelled(1)))
         self.trunks: dict[str, nn.Module] = {}  # as they were probed
         probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe))
         labels = self.data.targets if self.data.has_downstream else "none"

@@ -12,7 +12,15 @@ from rich.table import Table
 from ssl_lightning.results import Record, best_stage
 
 # Metrics that are shown, and what a column says of them; all but the rank are in %
-UNITS = {"top1": "", "map": "mAP", "rankme": "(rank)"}
+UNITS = {
+    "top1": "",
+    "map": "mAP",
+    "miou": "mIoU",
+    "coco_map": "COCO mAP",
+    "ap50": "AP50",
+    "voc07_ap50": "VOC07 AP50",
+    "rankme": "(rank)",
+}
 
 
 def print_header(facts: dict[str, str]) -> None:
