@@ -123,9 +123,8 @@ class Run:
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
             self.task = cast(PretextTask, synchronise_batch_norm(self.task, on_gpu=on_gpu))
         self.preparation: Preparation = instantiate(cfg.encoding)
-        fed = self.preparation.feed(self.task)(
-            to_float(self.unlabelled(1))
-        )  # refused now, not after training
+        # refused now, not after the training
+        fed = self.preparation.feed(self.task)(to_float(self.unlabelled(1)))
         self.trunks: dict[str, nn.Module] = {}  # as they were probed
         probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe))
         labels = self.data.targets if self.data.has_downstream else "none"
@@ -137,10 +136,11 @@ class Run:
                 f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
                 f"{self.data.name} has {labels}; choose other probes: probe=[...]"
             )
+        shapes = [map_shapes(trunk, fed) for trunk in self.task.branches().values()]
         for probe in self.probes.values():
             probe.check(self.data.label_counts)
-            for trunk in self.task.branches().values():
-                probe.check_trunk(map_shapes(trunk, fed), self.data.label_counts)
+            for maps in shapes:
+                probe.check_trunk(maps, self.data.label_counts)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""

@@ -168,7 +168,7 @@ class FineTuning(pl.LightningModule):
             self.trunk = synchronise_batch_norm(self.trunk, on_gpu=on_gpu)
         self.head = nn.Linear(channels, len(setting.class_names)).to(setting.device)
         self.best, self.best_epoch, self.best_weights = -1.0, 0, copy.deepcopy(self.state_dict())
-        self._handlers: dict[int, Any] = {}
+        self._handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
 
     def fix_weights(self, fed: Tensor, frozen: str | None) -> tuple[str, int]:
         """Fix the weights of the stages up to `frozen`, and those on which the deepest map does not depend.
@@ -201,9 +201,6 @@ class FineTuning(pl.LightningModule):
         sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, self.steps)
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def setup(self, stage: str) -> None:
-        self._handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
 
     def on_train_start(self) -> None:
         with contextlib.suppress(ValueError):  # only the main thread may set them

@@ -15,11 +15,11 @@ from ssl_lightning.results import Record, best_stage
 UNITS = {
     "top1": "",
     "map": "mAP",
-    "rankme": "(rank)",
     "miou": "mIoU",
     "coco_map": "COCO mAP",
     "ap50": "AP50",
     "voc07_ap50": "VOC07 AP50",
+    "rankme": "(rank)",
 }
 
 
