@@ -44,8 +44,8 @@ class LowShotProbe(LinearSVMProbe):
         draws: int = 5,
         pool: int = 2,
         max_dims: int = 1024,
-        costs: Sequence[float] = (0.0625, 0.25, 1, 4),
-        cost: float = 1.0,
+        costs: Sequence[float] = (0.0625, 0.25, 1, 4, 16),
+        cost: float = 16.0,
         folds: int = 3,
         max_iter: int = 100,
     ) -> None:

@@ -34,7 +34,7 @@ class SVMProbe(LinearSVMProbe):
         *,
         pool: int = 2,
         max_dims: int = 1024,
-        costs: Sequence[float] = (0.25, 1, 4, 16),
+        costs: Sequence[float] = (0.0625, 0.25, 1, 4, 16, 64),
         folds: int = 3,
         max_iter: int = 100,
     ) -> None:

@@ -101,7 +101,7 @@ def test_figures_are_the_mean_over_the_draws_of_scikit_learns() -> None:
 def test_numbers_that_the_smallest_class_does_not_have_are_left_out() -> None:
     records = LowShotProbe(draws=2).run(make(), num_classes=CLASSES)
     assert [r["protocol"]["k_shot"] for r in records] == [1, 2, 4, 8, 16]
-    assert records[0]["protocol"]["candidates"] == [1.0]
+    assert records[0]["protocol"]["candidates"] == [16.0]
     assert records[0]["protocol"]["selected_on"] == "nothing"
     assert records[1]["protocol"]["selected_on"].startswith("2-fold")
     with pytest.raises(ValueError, match="begins with 30 images a class, and a class has 20"):
