@@ -3,7 +3,7 @@
 Minimises `|w|^2 / 2 + sum_i c_i max(0, 1 - y_i <w, x_i>)^2`, which is scikit-learn's `LinearSVC` (a bias is a
 column of ones, penalised as there). The objective is made of quadratics, so that a step which leaves the
 samples within the margin the same ends at the very minimum, after five to twenty steps (Keerthi & DeCoste
-2005; Chapelle 2007). On 22,500 x 256 dense features that is ten times and more as fast as liblinear, which
+2005; Chapelle 2007). On 22,500 x 256 dense features that is several times as fast as liblinear, which
 is made for sparse ones.
 """
 
