@@ -23,18 +23,23 @@ from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_
 TRAIN = Path(__file__).parent.parent / "train.py"
 PLAN_NAME = "audit.json"
 OWN = "audit."  # what the keys of the audit itself begin with
-FIXED = ("seed", "name", "folder", "output_dir", "run_dir", "resume", "probe_untrained", "objective")
+PLACED = ("name", "output_dir", "probe_untrained")  # given anew for every row
+REFUSED = {"seed": "audit.seeds=[...]", "folder": "name=", "run_dir": "name=", "resume": "the same name="}
 
 
 def run_audit(cfg: DictConfig) -> list[Row]:
     """Run what is not finished yet of an audit; print its table, and leave it in the folder.
 
     Raises:
-        RunError: The task has no such guard, the folder holds another audit, or a run failed.
+        RunError: An override makes no sense here, the task has no such guard, the folder holds another audit,
+            or a run failed.
     """
     overrides = list(HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
-    given = [o for o in overrides if not o.lstrip("+").startswith(OWN) and _key(o) not in FIXED]
+    for key in map(_key, overrides):
+        if key in REFUSED:
+            raise RunError(f"error: {key}= cannot be given to an audit; use {REFUSED[key]}")
+    given = [o for o in overrides if not o.lstrip("+").startswith(OWN) and _key(o) not in PLACED]
     rows = {ALL: [], **guards_off(cfg.task._target_, cfg.audit.guards)}
     plan = {"overrides": given, "rows": rows, "seeds": list(cfg.audit.seeds)}
     remember(folder / PLAN_NAME, plan)

@@ -79,9 +79,10 @@ class Preparation:
             for name, trunk in task.branches().items()
         }
 
-    def protocol(self, task: PretextTask) -> dict[str, str]:
-        """Say it, for the protocol of every figure."""
-        what = f"{RECALIBRATED} on {self.images} unlabelled images" if self.recalibrates(task) else TRAINED
+    def protocol(self, task: PretextTask, available: int) -> dict[str, str]:
+        """Say it, for the protocol of every figure; `available` is the number of unlabelled images."""
+        used = min(self.images, available)
+        what = f"{RECALIBRATED} on {used} unlabelled images" if self.recalibrates(task) else TRAINED
         return {"input": self.input, "batch_norm": what}
 
 
@@ -103,7 +104,7 @@ def recalibrated(
         trunk: Maps what `probe_input` returns to the list of stage maps.
         probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes.
         images: `(N, C, H, W)` uint8, without labels.
-        batch_size: Images of a forward pass; what is left over is not used.
+        batch_size: Images of a forward pass at most; all passes are of the same size, give or take one.
         precision: Makes the context that the forward pass runs in.
         device: Where the trunk is.
 
@@ -120,13 +121,11 @@ def recalibrated(
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
-    batch_size = min(batch_size, len(images))
     with evaluating(trunk), torch.no_grad(), precision():
         for norm in norms:
             norm.train()
-        for first in range(0, len(images) - batch_size + 1, batch_size):
-            batch = images[first : first + batch_size].to(device, non_blocking=True).float().div_(255)
-            fed = probe_input(batch)
+        for batch in images.tensor_split(-(-len(images) // batch_size)):
+            fed = probe_input(batch.to(device, non_blocking=True).float().div_(255))
             trunk(fed.flatten(0, 1) if fed.ndim == 5 else fed)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

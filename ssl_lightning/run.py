@@ -180,7 +180,7 @@ class Run:
             seed=self.cfg.seed,
             precision=precision,
             device=self.trainer.strategy.root_device,
-            protocol=self.preparation.protocol(self.task),
+            protocol=self.preparation.protocol(self.task, self.data.pretrain_images),
         )
         self.records += [record | {"trained": trained} for record in records]
 
@@ -237,7 +237,7 @@ class Run:
         return {
             "backbone": {**backbone, "in_channels": self.task.trunk_channels(self.data.spec)},
             "input": self.task.input_config(),
-            "batch_norm": self.preparation.protocol(self.task)["batch_norm"],
+            "batch_norm": self.preparation.protocol(self.task, self.data.pretrain_images)["batch_norm"],
             "task": self.cfg.choices.task,
             "data": self.cfg.choices.data,
         }

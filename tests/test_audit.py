@@ -45,6 +45,14 @@ def test_what_cannot_be_audited_is_refused(tmp_path: Path) -> None:
         remember(tmp_path / "audit.json", {"seeds": [1]})
 
 
+def test_a_seed_is_not_passed_over(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "audit.py"), "task=jigsaw", "seed=3", f"output_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode != 0
+    assert "seed= cannot be given to an audit; use audit.seeds" in done.stderr
+    assert not list(tmp_path.rglob("audit.json"))
+
+
 @pytest.mark.slow
 def test_an_audit_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     command = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.folders import scan, usable
-from ssl_lightning.data.io.sources import FileSource
+from ssl_lightning.data.io.sources import FileSource, default_workers
 
 
 class ImageFiles(PairedDataModule):
@@ -86,8 +85,7 @@ class ImageFiles(PairedDataModule):
         self.max_pixels = max_pixels
         self.max_bad = max_bad
         self.verify = verify
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.num_workers = min(8, cores) if num_workers is None else num_workers
+        self.num_workers = default_workers() if num_workers is None else num_workers
 
     def find(self, folder: Path) -> list[Path]:
         """Return the images under a folder, at any depth; without the bad ones if files are verified."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -177,9 +176,3 @@ def in_threads(function: Callable[[Any], T], items: Sequence[Any], num_workers: 
         return [function(item) for item in items]
     with ThreadPoolExecutor(num_workers) as pool:
         return list(pool.map(function, items))
-
-
-def default_workers() -> int:
-    """One for each core that this process may use, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)

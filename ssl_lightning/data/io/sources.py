@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,12 @@ class _Queue(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator:
         return iter(self.batches)
+
+
+def default_workers() -> int:
+    """Decoding processes: one for each core that this process may use, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
