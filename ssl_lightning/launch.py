@@ -74,9 +74,15 @@ def launch(cfg: DictConfig) -> float | None:
         return read_objective(done, cfg.objective)
     requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
     if (folder / CONFIG_NAME).exists() and not requeued:
-        raise RunError(
-            f"error: {folder} holds a run already; go on with it by resume={folder}, or give another name="
-        )
+        if not cfg.go_on:
+            raise RunError(
+                f"error: {folder} holds a run already; "
+                f"go on with it by resume={folder}, or give another name="
+            )
+        check_same_run(folder, resolved)
+        if is_finished(folder):
+            print(f"skipped: {folder} is finished", flush=True)
+            return read_objective(folder, cfg.objective)
     run_folder(folder, resolved, lambda: save_config(resolved, folder))
     return read_objective(folder, cfg.objective)
 
@@ -148,6 +154,34 @@ def check_devices(cfg: DictConfig) -> None:
             f"error: trainer.devices is {wanted}, but there are {torch.cuda.device_count()} GPUs; "
             "lower it, or use trainer=cpu"
         )
+
+
+def check_same_run(folder: Path, cfg: DictConfig) -> None:
+    """Refuse to go on with a run of another config than this one.
+
+    Raises:
+        RunError: It is; the message names what differs.
+    """
+    from ssl_lightning.results import differences
+
+    before, after = (
+        OmegaConf.to_container(each)  # type: ignore[arg-type]
+        for each in (OmegaConf.load(folder / CONFIG_NAME), cfg)
+    )
+    if lines := differences(before, after):  # type: ignore[arg-type]
+        raise RunError(
+            f"error: {folder} holds a run of another config:\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + "\n"
+            "move the folder away, or give another output_dir="
+        )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds the results of a run that came to its end."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, foreign or broken: no
+        return bool(json.loads((folder / "results.json").read_text())["run"]["status"] == "finished")
+    return False
 
 
 def finished_run(cfg: DictConfig) -> Path | None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 SCHEMA = 1
 FILE_NAME = "results.json"
+ABSENT = "(absent)"  # a key of a config that another has
 STATUSES = ("finished", "failed", "interrupted")
 # Where a run computes and writes and what it shows of itself, not what it computes
 NOT_SCIENCE = (
@@ -25,6 +26,8 @@ NOT_SCIENCE = (
     "callbacks",
     "objective",
     "skip_finished",
+    "go_on",
+    "benchmark",
     "overrides",
 )
 NOT_SCIENCE_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps")
@@ -47,13 +50,56 @@ def write_json(path: Path, content: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def science(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that changes what is computed."""
+    left_out = {"trainer": NOT_SCIENCE_TRAINER, "data": NOT_SCIENCE_DATA}
+    kept = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
+    for group, keys in left_out.items():
+        kept[group] = {key: value for key, value in config.get(group, {}).items() if key not in keys}
+    return kept
+
+
 def config_sha256(config: dict[str, Any]) -> str:
     """Digest of everything in a resolved config that changes what is computed."""
-    left_out = {"trainer": NOT_SCIENCE_TRAINER, "data": NOT_SCIENCE_DATA}
-    science = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
-    for group, keys in left_out.items():
-        science[group] = {key: value for key, value in config.get(group, {}).items() if key not in keys}
-    return hashlib.sha256(json.dumps(science, sort_keys=True, default=str).encode()).hexdigest()
+    return _digest(science(config))
+
+
+def series_sha256(config: dict[str, Any]) -> str:
+    """Digest of the same without the seeds: runs of a series differ in nothing else."""
+    kept = science(config)
+    kept["data"] = {key: value for key, value in kept["data"].items() if key != "seed"}
+    return _digest({key: value for key, value in kept.items() if key != "seed"})
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs between two resolved configs and changes what is computed, a line per key.
+
+    >>> differences({"seed": 0, "optimizer": {"lr": 0.1}}, {"seed": 0, "optimizer": {"lr": 0.2}})
+    ['optimizer.lr: 0.1 -> 0.2']
+    """
+    old, new = leaves(science(before)), leaves(science(after))
+    return [
+        f"{key}: {old.get(key, ABSENT)} -> {new.get(key, ABSENT)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, ABSENT) != new.get(key, ABSENT)
+    ]
+
+
+def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested dictionaries by dotted name.
+
+    >>> leaves({"a": {"b": 1}, "c": []})
+    {'a.b': 1, 'c': []}
+    """
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        found |= leaves(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return found
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def git_revision() -> str:

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.launch import CONFIG_NAME, RunError, check_devices, run_folder, save_config
+from ssl_lightning.results import ABSENT, leaves
 
 # Length, hardware, paths, what is shown and logged: nothing that changes what a step computes
 MAY_CHANGE = (
@@ -32,7 +33,6 @@ MAY_CHANGE = (
     "callbacks",
     "objective",
 )
-ABSENT = "(absent)"
 
 
 def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
@@ -140,19 +140,9 @@ def _may_change(key: str) -> bool:
     return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
 
 
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of a config by dotted name; interpolations as they are written.
-
-    >>> _flat({"a": {"b": 1}, "c": []})
-    {'a.b': 1, 'c': []}
-    """
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node)
-    leaves: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        leaves |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return leaves
+def _flat(cfg: DictConfig) -> dict[str, Any]:
+    """Leaves of a config by dotted name; interpolations as they are written."""
+    return leaves(cast(dict[str, Any], OmegaConf.to_container(cfg)))
 
 
 def _delete(cfg: DictConfig, key: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +33,7 @@ from ssl_lightning.results import (
     add_records,
     config_sha256,
     git_revision,
+    series_sha256,
     versions,
     write_json,
 )
@@ -85,7 +88,12 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     job.probe(trained=job.task.needs_training or bool(job.loaded))
     if not job.trainer.is_global_zero:
         return
-    stamp = {"data": cfg.choices.data, "checkpoint": str(cfg.checkpoint), "git": git_revision()}
+    stamp = {
+        "data": cfg.choices.data,
+        "checkpoint": str(cfg.checkpoint),
+        "git": git_revision(),
+        "command": shlex.join(["python", "evaluate.py", *cfg.overrides]),
+    }
     same = add_records(results, job.records, stamp)
     write_json(folder / FILE_NAME, results)
     print_probes(job.records, job.probe_s)
@@ -202,6 +210,7 @@ class Run:
         config = cast(dict[str, Any], OmegaConf.to_container(self.cfg))
         task, data, backbone = self.choices()
         earlier = self.before["run"] if self.before else {}
+        table = self.cfg.get("benchmark")
         return {
             "schema": SCHEMA,
             "run": {
@@ -220,6 +229,10 @@ class Run:
                 "git": git_revision(),
                 "versions": versions(),
                 "config_sha256": config_sha256(config),
+                "series_sha256": series_sha256(config),
+                "benchmark": {key: table[key] for key in ("name", "budget", "row")} if table else None,
+                "command": shlex.join(["python", "train.py", *self.cfg.overrides]),
+                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
                 "labels": self.task.labels_seen,
                 "status": status,
             },

@@ -7,7 +7,9 @@ errors on the class's own images weighing twice, features scaled to length 1. La
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +101,21 @@ class LinearSVMProbe(Probe):
         """Say in the protocol whether every machine was solved."""
         warning = {} if converged else {"warning": f"a machine was not solved in {self.max_iter} steps"}
         return {"converged": converged, **warning}
+
+
+@contextmanager
+def lone_threads() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch has, each of which computes alone.
+
+    Small machines are solved side by side: shared out over the cores, the many small products of each would
+    take longer than on one, and with another process on these cores many times as long.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 def as_targets(labels: Tensor, num_classes: int) -> Tensor:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl_lightning.encoding import Features
-from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, figure, fit_cross_validated
+from ssl_lightning.probes._svm import (
+    LinearSVMProbe,
+    as_targets,
+    figure,
+    fit_cross_validated,
+    lone_threads,
+)
 from ssl_lightning.probes.base import Record, make_record
 from ssl_lightning.seeding import generator
 
@@ -76,17 +83,18 @@ class LowShotProbe(LinearSVMProbe):
                 f"probe.lowshot.ks begins with {self.ks[0]} images a class, and a class has {smallest} "
                 "labelled training images"
             )
+        metric = "top1" if labels["test"].ndim == 1 else "map"
         records = []
-        for stage in features.stages:
-            x, protocol = self.unit_features(features, stage)
-            for k in ks:
-                value, more = self._shots(x, labels, k, num_classes)
-                metric = "top1" if labels["test"].ndim == 1 else "map"
-                records.append(make_record(stage, metric, value, len(x["test"]), protocol | more))
+        with lone_threads() as pool:
+            for stage in features.stages:
+                x, protocol = self.unit_features(features, stage)
+                shots = partial(self._shots, x, labels, num_classes)
+                for value, more in reversed(list(pool.map(shots, reversed(ks)))):  # the longest first
+                    records.append(make_record(stage, metric, value, len(x["test"]), protocol | more))
         return records
 
     def _shots(
-        self, x: Mapping[str, Tensor], labels: Mapping[str, Tensor], k: int, num_classes: int
+        self, x: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_classes: int, k: int
     ) -> tuple[float, dict[str, Any]]:
         """Mean test figure over the draws of k images a class, and the protocol."""
         one_label = labels["train"].ndim == 1
