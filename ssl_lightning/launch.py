@@ -164,10 +164,7 @@ def check_same_run(folder: Path, cfg: DictConfig) -> None:
     """
     from ssl_lightning.results import differences
 
-    before, after = (
-        OmegaConf.to_container(each)  # type: ignore[arg-type]
-        for each in (OmegaConf.load(folder / CONFIG_NAME), cfg)
-    )
+    before, after = (OmegaConf.to_container(each) for each in (OmegaConf.load(folder / CONFIG_NAME), cfg))
     if lines := differences(before, after):  # type: ignore[arg-type]
         raise RunError(
             f"error: {folder} holds a run of another config:\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         "data": cfg.choices.data,
         "checkpoint": str(cfg.checkpoint),
         "git": git_revision(),
-        "command": shlex.join(["python", "evaluate.py", *cfg.overrides]),
+        "command": command("evaluate.py", cfg.overrides),
     }
     same = add_records(results, job.records, stamp)
     write_json(folder / FILE_NAME, results)
@@ -231,7 +232,7 @@ class Run:
                 "config_sha256": config_sha256(config),
                 "series_sha256": series_sha256(config),
                 "benchmark": {key: table[key] for key in ("name", "budget", "row")} if table else None,
-                "command": shlex.join(["python", "train.py", *self.cfg.overrides]),
+                "command": command("train.py", self.cfg.overrides),
                 "ended": datetime.now(UTC).isoformat(timespec="seconds"),
                 "labels": self.task.labels_seen,
                 "status": status,
@@ -311,6 +312,16 @@ def build_task(cfg: DictConfig, data: PairedDataModule) -> tuple[PretextTask, st
     if cfg.init_from is not None:
         loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map)
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded
+
+
+def command(entry: str, overrides: Iterable[str]) -> str:
+    """The shell line that computes the same again, wherever it writes.
+
+    >>> command("train.py", ["task=jigsaw", "probe=[linear]", "output_dir=/scratch"])
+    "python train.py task=jigsaw 'probe=[linear]'"
+    """
+    given = [each for each in overrides if each.partition("=")[0] not in ("output_dir", "name")]
+    return shlex.join(["python", entry, *given])
 
 
 def map_shapes(trunk: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]:
