@@ -146,7 +146,9 @@ class Run:
                 f"{self.data.name} has {labels}; choose other probes: probe=[...]"
             )
         shapes = [map_shapes(trunk, fed) for trunk in self.task.branches().values()]
-        for probe in self.probes.values():
+        for name, probe in self.probes.items():
+            if fed.ndim == 5 and not probe.takes_views:
+                raise ValueError(f"probe {name} needs whole images, no tiles: encoding.input=image")
             probe.check(self.data.label_counts)
             for maps in shapes:
                 probe.check_trunk(maps, self.data.label_counts)

@@ -248,6 +248,7 @@ def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(tmp_path: Path) -
         (["data=folder", "data.pretrain_dir=/no/such/folder"], "/no/such/folder"),
         (["trainer=gpu"], "error: trainer.accelerator is 'gpu', but torch sees no GPU"),
         (["probe.knn.ks=[100000]"], "100000"),
+        (["probe=[lowshot]", "probe.lowshot.ks=[60]"], "a class has 4"),
         (["backbone=timm", "backbone.model_name=resnet19"], "did you mean"),
     ],
 )
@@ -258,6 +259,25 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, overrides: list[str], mess
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("results.json"))
+
+
+def test_tiles_for_a_probe_of_masks_are_refused_before_training(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        for kind, mode in ((split, "RGB"), (f"{split}annot", "L")):
+            (tmp_path / "roads" / kind).mkdir(parents=True)
+            for number in range(2):
+                Image.new(mode, (48, 48)).save(tmp_path / "roads" / kind / f"{number}.png")
+    options = ["data=camvid", f"data.dir={tmp_path / 'roads'}", "data.image_size=32", "data.size=[48,48]"]
+    views = [
+        "task=jigsaw",
+        "encoding.input=views",
+        "probe=[segmentation]",
+        "trainer=debug",
+        "data.batch_size=2",
+    ]
+    done = train(tmp_path, *options, *views, ok=False)
+    assert "error: probe segmentation needs whole images, no tiles: encoding.input=image" in done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.slow

@@ -217,10 +217,21 @@ class PairedDataModule(pl.LightningDataModule):
 
     @property
     def label_counts(self) -> dict[str, int]:
-        """Labelled images of each split; empty where there are none."""
+        """Labelled images of each split, and `rarest`: training images of the class that has the fewest.
+
+        Empty where there are no labels; without `rarest` where these are masks or boxes.
+        """
         if not self.has_downstream:
             return {}
-        return {split: len(self.downstream(split).indices) for split in SPLITS}
+        counts = {split: len(self.downstream(split).indices) for split in SPLITS}
+        if self.targets in ("classes", "multilabel"):
+            assert self._loaded.train is not None
+            labels = self._loaded.train.labels[self._labels_train]
+            images = (
+                labels.bincount(minlength=self.spec.num_classes) if labels.ndim == 1 else (labels == 1).sum(0)
+            )
+            counts["rarest"] = int(images.min())
+        return counts
 
     def labelled(self, fraction: float, batch_size: int) -> BatchLoader:
         """Return shuffled and augmented batches of labelled training images, to train a classifier on.

@@ -30,12 +30,15 @@ class BaseProbe:
     # kinds of labels that it can do, see `PairedDataModule`; with "none" it needs no labels at all
     targets: ClassVar[tuple[str, ...]] = ("classes",)
     stage: str | None = None  # the one stage that it looks at, where it does not look at all of them
+    takes_views: ClassVar[bool] = True  # whether it can do with the mean over the tiles of an image
 
     def check(self, counts: Mapping[str, int]) -> None:
         """Refuse, before any work, data that the probe cannot do.
 
         Args:
-            counts: Labelled images of each split: train, heldout, test; empty where there are no labels.
+            counts: Labelled images of each split: train, heldout, test; and where images have classes, and
+                they were counted, `rarest`: training images of the class that has the fewest. Empty where
+                there are no labels.
 
         Raises:
             ValueError: The probe and the data do not fit; says how.

@@ -50,6 +50,7 @@ class DetectionProbe(TrunkProbe):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("boxes",)
+    takes_views = False
 
     def __init__(
         self,

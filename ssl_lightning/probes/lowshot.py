@@ -73,16 +73,22 @@ class LowShotProbe(LinearSVMProbe):
                 f"probe.lowshot.ks begins with {self.ks[0]} images a class, and there are "
                 f"{counts['train']} labelled training images in all"
             )
+        self._allowed(counts.get("rarest", self.ks[0]))
 
-    def run(self, features: Features, *, num_classes: int) -> list[Record]:
-        labels = {split: values.cpu() for split, values in features.labels.items()}
-        smallest = int((as_targets(labels["train"], num_classes) == 1).sum(0).min())
+    def _allowed(self, smallest: int) -> list[int]:
+        """The numbers of images a class that the smallest class has."""
         ks = [k for k in self.ks if k <= smallest]
         if not ks:
             raise ValueError(
                 f"probe.lowshot.ks begins with {self.ks[0]} images a class, and a class has {smallest} "
                 "labelled training images"
             )
+        return ks
+
+    def run(self, features: Features, *, num_classes: int) -> list[Record]:
+        labels = {split: values.cpu() for split, values in features.labels.items()}
+        smallest = int((as_targets(labels["train"], num_classes) == 1).sum(0).min())
+        ks = self._allowed(smallest)
         metric = "top1" if labels["test"].ndim == 1 else "map"
         records = []
         with lone_threads() as pool:

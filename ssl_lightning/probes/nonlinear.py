@@ -130,7 +130,7 @@ class NonLinearProbe(TrunkProbe):
         """Encode a split once: maps `(N, C, rows, columns)` and labels `(N,)`, on the device."""
         parts, label_parts, counts = [], [], []
         place = int(self.stage.removeprefix("stage")) - 1
-        total = sum(setting.data.label_counts.values())
+        total = sum(setting.data.label_counts[split] for split in ("train", "heldout", "test"))
         with evaluating(setting.trunk), torch.no_grad():
             for images, labels in setting.loaders[split]:
                 if not len(images):

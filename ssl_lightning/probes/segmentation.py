@@ -51,6 +51,7 @@ class SegmentationProbe(TrunkProbe):
     """
 
     targets: ClassVar[tuple[str, ...]] = ("masks",)
+    takes_views = False
 
     def __init__(
         self,
