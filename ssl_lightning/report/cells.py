@@ -89,7 +89,7 @@ def make_pick(run: Run, branch: str, column: Column, control: Run | None) -> Pic
     """Take the figure of a run for a column.
 
     Of several that fit, such as those of other settings that were evaluated later, it is that of the run
-    itself, else that of the last evaluation. Stages are chosen on held-out images, the untrained one on its own.
+    itself, else that of the last evaluation. Stages are chosen on held-out images, the untrained one's too.
 
     Args:
         run: Finished.

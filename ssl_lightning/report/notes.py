@@ -120,4 +120,4 @@ def left_out(count: int, reason: str) -> list[str]:
 
 def skipped(found: Mapping[str, str]) -> list[str]:
     """Files that are no results.json of this version."""
-    return [f"{name}/results.json: {reason}" for name, reason in found.items()]
+    return [f"{name}/results.json: {reason}." for name, reason in found.items()]

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ssl_lightning.report import notes, writers
+from ssl_lightning.report.canvas import Picture
 from ssl_lightning.report.cells import Cell
 from ssl_lightning.report.collect import Run
-from ssl_lightning.report.pictures import Picture
 from ssl_lightning.report.table import Table
 
 TEMPLATE = "page.html.jinja"
@@ -38,7 +39,13 @@ def render(tables: Sequence[Table], pictures: Mapping[str, Sequence[Picture]]) -
         name: getattr(writers, name)
         for name in ("figure", "gain", "signed", "published", "pretext", "duration", "is_best")
     }
-    environment.globals |= {"png": png, "facts": facts, "provenance": provenance, "first_notes": FIRST}
+    environment.globals |= {
+        "png": png,
+        "facts": facts,
+        "provenance": provenance,
+        "soft": soft,
+        "first_notes": FIRST,
+    }
     common: dict[tuple[str, str], str] = {}
     particular: dict[tuple[str, str, str], list[str]] = {}
     for table in tables:
@@ -76,6 +83,11 @@ def provenance(run: Run) -> list[str]:
     if "devices" in made and "precision" in made:
         shown.insert(2, f"{made['devices']} process(es), {made['precision']}")
     return [*shown, f"ended {run.ended:%Y-%m-%d %H:%M} UTC"]
+
+
+def soft(text: str) -> Markup:
+    """A name that may be broken after an underscore, where a screen is narrow."""
+    return Markup("_<wbr>").join(text.split("_"))
 
 
 def png(picture: Picture) -> str:

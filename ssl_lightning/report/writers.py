@@ -52,28 +52,29 @@ def published(comparison: Comparison) -> str:
     return text.removesuffix("0")
 
 
-def pretext(row: Row) -> str:
+def pretext(row: Row) -> tuple[str, str]:
     """The figure of the pretext task, and which it is."""
     value = row.pretext_mean()
     if row.pretext is None or value is None:
-        return NONE
+        return NONE, ""
     kind = row.pretext.removeprefix("val/")
-    share = any(part in kind for part in ("acc", "top1", "auc"))
-    return f"{100 * value:.1f} % {kind}" if share else f"{value:.3g} {kind}"
+    return (f"{100 * value:.1f} %" if is_share(kind) else f"{value:.3g}"), kind
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure of a pretext is a share, to be shown in %."""
+    return any(part in name for part in ("acc", "top1", "auc"))
 
 
 def duration(seconds: float) -> str:
-    """Hours and minutes, or seconds.
+    """Seconds, minutes or hours, with two digits or three.
 
     >>> duration(59.7), duration(754), duration(8100)
-    ('60 s', '12 min 34 s', '2 h 15 min')
+    ('60 s', '13 min', '2.2 h')
     """
-    whole = round(seconds)
-    if whole < 120:
-        return f"{whole} s"
-    if whole < 7200:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def lines(table: Table, escape: Escape = str, mark: Escape = str) -> list[list[str]]:
@@ -88,7 +89,9 @@ def lines(table: Table, escape: Escape = str, mark: Escape = str) -> list[list[s
     bests = {name: table.best(name) for name in table.columns}
     for row in table.rows:
         speed = NONE if row.speed is None else f"{row.speed:,.0f}"
-        cells = [escape(text) for text in (row.label, str(len(row.seeds)), speed, pretext(row))]
+        cells = [
+            escape(text) for text in (row.label, str(len(row.seeds)), speed, " ".join(pretext(row)).rstrip())
+        ]
         for name in table.columns:
             cell = row.cells.get(name)
             text = escape(figure(cell))
