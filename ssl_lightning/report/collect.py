@@ -26,6 +26,7 @@ LATER = {
     "ended": str,
 }  # or null, or not
 BENCHMARK = {"name": str, "row": str}
+NUMBERS = ("heldout", "k", "k_shot", "fraction")  # of a protocol, or null, or not there
 RECORD = {
     "probe": str, "branch": str, "stage": str, "trained": bool, "metric": str, "value": NUMBER, "n": int,
     "protocol": dict,
@@ -128,12 +129,14 @@ def read_run(path: Path, name: str) -> Run:
         raise ValueError(f"foreign: run.status is {run['status']!r}")
     if run.get("benchmark"):
         check(run["benchmark"], BENCHMARK, "run.benchmark.")
+        if run["benchmark"].get("budget") is not None:
+            check(run["benchmark"], {"budget": str}, "run.benchmark.")
     check(content["pretext"], dict.fromkeys(content["pretext"], NUMBER), "pretext.")
     for number, record in enumerate(content["probes"]):
         place = f"probes[{number}]."
         check(record, RECORD, place)
-        if not isinstance(record["protocol"].get("heldout"), int | float | None):
-            raise ValueError(f"foreign: {place}protocol.heldout is {record['protocol']['heldout']!r}")
+        numbers = {key: NUMBER for key in NUMBERS if record["protocol"].get(key) is not None}
+        check(record["protocol"], numbers, f"{place}protocol.")
         if "evaluation" in record:
             check(record, {"evaluation": dict}, place)
             check(record["evaluation"], {"data": str}, f"{place}evaluation.")

@@ -99,7 +99,7 @@ def protocols(cells: Sequence[Cell]) -> tuple[str, list[list[str]]]:
     """Split the protocols of a column into what they have in common and what each pick has of its own.
 
     Returns:
-        The common part, and for each cell and pick the rest, as JSON.
+        The common part, and for each cell and pick the rest, as JSON; heldout has a place of its own.
     """
     each = [[pick.record["protocol"] for pick in cell.picks] for cell in cells]
     everything = [protocol for of_cell in each for protocol in of_cell]
@@ -110,7 +110,7 @@ def protocols(cells: Sequence[Cell]) -> tuple[str, list[list[str]]]:
     }
     rest = [
         [
-            compact({key: value for key, value in protocol.items() if key not in common})
+            compact({key: value for key, value in protocol.items() if key not in {*common, "heldout"}})
             for protocol in of_cell
         ]
         for of_cell in each
@@ -119,5 +119,5 @@ def protocols(cells: Sequence[Cell]) -> tuple[str, list[list[str]]]:
 
 
 def compact(protocol: Mapping[str, Any]) -> str:
-    """JSON on one line, without what the other columns say already."""
+    """JSON on one line, without its braces."""
     return json.dumps(protocol, ensure_ascii=False)[1:-1]
