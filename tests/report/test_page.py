@@ -92,7 +92,6 @@ def test_names_and_errors_of_foreign_files_stay_text(
     leave(
         "a",
         [make(0.5, note=EVIL, branch=EVIL), make(0.5, note=EVIL)],
-        task=EVIL,
         versions={EVIL: EVIL},
         **facts,
     )
