@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -35,7 +36,7 @@ def by_stage(rows: Sequence[Row]) -> Picture | None:
             if curve:
                 its = colours[label] if style == "-" else GREY
                 axis.plot(list(curve), list(curve.values()), style, color=its, marker="o", markersize=4)
-        axis.set_title(label, loc="left", fontsize=9, fontweight="bold")
+        name_chart(axis, label)
         axis.set_xticks(sorted({stage for pair in curves.values() for curve in pair for stage in curve}))
     figure.supylabel("linear probe, test top-1 in %", fontsize=9)
     figure.supxlabel("stage", fontsize=9)
@@ -76,7 +77,7 @@ def few_labels(rows: Sequence[Row]) -> Picture | None:
                 curve = label_efficiency.curve({"run": run.facts, "probes": records})
             except (ValueError, KeyError, TypeError):  # none, or of another version
                 continue
-            curves.append(replace(curve, name=row.label))
+            curves.append(replace(curve, name=wrapped(row.label, 40)))
             break
     kinds = [(curve.metric, curve.data) for curve in curves]
     if not kinds:
@@ -119,7 +120,7 @@ def over_training(rows: Sequence[Row]) -> Picture | None:
         for place in (0, -1):
             axis.annotate(str(points[place][0]), (pretexts[place], probes[place]), fontsize=7,
                           xytext=(4, 4), textcoords="offset points")  # fmt: skip
-        axis.set_title(row.label, loc="left", fontsize=9, fontweight="bold")
+        name_chart(axis, row.label)
         axis.set_xlabel(pretext_name(row), fontsize=8)
         if "loss" in (row.pretext or ""):
             axis.invert_xaxis()
@@ -147,7 +148,7 @@ def training(rows: Sequence[Row]) -> Picture | None:
         its = colour(rows, row)
         axis.plot(steps, losses, color=its, alpha=0.3, linewidth=0.8)
         axis.plot(steps, smooth(losses), color=its, linewidth=1.5)
-        axis.set_title(row.label, loc="left", fontsize=9, fontweight="bold")
+        name_chart(axis, row.label)
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
     figure.supylabel("training loss", fontsize=9)
     figure.supxlabel("step", fontsize=9)
@@ -172,7 +173,7 @@ def speed(rows: Sequence[Row]) -> Picture | None:
         ),
     )
     for axis, values, text, title in kinds:
-        bars = axis.barh([row.label for row in rows], values, color=COLOURS[0], height=0.62)
+        bars = axis.barh([wrapped(row.label, 40) for row in rows], values, color=COLOURS[0], height=0.62)
         axis.bar_label(bars, [text(value) for value in values], padding=4, fontsize=8)
         axis.set_title(title, loc="left", fontsize=9)
         axis.margins(x=0.22)
@@ -181,6 +182,21 @@ def speed(rows: Sequence[Row]) -> Picture | None:
         axis.tick_params(length=0, labelsize=9)
     left.invert_yaxis()
     return chart("speed", "Time", "Mean over seeds; of different machines they do not compare.", figure)
+
+
+def name_chart(axis: Axes, label: str) -> None:
+    """Write the name of a row above its chart."""
+    text = wrapped(label, 24)
+    axis.set_title(text, loc="left", fontsize=9 if "\n" not in text else 7, fontweight="bold")
+
+
+def wrapped(label: str, width: int) -> str:
+    """A name in at most three lines.
+
+    >>> wrapped("rotation", 10), wrapped("jigsaw with all that there is of it", 10)
+    ('rotation', 'jigsaw\\nwith all\\nthat ...')
+    """
+    return "\n".join(textwrap.wrap(label, width, max_lines=3, placeholder=" ..."))
 
 
 def pretext_name(row: Row) -> str:

@@ -48,13 +48,15 @@ def render(tables: Sequence[Table], pictures: Mapping[str, Sequence[Picture]]) -
     }
     common: dict[tuple[str, str], str] = {}
     particular: dict[tuple[str, str, str], list[str]] = {}
+    bests: dict[tuple[str, str], float | None] = {}
     for table in tables:
         for name in table.columns:
+            bests[table.name, name] = table.best(name)
             common[table.name, name], rest = protocols(table.column(name))
             labels = [row.label for row in table.rows if name in row.cells]
             particular |= {(table.name, label, name): of for label, of in zip(labels, rest, strict=True)}
     return environment.get_template(TEMPLATE).render(
-        tables=tables, pictures=pictures, common=common, particular=particular
+        tables=tables, pictures=pictures, bests=bests, common=common, particular=particular
     )
 
 

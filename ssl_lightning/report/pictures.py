@@ -12,7 +12,7 @@ from ssl_lightning.report.charts import by_stage, few_labels, over_training, spe
 from ssl_lightning.report.table import TRUNK, Row, Table
 
 MOST = 12  # rows in a picture: those with the largest first figure
-WIDE = 1200  # pixels of a strip
+WIDE = 900  # pixels of a strip
 
 
 def draw_all(table: Table) -> list[Picture]:

@@ -105,7 +105,7 @@ def test_strips_go_before_panels_and_are_made_small(tmp_path: Path, leave: Any, 
         "convnet, after the last epoch, seed 0.",
     ]
     with Image.open(io.BytesIO(shown[0].png)) as image:
-        assert image.size == (WIDE, 40)
+        assert image.size == (WIDE, WIDE // 30)
         assert image.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
 
 
