@@ -3,18 +3,21 @@
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.launch import RunError
 from ssl_lightning.report.write import write_report
 
-BENCHMARKS = Path(__file__).parent / "conf" / "benchmark"
+CONF = Path(__file__).parent / "conf"
+# Stored alone, without the folder around it: there `benchmark` is a group, whose files start a sweep
+ConfigStore.instance().store("report", OmegaConf.load(CONF / "report.yaml"))
 
 
-@hydra.main(version_base="1.3", config_path="conf/report", config_name="report")
+@hydra.main(version_base="1.3", config_path=None, config_name="report")
 def main(cfg: DictConfig) -> None:
     """Read the results, print the table, write it and the page."""
-    benchmark = BENCHMARKS / f"{cfg.benchmark}.yaml" if cfg.benchmark else None
+    benchmark = CONF / "benchmark" / f"{cfg.benchmark}.yaml" if cfg.benchmark else None
     try:
         write_report(Path(cfg.outputs), Path(cfg.out), benchmark, cfg.budget)
     except ValueError as error:

@@ -191,12 +191,14 @@ def name_chart(axis: Axes, label: str) -> None:
 
 
 def wrapped(label: str, width: int) -> str:
-    """A name in at most three lines.
+    """A name in about three lines; of a longer one the middle is left out: its end tells it from others.
 
-    >>> wrapped("rotation", 10), wrapped("jigsaw with all that there is of it", 10)
-    ('rotation', 'jigsaw\\nwith all\\nthat ...')
+    >>> wrapped("rotation", 10), wrapped("jigsaw of so many names, lr=0.1", 10)
+    ('rotation', 'jigsaw of\\n... es,\\nlr=0.1')
     """
-    return "\n".join(textwrap.wrap(label, width, max_lines=3, placeholder=" ..."))
+    if len(label) > 3 * width:
+        label = f"{label[:width]} ... {label[-(2 * width - 10) :]}"
+    return "\n".join(textwrap.wrap(label, width))
 
 
 def pretext_name(row: Row) -> str:

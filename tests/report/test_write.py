@@ -43,7 +43,6 @@ def test_the_command(tmp_path: Path, leave: Any, make: Any) -> None:
     [
         ("benchmark=nothing", "error: there is no benchmark 'nothing'; there are: "),
         ("outputs=/nowhere", "error: outputs is '/nowhere', and there is no such folder"),
-        ("budget=cpu", "error: budget is 'cpu', but budgets belong to a benchmark"),
     ],
 )
 def test_an_error_is_one_line(tmp_path: Path, argument: str, message: str) -> None:
