@@ -20,7 +20,11 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     records = [pick.record for row in rows for cell in row.cells.values() for pick in cell.picks]
     sizes = sorted({record["n"] for record in records if record["metric"] != "rankme"})
     of = f" of {' or '.join(f'{n:,}' for n in sizes)} images" if sizes else ""
-    ranks = "; ranks are plain numbers, of the deepest stage" if any(record["metric"] == "rankme" for record in records) else ""
+    ranks = (
+        "; ranks are plain numbers, of the deepest stage"
+        if any(record["metric"] == "rankme" for record in records)
+        else ""
+    )
     lines = [f"Test figures{of} in %{ranks}; mean ± standard deviation over seeds where there are several."]
     if any(column.stage == BEST for column in columns):
         lines.append("The stage is the one that did best on held-out images, for each seed, never on test.")
