@@ -40,7 +40,7 @@ def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None
         left = notes.left_out(len(found.runs) - len(own), "of no or another benchmark")
         if budget:
             left += notes.left_out(len(own) - len(runs), "of another budget")
-        table.notes[notes.MISSING] = notes.missing(benchmark.rows, table.rows)
+        table.notes[notes.MISSING] = notes.missing(benchmark.rows, table.columns, table.rows)
         table.notes[notes.OTHERS] = left
         tables.append(table)
     return tables

@@ -53,12 +53,14 @@ def gains(rows: Sequence[Row]) -> list[str]:
     return lines + ([f"Not of all seeds: {'; '.join(partly)}."] if partly else [])
 
 
-def missing(expected: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """Rows that are expected and have no figure; rows that have one and are not expected."""
+def missing(expected: Sequence[str], columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Rows and columns that are expected and have no figure; rows that have one and are not expected."""
     there = {row.name for row in rows}
     lacking = [name for name in expected if name not in there]
     more = sorted(there - set(expected))
+    empty = [name for name in columns if rows and not any(name in row.cells for row in rows)]
     lines = [f"No figure of a finished run: {', '.join(lacking)}."] if lacking else []
+    lines += [f"Columns without a figure: {', '.join(empty)}."] if empty else []
     return lines + ([f"Not among the rows of the benchmark: {', '.join(more)}."] if more else [])
 
 

@@ -122,7 +122,10 @@ def test_published_figures_stand_beside_with_the_difference(tmp_path: Path, outp
 
 def test_what_lacks_is_said(tmp_path: Path, outputs: Path) -> None:
     said = table(tmp_path).notes
-    assert said[notes.MISSING] == ["No figure of a finished run: supervised, jigsaw, inpainting."]
+    assert said[notes.MISSING] == [
+        "No figure of a finished run: supervised, jigsaw, inpainting.",
+        "Columns without a figure: 20-NN, transfer.",
+    ]
     assert said[notes.SEEDS] == ["Fewer than 3: random 2."]
     assert said[notes.UNFINISHED] == ["jigsaw, seed 0: interrupted, in jig-0."]
 

@@ -38,7 +38,7 @@ are several. The stage is the one that did best on held-out images, for each see
 Bold: the best of the rows whose trunk has seen no label.
 - Gains: In points over the row random of the same seed, data and backbone, seed by seed. \
 In points over the same trunk before its first step, seed by seed for rotation (linear, block 1).
-- Missing: No figure of a finished run: inpainting.
+- Missing: No figure of a finished run: inpainting. Columns without a figure: transfer.
 - Seeds: Fewer than 2: random 1, supervised 1, jigsaw 1.
 - Duplicates: rotation, seed 1: the newest finished run counts, rot-1; passed over: rot-1-old.
 """
