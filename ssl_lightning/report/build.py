@@ -1,0 +1,154 @@
+"""From the runs that there are to tables: of a benchmark, or with a row for each series of runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+
+from ssl_lightning.report import notes
+from ssl_lightning.report.benchmark import Benchmark, Column
+from ssl_lightning.report.collect import Collection, Run
+from ssl_lightning.report.summary import column, headline
+from ssl_lightning.report.table import Table, compare, group_by, make_rows
+
+FULL = "full"  # the budget of runs that name none
+# Of a command, what does not tell one series from another, or is in the label already
+PLACES = {"seed", "name", "output_dir", "folder", "run_dir", "skip_finished", "resume", "budget"}
+NAMED = {"task", "data", "backbone"}
+
+
+def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None) -> list[Table]:
+    """Make the tables of a benchmark, one for each budget.
+
+    Args:
+        found: All runs.
+        benchmark: Says which rows and columns are expected.
+        budget: None for all that there are.
+    """
+    own = [run for run in found.runs if (run.facts.get("benchmark") or {}).get("name") == benchmark.name]
+    budgets = group_by(own, lambda run: run.facts["benchmark"].get("budget") or FULL)
+    tables = []
+    for name in [budget] if budget else (sorted(budgets) or [FULL]):
+        runs = budgets.get(name, [])
+        named = group_by(runs, lambda run: run.facts["benchmark"]["row"])
+        order = [*benchmark.rows, *sorted(set(named) - set(benchmark.rows))]
+        groups = {row: named.get(row, []) for row in order}
+        table = _table(f"{benchmark.name}-{name}", benchmark.columns, groups, benchmark.pretext, found)
+        table.title = f"{benchmark.title} (budget {name})"
+        table.comparisons = compare(benchmark, table.rows)
+        left = notes.left_out(len(found.runs) - len(own), "of no or another benchmark")
+        if budget:
+            left += notes.left_out(len(own) - len(runs), "of another budget")
+        table.notes[notes.MISSING] = notes.missing(benchmark.rows, table.columns, table.rows)
+        table.notes[notes.OTHERS] = left
+        tables.append(table)
+    return tables
+
+
+def series_tables(found: Collection) -> list[Table]:
+    """Make a table for each data that was probed on, with a row for each series of runs.
+
+    Raises:
+        ValueError: No finished run has a figure to show; the message names what was found instead.
+    """
+    series = group_by(found.runs, series_key)
+    labels = series_labels(series)
+    groups = {labels[key]: runs for key, runs in series.items()}
+    finished = [run for run in found.runs if run.finished]
+    tables = []
+    for data in dict.fromkeys(run.probed(record) for run in finished for record in run.probes):
+        table = _table(f"runs-{data}", headline_columns(finished, data), groups, {}, found)
+        table.title = f"Runs, probed on {data}"
+        without = len(finished) - sum(data in map(run.probed, run.probes) for run in finished)
+        table.notes[notes.OTHERS] = notes.left_out(without, f"without a figure on {data}")
+        if table.rows:
+            tables.append(table)
+    if not tables:
+        there = [f"{run.name} ({run.facts['status']})" for run in found.runs]
+        there += [f"{name} ({reason})" for name, reason in found.skipped.items()]
+        raise ValueError(f"no finished run with a figure; there are: {', '.join(there) or 'no results.json'}")
+    return tables
+
+
+def headline_columns(runs: Sequence[Run], data: str) -> list[Column]:
+    """The columns that a run's own summary would have, of all figures on one data set."""
+    records = [record for run in runs for record in run.probes if run.probed(record) == data]
+    columns: dict[str, Column] = {}
+    for record in headline(records):
+        keys = [key for key in ("k", "k_shot", "fraction") if key in record["protocol"]]
+        where = {key: record["protocol"][key] for key in keys}
+        where |= {key: record[key] for key in ("probe", "metric")}
+        columns.setdefault(column(record), Column(column(record), data=data, where=where))
+    return list(columns.values())
+
+
+def series_key(run: Run) -> str:
+    """What the runs of a series have in common.
+
+    A run of before `series_sha256` belongs to those of the same command; of before `command`, to itself.
+    """
+    facts = run.facts
+    if facts.get("series_sha256"):
+        return str(facts["series_sha256"])
+    same = repr(sorted(overrides(run))) if facts.get("command") else facts["config_sha256"]
+    return " ".join([*(facts[key] for key in sorted(NAMED)), same])
+
+
+def series_labels(series: Mapping[str, Sequence[Run]]) -> dict[str, str]:
+    """For each series a label of its own: what was trained on what, then the overrides that are particular.
+
+    Where these do not tell it either, the folder of its first run does.
+    """
+    plain = {
+        key: " · ".join(runs[0].facts[name] for name in ("task", "data", "backbone"))
+        for key, runs in series.items()
+    }
+    labels: dict[str, str] = {}
+    for label, keys in _inverted(plain).items():
+        given = {key: overrides(series[key][0]) for key in keys}
+        common = set.intersection(*map(set, given.values()))
+        own = {key: " ".join([label, *(o for o in given[key] if o not in common)]) for key in keys}
+        for text, alike in _inverted(own).items():
+            labels |= {key: text if len(alike) == 1 else f"{text} ({series[key][0].name})" for key in alike}
+    return labels
+
+
+def overrides(run: Run) -> list[str]:
+    """What was given on the command line, without what does not matter to a series or is in its label."""
+    try:
+        words = shlex.split(run.facts.get("command") or "")
+    except ValueError:  # an open quote, in a file from elsewhere
+        words = []
+    keys = {word: word.lstrip("+~").partition("=")[0] for word in words if "=" in word}
+    return [word for word, key in keys.items() if key not in PLACES | NAMED and not key.startswith("hydra.")]
+
+
+def _table(
+    name: str,
+    columns: Sequence[Column],
+    groups: Mapping[str, Sequence[Run]],
+    pretext: Mapping[str, str],
+    found: Collection,
+) -> Table:
+    finished = {row: [run for run in runs if run.finished] for row, runs in groups.items()}
+    rows, passed = make_rows(finished, columns, pretext)
+    parts = {
+        notes.MEASURED: notes.measured(rows, columns),
+        notes.GAIN: notes.gains(rows),
+        notes.MISSING: [],
+        notes.SEEDS: notes.seeds(rows),
+        notes.UNFINISHED: notes.unfinished(groups),
+        notes.DUPLICATES: notes.duplicates(passed),
+        notes.SEVERAL: notes.several(rows),
+        notes.OTHERS: [],
+        notes.SKIPPED: notes.skipped(found.skipped),
+    }
+    return Table(re.sub(r"[^\w.-]+", "_", name), "", [each.name for each in columns], rows, notes=parts)
+
+
+def _inverted(texts: Mapping[str, str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key, text in texts.items():
+        found.setdefault(text, []).append(key)
+    return found

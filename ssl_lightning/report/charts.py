@@ -1,0 +1,212 @@
+"""The charts of a table; each is None where there is nothing to draw."""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ssl_lightning.report import label_efficiency
+from ssl_lightning.report.canvas import COLOURS, GREY, Picture, chart, grid
+from ssl_lightning.report.collect import Run
+from ssl_lightning.report.table import TRUNK, Row
+from ssl_lightning.report.training_log import epochs, read_metrics, smooth, thin
+from ssl_lightning.report.writers import duration, is_share
+from ssl_lightning.results import Record
+
+
+def by_stage(rows: Sequence[Row]) -> Picture | None:
+    """Top-1 of the linear probe at each stage, trained and untrained, a chart for each row."""
+    colours = {row.label: colour(rows, row) for row in rows}
+    curves = {row.label: [stage_means(row, trained) for trained in (True, False)] for row in rows}
+    curves = {label: pair for label, pair in curves.items() if any(len(curve) > 1 for curve in pair)}
+    if not curves:
+        return None
+    figure, axes = grid(len(curves), share=True)
+    for axis, label in zip(axes, curves, strict=True):
+        for other in curves:
+            if other != label:
+                axis.plot(*zip(*curves[other][0].items(), strict=True) if curves[other][0] else ([], []),
+                          color=GREY, alpha=0.35, linewidth=1)  # fmt: skip
+        for curve, style in zip(curves[label], ("-", "--"), strict=True):
+            if curve:
+                its = colours[label] if style == "-" else GREY
+                axis.plot(list(curve), list(curve.values()), style, color=its, marker="o", markersize=4)
+        name_chart(axis, label)
+        axis.set_xticks(sorted({stage for pair in curves.values() for curve in pair for stage in curve}))
+    figure.supylabel("linear probe, test top-1 in %", fontsize=9)
+    figure.supxlabel("stage", fontsize=9)
+    caption = (
+        "Linear probe on each stage, mean over seeds: trained (solid), the same trunk untrained (dashed); "
+        "pale lines are the other rows."
+    )
+    return chart("stages", "Accuracy by stage", caption, figure)
+
+
+def stage_means(row: Row, trained: bool) -> dict[int, float]:
+    """For each stage the linear probe's mean over the seeds, in %."""
+    values: dict[int, list[float]] = {}
+    for run in row.runs:
+        shown: dict[int, float] = {}
+        for record in own(run, row.branch):
+            if (record["probe"], record["metric"], record["trained"]) == ("linear", "top1", trained):
+                stage = str(record["stage"]).removeprefix("stage")
+                if stage.isdigit():
+                    shown[int(stage)] = 100 * record["value"]
+        for number, value in shown.items():
+            values.setdefault(number, []).append(value)
+    return {number: statistics.fmean(values[number]) for number in sorted(values)}
+
+
+def own(run: Run, branch: str) -> list[Record]:
+    """The records of the run itself, not of later evaluations in other settings."""
+    return [r for r in run.probes if r["branch"] == branch and "evaluation" not in r]
+
+
+def few_labels(rows: Sequence[Row]) -> Picture | None:
+    """The label-efficiency curves of the backbones."""
+    curves = []
+    for row in rows:
+        for run in row.used if row.branch == TRUNK else ():
+            records = [r for r in run.probes if run.probed(r) == run.facts["data"]]
+            try:
+                curve = label_efficiency.curve({"run": run.facts, "probes": records})
+            except (ValueError, KeyError, TypeError):  # none, or of another version
+                continue
+            curves.append(replace(curve, name=wrapped(row.label, 40)))
+            break
+    kinds = [(curve.metric, curve.data) for curve in curves]
+    if not kinds:
+        return None
+    kind = max(kinds, key=kinds.count)
+    shown = [curve for curve, its in zip(curves, kinds, strict=True) if its == kind and len(curve.ks) > 1]
+    if not shown:
+        return None
+    caption = "Linear SVMs on few labels: mean and standard deviation over the draws; one seed of each row."
+    figure = label_efficiency.draw(shown)
+    figure.set_size_inches(8.4, 4.2)
+    figure.axes[0].legend(frameon=False, title="pretrained by", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return chart("labels", "How far few labels go", caption, figure)
+
+
+def over_training(rows: Sequence[Row]) -> Picture | None:
+    """The pretext's figure against that of the online probe, epoch by epoch."""
+    found = []
+    for row in rows:
+        for run in row.runs:
+            log = read_metrics(run.path)
+            probe, pretext = f"online/{row.branch}/knn_top1", row.pretext or ""
+            scale = 100 if is_share(pretext) else 1
+            points = [
+                (epoch + 1, 100 * both[probe], scale * both[pretext])
+                for epoch, both in epochs(log, (probe, pretext))
+            ]
+            if len(points) > 1:
+                found.append((row, points))
+                break
+    if not found:
+        return None
+    figure, axes = grid(len(found))
+    for axis, (row, points) in zip(axes, found, strict=True):
+        its = colour(rows, row)
+        _, probes, pretexts = zip(*points, strict=True)
+        axis.plot(pretexts, probes, color=its, alpha=0.5, linewidth=1.2)
+        sizes = [14 + 22 * place / len(points) for place in range(len(points))]
+        axis.scatter(pretexts, probes, s=sizes, color=its, zorder=3)
+        for place in (0, -1):
+            axis.annotate(str(points[place][0]), (pretexts[place], probes[place]), fontsize=7,
+                          xytext=(4, 4), textcoords="offset points")  # fmt: skip
+        name_chart(axis, row.label)
+        axis.set_xlabel(pretext_name(row), fontsize=8)
+        if "loss" in (row.pretext or ""):
+            axis.invert_xaxis()
+    figure.supylabel("online 20-NN, held-out top-1 in %", fontsize=9)
+    caption = (
+        "Each dot is an epoch, its number at the first and the last; to the right the pretext is solved "
+        "better. One seed of each row."
+    )
+    return chart("pretext", "Does a better pretext make better features?", caption, figure)
+
+
+def training(rows: Sequence[Row]) -> Picture | None:
+    """The training loss by step."""
+    found = []
+    for row in rows:
+        log = read_metrics(row.runs[0].path) if row.branch == TRUNK else []
+        points = thin([(float(line["step"]), line["train/loss"]) for line in log if "train/loss" in line])
+        if len(points) > 1:
+            found.append((row, points))
+    if not found:
+        return None
+    figure, axes = grid(len(found))
+    for axis, (row, points) in zip(axes, found, strict=True):
+        steps, losses = zip(*points, strict=True)
+        its = colour(rows, row)
+        axis.plot(steps, losses, color=its, alpha=0.3, linewidth=0.8)
+        axis.plot(steps, smooth(losses), color=its, linewidth=1.5)
+        name_chart(axis, row.label)
+        axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
+    figure.supylabel("training loss", fontsize=9)
+    figure.supxlabel("step", fontsize=9)
+    caption = "As logged (pale) and smoothed; each loss has a scale of its own. One seed of each row."
+    return chart("training", "Training", caption, figure)
+
+
+def speed(rows: Sequence[Row]) -> Picture | None:
+    """Time of a run and images a second, a bar for each row."""
+    rows = [row for row in rows if row.branch == TRUNK]
+    if not rows:
+        return None
+    figure = Figure(figsize=(8.4, 0.9 + 0.3 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    kinds: tuple[tuple[Axes, list[float], Callable[[float], str], str], ...] = (
+        (left, [row.wall_s for row in rows], duration, "whole run, probes included"),
+        (
+            right,
+            [row.speed or 0.0 for row in rows],
+            lambda v: f"{v:,.0f}" if v else "-",
+            "images/s in pretraining",
+        ),
+    )
+    for axis, values, text, title in kinds:
+        bars = axis.barh([wrapped(row.label, 40) for row in rows], values, color=COLOURS[0], height=0.62)
+        axis.bar_label(bars, [text(value) for value in values], padding=4, fontsize=8)
+        axis.set_title(title, loc="left", fontsize=9)
+        axis.margins(x=0.22)
+        axis.set_xticks([])
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+        axis.tick_params(length=0, labelsize=9)
+    left.invert_yaxis()
+    return chart("speed", "Time", "Mean over seeds; of different machines they do not compare.", figure)
+
+
+def name_chart(axis: Axes, label: str) -> None:
+    """Write the name of a row above its chart."""
+    text = wrapped(label, 24)
+    axis.set_title(text, loc="left", fontsize=9 if "\n" not in text else 7, fontweight="bold")
+
+
+def wrapped(label: str, width: int) -> str:
+    """A name in about three lines; of a longer one the middle is left out: its end tells it from others.
+
+    >>> wrapped("rotation", 10), wrapped("jigsaw of so many names, lr=0.1", 10)
+    ('rotation', 'jigsaw of\\n... es,\\nlr=0.1')
+    """
+    if len(label) > 3 * width:
+        label = f"{label[:width]} ... {label[-(2 * width - 10) :]}"
+    return "\n".join(textwrap.wrap(label, width))
+
+
+def pretext_name(row: Row) -> str:
+    """What an axis says of the figure of a pretext."""
+    name = (row.pretext or "").removeprefix("val/")
+    return f"pretext {name}{' in %' * is_share(name)}"
+
+
+def colour(rows: Sequence[Row], row: Row) -> str:
+    """The colour of a row, the same in every chart."""
+    return COLOURS[[other.label for other in rows].index(row.label) % len(COLOURS)]

@@ -1,0 +1,60 @@
+"""The pictures of a table: charts of the figures and of training, and the tasks' own strips."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from PIL import Image
+
+from ssl_lightning.report.canvas import Picture
+from ssl_lightning.report.charts import by_stage, few_labels, over_training, speed, training
+from ssl_lightning.report.table import TRUNK, Row, Table
+
+MOST = 12  # rows in a picture: those with the largest first figure
+WIDE = 900  # pixels of a strip
+
+
+def draw_all(table: Table) -> list[Picture]:
+    """Draw what there is something to draw of."""
+    rows = chosen_rows(table)
+    left = len(table.rows) - len(rows)
+    first = f"{table.columns[0]}" if table.columns else ""
+    cut = f" Shown are the {MOST} of {len(table.rows)} rows with the best {first}." if left else ""
+    charts = [draw(rows) for draw in (by_stage, few_labels, over_training, training, speed)]
+    found = [replace(chart, caption=chart.caption + cut) for chart in charts if chart is not None]
+    strips = [strip for number, row in enumerate(rows) if (strip := task_strip(row, number))]
+    strips[:1] = [replace(strip, caption=strip.caption + cut) for strip in strips[:1]]
+    return found + strips
+
+
+def chosen_rows(table: Table) -> list[Row]:
+    """The rows that are drawn, in the order of the table."""
+    if len(table.rows) <= MOST:
+        return table.rows
+
+    def figure(number: int) -> float:
+        return next(
+            (-table.rows[number].cells[n].mean for n in table.columns if n in table.rows[number].cells), 0.0
+        )
+
+    return [table.rows[number] for number in sorted(sorted(range(len(table.rows)), key=figure)[:MOST])]
+
+
+def task_strip(row: Row, number: int) -> Picture | None:
+    """What the task did to real images: the strip over the epochs, else the last panel."""
+    for run in row.runs if row.branch == TRUNK else ():
+        for name, what in (("strip.png", "over the epochs"), ("panel.png", "after the last epoch")):
+            try:
+                with Image.open(run.path / name) as image:
+                    shown = image.convert("RGB")
+            except (OSError, ValueError, Image.DecompressionBombError):
+                continue
+            shown.thumbnail((WIDE, 2 * WIDE), Image.Resampling.LANCZOS)
+            data = io.BytesIO()
+            shown.quantize(256, dither=Image.Dither.NONE).save(data, format="png", optimize=True)
+            caption = f"{row.label}, {what}, seed {run.seed}."
+            return Picture(
+                f"strip-{number:02d}", row.label, caption, data.getvalue(), shown.width, chart=False
+            )
+    return None

@@ -1,0 +1,55 @@
+"""metrics.csv of a run, read with distrust: it may be torn, and of any version."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+POINTS = 300  # of a curve
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv: the figures that each has. Torn rows and words are left out."""
+    try:
+        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    rows = [
+        {key: value for key, text in line.items() if (value := number(text)) is not None} for line in lines
+    ]
+    return [row for row in rows if "step" in row]
+
+
+def number(text: Any) -> float | None:
+    """A finite number out of a text, if it is one."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def epochs(log: Sequence[dict[str, float]], names: Sequence[str]) -> list[tuple[int, dict[str, float]]]:
+    """For each epoch that has all the named figures the last of each."""
+    found: dict[int, dict[str, float]] = {}
+    for row in log:
+        if "epoch" in row:
+            found.setdefault(int(row["epoch"]), {}).update({key: row[key] for key in names if key in row})
+    return [(epoch, figures) for epoch, figures in sorted(found.items()) if len(figures) == len(set(names))]
+
+
+def thin(points: Sequence[Any]) -> Sequence[Any]:
+    """At most POINTS of them, evenly spaced."""
+    step = max(1, math.ceil(len(points) / POINTS))
+    return points[::step]
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """The mean over a window around each value, a fifteenth of all wide."""
+    half = max(1, len(values) // 30)
+    return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]

@@ -1,0 +1,69 @@
+"""`python report.py`: read what runs left; print the table, and write it, its pictures and its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from ssl_lightning.report.benchmark import load_benchmark
+from ssl_lightning.report.build import benchmark_tables, series_tables
+from ssl_lightning.report.collect import collect
+from ssl_lightning.report.page import render
+from ssl_lightning.report.pictures import draw_all
+from ssl_lightning.report.summary import print_table
+from ssl_lightning.report.table import Table
+from ssl_lightning.report.writers import csv_text, latex, markdown, screen
+
+PAGE = "report.html"
+
+
+def make_tables(outputs: Path, benchmark: Path | None, budget: str | None) -> list[Table]:
+    """Read the results and make the tables.
+
+    Args:
+        outputs: Every results.json below is read.
+        benchmark: A file of conf/benchmark; None for a row per series of runs.
+        budget: Of the benchmark; None for a table of each.
+
+    Raises:
+        ValueError: There is no such folder or benchmark, or nothing to show.
+    """
+    if benchmark is None:
+        if budget is not None:
+            raise ValueError(f"budget is {budget!r}, but budgets belong to a benchmark: give benchmark= too")
+        return series_tables(collect(outputs))
+    expected = load_benchmark(benchmark)
+    return benchmark_tables(collect(outputs), expected, budget)
+
+
+def write_report(outputs: Path, out: Path, benchmark: Path | None, budget: str | None) -> None:
+    """Print the tables, and write them and the page.
+
+    Args:
+        outputs: Every results.json below is read.
+        out: Folder of table.md, table.csv, table.tex, the pictures and report.html.
+        benchmark: A file of conf/benchmark; None for a row per series of runs.
+        budget: Of the benchmark; None for a table of each.
+
+    Raises:
+        ValueError: There is no such folder or benchmark, or nothing to show.
+    """
+    tables = make_tables(outputs, benchmark, budget)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
+    (out / "table.csv").write_text(csv_text(tables), encoding="utf-8")
+    (out / "table.tex").write_text("\n".join(map(latex, tables)), encoding="utf-8")
+    pictures = {table.name: draw_all(table) for table in tables}
+    for name, drawn in pictures.items():
+        for picture in drawn:
+            (out / f"{name}-{picture.name}.png").write_bytes(picture.png)
+    (out / PAGE).write_text(render(tables, pictures), encoding="utf-8")
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    for table in tables:
+        for shown in screen(table):
+            print_table(shown)
+        for kind, said in table.notes.items():
+            if said:
+                console.print(f"{kind}: {' '.join(said)}")
+    console.print(f"page: {out / PAGE}")

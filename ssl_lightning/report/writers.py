@@ -1,0 +1,242 @@
+"""A table as Markdown, CSV, LaTeX, and on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape as markup
+from rich.table import Table as Screen
+
+from ssl_lightning.report.cells import Cell
+from ssl_lightning.report.table import Comparison, Row, Table
+
+NONE = "-"
+FIELDS = (
+    "table", "row", "branch", "column", "mean", "sd", "n_seeds", "seeds", "values", "gain", "gain_over",
+    "stages", "published", "difference", "source", "commands", "protocols", "folders",
+)  # fmt: skip
+LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
+    "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "·": r"$\cdot$",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+}  # fmt: skip
+
+Escape = Callable[[str], str]
+
+
+def figure(cell: Cell | None) -> str:
+    """A figure with its deviation over seeds."""
+    if cell is None:
+        return NONE
+    return f"{cell.mean:.1f}" + ("" if cell.sd is None else f" ± {cell.sd:.1f}")
+
+
+def gain(cell: Cell | None) -> str:
+    """A gain with its sign, "" if it is not known."""
+    return "" if cell is None or cell.gain is None else signed(cell.gain)
+
+
+def signed(points: float | None) -> str:
+    """A difference in points with its sign: never "-0.0"."""
+    return NONE if points is None else f"{round(points, 1) + 0.0:+.1f}"
+
+
+def published(comparison: Comparison) -> str:
+    """A published figure with the digits that it was given, at least one and at most two."""
+    text = f"{comparison.published.value:.2f}"
+    return text.removesuffix("0")
+
+
+def pretext(row: Row) -> tuple[str, str]:
+    """The figure of the pretext task, and which it is."""
+    value = row.pretext_mean()
+    if row.pretext is None or value is None:
+        return NONE, ""
+    kind = row.pretext.removeprefix("val/")
+    return (f"{100 * value:.1f} %" if is_share(kind) else f"{value:.3g}"), kind
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure of a pretext is a share, to be shown in %."""
+    return any(part in name for part in ("acc", "top1", "auc"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, with two digits or three.
+
+    >>> duration(59.7), duration(754), duration(8100)
+    ('60 s', '13 min', '2.2 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def lines(table: Table, escape: Escape = str, mark: Escape = str) -> list[list[str]]:
+    """The head and the rows as text.
+
+    Args:
+        table: The table.
+        escape: Makes a text harmless where it is going to stand.
+        mark: Makes the best figure of a column, escaped, stand out.
+    """
+    shown = [["task", "seeds", "images/s", "pretext", *map(escape, table.columns)]]
+    bests = {name: table.best(name) for name in table.columns}
+    for row in table.rows:
+        speed = NONE if row.speed is None else f"{row.speed:,.0f}"
+        cells = [
+            escape(text) for text in (row.label, str(len(row.seeds)), speed, " ".join(pretext(row)).rstrip())
+        ]
+        for name in table.columns:
+            cell = row.cells.get(name)
+            text = escape(figure(cell))
+            more = f" ({gain(cell)})" if gain(cell) else ""
+            cells.append((mark(text) if is_best(row, cell, bests[name]) else text) + more)
+        shown.append(cells)
+    return shown
+
+
+def is_best(row: Row, cell: Cell | None, best: float | None) -> bool:
+    """Whether a cell holds the best figure of its column."""
+    return cell is not None and best is not None and not row.labels and cell.mean == best
+
+
+def comparison_lines(table: Table, escape: Escape = str) -> list[list[str]]:
+    """The head and the rows of the published figures as text."""
+    head = ["task", "figure", "measured", "published", "difference", "source"]
+    rows = [
+        [
+            each.published.row, each.published.column, figure(each.cell), published(each),
+            signed(each.difference), each.published.source,
+        ]
+        for each in table.comparisons
+    ]  # fmt: skip
+    return [head] + [[escape(text) for text in row] for row in rows]
+
+
+def markdown(table: Table) -> str:
+    """Write a table as Markdown. It depends on nothing but the results: no time, no absolute path."""
+    parts = [f"**{_markdown(table.title)}**", ""]
+    parts += _pipes(lines(table, _markdown, lambda text: f"**{text}**")) if table.rows else []
+    if table.comparisons:
+        parts += [
+            "",
+            "Published beside measured, in %; the difference is measured - published, in points:",
+            "",
+        ]
+        parts += _pipes(comparison_lines(table, _markdown), "llrrrl")
+    parts += [""] + [
+        f"- {kind}: {' '.join(map(_markdown, said))}" for kind, said in table.notes.items() if said
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def latex(table: Table) -> str:
+    """Write a table as LaTeX for the package booktabs."""
+    parts = [f"% {_one_line(table.title)}; needs \\usepackage{{booktabs}}"]
+    parts += _tabular(lines(table, _latex, lambda text: rf"\textbf{{{text}}}")) if table.rows else []
+    if table.comparisons:
+        parts += ["", "% published beside measured"]
+        parts += _tabular(comparison_lines(table, _latex), "llrrrl")
+    parts += [f"% {kind}: {_one_line(' '.join(said))}" for kind, said in table.notes.items() if said]
+    return "\n".join(parts) + "\n"
+
+
+def csv_text(tables: Sequence[Table]) -> str:
+    """Write tables as CSV, a line for each figure, with all that it came from."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for table in tables:
+        beside = {(c.published.row, c.published.column): c for c in table.comparisons}
+        for row in table.rows:
+            for name, cell in row.cells.items():
+                line = {"table": table.name, "row": row.name, "branch": row.branch, "column": name}
+                writer.writerow(line | _measured(cell) | _published(beside.pop((row.label, name), None)))
+        for (name, column), comparison in beside.items():
+            writer.writerow({"table": table.name, "row": name, "column": column} | _published(comparison))
+    return text.getvalue()
+
+
+def screen(table: Table) -> list[Screen]:
+    """Make the tables for the terminal: the measured one, and published figures beside."""
+    shown = (
+        [_screen(table.title, lines(table, markup, lambda text: f"[bold]{text}[/]"))] if table.rows else []
+    )
+    if table.comparisons:
+        shown.append(_screen("Published beside measured", comparison_lines(table, markup)))
+    return shown
+
+
+def _measured(cell: Cell) -> dict[str, str]:
+    return {
+        "mean": f"{cell.mean:.4f}",
+        "sd": "" if cell.sd is None else f"{cell.sd:.4f}",
+        "n_seeds": str(len(cell.picks)),
+        "seeds": " ".join(str(pick.run.seed) for pick in cell.picks),
+        "values": " ".join(f"{value:.4f}" for value in cell.values),
+        "gain": "" if cell.gain is None else f"{cell.gain:.4f}",
+        "gain_over": "; ".join(cell.over),
+        "stages": " ".join(cell.stages),
+        "commands": "\n".join(pick.run.facts.get("command") or "" for pick in cell.picks),
+        "protocols": json.dumps([pick.record["protocol"] for pick in cell.picks]),
+        "folders": "\n".join(pick.run.name for pick in cell.picks),
+    }
+
+
+def _published(comparison: Comparison | None) -> dict[str, str]:
+    if comparison is None:
+        return {}
+    found = {"published": f"{comparison.published.value:g}", "source": comparison.published.source}
+    if comparison.difference is not None:
+        found["difference"] = f"{comparison.difference:.4f}"
+    return found
+
+
+def _pipes(shown: Sequence[Sequence[str]], align: str = "") -> list[str]:
+    align = align or "l" + "r" * (len(shown[0]) - 1)
+    rule = "|".join({"l": "---", "r": "---:"}[side] for side in align)
+    head, *body = [f"| {' | '.join(line)} |" for line in shown]
+    return [head, f"|{rule}|", *body]
+
+
+def _tabular(shown: Sequence[Sequence[str]], align: str = "") -> list[str]:
+    align = align or "l" + "r" * (len(shown[0]) - 1)
+    head, *body = [" & ".join(line) + r" \\" for line in shown]
+    return [
+        rf"\begin{{tabular}}{{{align}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def _screen(title: str, shown: Sequence[Sequence[str]]) -> Screen:
+    table = Screen(title=markup(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for name in shown[0]:
+        left = name in ("task", "figure", "source")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    for line in shown[1:]:
+        table.add_row(*line)
+    return table
+
+
+def _markdown(text: str) -> str:
+    """Leave nothing of a text that Markdown or HTML would take for a sign."""
+    return re.sub(r"([\\|`*\[\]])", r"\\\1", _one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(sign, sign) for sign in _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,62 @@
+"""`python report.py`, as a person calls it."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssl_lightning.report.write import write_report
+
+ROOT = Path(__file__).parents[2]
+# what the command would do, and that it has not waited for torch
+COMMAND = """
+import runpy, sys
+sys.argv[0] = "report.py"
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    assert "torch" not in sys.modules
+"""
+
+
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", COMMAND, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command(tmp_path: Path, leave: Any, make: Any) -> None:
+    leave("anywhere/deep", [make(0.5), make(0.3, trained=False)])
+    before = set(ROOT.iterdir())
+    done = call(f"outputs={tmp_path / 'outputs'}", f"out={tmp_path / 'report'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "50.0 (+20.0)" in done.stdout
+    assert f"page: {tmp_path / 'report' / 'report.html'}" in done.stdout
+    names = {path.name for path in (tmp_path / "report").iterdir()}
+    assert names == {"report.html", "table.md", "table.csv", "table.tex", "runs-cifar10-speed.png"}
+    assert set(ROOT.iterdir()) - before <= {ROOT / "__pycache__"}  # no run folder of Hydra
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("benchmark=nothing", "error: there is no benchmark 'nothing'; there are: "),
+        ("outputs=/nowhere", "error: outputs is '/nowhere', and there is no such folder"),
+    ],
+)
+def test_an_error_is_one_line(tmp_path: Path, argument: str, message: str) -> None:
+    done = call(f"out={tmp_path / 'report'}", argument)
+    assert done.returncode == 1
+    assert len([line for line in done.stderr.splitlines() if line.startswith(message)]) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_benchmark_without_runs_yet(tmp_path: Path, benchmark: Path) -> None:
+    (tmp_path / "outputs").mkdir()
+    write_report(tmp_path / "outputs", tmp_path / "report", benchmark, None)
+    text = (tmp_path / "report" / "table.md").read_text()
+    assert "| rotation | block 9 | - | 89.06 | - | the same |" in text
+    assert "No figure of a finished run: random, supervised, rotation, jigsaw, inpainting." in text
+    assert "no finished run yet" in (tmp_path / "report" / "report.html").read_text()
