@@ -49,15 +49,20 @@ def main() -> int:
     try:
         from ssl_lightning import run
 
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
-        for message in NOISE:
-            warnings.filterwarnings("ignore", message)
+        keep_quiet()
         action = {"train": run.run, "evaluate": run.evaluate}[mode]
         action(cast(DictConfig, OmegaConf.load(folder / config)), folder)
     except Exception as error:
         leave_report(folder, error)
         return 1
     return 0
+
+
+def keep_quiet() -> None:
+    """Keep Lightning from saying what no user can act on; it must have been imported."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
 
 
 def leave_report(folder: Path, error: Exception) -> None:

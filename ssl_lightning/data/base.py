@@ -227,10 +227,9 @@ class PairedDataModule(pl.LightningDataModule):
         if self.targets in ("classes", "multilabel"):
             assert self._loaded.train is not None
             labels = self._loaded.train.labels[self._labels_train]
-            images = (
-                labels.bincount(minlength=self.spec.num_classes) if labels.ndim == 1 else (labels == 1).sum(0)
-            )
-            counts["rarest"] = int(images.min())
+            classes = len(self.spec.class_names or ())
+            per_class = labels.bincount(minlength=classes) if labels.ndim == 1 else (labels == 1).sum(0)
+            counts["rarest"] = int(per_class.min())
         return counts
 
     def labelled(self, fraction: float, batch_size: int) -> BatchLoader:

@@ -1,0 +1,8 @@
+"""Measure speed as ratios in one run: `python bench.py --sections steps ops`; `--help` says what there is."""
+
+import sys
+
+from ssl_lightning.bench.__main__ import start
+
+if __name__ == "__main__":
+    sys.exit(start())

@@ -1,0 +1,148 @@
+"""`python -m ssl_lightning.bench`: the sections of a benchmark, as tables and one JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ssl_lightning.launch import ALLOCATOR
+from ssl_lightning.report.summary import print_table
+from ssl_lightning.results import git_revision, versions, write_json
+from ssl_lightning.worker import keep_quiet
+
+Rows = list[dict[str, Any]]
+
+
+def bench_steps(options: argparse.Namespace) -> Rows:
+    """Images/s of the framework and of a bare loop."""
+    from ssl_lightning.bench.steps import framework_against_bare
+
+    return [
+        {"task": task, **framework_against_bare(overrides(task, options), options.repeats)}
+        for task in options.tasks
+    ]
+
+
+def bench_parts(options: argparse.Namespace) -> Rows:
+    """Milliseconds of the parts of a step, and the share of the machine's matrix product that it reaches."""
+    from ssl_lightning.bench.steps import matmul_peak, where_it_goes
+
+    peak = matmul_peak()
+    rows = [
+        {"task": task, **where_it_goes(overrides(task, options), options.repeats)} for task in options.tasks
+    ]
+    return [row | {"of_matmul": row["gflops"] / peak} for row in rows]
+
+
+def bench_defaults(options: argparse.Namespace) -> Rows:
+    """The defaults against fp32 NCHW."""
+    from ssl_lightning.bench.steps import defaults_against_fp32
+
+    return [
+        {"task": task, **defaults_against_fp32(overrides(task, options), options.repeats)}
+        for task in options.tasks
+    ]
+
+
+def bench_ops(options: argparse.Namespace) -> Rows:
+    """Pretext ops against one image at a time."""
+    from ssl_lightning.bench.ops import ops_against_loops
+
+    return ops_against_loops(64, options.repeats)
+
+
+def bench_probes(options: argparse.Namespace) -> Rows:
+    """Probes against an encode pass, and against encoding anew in every epoch."""
+    from ssl_lightning.bench.probing import probes_against_encoding
+
+    return [probes_against_encoding(["task=random", *options.overrides])]
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "steps": bench_steps,
+    "parts": bench_parts,
+    "defaults": bench_defaults,
+    "ops": bench_ops,
+    "probes": bench_probes,
+}
+
+
+def overrides(task: str, options: argparse.Namespace) -> list[str]:
+    """What is run of a task."""
+    return [f"task={task}", *options.overrides]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the sections that were asked for; print a table of each, and write all figures as JSON."""
+    from ssl_lightning.bench.steps import TASKS
+
+    keep_quiet()
+    parser = argparse.ArgumentParser(prog="python bench.py", description=__doc__)
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--repeats", type=int, default=20, help="blocks of steps, or calls, of each figure")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where all figures go")
+    parser.add_argument("overrides", nargs="*", help="of train.py, such as backbone=nin data.batch_size=128")
+    options = parser.parse_args(arguments)
+    figures: dict[str, Any] = {
+        "machine": machine(),
+        "git": git_revision(),
+        "versions": versions(),
+        "overrides": options.overrides,
+    }
+    for name in options.sections:
+        figures[name] = SECTIONS[name](options)
+        print_table(as_table(f"{name}: {(SECTIONS[name].__doc__ or '').strip()}", figures[name]))
+        write_json(options.out, figures)
+    print(f"figures: {options.out}")
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
+    found: dict[str, Any] = {
+        "processor": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+    }
+    return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def as_table(title: str, rows: Rows) -> Table:
+    """A row for each, with three digits of what is no count."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key.replace("_", " "), justify="left" if isinstance(rows[0][key], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) and v < 100 else _plain(v) for v in row.values()))
+    return table
+
+
+def _plain(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, float) else str(value)
+
+
+def start() -> int:
+    """Run with the settings of the memory allocator that every training run has."""
+    if not ALLOCATOR.keys() <= os.environ.keys():  # read by the C library as the process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], ALLOCATOR | os.environ)
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(start())

@@ -1,0 +1,105 @@
+"""The training step of a task in a plain PyTorch loop: nothing but what must be computed."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lightning.bench.build import autocast, wait
+from ssl_lightning.seeding import generator
+from ssl_lightning.tasks._adversarial import AdversarialTask
+from ssl_lightning.tasks.base import PretextTask
+
+
+class BareLoop:
+    """Steps of a task on batches made beforehand, without Trainer, loader, transfer, schedule and logs.
+
+    What it computes of a batch is what the framework does: corrupt, encode, score, backward, step.
+
+    Args:
+        task: Of its own, not the one that a Trainer has.
+        batches: `(images, labels)` as `step` takes them; used in turn.
+        optimizers: One; for an adversarial task that of the generator and that of the discriminator.
+        precision: Lightning's name.
+        clocked: Whether to keep the seconds of each part in `spent`; it waits for the device between them.
+    """
+
+    def __init__(
+        self,
+        task: PretextTask,
+        batches: list[tuple[Tensor, Tensor]],
+        optimizers: list[torch.optim.Optimizer],
+        precision: str,
+        *,
+        clocked: bool = False,
+    ) -> None:
+        self.task, self.batches, self.optimizers, self.precision = task, batches, optimizers, precision
+        self.clocked, self.done = clocked, 0
+        self.spent: Counter[str] = Counter()
+        task.train()
+        if clocked:
+            self._clock_trunk(task.backbone)
+
+    def step(self) -> None:
+        """Train on the next batch."""
+        images, labels = self.batches[self.done % len(self.batches)]
+        stream = generator("bench", self.done, device=images.device)
+        self.done += 1
+        if isinstance(self.task, AdversarialTask) and self.task.adversarial:
+            self._adversarial(self.task, images, stream)
+            return
+        with self._clock("forward"), autocast(self.precision):
+            loss = self.task.step(images, labels, stream)["loss"]
+        self._learn(0, loss)
+
+    def _adversarial(self, task: AdversarialTask, images: Tensor, stream: torch.Generator) -> None:
+        with self._clock("forward"), autocast(self.precision):
+            attempt = task.attempt(images, stream)
+            noise = task.instance_noise * torch.randn(
+                attempt.real.shape, generator=stream, device=attempt.real.device
+            )
+            made = attempt.fake + noise
+            real: Any = task.discriminator(attempt.real + noise)
+            loss = task.generator_scores(attempt.whole()["loss"], made, real)["loss"]
+        self._learn(0, loss)
+        with self._clock("forward"), autocast(self.precision):
+            judged = task.discriminator_scores(made.detach(), real)["disc_loss"]
+        self._learn(1, judged)
+
+    def _learn(self, number: int, loss: Tensor) -> None:
+        with self._clock("backward"):
+            loss.backward()
+        with self._clock("optimizer"):
+            self.optimizers[number].step()
+            self.optimizers[number].zero_grad()
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        if not self.clocked:
+            yield
+            return
+        wait()
+        began = time.perf_counter()
+        yield
+        wait()
+        self.spent[part] += time.perf_counter() - began  # type: ignore[assignment]
+
+    def _clock_trunk(self, trunk: nn.Module) -> None:
+        began: list[float] = []
+
+        def before(*_: object) -> None:
+            wait()
+            began.append(time.perf_counter())
+
+        def after(*_: object) -> None:
+            wait()
+            self.spent["trunk forward"] += time.perf_counter() - began.pop()  # type: ignore[assignment]
+
+        trunk.register_forward_pre_hook(before)
+        trunk.register_forward_hook(after)

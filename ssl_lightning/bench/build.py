@@ -1,0 +1,88 @@
+"""The parts of a run, built as `train.py` builds them, for a benchmark to time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.hardware import choose_precision
+from ssl_lightning.tasks.base import PretextTask, to_float
+
+CONF = Path(__file__).parent.parent.parent / "conf"
+
+
+def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
+    """Compose `conf/train.yaml` with overrides, resolved, for a run in `folder`."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
+    OmegaConf.update(cfg, "hydra.runtime.output_dir", str(folder), force_add=True)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[return-value]
+
+
+def made_data(cfg: DictConfig) -> PairedDataModule:
+    """Make the data module ready to give batches."""
+    data: PairedDataModule = instantiate(cfg.data)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def batches_of(data: PairedDataModule, task: PretextTask, count: int) -> list[tuple[Tensor, Tensor]]:
+    """The first training batches, as `step` gets them: floats in [0, 1] in the task's memory format."""
+    found = []
+    for _, (images, labels) in zip(range(count), data.train_dataloader(), strict=False):
+        images = to_float(images.to(task.device)).contiguous(memory_format=task.image_format)
+        found.append((images, labels.to(task.device)))
+    return found
+
+
+def default_precision() -> str:
+    """What `trainer.precision=auto` is here."""
+    return choose_precision(torch.cuda.is_available())
+
+
+def autocast(precision: str) -> Any:
+    """The context in which Lightning runs a step at some precision."""
+    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.autocast(device, kind or torch.bfloat16, enabled=kind is not None)
+
+
+def wait() -> None:
+    """Wait until the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Seconds of a call, to the end of what it gave the device to do."""
+    wait()
+    began = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - began
+
+
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median seconds of a call, after one that warms up."""
+    return statistics.median([seconds(work) for _ in range(repeats + 1)][1:])
+
+
+def compare(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median seconds of several calls that take turns, so that a disturbance falls on all of them."""
+    times = [[seconds(work) for work in works] for _ in range(repeats + 1)][1:]
+    return [statistics.median(column) for column in zip(*times, strict=True)]

@@ -1,0 +1,126 @@
+"""Pretext ops of a whole batch at once, against one image at a time with PIL, torchvision, scikit-image."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from skimage.color import rgb2lab
+from torch import Tensor
+from torchvision.transforms import functional as tv
+
+from ssl_lightning.bench.build import compare
+from ssl_lightning.ops.lab import rgb_to_lab
+from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
+from ssl_lightning.ops.rotation import rotate_four
+from ssl_lightning.ops.tile_grid import TileGrid, jigsaw_grid
+from ssl_lightning.ops.tile_guards import grey_scale, project_colours, standardise_tiles
+from ssl_lightning.seeding import generator
+from ssl_lightning.tasks.base import to_float
+
+GREY, SHIFT = 0.3, 2
+Pair = tuple[Callable[[], object], Callable[[], object]]
+
+
+def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
+    """Time each op both ways, in turns, on generated images; in milliseconds of a batch."""
+    rows: list[dict[str, object]] = []
+    for name, size, make in (
+        ("jigsaw tiles", 255, jigsaw),
+        ("context pairs", 255, context),
+        ("rotation", 32, rotation),
+        ("Lab", 64, lab),
+    ):
+        shape = (batch_size, 3, size, size)
+        pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator("bench"))
+        ours, theirs = compare(make(pixels, [tv.to_pil_image(image) for image in pixels]), repeats)
+        found = {"op": name, "images": batch_size, "pixels": size}
+        rows.append(found | {"ms": 1000 * ours, "one_by_one_ms": 1000 * theirs, "times": theirs / ours})
+    return rows
+
+
+def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
+    """Nine tiles with random gaps, shifted channels, some grey, standardised, as `task=jigsaw` cuts them."""
+    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "jigsaw")
+
+    def batched() -> Tensor:
+        last = grid.image_size - grid.tile
+        corners = shift_channels(draw_corners(grid, len(pixels), stream), 3, SHIFT, last, stream)
+        tiles = grey_scale(cut_tiles(to_float(pixels), corners, grid.tile), GREY, stream, inplace=True)
+        return standardise_tiles(tiles, inplace=True)
+
+    def one_by_one() -> Tensor:
+        return torch.stack([torch.stack(jigsaw_tiles(picture, grid)) for picture in pictures])
+
+    return batched, one_by_one
+
+
+def jigsaw_tiles(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
+    """Cut and standardise the nine tiles of one picture."""
+    if random.random() < GREY:
+        picture = tv.to_grayscale(picture, num_output_channels=3)
+    tiles, last = [], grid.image_size - grid.tile
+    for y, x in corners_of(grid):
+        channels = []
+        for channel in picture.split():
+            top = min(max(y + random.randint(-SHIFT, SHIFT), 0), last)
+            left = min(max(x + random.randint(-SHIFT, SHIFT), 0), last)
+            channels.append(tv.crop(channel, top, left, grid.tile, grid.tile))
+        tile = tv.to_tensor(Image.merge("RGB", channels))  # (3, t, t)
+        mean, std = tile.mean((1, 2)), tile.std((1, 2)).clamp(min=1 / 255)
+        tiles.append(tv.normalize(tile, mean.tolist(), std.tolist()))
+    return tiles
+
+
+def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
+    """A centre and its eight neighbours, without green-magenta: from nine patches, or pair by pair."""
+    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context")
+
+    def batched() -> Tensor:
+        return project_colours(
+            cut_tiles(to_float(pixels), draw_corners(grid, len(pixels), stream), grid.tile)
+        )
+
+    def one_by_one() -> Tensor:
+        return torch.stack([torch.stack(context_pairs(picture, grid)) for picture in pictures])
+
+    return batched, one_by_one
+
+
+def context_pairs(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
+    """Cut the eight pairs of one picture, each as a loader that yields pairs would: `(2, 3, t, t)`."""
+    patches = [
+        project_colours(tv.to_tensor(tv.crop(picture, y, x, grid.tile, grid.tile)))
+        for y, x in corners_of(grid)
+    ]
+    return [torch.stack([patches[4], patches[place]]) for place in range(9) if place != 4]
+
+
+def corners_of(grid: TileGrid) -> list[tuple[int, int]]:
+    """Draw the upper left corner of each tile, row by row."""
+    return [
+        (grid.pitch * row + random.randint(0, grid.play), grid.pitch * column + random.randint(0, grid.play))
+        for row in range(grid.side)
+        for column in range(grid.side)
+    ]
+
+
+def rotation(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
+    """The four copies of every image."""
+
+    def one_by_one() -> Tensor:
+        copies = [[tv.to_tensor(picture.rotate(90 * turns)) for turns in range(4)] for picture in pictures]
+        return torch.stack([torch.stack(each) for each in copies])
+
+    return lambda: rotate_four(to_float(pixels)), one_by_one
+
+
+def lab(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
+    """From RGB to Lab; one by one by scikit-image."""
+    arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
+    return (
+        lambda: rgb_to_lab(to_float(pixels)),
+        lambda: torch.stack([torch.from_numpy(rgb2lab(array)).permute(2, 0, 1) for array in arrays]),
+    )

@@ -1,0 +1,177 @@
+"""Training steps: the framework against a bare loop, where the time goes, and what the defaults bring."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from pytorch_lightning.callbacks import Callback
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_lightning.bench.bare import BareLoop
+from ssl_lightning.bench.build import (
+    batches_of,
+    compare,
+    composed,
+    default_precision,
+    made_data,
+    median_seconds,
+    seconds,
+    wait,
+)
+from ssl_lightning.hardware import peak_memory_gb
+from ssl_lightning.run import Run, build_task
+from ssl_lightning.tasks.base import PretextTask, to_float
+
+TASKS = (
+    "rotation",
+    "jigsaw",
+    "context_prediction",
+    "colorization",
+    "inpainting",
+    "super_resolution",
+    "supervised",
+)
+PREPARED = 8  # batches made beforehand
+BLOCK = 10  # steps that are timed at once
+
+
+class TakeTurns(Callback):
+    """Let a bare loop run between blocks of the framework's own steps, and time both.
+
+    Args:
+        bare: Its steps; the time that they take is not the framework's.
+        block: Steps of a block.
+    """
+
+    def __init__(self, bare: BareLoop, block: int) -> None:
+        self.bare, self.block = bare, block
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+        self._began, self._done = 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._done += 1
+        if self._done % self.block:
+            return
+        wait()
+        now = time.perf_counter()
+        if self._began:  # what comes before the first block's end warms up
+            self.ours.append(now - self._began)
+        for _ in range(self.block):
+            self.bare.step()
+        wait()
+        if self._began:
+            self.theirs.append(time.perf_counter() - now)
+        self._began = time.perf_counter()
+
+
+def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextTask, list[Any]]:
+    """A second, equal task with its optimizers, which no Trainer knows."""
+    task, _ = build_task(cfg, data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    task = task.to(device)
+    if not channels_last:
+        task.image_format = torch.contiguous_format
+        task = task.to(memory_format=torch.contiguous_format)
+    make = instantiate(cfg.optimizer)
+    if not getattr(task, "adversarial", False):
+        return task, [make(task.parameters())]
+    judging = [*task.discriminator.parameters(), *task.judge.parameters()]  # type: ignore[union-attr]
+    known = set(map(id, judging))
+    return task, [make([p for p in task.parameters() if id(p) not in known]), make(judging)]
+
+
+def framework_against_bare(overrides: Sequence[str], blocks: int) -> dict[str, float]:
+    """Time the steps of a run as `train.py` makes it, callbacks and logging included, and bare ones.
+
+    Both take turns in one process. Validation and checkpoints, which are no steps, are left out.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        steps = (blocks + 1) * BLOCK
+        quick = [
+            f"trainer.max_steps={steps}",
+            "trainer.max_epochs=-1",
+            "trainer.limit_val_batches=0",
+        ]
+        # steps without pictures and checkpoints, which are made by the minute and by the epoch
+        cfg = composed([*overrides, *quick, "callbacks=[progress]", "probe=[]"], Path(folder))
+        job = Run(cfg, Path(folder))
+        task, optimizers = bare_task(cfg, job.data)
+        bare = BareLoop(task, batches_of(job.data, task, PREPARED), optimizers, job.trainer.precision)
+        turns = TakeTurns(bare, BLOCK)
+        job.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
+        job.trainer.fit(job.task, datamodule=job.data)
+    ratios = [theirs / ours for ours, theirs in zip(turns.ours, turns.theirs, strict=True)]
+    images = job.data.batch_size * BLOCK
+    return {
+        "images_per_s": images / statistics.median(turns.ours),
+        "bare_images_per_s": images / statistics.median(turns.theirs),
+        "of_bare": statistics.median(ratios),
+    }
+
+
+def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
+    """Milliseconds of the parts of a step, each on its own, and what the step achieves in GFLOP/s.
+
+    What a step of `framework_against_bare` takes beyond these is Lightning, callbacks and logs.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = composed([*overrides, "probe=[]"], Path(folder))
+    data = made_data(cfg)
+    task, optimizers = bare_task(cfg, data)
+    loop = BareLoop(task, batches_of(data, task, PREPARED), optimizers, default_precision(), clocked=True)
+    with FlopCounterMode(display=False) as counter:
+        loop.step()
+    loop.spent.clear()
+
+    def run_steps() -> None:
+        for _ in range(steps):
+            loop.step()
+
+    spent_s = seconds(run_steps)
+    spent = {part: 1000 * total / steps for part, total in loop.spent.items()}
+    stream = iter(data.train_dataloader())
+    raw, _ = next(stream)
+    count = min(steps, data.pretrain_batches - 2)
+    return {
+        "loader_ms": 1000 * seconds(lambda: [next(stream) for _ in range(count)]) / count,
+        "to_float_ms": 1000 * median_seconds(lambda: to_float(raw.to(task.device)), steps),
+        "pretext_op_head_loss_ms": spent["forward"] - spent["trunk forward"],
+        "trunk_forward_ms": spent["trunk forward"],
+        "backward_ms": spent["backward"],
+        "optimizer_ms": spent["optimizer"],
+        "gflops": counter.get_total_flops() * steps / spent_s / 1e9,
+        "peak_memory_gb": max(peak_memory_gb().values()),
+    }
+
+
+def defaults_against_fp32(overrides: Sequence[str], steps: int) -> dict[str, float]:
+    """Images/s of bare steps as they are by default, and in fp32 NCHW, in turns."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = composed([*overrides, "probe=[]"], Path(folder))
+    data = made_data(cfg)
+    loops = []
+    for precision, channels_last in ((default_precision(), cfg.channels_last), ("32-true", False)):
+        task, optimizers = bare_task(cfg, data, channels_last)
+        loops.append(BareLoop(task, batches_of(data, task, PREPARED), optimizers, precision))
+    ours, plain = compare([loop.step for loop in loops], steps)
+    size = data.batch_size
+    return {"images_per_s": size / ours, "fp32_images_per_s": size / plain, "times": plain / ours}
+
+
+def matmul_peak(size: int = 2048, repeats: int = 10) -> float:
+    """GFLOP/s of a square matrix product in the precision of training."""
+    kind = torch.bfloat16 if default_precision() == "bf16-mixed" else torch.float32
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
+    return 2 * size**3 / median_seconds(lambda: a @ b, repeats) / 1e9

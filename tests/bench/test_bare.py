@@ -1,0 +1,48 @@
+"""The bare loop computes what the framework does: else its time would be no ceiling."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_lightning.bench.bare import BareLoop
+from ssl_lightning.bench.build import batches_of, composed
+from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
+from ssl_lightning.run import Run
+
+# tasks without random draws of their own
+SAME = {
+    "supervised": ["task=supervised"],
+    "super_resolution": ["task=super_resolution", "task.instance_noise=0", "task.discriminator_lr_factor=1"],
+}
+
+
+@pytest.mark.parametrize("task", SAME)
+def test_the_bare_loop_ends_where_the_framework_does(task: str, tmp_path: Path) -> None:
+    quick = ["trainer.max_steps=4", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]"]
+    quick += ["data=fake", "scheduler=constant", "trainer=cpu", "trainer.precision=32-true", "callbacks=[]"]
+    cfg = composed([*SAME[task], *quick, "optimizer.lr=0.001"], tmp_path)
+    job = Run(cfg, tmp_path)
+    bare, optimizers = bare_task(cfg, job.data)
+    start = {name: value.clone() for name, value in bare.state_dict().items()}
+    loop = BareLoop(bare, batches_of(job.data, bare, 4), optimizers, "32-true")
+    for _ in range(4):
+        loop.step()
+    job.trainer.fit(job.task, datamodule=job.data)
+    for name, value in job.task.state_dict().items():
+        torch.testing.assert_close(bare.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert any(not torch.equal(start[name], value) for name, value in bare.state_dict().items())
+
+
+def test_both_take_turns_and_are_timed_alike(tmp_path: Path) -> None:
+    quick = ["trainer.max_steps=9", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]"]
+    cfg = composed(["task=rotation", "data=fake", "trainer=cpu", "callbacks=[]", *quick], tmp_path)
+    job = Run(cfg, tmp_path)
+    task, optimizers = bare_task(cfg, job.data)
+    loop = BareLoop(task, batches_of(job.data, task, PREPARED), optimizers, job.trainer.precision)
+    turns = TakeTurns(loop, 3)
+    job.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
+    job.trainer.fit(job.task, datamodule=job.data)
+    assert loop.done == 9
+    assert len(turns.ours) == len(turns.theirs) == 2  # the first block warms up
+    assert min(turns.ours + turns.theirs) > 0

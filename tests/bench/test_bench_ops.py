@@ -1,0 +1,34 @@
+"""What is timed against each other gives the same."""
+
+import torch
+from torchvision.transforms import functional as tv
+
+from ssl_lightning.bench import ops
+
+PIXELS = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+PICTURES = [tv.to_pil_image(image) for image in PIXELS]
+
+
+def test_rotations_are_the_same() -> None:
+    batched, one_by_one = (work() for work in ops.rotation(PIXELS, PICTURES))
+    copies, _ = batched  # by angle, then by image
+    torch.testing.assert_close(copies.unflatten(0, (4, 3)).transpose(0, 1), one_by_one)
+
+
+def test_lab_is_the_same() -> None:
+    batched, one_by_one = (work() for work in ops.lab(PIXELS, PICTURES))
+    torch.testing.assert_close(batched, one_by_one.float(), atol=0.02, rtol=1e-3)
+
+
+def test_tiles_have_the_same_shape_and_statistics() -> None:
+    batched, one_by_one = (work() for work in ops.jigsaw(PIXELS, PICTURES))
+    assert batched.shape == one_by_one.shape
+    for tiles in (batched, one_by_one):
+        torch.testing.assert_close(tiles.mean((3, 4)), torch.zeros(tiles.shape[:3]), atol=1e-4, rtol=0)
+
+
+def test_pairs_hold_the_centre_and_each_neighbour() -> None:
+    batched, one_by_one = (work() for work in ops.context(PIXELS, PICTURES))
+    assert one_by_one.shape == (3, 8, 2, *batched.shape[2:])
+    for pairs in one_by_one:
+        assert all(torch.equal(pair[0], pairs[0][0]) for pair in pairs)
