@@ -43,7 +43,7 @@ def test_train_is_pretrained_and_probed_on_and_val_is_the_test(tree: Path) -> No
     data.setup()
     assert data.spec.class_names == WNIDS
     assert data.spec.pretrain_labels
-    assert data.label_counts == {"train": 24, "heldout": 6, "test": 9}
+    assert data.label_counts == {"train": 24, "heldout": 6, "test": 9, "rarest": 8}
     assert data.pretrain_images == 24
     images, labels = next(iter(data.downstream("test", 9)))
     assert images.shape == (9, 3, 16, 16)
