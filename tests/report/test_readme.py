@@ -1,0 +1,28 @@
+"""The tables of the README are what the committed results say."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ssl_lightning.report.write import make_tables
+from ssl_lightning.report.writers import markdown
+
+ROOT = Path(__file__).parent.parent.parent
+TABLE = re.compile(r"<!-- (python report\.py [^\n]*) -->\n(.*?)<!-- end of the table -->", re.DOTALL)
+TABLES = TABLE.findall((ROOT / "README.md").read_text())
+
+
+def test_there_is_a_table() -> None:
+    assert TABLES
+
+
+@pytest.mark.parametrize(("command", "printed"), TABLES, ids=[command for command, _ in TABLES])
+def test_a_table_is_what_its_command_makes(command: str, printed: str) -> None:
+    given = dict(argument.split("=") for argument in shlex.split(command)[2:])
+    benchmark = ROOT / f"conf/benchmark/{given['benchmark']}.yaml"
+    (table,) = make_tables(ROOT / given["outputs"], benchmark, given.get("budget"))
+    assert printed.strip() == markdown(table).strip(), (
+        f"run the command and copy {given.get('out', 'report')}/table.md"
+    )
