@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.launch import CONFIG_NAME, RunError, check_devices, run_folder, save_config
 from ssl_lightning.results import ABSENT, leaves
+from ssl_lightning.targets import check_targets
 
 # Length, hardware, paths, what is shown and logged: nothing that changes what a step computes
 MAY_CHANGE = (
@@ -107,7 +108,7 @@ def read_config(folder: Path) -> DictConfig:
     """Read the config of a run folder.
 
     Raises:
-        RunError: The folder is absent or holds no run of this project.
+        RunError: The folder is absent or holds no run of this project, or its config names foreign code.
     """
     path = folder / CONFIG_NAME
     if not path.is_file():
@@ -116,6 +117,10 @@ def read_config(folder: Path) -> DictConfig:
     stored = OmegaConf.load(path)
     if not isinstance(stored, DictConfig) or not {"task", "data", "run_dir", "overrides"} <= set(stored):
         raise RunError(f"error: {path} is not the config of a run of this project")
+    try:
+        check_targets(OmegaConf.to_container(stored), path)
+    except ValueError as error:
+        raise RunError(f"error: {error}") from None
     return stored
 
 
