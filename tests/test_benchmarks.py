@@ -17,11 +17,14 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from PIL import Image
+from torchvision.models import vgg19
 
+from ssl_lightning.spec import ImageSpec
 from tests.test_conf import CONF, NEEDED, options, resolved
 
 ROOT = Path(__file__).parent.parent
@@ -173,12 +176,36 @@ def test_a_transfer_takes_the_finished_trunk_of_the_same_budget_row_and_seed() -
     assert set(by_row.values()) == {3}
 
 
+PAPERS = [
+    option
+    for option in options("experiment")
+    if option.startswith(("gidaris", "noroozi", "doersch", "zhang", "pathak", "ledig"))
+]
+
+
+@pytest.mark.parametrize("option", PAPERS)
+def test_the_setting_of_a_paper_fits_its_trunk(option: str) -> None:
+    overrides = ["task.content=null"] if option.startswith("ledig") else []  # VGG19 is a download
+    cfg = resolved(f"experiment={option}", *NEEDED.get(option, []), *overrides, tmp_path=Path("run"))
+    spec = ImageSpec(3, cfg.data.image_size, (0.5,) * 3, (0.2,) * 3, ("a", "b"), pretrain_labels=True)
+    task_class = get_class(cfg.task._target_)
+    trunk = instantiate(cfg.backbone, in_channels=task_class.trunk_channels(spec))
+    task = instantiate(cfg.task, _partial_=True)(trunk, spec)
+    tiles = {"noroozi2016_jigsaw": (64, 85, 21), "doersch2015_context_prediction": (96, 96 + 48, 2 * 7)}
+    if option in tiles:
+        assert (task.grid.tile, task.grid.pitch, task.grid.play) == tiles[option]
+
+
 # --- dry runs ---
 
 
 def run_table(place: Path, name: str, *overrides: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a table at budget tiny, on one core, with little of everything."""
-    command = [sys.executable, str(ROOT / "train.py"), f"+benchmark={name}", "budget=tiny", *overrides]
+    return run_tiny(place, f"+benchmark={name}", *overrides, ok=ok)
+
+
+def run_tiny(place: Path, *overrides: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run at budget tiny, on one core, with little of everything."""
+    command = [sys.executable, str(ROOT / "train.py"), "budget=tiny", *overrides]
     command += ["trainer=cpu", "output_dir=out", "encoding.images=4", "data.pretrain_size=null"]
     command += ["data.max_labels=null", "data.batch_size=2", "data.eval_batch_size=8"]
     command += ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "callbacks.panel.images=1"]
@@ -215,9 +242,9 @@ def selects(column: DictConfig, record: dict[str, Any]) -> bool:
     )
 
 
-def save_picture(path: Path, number: int) -> None:
+def save_picture(path: Path, *seed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), np.uint8)
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(pixels).save(path, "JPEG")
 
 
@@ -226,8 +253,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ImageNet's layout in `imagenet`, VOC 2007's and 2012's in `voc`."""
     root = tmp_path_factory.mktemp("tables")
     for split, count in (("train", 6), ("val", 2)):
-        for number, wnid in product(range(count), ("n01440764", "n01443537")):
-            save_picture(root / f"imagenet/{split}/{wnid}/{wnid}_{number}.JPEG", number)
+        for number, (label, wnid) in product(range(count), enumerate(("n01440764", "n01443537"))):
+            save_picture(root / f"imagenet/{split}/{wnid}/{wnid}_{number}.JPEG", count, number, label)
     lists = {"Main": {"train": range(6), "val": range(6, 9), "trainval": range(9), "test": range(9, 12)}}
     lists["Segmentation"] = {"train": range(9), "val": range(9, 12)}
     for group, splits in lists.items():
@@ -256,6 +283,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pretrained(place: Path) -> Path:
     run_table(place, "alexnet_imagenet_linear", "data.dir=imagenet", "data.heldout=4")
     return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "option", ["doersch2015_context_prediction", "pathak2016_inpainting", "ledig2017_super_resolution"]
+)
+def test_dry_run_of_a_setting_that_is_in_no_table(option: str, place: Path) -> None:
+    given = [f"experiment={option}", "name=run", "data.dir=imagenet", "data.heldout=4"]
+    if option.startswith("ledig"):
+        state = {f"features.{name}": weight for name, weight in vgg19().features.state_dict().items()}
+        torch.save(state, place / "vgg19.pth")
+        given += ["task.vgg_weights=vgg19.pth", "task.warmup_steps=0", "backbone.blocks=4"]
+    run_tiny(place, *given)
+    (path,) = (place / "out").glob(f"{option.partition('_')[2]}/imagenet/*/run/results.json")
+    results = json.loads(path.read_text())
+    jsonschema.validate(results, SCHEMA)
+    assert results["run"]["status"] == "finished"
+    assert {record["trained"] for record in results["probes"]} == {True}
+    labels = "those of ImageNet, by VGG19 in the loss" if option.startswith("ledig") else "none"
+    assert results["run"]["labels"] == labels
 
 
 @pytest.mark.slow
