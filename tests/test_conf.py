@@ -47,6 +47,19 @@ NEEDED = {  # keys that have no default
     "camvid_segmentation": ["data.dir=/somewhere"],
     "bccd_detection": ["data.dir=/somewhere"],
 }
+ON_IMAGENET = [
+    *(option for option in options("experiment") if option.startswith("imagenet_")),
+    "gidaris2018_rotation_imagenet",
+    "noroozi2016_jigsaw",
+    "doersch2015_context_prediction",
+    "zhang2016_colorization",
+    "pathak2016_inpainting",
+    "pathak2016_features",
+    "ledig2017_super_resolution",
+    "alexnet_imagenet_linear",
+    "resnet50_imagenet",
+]
+NEEDED |= dict.fromkeys(ON_IMAGENET, NEEDED["imagenet"])
 
 
 @pytest.mark.parametrize(("group", "option"), every_choice())

@@ -1,0 +1,365 @@
+"""The tables of conf/benchmark: every row composes, published figures are well-formed, a dry run fills them.
+
+The dry runs are on a few generated pictures in the layouts of ImageNet and VOC; they take minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig
+from PIL import Image
+from torchvision.models import vgg19
+
+from ssl_lightning.spec import ImageSpec
+from tests.test_conf import CONF, NEEDED, options, resolved
+
+ROOT = Path(__file__).parent.parent
+SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
+TABLES = options("benchmark")
+SELECTORS = ("name", "probe", "metric", "stage", "data")  # keys of a column; others name the protocol
+
+
+@cache
+def table(name: str) -> DictConfig:
+    """What a table's command composes before the sweep."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return compose("train", [f"+benchmark={name}", *NEEDED.get(name, [])], return_hydra_config=True)
+
+
+def sweep(name: str) -> list[list[str]]:
+    """The overrides of each job of a table, as Hydra's sweeper makes them."""
+    params = table(name).hydra.sweeper.params
+    return [
+        [f"{key}={value}" for key, value in zip(params, values, strict=True)]
+        for values in product(*(str(values).split(",") for values in params.values()))
+    ]
+
+
+@cache
+def job(name: str, budget: str, number: int) -> DictConfig:
+    """The resolved config of one job of a table."""
+    given = [f"+benchmark={name}", f"budget={budget}", *sweep(name)[number], *NEEDED.get(name, [])]
+    return resolved(*given, tmp_path=Path("run"))
+
+
+def jobs(name: str) -> list[DictConfig]:
+    """Those that differ from the first in one override: with several, all of them take half a minute."""
+    first, *rest = sweep(name)
+    chosen = [n for n, given in enumerate(rest, 1) if len(set(given) - set(first)) == 1]
+    return [job(name, "full", number) for number in (0, *chosen)]
+
+
+def published(name: str) -> dict[tuple[str, str], float]:
+    return {(entry.row, entry.column): entry.value for entry in table(name).benchmark.published}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_composes_into_a_folder_of_its_own(name: str) -> None:
+    made = jobs(name)
+    rows = list(dict.fromkeys(cfg.benchmark.row for cfg in made))
+    assert rows == list(made[0].benchmark.rows)
+    assert len({cfg.folder for cfg in made}) == len(made)
+    for cfg in made:
+        assert cfg.benchmark.name == name
+        assert cfg.benchmark.budget == "full"
+        assert cfg.folder.startswith(f"benchmark/{name}/full/{cfg.benchmark.row}/")
+        assert cfg.go_on
+        probes = instantiate(cfg.probe)
+        columns = [c for c in cfg.benchmark.columns if c.get("data", cfg.choices.data) == cfg.choices.data]
+        assert columns
+        assert {column.probe for column in columns} <= set(probes)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_budget_changes_neither_trunk_nor_probes_of_a_published_table(name: str) -> None:
+    if not published(name):
+        return  # a table of our own, with a trunk for each budget
+    for number in (0, -1):
+        full, tiny = (
+            job(name, "full", number % len(sweep(name))),
+            job(name, "tiny", number % len(sweep(name))),
+        )
+        assert tiny.folder == full.folder.replace("/full/", "/tiny/")
+        assert full.backbone == tiny.backbone
+        assert full.probe == tiny.probe
+        assert full.data.image_size == tiny.data.image_size
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_published_figures_are_percentages_with_a_source_and_no_figure_twice(name: str) -> None:
+    entries = table(name).benchmark.published
+    for entry in entries:
+        assert set(entry) == {"row", "column", "value", "source"}
+        assert isinstance(entry.value, float)
+        assert 0 < entry.value < 100
+        assert len(entry.source) > 10
+        assert all(isinstance(entry[key], str) for key in ("row", "column", "source"))
+    assert len(published(name)) == len(entries)
+    names = [column.name for column in table(name).benchmark.columns]
+    assert len(set(names)) == len(names)
+
+
+def test_published_figures_are_those_of_the_papers() -> None:
+    rotnet = published("rotnet_cifar10")
+    assert [rotnet["rotation", f"block {n}"] for n in (1, 2, 3, 4)] == [85.07, 89.06, 86.21, 61.73]
+    assert rotnet["random", "block 2 conv"] == 72.5
+    assert rotnet["supervised", "fine-tuned"] == 92.8
+    linear = published("alexnet_imagenet_linear")
+    assert [linear["rotation", f"conv{n}"] for n in range(1, 6)] == [18.8, 31.7, 38.7, 38.2, 36.5]
+    assert [linear["random", f"conv{n}"] for n in range(1, 6)] == [11.6, 17.1, 16.9, 16.3, 14.1]
+    assert len(linear) == 7 * 5
+    voc = published("alexnet_voc")
+    assert len(voc) == 7 * 3 - 1
+    assert ("context_prediction", "segmentation 2012") not in voc
+    assert round(voc["inpainting", "segmentation 2012"] - voc["random", "segmentation 2012"], 1) == 10.2
+    resnet = published("resnet50_imagenet")
+    by_stage = [resnet["rotation", f"stage {n}"] for n in range(1, 6)]
+    assert by_stage == [12.2, 32.0, 44.6, 54.2, 45.9]
+    assert resnet["jigsaw", "linear"] == 48.6
+    assert published("cifar10_six") == {}
+
+
+@pytest.mark.parametrize("name", ["alexnet_imagenet_linear", "resnet50_imagenet"])
+def test_every_stage_of_the_trunk_has_a_column(name: str) -> None:
+    cfg = job(name, "full", 0)
+    stages = len(instantiate(cfg.backbone, in_channels=3).feature_info.channels())
+    asked = [column.stage for column in cfg.benchmark.columns if column.stage != "best"]
+    assert asked == [f"stage{n}" for n in range(1, stages + 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        # by hand: kernel^2 x in x out + bias, and two numbers a channel of each batch norm
+        (
+            "alexnet_imagenet_linear",
+            sum(
+                k * k * before * after + 3 * after
+                for k, before, after in (
+                    (11, 3, 64),
+                    (5, 64, 192),
+                    (3, 192, 384),
+                    (3, 384, 256),
+                    (3, 256, 256),
+                )
+            ),
+        ),
+        ("resnet50_imagenet", 25_557_032 - 2048 * 1000 - 1000),  # torchvision's, without its last layer
+        ("rotnet_cifar10", 60_480 + 534_528 + 2 * 405_504 + 2 * 2176),  # convolutions of the blocks; norms
+    ],
+)
+def test_the_trunks_have_the_size_of_the_published_ones(name: str, size: int) -> None:
+    backbones = [cfg.backbone for cfg in jobs(name)]
+    assert backbones == backbones[:1] * len(backbones)
+    trunk = instantiate(backbones[0], in_channels=3)
+    assert sum(weight.numel() for weight in trunk.parameters()) == size
+
+
+def test_a_transfer_takes_the_finished_trunk_of_the_same_budget_row_and_seed() -> None:
+    trunks = {f"{cfg.output_dir}/{cfg.folder}" for cfg in jobs("alexnet_imagenet_linear")}
+    wanted = {cfg.init_from for cfg in jobs("alexnet_voc")}
+    assert wanted == {f"{folder}/backbone.safetensors" for folder in trunks}
+    assert "/tiny/random/seed0/" in job("alexnet_voc", "tiny", 0).init_from
+    by_row = {cfg.benchmark.row: cfg.data.channels for cfg in jobs("alexnet_voc")}
+    assert by_row.pop("colorization") == 1
+    assert set(by_row.values()) == {3}
+
+
+PAPERS = [
+    option
+    for option in options("experiment")
+    if option.startswith(("gidaris", "noroozi", "doersch", "zhang", "pathak", "ledig"))
+]
+
+
+@pytest.mark.parametrize("option", PAPERS)
+def test_the_setting_of_a_paper_fits_its_trunk(option: str) -> None:
+    overrides = ["task.content=null"] if option.startswith("ledig") else []  # VGG19 is a download
+    cfg = resolved(f"experiment={option}", *NEEDED.get(option, []), *overrides, tmp_path=Path("run"))
+    spec = ImageSpec(3, cfg.data.image_size, (0.5,) * 3, (0.2,) * 3, ("a", "b"), pretrain_labels=True)
+    task_class = get_class(cfg.task._target_)
+    trunk = instantiate(cfg.backbone, in_channels=task_class.trunk_channels(spec))
+    task = instantiate(cfg.task, _partial_=True)(trunk, spec)
+    tiles = {"noroozi2016_jigsaw": (64, 85, 21), "doersch2015_context_prediction": (96, 96 + 48, 2 * 7)}
+    if option in tiles:
+        assert (task.grid.tile, task.grid.pitch, task.grid.play) == tiles[option]
+
+
+# --- dry runs ---
+
+
+def run_table(place: Path, name: str, *overrides: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    return run_tiny(place, f"+benchmark={name}", *overrides, ok=ok)
+
+
+def run_tiny(place: Path, *overrides: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run at budget tiny, on one core, with little of everything."""
+    command = [sys.executable, str(ROOT / "train.py"), "budget=tiny", *overrides]
+    command += ["trainer=cpu", "output_dir=out", "encoding.images=4", "data.pretrain_size=null"]
+    command += ["data.max_labels=null", "data.batch_size=2", "data.eval_batch_size=8"]
+    command += ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "callbacks.panel.images=1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "SSL_LIGHTNING_DATA": str(place / "cache")}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=place)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done
+
+
+def check_filled(place: Path, name: str, rows: list[str] | None = None) -> None:
+    """Every job of a table has finished, and has a figure for each of its columns."""
+    for number in range(len(sweep(name))):
+        cfg = job(name, "tiny", number)
+        if rows is not None and cfg.benchmark.row not in rows:
+            continue
+        results = json.loads((place / "out" / cfg.folder / "results.json").read_text())
+        jsonschema.validate(results, SCHEMA)
+        assert results["run"]["status"] == "finished"
+        assert results["run"]["benchmark"] == {"name": name, "budget": "tiny", "row": cfg.benchmark.row}
+        for column in cfg.benchmark.columns:
+            if column.get("data", cfg.choices.data) == cfg.choices.data:
+                found = [record for record in results["probes"] if selects(column, record)]
+                assert found, (cfg.folder, column)
+                assert all(0 <= record["value"] <= 1 for record in found)
+
+
+def selects(column: DictConfig, record: dict[str, Any]) -> bool:
+    """Whether a record is one that a column asks for."""
+    protocol = {str(key): value for key, value in column.items() if key not in SELECTORS}
+    return (
+        (record["probe"], record["branch"]) == (column.probe, "backbone")
+        and column.get("metric", record["metric"]) == record["metric"]
+        and column.get("stage", "best") in ("best", record["stage"])
+        and all(record["protocol"].get(key) == value for key, value in protocol.items())
+    )
+
+
+def save_picture(path: Path, *seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(path, "JPEG")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ImageNet's layout in `imagenet`, VOC 2007's and 2012's in `voc`."""
+    root = tmp_path_factory.mktemp("tables")
+    for split, count in (("train", 6), ("val", 2)):
+        for number, (label, wnid) in product(range(count), enumerate(("n01440764", "n01443537"))):
+            save_picture(root / f"imagenet/{split}/{wnid}/{wnid}_{number}.JPEG", count, number, label)
+    lists = {"Main": {"train": range(6), "val": range(6, 9), "trainval": range(9), "test": range(9, 12)}}
+    lists["Segmentation"] = {"train": range(9), "val": range(9, 12)}
+    for group, splits in lists.items():
+        for split, numbers in splits.items():
+            path = root / f"voc/ImageSets/{group}/{split}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{number:06}\n" for number in numbers))
+    for folder in ("Annotations", "SegmentationClass"):
+        (root / "voc" / folder).mkdir()
+    for number in range(12):
+        save_picture(root / f"voc/JPEGImages/{number:06}.jpg", number)
+        objects = "".join(
+            f"<object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{left}</xmin><ymin>8</ymin>"
+            f"<xmax>{left + 20}</xmax><ymax>40</ymax></bndbox></object>"
+            for name, left in (("cat", 4), ("dog", 36))
+        )
+        path = root / f"voc/Annotations/{number:06}.xml"
+        path.write_text(f"<annotation>{objects}</annotation>")
+        mask = np.zeros((48, 64), np.uint8)
+        mask[8:40, 4:24] = 8
+        Image.fromarray(mask).save(root / f"voc/SegmentationClass/{number:06}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pretrained(place: Path) -> Path:
+    run_table(place, "alexnet_imagenet_linear", "data.dir=imagenet", "data.heldout=4")
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "option", ["doersch2015_context_prediction", "pathak2016_inpainting", "ledig2017_super_resolution"]
+)
+def test_dry_run_of_a_setting_that_is_in_no_table(option: str, place: Path) -> None:
+    given = [f"experiment={option}", "name=run", "data.dir=imagenet", "data.heldout=4"]
+    if option.startswith("ledig"):
+        state = {f"features.{name}": weight for name, weight in vgg19().features.state_dict().items()}
+        torch.save(state, place / "vgg19.pth")
+        given += ["task.vgg_weights=vgg19.pth", "task.warmup_steps=0", "backbone.blocks=4"]
+    run_tiny(place, *given)
+    (path,) = (place / "out").glob(f"{option.partition('_')[2]}/imagenet/*/run/results.json")
+    results = json.loads(path.read_text())
+    jsonschema.validate(results, SCHEMA)
+    assert results["run"]["status"] == "finished"
+    assert {record["trained"] for record in results["probes"]} == {True}
+    labels = "those of ImageNet, by VGG19 in the loss" if option.startswith("ledig") else "none"
+    assert results["run"]["labels"] == labels
+
+
+@pytest.mark.slow
+def test_dry_run_of_rotnet(tmp_path: Path) -> None:
+    small = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "probe.knn.ks=[20]"]
+    small += [f"probe.nonlinear_stage{n}.epochs=1" for n in range(1, 5)] + ["probe.conv_stage2.epochs=1"]
+    small += ["probe.finetune.epochs=1", "probe.finetune.min_steps=1", "callbacks.online_knn.k=2"]
+    run_table(tmp_path, "rotnet_cifar10", "data=fake", *small)
+    check_filled(tmp_path, "rotnet_cifar10")
+
+
+@pytest.mark.slow
+def test_dry_run_of_alexnet_on_imagenet(pretrained: Path) -> None:
+    check_filled(pretrained, "alexnet_imagenet_linear")
+    again = run_table(pretrained, "alexnet_imagenet_linear", "data.dir=imagenet", "data.heldout=4")
+    assert again.stdout.count("is finished") == 7  # nothing was repeated
+
+
+@pytest.mark.slow
+def test_dry_run_of_resnet_on_imagenet(place: Path) -> None:
+    run_table(place, "resnet50_imagenet", "data.dir=imagenet", "data.heldout=4")
+    check_filled(place, "resnet50_imagenet")
+
+
+VOC = {
+    "voc07_classification": ["probe.finetune.epochs=1", "probe.finetune.min_steps=1"],
+    "voc07_detection": ["data.size=[64,64]", "probe.detection.steps=2", "probe.detection.evals=1"],
+    "voc12_segmentation": ["data.size=[64,64]", "probe.segmentation.steps=2", "probe.segmentation.evals=1"],
+}
+
+
+@pytest.mark.slow
+def test_dry_run_of_alexnet_on_voc(pretrained: Path) -> None:
+    rows = ["random", "inpainting", "colorization"]  # a trunk as initialised, one of RGB, one of L
+    for experiment, small in VOC.items():
+        batch = "finetune" if "classification" in experiment else experiment.partition("_")[2]
+        run_table(
+            pretrained,
+            "alexnet_voc",
+            f"experiment={experiment}",
+            f"benchmark.row={','.join(rows)}",
+            "data.dir=voc",
+            "data.image_size=64",
+            "data.heldout=3",
+            f"probe.{batch}.batch_size=2",
+            *small,
+        )
+    check_filled(pretrained, "alexnet_voc", rows)
+
+
+@pytest.mark.slow
+def test_a_trunk_that_is_not_there_is_named(place: Path) -> None:
+    job = ["experiment=voc07_classification", "benchmark.row=rotation", "seed=7"]
+    done = run_table(place, "alexnet_voc", *job, "data.dir=voc", "data.heldout=3", ok=False)
+    missing = "out/benchmark/alexnet_imagenet_linear/tiny/rotation/seed7/backbone.safetensors is not there"
+    assert f"error: {missing}" in done.stderr
