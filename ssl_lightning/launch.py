@@ -67,6 +67,7 @@ def launch(cfg: DictConfig) -> float | None:
     resolved = resolve(cfg)
     resolved.overrides = list(HydraConfig.get().overrides.task)  # what resume and the model card start from
     check_devices(resolved)
+    check_budget(resolved)
     if cfg.skip_finished and (done := finished_run(resolved)):
         if {entry.name for entry in folder.iterdir()} <= {".hydra"}:
             shutil.rmtree(folder)  # which Hydra has just made
@@ -179,6 +180,19 @@ def is_finished(folder: Path) -> bool:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, foreign or broken: no
         return bool(json.loads((folder / "results.json").read_text())["run"]["status"] == "finished")
     return False
+
+
+def check_budget(cfg: DictConfig) -> None:
+    """Refuse a benchmark with a budget that is made for another, and would change its trunk or its length.
+
+    Raises:
+        RunError: It is.
+    """
+    table = cfg.get("benchmark")
+    if table and table.budget not in table.budgets:
+        raise RunError(
+            f"error: budget is {table.budget!r}; benchmark {table.name} allows {', '.join(table.budgets)}"
+        )
 
 
 def finished_run(cfg: DictConfig) -> Path | None:

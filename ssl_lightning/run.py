@@ -43,6 +43,7 @@ from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import load_weights, save_backbone
 
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
+UNKNOWN_LABELS = "unknown: the trunk's first weights come from elsewhere"
 SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 
@@ -236,7 +237,7 @@ class Run:
                 "benchmark": {key: table[key] for key in ("name", "budget", "row")} if table else None,
                 "command": command("train.py", self.cfg.overrides),
                 "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-                "labels": self.task.labels_seen,
+                "labels": UNKNOWN_LABELS if self.loaded else self.task.labels_seen,
                 "status": status,
             },
             "pretext": self.metrics.validation,

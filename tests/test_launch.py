@@ -7,15 +7,24 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from ssl_lightning import launch
-from ssl_lightning.launch import RunError, count_devices, start_ranks
+from ssl_lightning.launch import RunError, check_budget, count_devices, start_ranks
 
 
 @pytest.mark.parametrize("devices", [0, -2, "two", "0,1", True, 1.5])
 def test_devices_that_are_no_count_are_refused(devices: object) -> None:
     with pytest.raises(RunError, match=r"trainer\.devices is .*allowed"):
         count_devices("cpu", devices)
+
+
+def test_a_budget_of_another_benchmark_is_refused() -> None:
+    table = {"name": "rotnet_cifar10", "budget": "gpu", "budgets": ["tiny", "full"]}
+    with pytest.raises(RunError, match="budget is 'gpu'; benchmark rotnet_cifar10 allows tiny, full"):
+        check_budget(OmegaConf.create({"benchmark": table}))
+    check_budget(OmegaConf.create({"benchmark": table | {"budget": "tiny"}}))
+    check_budget(OmegaConf.create({"seed": 0}))  # no benchmark, any budget
 
 
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

@@ -280,6 +280,14 @@ def test_tiles_for_a_probe_of_masks_are_refused_before_training(tmp_path: Path) 
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_weights_from_elsewhere_are_said(tmp_path: Path) -> None:
+    train(tmp_path, *SMALL, "task=rotation", "logger=[]", "name=first")
+    first = tmp_path / "rotation/fake/convnet/first"
+    train(tmp_path, *SMALL, "task=random", "logger=[]", f"init_from={first}")
+    run = results_of(tmp_path / "random/fake/convnet/run")["run"]
+    assert run["labels"] == "unknown: the trunk's first weights come from elsewhere"
+
+
 @pytest.mark.slow
 def test_a_sweep_of_two_process_runs_makes_one_folder_per_job(tmp_path: Path) -> None:
     sweep = ["task=random,rotation", "seed=0,1", "trainer=cpu", "trainer.devices=2"]
