@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
@@ -138,15 +139,19 @@ class FileSource(torch.utils.data.Dataset):
         from torchvision.transforms.functional import pil_to_tensor
 
         index, seed = item
-        try:
-            image = decode(self.paths[index], self.channels, self.max_pixels)
-        except Exception as error:
-            raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
+        image = self.picture(index)
         if seed is None or self.train_view is None:
             image = self.eval_view(image)
         else:
             image = self.train_view(image, torch.Generator().manual_seed(seed))
         return pil_to_tensor(image), self.labels[index]
+
+    def picture(self, index: int) -> Image.Image:
+        """Return a whole picture, of which `__getitem__` takes its view."""
+        try:
+            return decode(self.paths[index], self.channels, self.max_pixels)
+        except Exception as error:
+            raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
