@@ -113,7 +113,7 @@ class ImageFiles(PairedDataModule):
         return usable(folder, max_pixels=self.max_pixels, max_bad=self.max_bad, cache=cache)
 
     def source(self, paths: Sequence[Path], labels: Tensor | None) -> FileSource:
-        """Make a source of files, with labels (N,) or (N, K) or none; with `cache` the files are packed first."""
+        """Make a source of files, with labels (N,) or (N, K) or none; `cache` packs the files first."""
         options: dict[str, Any] = {
             "channels": self.channels,
             "train_view": self.train_view,

@@ -159,7 +159,7 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
     expected = _expected_bytes(paths, channels, side)
     if shutil.disk_usage(final.parent).free < expected:
         _refuse(final.parent, expected, side)
-    say(f"{TITLE}: decoding {len(paths):,} pictures into {final}, about {expected / 1e9:.2g} GB")
+    say(f"{TITLE}: decoding {len(paths):,} pictures into {final}, about {_size(expected)}")
     work = _work_file(final)
     table = np.zeros((len(paths), 3), "<i8")
     bad: dict[Path, str] = {}
@@ -176,7 +176,7 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
                 if (now := time.monotonic()) - told > TELL_S:
                     left = (now - start) * (len(paths) / (number + 1) - 1) / 60
                     say(
-                        f"{TITLE}: {number + 1:,} of {len(paths):,} pictures, {end / 1e9:.1f} GB, "
+                        f"{TITLE}: {number + 1:,} of {len(paths):,} pictures, {_size(end)}, "
                         f"about {left:.0f} minutes left"
                     )
                     told = now
@@ -187,12 +187,12 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
         os.replace(work, final)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            work.unlink()
+            work.unlink(missing_ok=True)
             _refuse(final.parent, expected, side)
         raise
     finally:
         work.unlink(missing_ok=True)
-    say(f"{TITLE}: {end / 1e9:.2g} GB ready after {time.monotonic() - start:.0f} s")
+    say(f"{TITLE}: {_size(end)} ready after {time.monotonic() - start:.0f} s")
     if bad:
         say(
             f"{TITLE}: {len(bad)} of {len(paths)} pictures cannot be decoded, and stop a run that comes to "
@@ -231,10 +231,14 @@ def _expected_bytes(paths: Sequence[Path], channels: int, side: int) -> int:
 def _refuse(folder: Path, expected: int, side: int) -> NoReturn:
     free = shutil.disk_usage(folder).free
     raise CacheSpaceError(
-        f"{TITLE} needs about {expected / 1e9:.2g} GB in {folder}, where {free / 1e9:.2g} GB are free; set "
+        f"{TITLE} needs about {_size(expected)} in {folder}, where {_size(free)} are free; set "
         f"data.root to a folder on a larger disk, data.cache_side below {side} to store smaller pictures, or "
         "data.cache=false"
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _work_file(final: Path) -> Path:
