@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,7 +160,9 @@ class FileSource(torch.utils.data.Dataset):
             queue = _Queue()
             workers = self.num_workers if augment else min(self.num_workers, 2)
             loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-                self,
+                copy.copy(
+                    self
+                ),  # not self: in a cycle, workers are found by the collector, and take 5 s to end
                 batch_sampler=queue,
                 num_workers=workers,
                 persistent_workers=workers > 0,
