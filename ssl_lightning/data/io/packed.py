@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import numpy as np
 from filelock import Timeout
@@ -35,9 +35,6 @@ MAGIC = b"sslpack1"  # a new one for each format: it is part of the digest
 TITLE = "data.cache"
 TELL_S = 30.0  # seconds between two lines on how far a pack is
 SAMPLE = 500  # pictures from whose headers the size of a pack is told beforehand
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class CacheSpaceError(RuntimeError):
@@ -167,17 +164,16 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
     told = start
     try:
         with work.open("wb") as file:
-            for number, pixels in enumerate(_in_order(decoded, paths, default_workers())):
+            for done, pixels in enumerate(_in_order(decoded, paths, default_workers()), 1):
                 if isinstance(pixels, str):
-                    bad[paths[number]] = pixels
+                    bad[paths[done - 1]] = pixels
                     continue
-                table[number] = end, *pixels.shape[:2]
+                table[done - 1] = end, *pixels.shape[:2]
                 end += file.write(pixels.data)
                 if (now := time.monotonic()) - told > TELL_S:
-                    left = (now - start) * (len(paths) / (number + 1) - 1) / 60
+                    left = (now - start) * (len(paths) / done - 1) / 60
                     say(
-                        f"{TITLE}: {number + 1:,} of {len(paths):,} pictures, {_size(end)}, "
-                        f"about {left:.0f} minutes left"
+                        f"{TITLE}: {done:,} of {len(paths):,} pictures, {_size(end)}, {left:.0f} minutes left"
                     )
                     told = now
             aligned = end + file.write(bytes(-end % 8))
@@ -200,13 +196,13 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
         )
 
 
-def _in_order(work: Callable[[T], R], items: Sequence[T], threads: int) -> Iterator[R]:
+def _in_order(work: Callable[[Any], Any], items: Sequence, threads: int) -> Iterator[Any]:
     """Yield `work(item)` of each item in order, computed by threads (Pillow lets go of the GIL).
 
     Not `pool.map`, which would go on decoding, and keep all pictures, where writing is slower.
     """
     with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[R]] = deque()
+        ahead: deque[Future] = deque()
         for item in items:
             ahead.append(pool.submit(work, item))
             if len(ahead) > 2 * threads:
@@ -219,12 +215,9 @@ def _expected_bytes(paths: Sequence[Path], channels: int, side: int) -> int:
     """Return about how large a pack becomes, from the headers of some files all over the list."""
     sizes = []
     for path in paths[:: max(1, len(paths) // SAMPLE)]:
-        try:
-            with Image.open(path) as image:
-                width, height = shrunk(*image.size, side)
-        except Exception:  # told when it is decoded
-            continue
-        sizes.append(width * height * channels)
+        with contextlib.suppress(Exception), Image.open(path) as image:  # a bad one is told of when decoded
+            width, height = shrunk(*image.size, side)
+            sizes.append(width * height * channels)
     return len(paths) * sum(sizes) // max(1, len(sizes))
 
 
