@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
@@ -13,6 +15,7 @@ from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.folders import scan, usable
+from ssl_lightning.data.io.packed import PackedSource
 from ssl_lightning.data.io.sources import FileSource, default_workers
 
 
@@ -20,7 +23,7 @@ class ImageFiles(PairedDataModule):
     """Image files of any size, decoded by worker processes.
 
     Args:
-        root: Cache folder, for downloads and for the record of good files; None for the default one.
+        root: Cache folder, for downloads, the record of good files and packs; None for the default one.
         channels: 1 for grey, 3 for RGB.
         crop_scale: Smallest and largest share of a training picture's area that is cut out.
         crop_ratio: Side of the central square that evaluation sees, over the shorter side.
@@ -29,6 +32,12 @@ class ImageFiles(PairedDataModule):
         max_bad: Largest fraction of bad files, in each folder, that is passed over.
         verify: Decode every file once before work starts; what was good is remembered.
         num_workers: Decoding processes for each rank; None for one per core, at most 8.
+        cache: Decode every picture once, into a pack below `root` (see `packed`), and cut all views from
+            that. For runs of several epochs; the pixels take far more room on the disk than JPEG files.
+        cache_side: Longest that the shorter side of a picture in the pack may be, in pixels; larger pictures
+            are made smaller. Views of those are resized twice, and so differ a little from views of the
+            file; all others are the same bit for bit. None is as much as the views need: a square picture's
+            smallest training crop and its evaluation view then still have `image_size` pixels a side.
         batch_size, eval_batch_size, image_size, seed, mean, std, heldout, max_labels, pretrain_size:
             See `PairedDataModule`.
 
@@ -59,6 +68,8 @@ class ImageFiles(PairedDataModule):
         max_bad: float = 0.01,
         verify: bool = True,
         num_workers: int | None = None,
+        cache: bool = False,
+        cache_side: int | None = None,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -79,6 +90,10 @@ class ImageFiles(PairedDataModule):
                 f"data.max_pixels is {max_pixels} and data.num_workers {num_workers}; "
                 "allowed are 1 pixel or more, and null or 0 workers or more"
             )
+        if cache_side is not None and cache_side < image_size:
+            raise ValueError(
+                f"data.cache_side is {cache_side}; allowed are null and data.image_size {image_size} or more"
+            )
         self.root = cache_root(root)
         self.train_view = TrainView(image_size, tuple(crop_scale), flip)  # type: ignore[arg-type]
         self.eval_view = EvalView(image_size, crop_ratio)
@@ -86,6 +101,9 @@ class ImageFiles(PairedDataModule):
         self.max_bad = max_bad
         self.verify = verify
         self.num_workers = default_workers() if num_workers is None else num_workers
+        self.cache = cache
+        needed = image_size / min(math.sqrt(self.train_view.scale[0]), crop_ratio)
+        self.cache_side = math.ceil(needed) if cache_side is None else cache_side
 
     def find(self, folder: Path) -> list[Path]:
         """Return the images under a folder, at any depth; without the bad ones if files are verified."""
@@ -95,16 +113,17 @@ class ImageFiles(PairedDataModule):
         return usable(folder, max_pixels=self.max_pixels, max_bad=self.max_bad, cache=cache)
 
     def source(self, paths: Sequence[Path], labels: Tensor | None) -> FileSource:
-        """Make a source of files, with labels (N,) or (N, K) or none."""
-        return FileSource(
-            paths,
-            labels,
-            channels=self.channels,
-            train_view=self.train_view,
-            eval_view=self.eval_view,
-            max_pixels=self.max_pixels,
-            num_workers=self.num_workers,
-        )
+        """Make a source of files, with labels (N,) or (N, K) or none; `cache` packs the files first."""
+        options: dict[str, Any] = {
+            "channels": self.channels,
+            "train_view": self.train_view,
+            "eval_view": self.eval_view,
+            "max_pixels": self.max_pixels,
+            "num_workers": self.num_workers,
+        }
+        if not self.cache:
+            return FileSource(paths, labels, **options)
+        return PackedSource(paths, labels, folder=self.root / "packed", side=self.cache_side, **options)
 
 
 def match(

@@ -93,3 +93,13 @@ def test_a_wrong_folder_is_told_at_once(tree: Path) -> None:
     Image.new("RGB", (8, 8)).save(tree / "val/n09/x.png")
     with pytest.raises(ValueError, match=r"only in the second: \['n09'\]"):
         make(tree).setup()
+
+
+def test_a_packed_cache_of_both_splits_changes_no_pixel_where_pictures_are_small(tree: Path) -> None:
+    seen = []
+    for cache in (False, True):
+        data = make(tree, cache=cache)  # 20 pixels; 16 / sqrt(0.2) is more
+        data.setup()
+        seen.append([x for loader in (data.train_dataloader(), data.downstream("test")) for x, _ in loader])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    assert len(list((tree / "cache" / "packed").glob("*.bin"))) == 2

@@ -78,13 +78,31 @@ def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[
     """
     if ready(final):  # no lock: a cache that is read-only, and filled, is good enough
         return final
+    with locked(title, final):
+        if not ready(final):  # another process may have filled it meanwhile
+            _try_sources(title, final, sources, ready)
+    return final
+
+
+def lock_of(final: Path) -> FileLock:
+    """Return the lock of what belongs at `final` in the cache, not taken yet."""
+    return FileLock(final.parent / f".{final.name}.lock")
+
+
+@contextlib.contextmanager
+def locked(title: str, final: Path) -> Iterator[None]:
+    """Hold the lock of what belongs at `final`; makes its folder, and tells people where it has to wait.
+
+    Raises:
+        DownloadError: If the cache is not writable.
+    """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(final.parent / f".{final.name}.lock")
+        lock = lock_of(final)
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            _say(f"{title}: waiting for another process that is fetching it")
+            say(f"{title}: waiting for another process to finish it")
             lock.acquire()
     except OSError as error:
         raise DownloadError(
@@ -92,11 +110,9 @@ def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[
             "set data.root or SSL_LIGHTNING_DATA to a folder that is writable"
         ) from error
     try:
-        if not ready(final):  # another process may have filled it meanwhile
-            _try_sources(title, final, sources, ready)
+        yield
     finally:
         lock.release()
-    return final
 
 
 def _try_sources(title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]) -> None:
@@ -120,11 +136,11 @@ def _try_sources(title: str, final: Path, sources: Sequence[Source], ready: Call
             if final.exists():  # incomplete, or `ready` had accepted it
                 os.replace(final, work / "incomplete")
             os.replace(out, final)
-            _say(f"{title}: ready in {final} after {time.monotonic() - start:.0f} s")
+            say(f"{title}: ready in {final} after {time.monotonic() - start:.0f} s")
             return
         except Exception as error:
             failures.append(f"{source.description}: {error or type(error).__name__}")
-            _say(f"{title}: {failures[-1]}")
+            say(f"{title}: {failures[-1]}")
         finally:
             shutil.rmtree(work, ignore_errors=True)
     tried = "".join(f"\n  {number}. {failure}" for number, failure in enumerate(failures, 1))
@@ -175,7 +191,8 @@ def run_tool(command: Sequence[str], cwd: Path) -> str:
     return done.stdout
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line for people on standard error."""
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
@@ -192,7 +209,7 @@ def _progress(text: str, folder: Path, size: int) -> Iterator[None]:
 
     console = Console(stderr=True, soft_wrap=True)
     if not console.is_terminal:
-        _say(f"{text} ({size / 1e6:.0f} MB)")
+        say(f"{text} ({size / 1e6:.0f} MB)")
         yield
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

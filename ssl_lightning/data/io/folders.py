@@ -124,7 +124,7 @@ def good_images(
             cache.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(record.with_suffix(".lock")))  # one process checks, the rest read
         known = _read_record(record)
-        stamps = {str(path): _stamp(path) for path in paths}
+        stamps = {str(path): stamp(path) for path in paths}
         unknown = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
         bad = _check(unknown, max_pixels)
         if unknown:
@@ -175,7 +175,8 @@ def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
-def _stamp(path: Path) -> list[int]:
+def stamp(path: Path) -> list[int]:
+    """Return size and time of change (ns) of a file, by which a change is noticed; nothing if it is gone."""
     try:
         stat = path.stat()
     except OSError:  # a dangling link: never equal to a record, so it is decoded and reported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
@@ -138,15 +140,19 @@ class FileSource(torch.utils.data.Dataset):
         from torchvision.transforms.functional import pil_to_tensor
 
         index, seed = item
-        try:
-            image = decode(self.paths[index], self.channels, self.max_pixels)
-        except Exception as error:
-            raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
+        image = self.picture(index)
         if seed is None or self.train_view is None:
             image = self.eval_view(image)
         else:
             image = self.train_view(image, torch.Generator().manual_seed(seed))
         return pil_to_tensor(image), self.labels[index]
+
+    def picture(self, index: int) -> Image.Image:
+        """Return a whole picture, of which `__getitem__` takes its view."""
+        try:
+            return decode(self.paths[index], self.channels, self.max_pixels)
+        except Exception as error:
+            raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
@@ -154,7 +160,9 @@ class FileSource(torch.utils.data.Dataset):
             queue = _Queue()
             workers = self.num_workers if augment else min(self.num_workers, 2)
             loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-                self,
+                copy.copy(
+                    self
+                ),  # not self: in a cycle, workers are found by the collector, and take 5 s to end
                 batch_sampler=queue,
                 num_workers=workers,
                 persistent_workers=workers > 0,

@@ -209,6 +209,15 @@ def test_files_give_the_same_pixels_with_any_number_of_workers_and_processes(tmp
     assert not same(together, expected)  # which were of epoch 1
 
 
+def test_workers_end_with_their_source(tmp_path):
+    source = file_source(tmp_path, 2)
+    list(train_loader(source))
+    workers = source._loaders[True][1]._iterator._workers
+    assert all(worker.is_alive() for worker in workers)
+    del source  # by itself: what waits for the garbage collector ends by a time limit, worker by worker
+    assert not any(worker.is_alive() for worker in workers)
+
+
 def test_reading_files_leaves_the_global_random_stream_alone(tmp_path):
     source = file_source(tmp_path, 0)
     torch.manual_seed(0)
