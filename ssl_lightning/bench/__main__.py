@@ -67,12 +67,20 @@ def bench_probes(options: argparse.Namespace) -> Rows:
     return [probes_against_encoding(["task=random", *options.overrides])]
 
 
+def bench_files(options: argparse.Namespace) -> Rows:
+    """Epochs of JPEG files against the packed cache."""
+    from ssl_lightning.bench.files import files_against_pack
+
+    return files_against_pack(600, min(3, options.repeats))
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
     "defaults": bench_defaults,
     "ops": bench_ops,
     "probes": bench_probes,
+    "files": bench_files,
 }
 
 
