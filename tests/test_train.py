@@ -247,9 +247,11 @@ def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(tmp_path: Path) -
         ),
         (["data=folder", "data.pretrain_dir=/no/such/folder"], "/no/such/folder"),
         (["trainer=gpu"], "error: trainer.accelerator is 'gpu', but torch sees no GPU"),
-        (["probe.knn.ks=[100000]"], "100000"),
+        pytest.param(["probe.knn.ks=[100000]"], "100000", marks=pytest.mark.slow),
         (["probe=[knn,lowshot]", "probe.lowshot.ks=[60]"], "a class has 4"),
-        (["backbone=timm", "backbone.model_name=resnet19"], "did you mean"),
+        pytest.param(
+            ["backbone=timm", "backbone.model_name=resnet19"], "did you mean", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path: Path, overrides: list[str], message: str) -> None:
@@ -261,6 +263,7 @@ def test_bad_input_is_one_clear_error(tmp_path: Path, overrides: list[str], mess
     assert not list(tmp_path.rglob("results.json"))
 
 
+@pytest.mark.slow
 def test_tiles_for_a_probe_of_masks_are_refused_before_training(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         for kind, mode in ((split, "RGB"), (f"{split}annot", "L")):
@@ -280,6 +283,7 @@ def test_tiles_for_a_probe_of_masks_are_refused_before_training(tmp_path: Path) 
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_weights_from_elsewhere_are_said(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "task=rotation", "logger=[]", "name=first")
     first = tmp_path / "rotation/fake/convnet/first"
@@ -350,6 +354,7 @@ def test_every_probe_of_classes_leaves_valid_figures(tmp_path: Path) -> None:
     assert (folder / "neighbours.png").exists()
 
 
+@pytest.mark.slow
 def test_images_without_labels_have_their_rank_and_their_embedding(tmp_path: Path) -> None:
     for number in range(40):
         picture = np.random.default_rng(number).integers(0, 256, (40, 40, 3), np.uint8)

@@ -103,6 +103,7 @@ def _probe_a_share(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
     mp.spawn(_probe_a_share, (2, str(tmp_path)), nprocs=2)
     alone = probe_once(make(), epochs=2, max_memory_gb=1e-5)
