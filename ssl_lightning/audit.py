@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from ssl_lightning.launch import CONFIG_NAME, RunError
+from ssl_lightning.launch import CONFIG_NAME, RunError, finished_facts
 from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_audit
 
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -97,7 +97,7 @@ def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> dict
     """
     place = folder / f"{row.replace(' ', '_')}-{seed}"
     results = place / "results.json"
-    if not (results.exists() and json.loads(results.read_text())["run"]["status"] == "finished"):
+    if finished_facts(place) is None:
         if (place / CONFIG_NAME).exists():
             arguments = [f"resume={place}"]
         else:

@@ -81,7 +81,7 @@ def launch(cfg: DictConfig) -> float | None:
                 f"go on with it by resume={folder}, or give another name="
             )
         check_same_run(folder, resolved)
-        if is_finished(folder):
+        if finished_facts(folder):
             print(f"skipped: {folder} is finished", flush=True)
             return read_objective(folder, cfg.objective)
     run_folder(folder, resolved, lambda: save_config(resolved, folder))
@@ -175,11 +175,12 @@ def check_same_run(folder: Path, cfg: DictConfig) -> None:
         )
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the folder holds the results of a run that came to its end."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, foreign or broken: no
-        return bool(json.loads((folder / "results.json").read_text())["run"]["status"] == "finished")
-    return False
+def finished_facts(folder: Path) -> dict[str, Any] | None:
+    """What the results of a run that came to its end say of it; None if the folder holds none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # absent, foreign or broken
+        facts = json.loads((folder / "results.json").read_text())["run"]
+        return dict(facts) if facts["status"] == "finished" else None
+    return None
 
 
 def check_budget(cfg: DictConfig) -> None:
@@ -202,10 +203,9 @@ def finished_run(cfg: DictConfig) -> Path | None:
     digest = config_sha256(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     place = Path(cfg.output_dir) / cfg.choices.task / cfg.choices.data / cfg.choices.backbone
     for path in sorted(place.glob(f"*/{FILE_NAME}")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # foreign or broken: not it
-            run = json.loads(path.read_text())["run"]
-            if run["status"] == "finished" and run["config_sha256"] == digest:
-                return path.parent
+        facts = finished_facts(path.parent)
+        if facts and facts.get("config_sha256") == digest:
+            return path.parent
     return None
 
 

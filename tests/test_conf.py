@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from ssl_lightning.bench.build import composed
 from ssl_lightning.hardware import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.spec import ImageSpec
@@ -26,13 +25,7 @@ def options(group: str) -> list[str]:
 
 def resolved(*overrides: str, tmp_path: Path) -> DictConfig:
     """Compose conf/train.yaml as `train.py` does, with every interpolation resolved."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
-    cfg.hydra.runtime.output_dir = str(tmp_path)
-    HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_struct(cfg, False)
-    del cfg.hydra
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    return composed(overrides, tmp_path)
 
 
 def every_choice() -> list[tuple[str, str]]:

@@ -10,18 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
-ROWS = (
-    "random",
-    "supervised",
-    "rotation",
-    "jigsaw",
-    "context_prediction",
-    "colorization",
-    "inpainting",
-    "super_resolution",
-)
+ROWS = OmegaConf.load(ROOT / "conf/benchmark/cifar10_six.yaml").benchmark.rows
 # more images than conf/data/fake.yaml has by itself: for 200 neighbours, and 16 labels a class
 FAKE = ["data=fake", "data.num_train=640", "data.num_test=100", "trainer=cpu", "probe.lowshot.draws=2"]
 

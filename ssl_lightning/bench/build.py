@@ -17,9 +17,13 @@ from torch import Tensor
 
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.hardware import choose_precision
+from ssl_lightning.targets import CONF
 from ssl_lightning.tasks.base import PretextTask, to_float
 
-CONF = Path(__file__).parent.parent.parent / "conf"
+
+def device() -> torch.device:
+    """Where is computed: the GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
@@ -30,7 +34,7 @@ def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
     HydraConfig.instance().set_config(cfg)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[return-value]
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[return-value]
 
 
 def made_data(cfg: DictConfig) -> PairedDataModule:
@@ -58,8 +62,7 @@ def default_precision() -> str:
 def autocast(precision: str) -> Any:
     """The context in which Lightning runs a step at some precision."""
     kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.autocast(device, kind or torch.bfloat16, enabled=kind is not None)
+    return torch.autocast(device().type, kind or torch.bfloat16, enabled=kind is not None)
 
 
 def wait() -> None:

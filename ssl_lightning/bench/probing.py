@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from ssl_lightning.bench.build import autocast, composed, default_precision, made_data
+from ssl_lightning.bench.build import autocast, composed, default_precision, device, made_data
 from ssl_lightning.encoding import evaluating, stage_maps
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.run import SPLITS, build_task
@@ -31,7 +31,7 @@ def probes_against_encoding(overrides: list[str], pool: int = 2) -> dict[str, fl
         cfg = composed(["probe=[linear,knn]", *overrides], Path(folder))
         data = made_data(cfg)
         task, _ = build_task(cfg, data)
-        task = task.to("cuda" if torch.cuda.is_available() else "cpu")
+        task = task.to(device())
         loaders = {split: data.downstream(split) for split in SPLITS}
         precision = default_precision()
         records, spent = run_probes(

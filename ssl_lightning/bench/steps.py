@@ -23,6 +23,7 @@ from ssl_lightning.bench.build import (
     compare,
     composed,
     default_precision,
+    device,
     made_data,
     median_seconds,
     seconds,
@@ -30,17 +31,10 @@ from ssl_lightning.bench.build import (
 )
 from ssl_lightning.hardware import peak_memory_gb
 from ssl_lightning.run import Run, build_task
+from ssl_lightning.targets import CONF
 from ssl_lightning.tasks.base import PretextTask, to_float
 
-TASKS = (
-    "rotation",
-    "jigsaw",
-    "context_prediction",
-    "colorization",
-    "inpainting",
-    "super_resolution",
-    "supervised",
-)
+TASKS = sorted({path.stem for path in CONF.glob("task/*.yaml")} - {"random"})  # which takes no step
 PREPARED = 8  # batches made beforehand
 BLOCK = 10  # steps that are timed at once
 
@@ -80,8 +74,7 @@ class TakeTurns(Callback):
 def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextTask, list[Any]]:
     """A second, equal task with its optimizers, which no Trainer knows."""
     task, _ = build_task(cfg, data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = task.to(device)
+    task = task.to(device())
     if not channels_last:
         task.image_format = torch.contiguous_format
         task = task.to(memory_format=torch.contiguous_format)
@@ -175,6 +168,5 @@ def defaults_against_fp32(overrides: Sequence[str], steps: int) -> dict[str, flo
 def matmul_peak(size: int = 2048, repeats: int = 10) -> float:
     """GFLOP/s of a square matrix product in the precision of training."""
     kind = torch.bfloat16 if default_precision() == "bf16-mixed" else torch.float32
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
+    a, b = (torch.randn(size, size, device=device()).to(kind) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, repeats) / 1e9

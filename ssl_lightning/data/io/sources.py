@@ -160,9 +160,7 @@ class FileSource(torch.utils.data.Dataset):
             queue = _Queue()
             workers = self.num_workers if augment else min(self.num_workers, 2)
             loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-                copy.copy(
-                    self
-                ),  # not self: in a cycle, workers are found by the collector, and take 5 s to end
+                copy.copy(self),  # not self: workers of a cycle wait 5 s each for the collector
                 batch_sampler=queue,
                 num_workers=workers,
                 persistent_workers=workers > 0,
