@@ -6,7 +6,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_lightning.launch import RunError
+from ssl_lightning.errors import RunError
 from ssl_lightning.report.write import write_report
 
 CONF = Path(__file__).parent / "conf"

@@ -17,7 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
-from ssl_lightning.launch import CONFIG_NAME, RunError, finished_facts
+from ssl_lightning.earlier import CONFIG_NAME, finished_facts
+from ssl_lightning.errors import RunError
 from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_audit
 
 TRAIN = Path(__file__).parent.parent / "train.py"

@@ -7,14 +7,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_lightning.launch import (
-    RunError,
-    check_devices,
-    read_objective,
-    resolve,
-    run_folder,
-    save_config,
-)
+from ssl_lightning.earlier import read_objective
+from ssl_lightning.errors import RunError
+from ssl_lightning.launch import check_devices, resolve, run_folder, save_config
 from ssl_lightning.resume import read_config
 
 CONFIG_NAME = "evaluation.yaml"  # in the run folder, beside the config of the run

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from ssl_lightning.checkpoints import AtomicCheckpointIO
-from ssl_lightning.launch import PARENT_PIPE as LAUNCHED
+from ssl_lightning.ranks import PARENT_PIPE as LAUNCHED
 
 
 def make_trainer(

@@ -16,7 +16,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_lightning.launch import CONFIG_NAME, RunError, check_devices, run_folder, save_config
+from ssl_lightning.earlier import CONFIG_NAME
+from ssl_lightning.errors import RunError
+from ssl_lightning.launch import check_devices, run_folder, save_config
 from ssl_lightning.results import ABSENT, leaves
 from ssl_lightning.targets import check_targets
 

@@ -1,6 +1,6 @@
 """One rank of a run: `python -m ssl_lightning.worker <run folder>`.
 
-`ssl_lightning.launch` starts these; `torchrun` and `srun` may too. The folder holds `config.yaml`,
+`ssl_lightning.ranks` starts these; `torchrun` and `srun` may too. The folder holds `config.yaml`,
 fully resolved. A failure leaves one plain line and the traceback in `error.txt`.
 """
 
@@ -19,9 +19,10 @@ from typing import cast
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+from ssl_lightning.earlier import CONFIG_NAME
 from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
 from ssl_lightning.interrupts import STOP
-from ssl_lightning.launch import CONFIG_NAME, ERROR_NAME, PARENT_PIPE
+from ssl_lightning.ranks import ERROR_NAME, PARENT_PIPE
 
 # Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
 NOISE = (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ssl_lightning.audit import guards_off, remember
-from ssl_lightning.launch import RunError
+from ssl_lightning.errors import RunError
 
 ROOT = Path(__file__).parent.parent
 JIGSAW = "ssl_lightning.tasks.jigsaw.Jigsaw"

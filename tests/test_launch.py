@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ssl_lightning import launch
-from ssl_lightning.launch import RunError, check_budget, count_devices, start_ranks
+from ssl_lightning import ranks
+from ssl_lightning.errors import RunError
+from ssl_lightning.launch import check_budget
+from ssl_lightning.ranks import count_devices, start_ranks
 
 
 @pytest.mark.parametrize("devices", [0, -2, "two", "0,1", True, 1.5])
@@ -35,7 +37,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None
     (package / "worker.py").write_text(
         f"import os, sys, time, pathlib\nfolder = pathlib.Path(sys.argv[1])\n{body}"
     )
-    monkeypatch.setattr(launch, "__file__", str(package / "launch.py"))
+    monkeypatch.setattr(ranks, "__file__", str(package / "ranks.py"))
 
 
 def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +53,7 @@ def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (rank0, world0, port0, *memory), (rank1, world1, port1, *_) = (
         (tmp_path / r).read_text().split() for r in "01"
     )
-    assert memory == [launch.ALLOCATOR["MALLOC_TRIM_THRESHOLD_"], "1"]
+    assert memory == [ranks.ALLOCATOR["MALLOC_TRIM_THRESHOLD_"], "1"]
     assert (rank0, rank1, world0, world1) == ("0", "1", "2", "2")
     assert port0 == port1
 
@@ -79,11 +81,11 @@ def test_workers_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
     # the real worker module, held up by a config that opens a pipe which nobody writes to
     code = (
         "import pathlib, subprocess, sys, os\n"
-        "from ssl_lightning import launch\n"
+        "from ssl_lightning import ranks\n"
         "r, w = os.pipe()\n"
         "child = 'import time, os; from ssl_lightning.worker import die_with_parent; die_with_parent(); "
         "print(os.getpid(), flush=True); time.sleep(120)'\n"
-        "env = os.environ | {launch.PARENT_PIPE: str(r)}\n"
+        "env = os.environ | {ranks.PARENT_PIPE: str(r)}\n"
         "subprocess.run([sys.executable, '-c', child], env=env, pass_fds=[r])\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

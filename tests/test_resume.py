@@ -19,7 +19,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from ssl_lightning.checkpoints import AtomicCheckpointIO, load_checkpoint
-from ssl_lightning.launch import RunError
+from ssl_lightning.errors import RunError
 from ssl_lightning.resume import resume_main, resumed_config
 
 ROOT = Path(__file__).parent.parent

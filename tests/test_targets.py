@@ -16,7 +16,7 @@ SOURCE = Path("config.yaml")
 EVIL = {
     "a function of the system": {"data": {"_target_": "os.system", "command": "touch owned"}},
     "torch.hub": {"task": {"_target_": "torch.hub.load"}},
-    "an alias inside the package": {"task": {"_target_": "ssl_lightning.launch.subprocess.run"}},
+    "an alias inside the package": {"task": {"_target_": "ssl_lightning.ranks.subprocess.run"}},
     "a function of the package that writes": {"task": {"_target_": "ssl_lightning.results.write_json"}},
     "nested in a list": {"callbacks": {"x": {"_target_": "torch.optim.SGD", "a": [{"_target_": "eval"}]}}},
     "no text": {"data": {"_target_": ["os.system"]}},

@@ -14,7 +14,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ssl_lightning.launch import ALLOCATOR
+from ssl_lightning.ranks import ALLOCATOR
 from ssl_lightning.report.summary import print_table
 from ssl_lightning.results import git_revision, versions, write_json
 from ssl_lightning.worker import keep_quiet

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ssl_lightning.data.base import PairedDataModule, Pairing
+from ssl_lightning.data._pairing import Pairing
+from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.annotations import Boxes
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.dense import DenseFiles
@@ -29,7 +30,7 @@ class DenseDataModule(PairedDataModule):
 
     def val_dataloader(self) -> BatchLoader:
         """Return the held-out pictures as the pretext sees them; their labels are the probes'."""
-        return self._loader(self._loaded.pretrain, self._val, self.eval_batch_size, "val")
+        return self._loader(self._loaded.pretrain, self._splits.val, self.eval_batch_size, "val")
 
 
 class DenseFolders(DenseDataModule):

@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_lightning.data.base import PairedDataModule, Pairing
+from ssl_lightning.data._pairing import Pairing
+from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.arrays import load
 from ssl_lightning.data.io.augment import CropFlip
 from ssl_lightning.data.io.download import cache_root

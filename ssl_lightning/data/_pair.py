@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.data._in_memory import InMemory
-from ssl_lightning.data.base import Pairing
+from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.arrays import load
 from ssl_lightning.data.io.sources import RESIZE_CHUNK, ArraySource, resize
 

@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ssl_lightning.data._pairing import Pairing, Splits, draw_splits, heldout_pool
 from ssl_lightning.data.io.augment import EvalView
 from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.folders import usable
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import FileSource, ImageSource
-from ssl_lightning.data.io.splits import complement, stratified
+from ssl_lightning.data.io.splits import stratified
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
 
 SPLITS = ("train", "heldout", "test")
 MAX_PIXELS = 50_000_000  # of a picture in a folder that is not a data set of its own
 MEASURED = 256  # images from which mean and std are taken where none are given
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """The images of a data set.
-
-    Args:
-        pretrain: Images of the pretext task.
-        train: Labelled training images, from which the held-out part is drawn; None without labels.
-        test: Labelled test images; None without labels.
-        class_names: In label order; None without labels.
-        overlap: (len(train),) int64, where each image of `train` is in `pretrain`, or -1. What is held
-            out is not pretrained on. None if the two have no image in common.
-    """
-
-    pretrain: ImageSource
-    train: ImageSource | None = None
-    test: ImageSource | None = None
-    class_names: tuple[str, ...] | None = None
-    overlap: Tensor | None = None
-    heldout: Tensor | None = None
 
 
 class PairedDataModule(pl.LightningDataModule):
@@ -115,6 +94,7 @@ class PairedDataModule(pl.LightningDataModule):
         self._mean = None if mean is None else tuple(float(value) for value in mean)
         self._std = None if std is None else tuple(float(value) for value in std)
         self._pairing: Pairing | None = None
+        self._splits: Splits
         self._spec: ImageSpec | None = None
         self._train_loader: BatchLoader | None = None
         self._resumed: dict[str, Any] = {}
@@ -147,8 +127,15 @@ class PairedDataModule(pl.LightningDataModule):
         if self._pairing is not None:
             return
         pairing = self.load()
-        self._draw_splits(pairing)
-        labelled = bool((pairing.pretrain.labels[self._pretrain] >= 0).all())
+        self._splits = draw_splits(
+            pairing,
+            self.name,
+            batch_size=self.batch_size,
+            heldout=self.heldout,
+            max_labels=self.max_labels,
+            pretrain_size=self.pretrain_size,
+        )
+        labelled = bool((pairing.pretrain.labels[self._splits.pretrain] >= 0).all())
         self._pairing = pairing
         mean, std = self._statistics()
         names = pairing.class_names
@@ -159,7 +146,7 @@ class PairedDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Return pretraining batches: shuffled, augmented, resumable; incomplete ones are left out."""
         loader = self._loader(
-            self._loaded.pretrain, self._pretrain, self.batch_size, "pretrain", shuffle=True
+            self._loaded.pretrain, self._splits.pretrain, self.batch_size, "pretrain", shuffle=True
         )
         loader.load_state_dict(self._resumed)
         self._train_loader = loader
@@ -168,12 +155,12 @@ class PairedDataModule(pl.LightningDataModule):
     @property
     def pretrain_images(self) -> int:
         """Images of an epoch."""
-        return len(self._pretrain)
+        return len(self._splits.pretrain)
 
     @property
     def pretrain_batches(self) -> int:
         """Batches of an epoch."""
-        return len(self._pretrain) // self.batch_size
+        return len(self._splits.pretrain) // self.batch_size
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pretraining images stand, for the checkpoint.
@@ -191,7 +178,7 @@ class PairedDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> BatchLoader:
         """Return the held-out images for the pretext's validation, as they are."""
-        return self._loader(_heldout_pool(self._loaded), self._val, self.eval_batch_size, "val")
+        return self._loader(heldout_pool(self._loaded), self._splits.val, self.eval_batch_size, "val")
 
     def downstream(self, split: str, batch_size: int | None = None) -> BatchLoader:
         """Return labelled batches for the probes, in a fixed order and not augmented.
@@ -209,8 +196,8 @@ class PairedDataModule(pl.LightningDataModule):
         if pairing.train is None or pairing.test is None:
             raise ValueError(f"data {self.name} has no labelled images, so there is no {split} split")
         source, indices = {
-            "train": (pairing.train, self._labels_train),
-            "heldout": (pairing.train, self._labels_heldout),
+            "train": (pairing.train, self._splits.train),
+            "heldout": (pairing.train, self._splits.heldout),
             "test": (pairing.test, torch.arange(len(pairing.test))),
         }[split]
         return self._loader(source, indices, batch_size or self.eval_batch_size, split)
@@ -226,7 +213,7 @@ class PairedDataModule(pl.LightningDataModule):
         counts = {split: len(self.downstream(split).indices) for split in SPLITS}
         if self.targets in ("classes", "multilabel"):
             assert self._loaded.train is not None
-            labels = self._loaded.train.labels[self._labels_train]
+            labels = self._loaded.train.labels[self._splits.train]
             classes = len(self.spec.class_names or ())
             per_class = labels.bincount(minlength=classes) if labels.ndim == 1 else (labels == 1).sum(0)
             counts["rarest"] = int(per_class.min())
@@ -255,7 +242,7 @@ class PairedDataModule(pl.LightningDataModule):
 
     def labelled_indices(self, fraction: float) -> Tensor:
         """Which images of `Pairing.train` that share of the `train` split is, int64, sorted."""
-        train, source = self._labels_train, self._loaded.train
+        train, source = self._splits.train, self._loaded.train
         assert source is not None
         return train[stratified(source.labels[train], round(fraction * len(train)), "fraction")]
 
@@ -265,7 +252,7 @@ class PairedDataModule(pl.LightningDataModule):
         Args:
             count: A fixed draw of so many, or all if there are fewer; None for all.
         """
-        indices = self._pretrain
+        indices = self._splits.pretrain
         if count is not None and count < len(indices):
             order = torch.randperm(len(indices), generator=generator("fixed", "unlabelled"))
             indices = indices[order[:count].sort().values]
@@ -301,10 +288,10 @@ class PairedDataModule(pl.LightningDataModule):
             ValueError: If there are fewer.
         """
         source = self._loaded.pretrain
-        if not 1 <= n <= len(self._pretrain):
-            raise ValueError(f"{n} images were asked for; allowed are 1 to {len(self._pretrain)}")
-        order = torch.randperm(len(self._pretrain), generator=generator("fixed", "sample"))[:n]
-        (batch,) = BatchLoader(source, self._pretrain[order], n, seed=0, shuffle=False, name="sample")
+        if not 1 <= n <= len(self._splits.pretrain):
+            raise ValueError(f"{n} images were asked for; allowed are 1 to {len(self._splits.pretrain)}")
+        order = torch.randperm(len(self._splits.pretrain), generator=generator("fixed", "sample"))[:n]
+        (batch,) = BatchLoader(source, self._splits.pretrain[order], n, seed=0, shuffle=False, name="sample")
         return batch[0]
 
     @property
@@ -333,62 +320,9 @@ class PairedDataModule(pl.LightningDataModule):
             name=name,
         )
 
-    def _draw_splits(self, pairing: Pairing) -> None:
-        """Set the indices of every split: into `pretrain`, or into `train` for the labelled ones."""
-        pool = _heldout_pool(pairing)
-        published = len(pool) // 10 if pairing.heldout is None else len(pairing.heldout)
-        heldout = published if self.heldout is None else self.heldout
-        kind = "pretraining" if pairing.train is None else "labelled training"
-        if not 1 <= heldout < len(pool):
-            self._refuse("heldout", heldout, f"1 to {len(pool) - 1}, there being {len(pool)} {kind} images")
-        if self.heldout is None and pairing.heldout is not None:
-            self._val = pairing.heldout
-        else:
-            self._val = stratified(pool.labels, heldout, "heldout")
-        if pairing.train is None:
-            self._pretrain = complement(self._val, len(pool))
-            if self.max_labels is not None:
-                self._refuse("max_labels", self.max_labels, "null, there being no labels")
-        else:
-            self._draw_labels(pairing.train.labels)
-            taken = self._val[:0] if pairing.overlap is None else pairing.overlap[self._val]
-            self._pretrain = complement(taken[taken >= 0], len(pairing.pretrain))
-        if self.pretrain_size is not None:
-            if self.pretrain_size > len(self._pretrain):
-                self._refuse("pretrain_size", self.pretrain_size, f"1 to {len(self._pretrain)}")
-            same = torch.zeros(len(self._pretrain), dtype=torch.int64)  # one class: a plain fixed draw
-            self._pretrain = self._pretrain[stratified(same, self.pretrain_size, "pretrain_size")]
-        if self.batch_size > len(self._pretrain):
-            self._refuse("batch_size", self.batch_size, f"1 to {len(self._pretrain)}, the pretraining images")
-
-    def _draw_labels(self, labels: Tensor) -> None:
-        """Set what the probes train and select on: all labels, or `max_labels` in the same proportion."""
-        train = complement(self._val, len(labels))
-        self._labels_train, self._labels_heldout = train, self._val
-        if self.max_labels is None:
-            return
-        classes = len(labels.unique())
-        for_heldout = max(1, round(self.max_labels * len(self._val) / len(labels)))
-        for_train = self.max_labels - for_heldout
-        if self.max_labels > len(labels) or for_train < classes:
-            allowed = (
-                f"at most {len(labels)}, with at least {classes} (one a class) left after the held-out part"
-            )
-            self._refuse("max_labels", self.max_labels, allowed)
-        self._labels_train = train[stratified(labels[train], for_train, "max_labels")]
-        self._labels_heldout = self._val[stratified(labels[self._val], for_heldout, "max_labels")]
-
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         if self._mean is not None and self._std is not None:
             return self._mean, self._std
-        values = self.train_sample(min(MEASURED, len(self._pretrain))).float() / 255  # (n, C, H, W)
+        values = self.train_sample(min(MEASURED, len(self._splits.pretrain))).float() / 255  # (n, C, H, W)
         mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
         return tuple(mean.tolist()), tuple(std.tolist())
-
-    def _refuse(self, key: str, value: object, allowed: str) -> NoReturn:
-        raise ValueError(f"data.{key} is {value}; allowed for {self.name} is {allowed}")
-
-
-def _heldout_pool(pairing: Pairing) -> ImageSource:
-    """Return where the held-out images come from: the labelled training images, where there are any."""
-    return pairing.pretrain if pairing.train is None else pairing.train

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ssl_lightning.data._dense import DenseFolders, check_class_names
-from ssl_lightning.data.base import Pairing
+from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import check_masks, matched
 from ssl_lightning.data.io.folders import scan
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ssl_lightning.data._files import ImageFiles, check_same_classes, match
-from ssl_lightning.data.base import Pairing
+from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.folders import classes_of
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.data._files import ImageFiles, check_same_classes
-from ssl_lightning.data.base import Pairing
+from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.folders import classes_of
 
 
@@ -69,7 +69,7 @@ class ImageNet(ImageFiles):
         if fraction not in self._listed:
             return super().labelled_indices(fraction)
         chosen = self._listed[fraction]
-        return chosen[torch.isin(chosen, self._labels_train)]
+        return chosen[torch.isin(chosen, self._splits.train)]
 
 
 def listed(path: Path, images: list[Path]) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.data._dense import DenseDataModule
-from ssl_lightning.data.base import Pairing
+from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import Boxes
 from ssl_lightning.data.io.arrays import load
 from ssl_lightning.data.io.augment import CropFlip

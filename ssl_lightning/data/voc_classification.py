@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.data._files import ImageFiles, match
-from ssl_lightning.data.base import Pairing
+from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ssl_lightning.data._dense import DenseFolders, check_class_names
-from ssl_lightning.data.base import Pairing
+from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import Boxes, image_sizes, read_voc_boxes
 from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lightning.data._dense import DenseFolders
-from ssl_lightning.data.base import Pairing
+from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import check_masks, matched
 from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
 

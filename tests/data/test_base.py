@@ -112,7 +112,7 @@ def test_a_share_of_the_labels_is_fixed_stratified_and_augmented() -> None:
     half, quarter = (set(data.labelled_indices(fraction).tolist()) for fraction in (0.5, 0.25))
     assert (len(half), len(quarter)) == (40, 20)
     assert quarter < half
-    assert not half & set(data._val.tolist())
+    assert not half & set(data._splits.val.tolist())
     assert data._loaded.train is not None
     assert data._loaded.train.labels[sorted(quarter)].bincount().tolist() == [5] * 4
     loader = data.labelled(0.25, 8)
@@ -129,11 +129,11 @@ def test_unlabelled_images_are_all_or_a_fixed_draw_in_order() -> None:
     data.setup()
     other.setup()
     whole = data.unlabelled()
-    assert torch.equal(whole.indices, data._pretrain)
+    assert torch.equal(whole.indices, data._splits.pretrain)
     some = data.unlabelled(30)
     assert torch.equal(some.indices, other.unlabelled(30).indices)
     assert len(some.indices.unique()) == 30
-    assert torch.isin(some.indices, data._pretrain).all()
+    assert torch.isin(some.indices, data._splits.pretrain).all()
     assert len(data.unlabelled(10_000).indices) == 80
 
 

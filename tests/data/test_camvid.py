@@ -41,7 +41,7 @@ def test_the_published_validation_part_is_held_out_and_never_pretrained_on(tree:
     assert made.pretrain_images == 8
     names = [Path(made._loaded.train.paths[i]).name for i in made.downstream("heldout").indices]
     assert names == ["val_0.png", "val_1.png", "val_2.png"]
-    seen = {Path(made._loaded.pretrain.paths[i]).name for i in made._pretrain}
+    seen = {Path(made._loaded.pretrain.paths[i]).name for i in made._splits.pretrain}
     assert seen == {f"train_{i}.png" for i in range(8)}
     assert made.spec.class_names is not None
     assert len(made.spec.class_names) == 11

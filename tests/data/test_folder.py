@@ -47,7 +47,7 @@ def test_without_labels_a_part_of_the_pretraining_images_is_held_out(tmp_path):
     assert [tuple(x.shape) for x, _ in batches] == [(4, 3, 16, 16)] * 3  # 14 images, 2 left out
     assert all((y == -1).all() for _, y in batches)
     assert sum(len(x) for x, _ in data.val_dataloader()) == 6
-    assert not set(data._pretrain.tolist()) & set(data._val.tolist())
+    assert not set(data._splits.pretrain.tolist()) & set(data._splits.val.tolist())
     with pytest.raises(ValueError, match="no labelled images, so there is no test split"):
         data.downstream("test")
     with pytest.raises(ValueError, match="max_labels is 5; allowed for folder is null"):
@@ -83,8 +83,8 @@ def test_heldout_and_test_images_are_not_pretrained_on_where_folders_overlap(tmp
     sources = data._loaded
     assert isinstance(sources.pretrain, FileSource)
     assert isinstance(sources.train, FileSource)
-    pretrain = {sources.pretrain.paths[i] for i in data._pretrain.tolist()}
-    heldout = {sources.train.paths[i] for i in data._val.tolist()}
+    pretrain = {sources.pretrain.paths[i] for i in data._splits.pretrain.tolist()}
+    heldout = {sources.train.paths[i] for i in data._splits.val.tolist()}
     assert (len(pretrain), len(heldout)) == (6, 4)
     assert not pretrain & heldout
     assert all("/test/" not in path for path in pretrain)
@@ -124,7 +124,7 @@ def test_a_broken_file_is_named_and_skipped_until_there_are_too_many(tmp_path):
     data = folder(tmp_path, pretrain_dir=images, max_bad=0.1)
     with pytest.warns(UserWarning, match=r"(?s)1 of 12 images .* skipped.*3\.jpg: .*[Tt]runcated"):
         data.setup()
-    assert len(data._pretrain) + len(data._val) == 11
+    assert len(data._splits.pretrain) + len(data._splits.val) == 11
     assert sum(len(x) for x, _ in data.train_dataloader()) == 8
 
 

@@ -58,7 +58,7 @@ def test_a_share_with_a_list_is_that_list_without_what_is_held_out(tree: Path) -
     data.setup()
     source: Any = data._loaded.train
     found = {Path(source.paths[index]).name for index in data.labelled_indices(0.01)}
-    heldout = {Path(source.paths[index]).name for index in data._val.tolist()}
+    heldout = {Path(source.paths[index]).name for index in data._splits.val.tolist()}
     assert found == set(names) - heldout
     assert found < set(names)  # some of them are held out
     assert len(data.labelled_indices(0.5)) == 12  # any other share is drawn

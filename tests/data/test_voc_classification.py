@@ -78,7 +78,7 @@ def test_shares_have_their_part_of_the_rare_classes(tree: Path) -> None:
     data = make(tree)
     data.setup()
     labels = data._loaded.train.labels
-    assert (labels[data._val] == 1).any(0).all()
+    assert (labels[data._splits.val] == 1).any(0).all()
     assert (labels[data.labelled_indices(0.25)] == 1).any(0).all()
     assert len(data.labelled_indices(0.25)) == 6
     assert rarest(labels).bincount().tolist() == [10, 10, 10]

@@ -1,0 +1,111 @@
+"""The images of a data set, and which of them are held out, pretrained on, or labelled for the probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssl_lightning.data.io.sources import ImageSource
+from ssl_lightning.data.io.splits import complement, stratified
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The images of a data set.
+
+    Args:
+        pretrain: Images of the pretext task.
+        train: Labelled training images, from which the held-out part is drawn; None without labels.
+        test: Labelled test images; None without labels.
+        class_names: In label order; None without labels.
+        overlap: (len(train),) int64, where each image of `train` is in `pretrain`, or -1. What is held
+            out is not pretrained on. None if the two have no image in common.
+    """
+
+    pretrain: ImageSource
+    train: ImageSource | None = None
+    test: ImageSource | None = None
+    class_names: tuple[str, ...] | None = None
+    overlap: Tensor | None = None
+    heldout: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Which images serve for what, int64 and sorted: the same ones in every run.
+
+    Args:
+        pretrain: Into `Pairing.pretrain`; none of them is held out.
+        val: Into `heldout_pool`: the held-out images, for the pretext's validation.
+        train: Into `Pairing.train`: what the probes train on; empty without labels.
+        heldout: Into `Pairing.train`: what the probes select on; empty without labels.
+    """
+
+    pretrain: Tensor
+    val: Tensor
+    train: Tensor
+    heldout: Tensor
+
+
+def heldout_pool(pairing: Pairing) -> ImageSource:
+    """Return where the held-out images come from: the labelled training images, where there are any."""
+    return pairing.pretrain if pairing.train is None else pairing.train
+
+
+def draw_splits(
+    pairing: Pairing,
+    name: str,
+    *,
+    batch_size: int,
+    heldout: int | None,
+    max_labels: int | None,
+    pretrain_size: int | None,
+) -> Splits:
+    """Draw the splits of a data set; the keywords are those of `PairedDataModule`.
+
+    Raises:
+        ValueError: A number is out of range for the data called `name`.
+    """
+
+    def refuse(key: str, value: object, allowed: str) -> ValueError:
+        return ValueError(f"data.{key} is {value}; allowed for {name} is {allowed}")
+
+    pool = heldout_pool(pairing)
+    published = len(pool) // 10 if pairing.heldout is None else len(pairing.heldout)
+    count = published if heldout is None else heldout
+    if not 1 <= count < len(pool):
+        kind = "pretraining" if pairing.train is None else "labelled training"
+        raise refuse("heldout", count, f"1 to {len(pool) - 1}, there being {len(pool)} {kind} images")
+    if heldout is None and pairing.heldout is not None:
+        val = pairing.heldout
+    else:
+        val = stratified(pool.labels, count, "heldout")
+    train = selecting = val[:0]
+    if pairing.train is None:
+        if max_labels is not None:
+            raise refuse("max_labels", max_labels, "null, there being no labels")
+        pretrain = complement(val, len(pool))
+    else:
+        labels = pairing.train.labels
+        train, selecting = complement(val, len(labels)), val
+        if max_labels is not None:  # in the same proportion
+            classes = len(labels.unique())
+            for_heldout = max(1, round(max_labels * len(val) / len(labels)))
+            for_train = max_labels - for_heldout
+            if max_labels > len(labels) or for_train < classes:
+                one_each = f"with at least {classes} (one a class) left after the held-out part"
+                raise refuse("max_labels", max_labels, f"at most {len(labels)}, {one_each}")
+            train = train[stratified(labels[train], for_train, "max_labels")]
+            selecting = val[stratified(labels[val], for_heldout, "max_labels")]
+        taken = val[:0] if pairing.overlap is None else pairing.overlap[val]
+        pretrain = complement(taken[taken >= 0], len(pairing.pretrain))
+    if pretrain_size is not None:
+        if pretrain_size > len(pretrain):
+            raise refuse("pretrain_size", pretrain_size, f"1 to {len(pretrain)}")
+        same = torch.zeros(len(pretrain), dtype=torch.int64)  # one class: a plain fixed draw
+        pretrain = pretrain[stratified(same, pretrain_size, "pretrain_size")]
+    if batch_size > len(pretrain):
+        raise refuse("batch_size", batch_size, f"1 to {len(pretrain)}, the pretraining images")
+    return Splits(pretrain, val, train, selecting)
