@@ -7,6 +7,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.errors import RunError
+from ssl_lightning.files import DiskFullError
 from ssl_lightning.report.write import write_report
 
 CONF = Path(__file__).parent / "conf"
@@ -20,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     benchmark = CONF / "benchmark" / f"{cfg.benchmark}.yaml" if cfg.benchmark else None
     try:
         write_report(Path(cfg.outputs), Path(cfg.out), benchmark, cfg.budget)
-    except ValueError as error:
+    except (ValueError, DiskFullError) as error:
         raise RunError(f"error: {error}") from None
 
 

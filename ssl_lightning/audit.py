@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from ssl_lightning.earlier import CONFIG_NAME, finished_facts
 from ssl_lightning.errors import RunError
+from ssl_lightning.files import write_file
 from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_audit
 
 TRAIN = Path(__file__).parent.parent / "train.py"
@@ -87,7 +88,7 @@ def remember(path: Path, plan: dict[str, Any]) -> None:
             raise RunError(f"error: {path.parent} holds an audit of another command; give another name=")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plan, indent=1) + "\n")
+    write_file(path, json.dumps(plan, indent=1) + "\n")
 
 
 def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> dict[str, Any]:

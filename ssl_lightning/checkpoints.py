@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import zipfile
 import zlib
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from ssl_lightning.files import atomic_file
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 FOLDER = "checkpoints"  # in the run folder
@@ -28,36 +29,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(target) as temporary:
-            torch.save(checkpoint, temporary)
+        with atomic_file(target) as temporary, open(temporary, "wb") as file:
+            torch.save(checkpoint, file)  # a file of Python's, whose error says when the disk is full
 
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return load_checkpoint(Path(path))
-
-
-@contextlib.contextmanager
-def atomic_file(target: Path) -> Any:
-    """Give a temporary path to write; on leaving, sync it to the disk and put it in place of `target`."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        sync_folder(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a crash of the machine."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,17 +9,17 @@ This module is imported by every entry: it must not import torch, which takes se
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.earlier import CONFIG_NAME, check_same_run, finished_facts, finished_run, read_objective
 from ssl_lightning.errors import RunError
+from ssl_lightning.files import DiskFullError, naming_full_disk, remove_leftovers, write_file
 from ssl_lightning.ranks import count_devices, start_ranks
 
 
@@ -38,8 +38,8 @@ def launch(cfg: DictConfig) -> float | None:
     check_devices(resolved)
     check_budget(resolved)
     if cfg.skip_finished and (done := finished_run(resolved)):
-        if {entry.name for entry in folder.iterdir()} <= {".hydra"}:
-            shutil.rmtree(folder)  # which Hydra has just made
+        if not any(folder.iterdir()):
+            folder.rmdir()  # which Hydra has just made
         print(f"skipped: {done} holds the finished results of this config", flush=True)
         return read_objective(done, cfg.objective)
     requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
@@ -53,7 +53,7 @@ def launch(cfg: DictConfig) -> float | None:
         if finished_facts(folder):
             print(f"skipped: {folder} is finished", flush=True)
             return read_objective(folder, cfg.objective)
-    run_folder(folder, resolved, lambda: save_config(resolved, folder))
+    run_folder(folder, resolved, lambda: save_composed(cfg, resolved, folder))
     return read_objective(folder, cfg.objective)
 
 
@@ -70,12 +70,22 @@ def resolve(cfg: DictConfig) -> DictConfig:
     return OmegaConf.create(container)  # type: ignore[return-value]
 
 
-def save_config(cfg: DictConfig, folder: Path, name: str = CONFIG_NAME) -> None:
+def save_config(cfg: DictConfig | ListConfig, folder: Path, name: str = CONFIG_NAME) -> None:
     """Write what will run into the folder, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{name}.tmp"
-    OmegaConf.save(cfg, temporary)
-    os.replace(temporary, folder / name)
+    write_file(folder / name, OmegaConf.to_yaml(cfg))
+
+
+def save_composed(cfg: DictConfig, resolved: DictConfig, folder: Path) -> None:
+    """Write what will run, and in `.hydra` what Hydra composed, as Hydra itself writes it.
+
+    Hydra would write before it is known whether the folder is ours, and into that of another run.
+    """
+    save_config(resolved, folder)
+    hydra = HydraConfig.get()
+    save_config(cfg, folder / ".hydra")
+    save_config(OmegaConf.create({"hydra": hydra}), folder / ".hydra", "hydra.yaml")
+    save_config(OmegaConf.create(hydra.overrides.task), folder / ".hydra", "overrides.yaml")
 
 
 def run_folder(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode: str) -> None:
@@ -97,8 +107,12 @@ def run_folder(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode
     except Timeout:
         raise RunError(f"error: another process is running in {folder}") from None
     try:
-        prepare()
+        remove_leftovers(folder)
+        with naming_full_disk(folder, "Make room, then give the same command again"):
+            prepare()
         start_ranks(folder, count_devices(cfg.trainer.accelerator, cfg.trainer.devices), *mode)
+    except DiskFullError as error:
+        raise RunError(f"error: {error}") from None
     finally:
         lock.release()
 

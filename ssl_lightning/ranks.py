@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lightning.errors import RunError
+from ssl_lightning.interrupts import REPEAT_S, SIGNALS
 
 ERROR_NAME = "error.txt"
 PARENT_PIPE = "SSL_LIGHTNING_PARENT_PIPE"
@@ -84,14 +85,19 @@ def start_ranks(folder: Path, count: int, *mode: str) -> None:
     workers: list[subprocess.Popen[bytes]] = []
     try:
         with signals_raised():
-            for rank in range(count):
-                ranked = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                workers.append(subprocess.Popen(command, env=ranked, pass_fds=[read_end]))
-            failed = wait_for_all(workers)
-    except (Stopped, KeyboardInterrupt) as request:
-        signum = request.args[0] if isinstance(request, Stopped) else signal.SIGINT
-        end_all(workers[:1], signum, STOP_GRACE_S)  # the others would only wait for the first
-        raise SystemExit(128 + signum) from None
+            try:
+                for rank in range(count):
+                    ranked = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    # in a group of its own: a signal to our whole group (`timeout`, Ctrl-C) would end its
+                    # loader processes in the middle of the batch after which it is to save
+                    worker = subprocess.Popen(command, env=ranked, pass_fds=[read_end], process_group=0)
+                    workers.append(worker)
+                failed = wait_for_all(workers)
+            except Stopped as request:
+                end_all(workers[:1], request.args[0], STOP_GRACE_S)  # the others would only wait for it
+                raise
+    except Stopped as request:
+        raise SystemExit(128 + request.args[0]) from None
     finally:
         end_all(workers, signal.SIGTERM, CRASH_GRACE_S)
         os.close(read_end)
@@ -134,15 +140,19 @@ def end_all(workers: Sequence[subprocess.Popen[bytes]], signum: int, grace_s: fl
 
 @contextlib.contextmanager
 def signals_raised() -> Iterator[None]:
-    """Turn SIGTERM and SIGUSR1 into `Stopped`; Ctrl-C is a KeyboardInterrupt already."""
+    """Turn a signal to stop into `Stopped`; what comes again within a second is the same request."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
 
-    def stop(signum: int, frame: object) -> None:
-        raise Stopped(signum)
+    came_at: list[float] = []
 
-    previous = {signum: signal.signal(signum, stop) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    def stop(signum: int, frame: object) -> None:
+        came_at.append(time.monotonic())
+        if len(came_at) == 1 or came_at[-1] - came_at[0] > REPEAT_S:
+            raise Stopped(signum)
+
+    previous = {signum: signal.signal(signum, stop) for signum in SIGNALS}
     try:
         yield
     finally:

@@ -6,11 +6,12 @@ import hashlib
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any, cast
+
+from ssl_lightning.files import write_file
 
 SCHEMA = 1
 FILE_NAME = "results.json"
@@ -39,15 +40,7 @@ Record = dict[str, Any]
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically: a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w") as file:
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, json.dumps(content, indent=1))
 
 
 def science(config: dict[str, Any]) -> dict[str, Any]:

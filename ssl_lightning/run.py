@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import time
@@ -61,7 +62,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     try:
         job.execute()
     except BaseException as error:
-        job.write("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+        with contextlib.suppress(OSError):  # on a full disk: the first error is the one to tell
+            job.write("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
         raise
     results = job.write("finished")
     if job.trainer.is_global_zero:
@@ -204,9 +206,9 @@ class Run:
         """Write results.json (DESIGN.md, section 3) from the first process; return its content."""
         results = self.results(status)
         if self.trainer.is_global_zero:
-            write_json(self.folder / FILE_NAME, results)
-            if status == "finished":
+            if status == "finished":  # before the results: where these are finished, everything is there
                 write_model_card(self.folder, results, self.export_config(), self.cfg.overrides)
+            write_json(self.folder / FILE_NAME, results)
         return results
 
     def results(self, status: str) -> dict[str, Any]:

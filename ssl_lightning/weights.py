@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ssl_lightning.checkpoints import atomic_file, load_checkpoint, resume_point
+from ssl_lightning.checkpoints import load_checkpoint, resume_point
+from ssl_lightning.files import atomic_file
 from ssl_lightning.results import write_json
 
 EXPORT, EXPORT_CONFIG = "backbone.safetensors", "backbone.json"

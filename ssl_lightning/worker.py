@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.earlier import CONFIG_NAME
 from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
+from ssl_lightning.files import naming_full_disk
 from ssl_lightning.interrupts import STOP
 from ssl_lightning.ranks import ERROR_NAME, PARENT_PIPE
 
@@ -47,12 +48,16 @@ def main() -> int:
     folder = Path(sys.argv[1])
     STOP.install()
     die_with_parent()
+    again = (
+        f"go on with: python train.py resume={folder}" if mode == "train" else "give the same command again"
+    )
     try:
         from ssl_lightning import run
 
         keep_quiet()
         action = {"train": run.run, "evaluate": run.evaluate}[mode]
-        action(cast(DictConfig, OmegaConf.load(folder / config)), folder)
+        with naming_full_disk(folder, f"Make room, then {again}"):
+            action(cast(DictConfig, OmegaConf.load(folder / config)), folder)
     except Exception as error:
         leave_report(folder, error)
         return 1
@@ -76,11 +81,15 @@ def leave_report(folder: Path, error: Exception) -> None:
     text = "".join(traceback.format_exception(error))
     if not expected or PARENT_PIPE not in os.environ:
         print(text, file=sys.stderr)
+    report = folder / ERROR_NAME
     try:
-        with open(folder / ERROR_NAME, "x") as file:
+        with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
     except FileExistsError:
         pass  # another rank was first, and the cause is most likely there
+    except OSError:  # the disk is full, which is the cause or hides it
+        report.unlink(missing_ok=True)
+        print(f"error: {message}", file=sys.stderr)
 
 
 def die_with_parent() -> None:

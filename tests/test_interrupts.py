@@ -12,9 +12,11 @@ def test_a_request_waits_while_training_and_acts_at_once_otherwise() -> None:
     request.deferred = True
     request._handle(signal.SIGTERM, None)
     assert request.signum == signal.SIGTERM
-    with pytest.raises(SystemExit) as again:  # a second one does not wait
+    request._handle(signal.SIGTERM, None)  # `timeout` signals a process and its group: the same request
+    request._came_at -= 2
+    with pytest.raises(SystemExit) as again:  # a later one does not wait
         request._handle(signal.SIGINT, None)
-    assert again.value.code == 128 + signal.SIGINT
+    assert again.value.code == 128 + signal.SIGTERM
     with pytest.raises(SystemExit) as at_once:
         StopRequest()._handle(signal.SIGUSR1, None)
     assert at_once.value.code == 128 + signal.SIGUSR1

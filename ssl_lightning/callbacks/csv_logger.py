@@ -9,7 +9,7 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 
-from ssl_lightning.checkpoints import atomic_file
+from ssl_lightning.files import atomic_file
 
 
 class CSVLogger(Logger):

@@ -13,7 +13,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ssl_lightning.checkpoints import atomic_file
+from ssl_lightning.files import atomic_file
 from ssl_lightning.tasks.base import Panel, to_float
 
 COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#57606a"}

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
+from ssl_lightning.files import atomic_file
+
 VOID = 255
 GOLDEN = 0.618034  # of a turn: hues far apart for any number of classes
 
@@ -46,7 +48,8 @@ def draw_masks(
     for axis, name in zip(axes[0], ("image", "truth", "found"), strict=True):
         axis.set_title(name, fontsize=9)
     _legend(figure, class_names)
-    figure.savefig(path, dpi=110)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def draw_boxes(
@@ -91,7 +94,8 @@ def draw_boxes(
     for axis, name in zip(axes[0], ("truth", f"found, score at least {min_score:g}"), strict=True):
         axis.set_title(name, fontsize=9)
     _legend(figure, class_names)
-    figure.savefig(path, dpi=110)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def _colours(class_names: Sequence[str]) -> list[tuple[float, float, float]]:

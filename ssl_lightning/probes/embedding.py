@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ssl_lightning.encoding import class_labels, encode
+from ssl_lightning.files import atomic_file
 from ssl_lightning.probes.base import ImageLoader, Record, Setting, TrunkProbe
 from ssl_lightning.seeding import generator
 
@@ -84,7 +84,8 @@ class EmbeddingProbe(TrunkProbe):
             places, cosine = nearest(x, self.queries, self.neighbours)
             pictures = loader.take(places.flatten()).unflatten(0, places.shape)  # (Q, 1 + k, C, H, W)
             names = [setting.class_names[y] if y >= 0 else "" for y in labels[places.flatten()].tolist()]
-            draw(pictures, cosine, names).savefig(setting.folder / f"neighbours{suffix}.png", dpi=110)
+            with atomic_file(setting.folder / f"neighbours{suffix}.png") as temporary:
+                draw(pictures, cosine, names).savefig(temporary, dpi=110, format="png")
         return []
 
     def images(self, setting: Setting) -> ImageLoader:
@@ -140,9 +141,8 @@ def draw(pictures: Tensor, cosine: Tensor, names: Sequence[str]) -> Figure:
 
 def write_npz(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """Write the columns as numpy's archive of arrays, whole or not at all; no pickle is in it."""
-    temporary = path.with_name(f".{path.name}.tmp.npz")
-    np.savez(temporary, allow_pickle=False, **columns)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **columns)
 
 
 def write_parquet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
@@ -156,6 +156,5 @@ def write_parquet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     }
     flat = pyarrow.array(features.ravel())
     table["features"] = pyarrow.FixedSizeListArray.from_arrays(flat, features.shape[1])
-    temporary = path.with_name(f".{path.name}.tmp")
-    pyarrow.parquet.write_table(pyarrow.table(table), temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        pyarrow.parquet.write_table(pyarrow.table(table), temporary)

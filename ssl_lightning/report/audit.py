@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ssl_lightning.files import write_file
 from ssl_lightning.report.summary import print_table
 from ssl_lightning.results import Record, best_stage
 
@@ -144,7 +145,7 @@ def write_audit(path: Path, rows: Sequence[Row], command: str) -> None:
     lines += [_line(HEADER), "|---|---:|---:|---:|---:|---|"]
     lines += [_line(_cells(rows[0], row)) for row in rows]
     lines += ["", f"In %. {NOTE}"]
-    path.write_text("\n".join(lines) + "\n")
+    write_file(path, "\n".join(lines) + "\n")
 
 
 HEADER = ("guard", "pretext", "gain", "probe", "gain", "verdict")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_lightning.files import write_file
 from ssl_lightning.report.summary import column, headline
 from ssl_lightning.results import best_stage
 
@@ -79,7 +80,7 @@ def write_model_card(
         command=shlex.join(overrides),
         figures=_figures(results["probes"]),
     )
-    (folder / "MODEL_CARD.md").write_text(text)
+    write_file(folder / "MODEL_CARD.md", text)
 
 
 def _figures(records: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ssl_lightning.files import naming_full_disk, write_file
 from ssl_lightning.report.benchmark import load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
@@ -48,17 +49,22 @@ def write_report(outputs: Path, out: Path, benchmark: Path | None, budget: str |
 
     Raises:
         ValueError: There is no such folder or benchmark, or nothing to show.
+        DiskFullError: There is no room for the report.
     """
     tables = make_tables(outputs, benchmark, budget)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "table.md").write_text("\n".join(map(markdown, tables)), encoding="utf-8")
-    (out / "table.csv").write_text(csv_text(tables), encoding="utf-8")
-    (out / "table.tex").write_text("\n".join(map(latex, tables)), encoding="utf-8")
     pictures = {table.name: draw_all(table) for table in tables}
+    files: dict[str, str | bytes] = {
+        "table.md": "\n".join(map(markdown, tables)),
+        "table.csv": csv_text(tables),
+        "table.tex": "\n".join(map(latex, tables)),
+        PAGE: render(tables, pictures),
+    }
     for name, drawn in pictures.items():
-        for picture in drawn:
-            (out / f"{name}-{picture.name}.png").write_bytes(picture.png)
-    (out / PAGE).write_text(render(tables, pictures), encoding="utf-8")
+        files |= {f"{name}-{picture.name}.png": picture.png for picture in drawn}
+    out.mkdir(parents=True, exist_ok=True)
+    with naming_full_disk(out, "Make room, or give another folder: out="):
+        for name, content in files.items():
+            write_file(out / name, content)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     for table in tables:
         for shown in screen(table):

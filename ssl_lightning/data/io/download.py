@@ -22,6 +22,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ssl_lightning.files import is_full
+
 CONNECT_TIMEOUT_S = 15  # so that a machine without internet falls back quickly
 TOOL_TIMEOUT_S = 1800
 CHUNK = 1 << 20
@@ -139,6 +141,11 @@ def _try_sources(title: str, final: Path, sources: Sequence[Source], ready: Call
             say(f"{title}: ready in {final} after {time.monotonic() - start:.0f} s")
             return
         except Exception as error:
+            if is_full(error, work):
+                raise DownloadError(
+                    f"{title}: no space is left in the cache {final.parent}, where nothing of it stays; "
+                    "make room, or set data.root or SSL_LIGHTNING_DATA to a folder on a larger disk"
+                ) from error
             failures.append(f"{source.description}: {error or type(error).__name__}")
             say(f"{title}: {failures[-1]}")
         finally:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image, ImageOps
 from pytorch_lightning.utilities import rank_zero_warn
+
+from ssl_lightning.files import write_file
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 SHOWN = 10  # bad files that are named one by one
@@ -193,9 +194,7 @@ def _read_record(record: Path) -> dict[str, list[int]]:
 
 
 def _write_record(record: Path, stamps: dict[str, list[int]]) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=record.parent, suffix=".tmp", delete=False) as file:
-        json.dump(stamps, file)
-    os.replace(file.name, record)
+    write_file(record, json.dumps(stamps))
 
 
 def _first(names: Sequence[str]) -> str:
