@@ -25,6 +25,8 @@ NOT_SCIENCE = (
     "logger",
     "callbacks",
     "objective",
+    "diverged",
+    "deterministic",
     "skip_finished",
     "go_on",
     "benchmark",
