@@ -26,6 +26,8 @@ NOT_SCIENCE = (
     "logger",
     "callbacks",
     "objective",
+    "diverged",
+    "deterministic",
     "skip_finished",
     "go_on",
     "benchmark",

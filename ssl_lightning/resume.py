@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "logger",
     "callbacks",
     "objective",
+    "diverged",
 )
 
 

@@ -17,6 +17,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from ssl_lightning.callbacks.divergence import DivergenceGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.checkpoints import FOLDER, load_checkpoint, resume_point
@@ -119,12 +120,13 @@ class Run:
         self.records: list[Record] = []
         self.probe_s: dict[str, float] = {}
         self.throughput = Throughput()
-        self.metrics = Metrics(folder, self.throughput)
+        self.metrics = Metrics(self.throughput)
         self.data: PairedDataModule = instantiate(cfg.data)
         self.data.prepare_data()
         self.data.setup()
         self.task, self.loaded = build_task(cfg, self.data)
-        own = [self.throughput, self.metrics]
+        # the guard before the figures, so that those of a validation that failed are not the run's
+        own = [self.throughput, DivergenceGuard(folder, cfg.get("diverged")), self.metrics]
         callbacks = [*own, *instantiate(cfg.callbacks).values()]
         loggers = instantiate(cfg.logger).values()
         options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}

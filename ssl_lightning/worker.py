@@ -79,17 +79,18 @@ def leave_report(folder: Path, error: Exception) -> None:
     expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
     message = str(cause) if expected else f"{type(cause).__name__}: {cause}"
     text = "".join(traceback.format_exception(error))
-    if not expected or PARENT_PIPE not in os.environ:
-        print(text, file=sys.stderr)
     report = folder / ERROR_NAME
+    first = True
     try:
         with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
     except FileExistsError:
-        pass  # another rank was first, and the cause is most likely there
+        first = False  # another rank ended before, most likely for the cause; this one has lost it
     except OSError:  # the disk is full, which is the cause or hides it
         report.unlink(missing_ok=True)
         print(f"error: {message}", file=sys.stderr)
+    if PARENT_PIPE not in os.environ or (first and not expected):
+        print(text, file=sys.stderr)
 
 
 def die_with_parent() -> None:

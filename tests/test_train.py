@@ -184,14 +184,36 @@ def evaluate(tmp_path: Path, *overrides: str, ok: bool = True) -> subprocess.Com
 
 
 @pytest.mark.slow
-def test_training_that_diverges_names_the_step_and_the_checkpoint(tmp_path: Path) -> None:
-    long = ["trainer.limit_train_batches=1.0", "trainer.max_epochs=3", "scheduler=constant"]
-    done = train(tmp_path, *SMALL, *long, "optimizer.lr=1e18", ok=False)
-    assert "not finite at step" in done.stderr
-    assert "checkpoint" in done.stderr
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("rotation", ["trainer.precision=32-true"]),
+        ("rotation", ["trainer.precision=bf16-mixed", "trainer.devices=2", "trainer.log_every_n_steps=4"]),
+        ("inpainting", ["task.adversarial_weight=0.5", "trainer.accumulate_grad_batches=2"]),
+        ("super_resolution", ["task.warmup_steps=2", "trainer.devices=2", "trainer.log_every_n_steps=50"]),
+    ],
+)
+def test_training_that_diverges_names_the_step_and_the_checkpoint(
+    tmp_path: Path, task: str, options: list[str]
+) -> None:
+    long = ["trainer.limit_train_batches=1.0", "trainer.max_epochs=3", "scheduler=constant", f"task={task}"]
+    small = ["data.batch_size=8", "callbacks.checkpoint.every_n_steps=2"]  # 24 batches an epoch
+    done = train(tmp_path, *SMALL, *long, *small, "optimizer=sgd", "optimizer.lr=1e30", *options, ok=False)
+    folder = tmp_path / f"{task}/fake/convnet/run"
+    assert done.stderr.count("error:") == 1
+    assert "What may help: a lower optimizer.lr (now 1e+30)" in done.stderr
     assert "Traceback" not in done.stderr
-    results = json.loads((tmp_path / "rotation/fake/convnet/run/results.json").read_text())
+    facts = json.loads((folder / "bad_batch.json").read_text())
+    assert facts["step"] <= 24
+    assert f"at step {facts['step']} (epoch 1, batch {facts['batch']})" in done.stderr
+    assert len(set(facts["images"])) == len(facts["images"])
+    assert len(facts["images"]) in (8, 16)
+    results = json.loads((folder / "results.json").read_text())
     assert results["run"]["status"] == "failed"
+    assert results["probes"]  # of the untrained trunk
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        state = load_checkpoint(path)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values()), path
 
 
 def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:

@@ -12,25 +12,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks
 
+from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
 from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS
 from ssl_lightning.interrupts import STOP, requeue_if_slurm
-
-
-class DivergedError(ValueError):
-    """The loss or the weights are no longer finite.
-
-    Args:
-        what: What is not finite.
-        trainer: Tells the step.
-        last: The checkpoint that a user may go back to.
-    """
-
-    def __init__(self, what: str, trainer: pl.Trainer, last: Path) -> None:
-        good = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint before it"
-        super().__init__(
-            f"{what} not finite at step {trainer.fit_loop.total_batch_idx + 1}; {good}. "
-            "A lower optimizer.lr or trainer.gradient_clip_val=1.0 may help"
-        )
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -130,18 +114,22 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
     Args:
         trainer: Its `save_checkpoint` would wait for all processes, which a clock or a signal of the first
             one cannot bring about.
-        pl_module: Whose weights must be finite.
+        pl_module: Whose weights and buffers must be finite.
         path: The file.
         keep: Where the file that was there is moved, once the new one is ready.
 
     Raises:
-        DivergedError: A weight is not finite.
+        DivergedError: A step was bad that the guard had not yet looked at, or a value is not finite.
     """
     if not trainer.is_global_zero:
         return
-    finite = torch.stack([p.detach().isfinite().all() for p in pl_module.parameters()]).all()
-    if not bool(finite):
-        raise DivergedError("weights are", trainer, path.with_name(LAST))
+    for guard in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(guard, DivergenceGuard):
+            guard.read(trainer, pl_module, alone=True)
+    values = [*pl_module.parameters(), *pl_module.buffers()]
+    if not torch.stack([value.detach().isfinite().all() for value in values]).all():
+        step = trainer.fit_loop.total_batch_idx + 1
+        raise DivergedError(f"weights are not finite after step {step}; nothing was written to {path}")
     for logger in trainer.loggers:
         logger.save()  # what was logged so far outlives what is saved now
     state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)

@@ -1,10 +1,8 @@
-"""The figures of a run: to every logger, to results.json, and a guard against those that are not finite."""
+"""The figures of a run: to every logger, to results.json."""
 
 from __future__ import annotations
 
-import math
 import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,10 +10,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from ssl_lightning.callbacks.checkpoint import DivergedError
 from ssl_lightning.callbacks.csv_logger import CSVLogger
 from ssl_lightning.callbacks.throughput import Throughput
-from ssl_lightning.checkpoints import FOLDER, LAST
 
 
 class Metrics(Callback):
@@ -26,12 +22,11 @@ class Metrics(Callback):
     to the loggers comes after the checkpoint of the same batch, so that a resumed run would lose a row.
 
     Args:
-        run_dir: The run folder, to name the last good checkpoint when the loss is not finite.
         throughput: Counts the images.
     """
 
-    def __init__(self, run_dir: Path, throughput: Throughput) -> None:
-        self.run_dir, self.throughput = run_dir, throughput
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
         self.steps = 0  # batches so far; Lightning's global_step counts the steps of every optimizer
         self.validation: dict[str, float] = {}  # the last figures of the pretext's validation
         self._norms: dict[str, Tensor] = {}
@@ -71,10 +66,6 @@ class Metrics(Callback):
             row["train/lr" + (f"_{number}" if number else "")] = optimizer.param_groups[0]["lr"]
         row["train/images_per_s"] = self.throughput.images_per_s
         self._write(trainer, row)
-        losses = {name: value for name, value in row.items() if "loss" in name}  # of every network
-        if bad := [name for name, value in losses.items() if not math.isfinite(value)]:
-            what = f"{' and '.join(bad)} {'is' if len(bad) == 1 else 'are'}"
-            raise DivergedError(what, trainer, self.run_dir / FOLDER / LAST)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:

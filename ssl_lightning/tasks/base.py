@@ -86,6 +86,7 @@ class PretextTask(pl.LightningModule):
         self.seed = seed
         self.lr_reference_batch = lr_reference_batch
         self.image_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.scores: dict[str, Tensor] = {}  # of the last training batch, without their graph
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
@@ -166,9 +167,10 @@ class PretextTask(pl.LightningModule):
         return self._stream("train", batch_idx, device)
 
     def log_training(self, scores: Mapping[str, Tensor]) -> None:
-        """Log scalars under `train/`."""
+        """Log scalars under `train/`, and keep those of this batch in `scores`."""
+        self.scores = {name: value.detach() for name, value in scores.items()}
         # logger=False, here and below: callbacks/metrics.py takes these to the loggers
-        self.log_dict({f"train/{name}": value.detach() for name, value in scores.items()}, logger=False)
+        self.log_dict({f"train/{name}": value for name, value in self.scores.items()}, logger=False)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning import optim
-from ssl_lightning.callbacks.checkpoint import DivergedError
 from ssl_lightning.callbacks.csv_logger import CSVLogger
+from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.data.fake import Fake
@@ -147,10 +147,11 @@ def fit(
                 if isinstance(child, nn.BatchNorm2d):
                     setattr(part, name, nn.Identity())
     tmp_path.mkdir(exist_ok=True)
-    metrics, logger = Metrics(tmp_path, Throughput()), CSVLogger(str(tmp_path))
+    metrics, logger = Metrics(Throughput()), CSVLogger(str(tmp_path))
     given = {"max_epochs": 2, "log_every_n_steps": 1} | options
     trainer = make_trainer(
-        **task.trainer_options(given), accelerator="cpu", precision="32-true", callbacks=[metrics],
+        **task.trainer_options(given), accelerator="cpu", precision="32-true",
+        callbacks=[DivergenceGuard(tmp_path), metrics],
         logger=[logger], enable_progress_bar=False,
     )  # fmt: skip
     try:

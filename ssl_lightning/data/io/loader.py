@@ -118,9 +118,22 @@ class BatchLoader:
 
         Files are named by their path, others by their split and number.
         """
+        return self.names(self.indices)
+
+    def names(self, indices: Tensor) -> list[str]:
+        """Name of each of some images of the source, `(n,)`, as `image_names`."""
         paths = getattr(self.source, "paths", None)
-        indices = self.indices.tolist()
-        return [f"{self.name}/{i}" for i in indices] if paths is None else [str(paths[i]) for i in indices]
+        numbers = indices.tolist()
+        return [f"{self.name}/{i}" for i in numbers] if paths is None else [str(paths[i]) for i in numbers]
+
+    def batch_indices(self, number: int) -> Tensor:
+        """Which images of the source a global batch holds, (B,) int64 in its order.
+
+        Args:
+            number: Of the batch, counted from 0 over all epochs.
+        """
+        epoch, step = divmod(number, len(self))
+        return self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
     def take(self, places: Tensor) -> Tensor:
         """Return the images (n, C, H, W) uint8 at some places (n,) of that order, not augmented."""
@@ -166,14 +179,20 @@ class BatchLoader:
         each, more = divmod(size, self.world_size)
         return self.rank * each + min(self.rank, more), each + (self.rank < more)
 
+    def _order(self, epoch: int) -> Tensor:
+        """Images of an epoch, of all processes, in their order."""
+        if not self.shuffle:
+            return self.indices
+        draw = generator(self.seed, self.name, "order", epoch)
+        return self.indices[torch.randperm(len(self.indices), generator=draw)]
+
     def _shares(self, first: int, steps: int) -> Iterator[Share]:
         """Yield this process's shares of the batches `first` to `first + steps`, over all epochs."""
         order, current = self.indices, None
         for count in range(first, first + steps):
             epoch, step = divmod(count, steps)
-            if self.shuffle and epoch != current:
-                draw = generator(self.seed, self.name, "order", epoch)
-                order, current = self.indices[torch.randperm(len(self.indices), generator=draw)], epoch
+            if epoch != current:
+                order, current = self._order(epoch), epoch
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             start, length = self._part(len(batch))
             yield Share((self.seed, self.name, epoch), step, len(batch), start, batch[start : start + length])
