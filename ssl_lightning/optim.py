@@ -8,9 +8,10 @@ shape of its schedule.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
@@ -22,6 +23,24 @@ class _OneCycle(OneCycleLR):
         super().load_state_dict({key: state_dict[key] for key in ("last_epoch", "_step_count", "_last_lr")})
 
 
+def check_optimizer(
+    make_optimizer: Callable[[Any], Optimizer], make_scheduler: Callable[[Optimizer, int], LRScheduler]
+) -> None:
+    """Refuse settings that an optimizer or its schedule would refuse once the training begins.
+
+    Raises:
+        ValueError: Says which.
+    """
+    try:
+        optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"optimizer: {error}") from error
+    momentum = optimizer.defaults.get("momentum", 0)
+    if momentum >= 1:  # which torch lets pass
+        raise ValueError(f"optimizer.momentum is {momentum}; allowed is 0 to below 1")
+    make_scheduler(optimizer, 100)
+
+
 def one_cycle(
     optimizer: Optimizer, total_steps: int, *, warmup: float = 0.3, div_factor: float = 25.0
 ) -> LRScheduler:
@@ -30,13 +49,19 @@ def one_cycle(
     Momentum (or Adam's beta1) moves the other way between 0.95 and 0.85.
     """
     _check_fraction("warmup", warmup)
+    if div_factor < 1:
+        raise ValueError(
+            f"scheduler.div_factor is {div_factor}; it is the peak over the first rate, 1 or more"
+        )
     peak = [group["lr"] for group in optimizer.param_groups]
-    return _OneCycle(optimizer, peak, total_steps=total_steps, pct_start=warmup, div_factor=div_factor)
+    return _OneCycle(optimizer, peak, total_steps=total_steps, pct_start=float(warmup), div_factor=div_factor)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, *, warmup: float = 0.0, final: float = 0.0) -> LRScheduler:
     """Linear warm-up over a fraction of the run, then a half cosine down to `final` * lr."""
     _check_fraction("warmup", warmup)
+    if not 0 <= final <= 1:
+        raise ValueError(f"scheduler.final is {final}; it is a fraction of the peak, 0 to 1")
     warmup_steps = round(warmup * total_steps)
 
     def factor(step: int) -> float:
@@ -54,6 +79,8 @@ def multistep(
     """Multiply the learning rate by `gamma` at each milestone, a fraction of the run in (0, 1)."""
     for milestone in milestones:
         _check_fraction("milestones", milestone)
+    if gamma <= 0:
+        raise ValueError(f"scheduler.gamma is {gamma}; it must be above 0")
     steps = [round(milestone * total_steps) for milestone in milestones]
     return LambdaLR(optimizer, lambda step: gamma ** sum(step >= at for at in steps))
 
@@ -65,4 +92,4 @@ def constant(optimizer: Optimizer, total_steps: int) -> LRScheduler:
 
 def _check_fraction(name: str, value: float) -> None:
     if not 0.0 <= value < 1.0:
-        raise ValueError(f"{name} is {value}; it is a fraction of the run, from 0 to below 1")
+        raise ValueError(f"scheduler.{name} is {value}; it is a fraction of the run, from 0 to below 1")

@@ -27,7 +27,6 @@ NOT_SCIENCE = (
     "callbacks",
     "objective",
     "diverged",
-    "deterministic",
     "skip_finished",
     "go_on",
     "benchmark",

@@ -25,6 +25,7 @@ from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.encoding import evaluating, stage_maps
 from ssl_lightning.hardware import join_processes, make_trainer, memory_format, peak_memory_gb
 from ssl_lightning.networks.features import check_input_size
+from ssl_lightning.optim import check_optimizer
 from ssl_lightning.preparation import Preparation
 from ssl_lightning.probes.base import BaseProbe, run_probes
 from ssl_lightning.report.model_card import write_model_card
@@ -40,6 +41,7 @@ from ssl_lightning.results import (
     versions,
     write_json,
 )
+from ssl_lightning.schema import check_config, check_length
 from ssl_lightning.seeding import stream_seed
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import load_weights, save_backbone
@@ -121,6 +123,8 @@ class Run:
         self.probe_s: dict[str, float] = {}
         self.throughput = Throughput()
         self.metrics = Metrics(self.throughput)
+        check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+        check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))
         self.data: PairedDataModule = instantiate(cfg.data)
         self.data.prepare_data()
         self.data.setup()
@@ -131,6 +135,13 @@ class Run:
         loggers = instantiate(cfg.logger).values()
         options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}
         self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
+        if self.task.needs_training:
+            check_length(
+                cfg.trainer,
+                batches=self.data.pretrain_batches,
+                batch_size=self.data.batch_size,
+                processes=self.trainer.world_size,
+            )
         if self.trainer.world_size > 1 and self.task.needs_training and cfg.trainer.sync_batchnorm:
             from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
 
@@ -333,8 +344,12 @@ def command(entry: str, overrides: Iterable[str]) -> str:
 
 def map_shapes(trunk: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]:
     """Shape `(C, H, W)` of each stage map, found by encoding one image; leaves no trace."""
-    with evaluating(trunk), torch.no_grad():
-        maps = stage_maps(trunk, fed)
+    try:
+        with evaluating(trunk), torch.no_grad():
+            maps = stage_maps(trunk, fed)
+    except (AssertionError, RuntimeError) as error:  # transformers of timm take one size only
+        size = "x".join(map(str, fed.shape[-2:]))
+        raise ValueError(f"the trunk takes no images of {size} px: {error}") from error
     return {f"stage{depth}": tuple(each.shape[1:]) for depth, each in enumerate(maps, 1)}  # type: ignore[misc]
 
 

@@ -35,8 +35,10 @@ class ImageSpec:
                 f"mean has {len(self.mean)} and std {len(self.std)} values; "
                 f"both need one for each of the {self.channels} channels"
             )
-        if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; every value must be above 0")
+        if not all(0 <= value <= 1 for value in self.mean):  # NaN is neither
+            raise ValueError(f"mean is {self.mean}; every value must be in 0 to 1, as pixels are then")
+        if not all(0 < value <= 1 for value in self.std):
+            raise ValueError(f"std is {self.std}; every value must be above 0, and at most 1")
 
     @property
     def num_classes(self) -> int | None:

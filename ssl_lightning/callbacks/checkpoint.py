@@ -85,6 +85,11 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor or "")
+        if self.monitor is not None and value is None:
+            raise ValueError(
+                f"callbacks.checkpoint.monitor is {self.monitor!r}; allowed are null and what is measured: "
+                f"{', '.join(sorted(trainer.callback_metrics))}"
+            )
         if value is not None and float(value) < self.best:
             self.best = float(value)
             save(trainer, pl_module, self.folder / BEST)

@@ -36,14 +36,16 @@ class PanelPicture(Callback):
 
     def __init__(self, folder: str, images: int = 6, keep: bool = True) -> None:
         if images < 1:
-            raise ValueError(f"images is {images}; a panel needs at least 1")
+            raise ValueError(f"callbacks.panel.images is {images}; a panel needs at least 1")
         self.folder = Path(folder)
         self.count, self.keep = images, keep
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        images = to_float(trainer.datamodule.train_sample(self.count).to(pl_module.device))  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        images = data.train_sample(min(self.count, data.pretrain_images))
+        images = to_float(images.to(pl_module.device))
         pl_module.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             panel = pl_module.panel(images)  # type: ignore[operator]

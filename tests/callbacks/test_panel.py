@@ -67,7 +67,9 @@ def play(callback: PanelPicture, given: list[Panel], first: int = 1, loggers: tu
             is_global_zero=True,
             current_epoch=epoch - 1,
             loggers=loggers,
-            datamodule=SimpleNamespace(train_sample=lambda n: torch.zeros(n, 3, 5, 7, dtype=torch.uint8)),
+            datamodule=SimpleNamespace(
+                pretrain_images=100, train_sample=lambda n: torch.zeros(n, 3, 5, 7, dtype=torch.uint8)
+            ),
             precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
         )
         callback.on_train_epoch_end(trainer, module)

@@ -1,0 +1,250 @@
+"""What is refused of a config, in one table: what a user gives, and the line that is the answer.
+
+Every case is built as a run builds it, on generated images, up to the point where work would start. That the
+line reaches the terminal is shown on a few cases in processes of their own.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_lightning.bench.build import composed
+from ssl_lightning.errors import RunError
+from ssl_lightning.launch import check_devices
+from ssl_lightning.run import Run
+
+ROOT = Path(__file__).parents[2]
+DATA = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "data.batch_size=8", "data.image_size=16"]
+TINY = ["data=fake", "trainer=cpu", "trainer.precision=32-true", "callbacks=[]", "logger=[]", "probe=[]"]
+
+WHOLE = "allowed is a whole number"
+FINITE = "allowed is a finite number"
+BEGINS = "allowed is a number of batches above 0, or a fraction"
+CASES = {
+    # the top
+    "seed=x": f"seed is 'x'; {WHOLE}",
+    "seed=1.5": f"seed is 1.5; {WHOLE}",
+    "seed=null": f"seed is None; {WHOLE}",
+    "sedd=1": "Could not override 'sedd'",
+    "+sedd=1": "sedd is no key of the config; did you mean seed",
+    "name=": "name is empty",
+    "channels_last=maybe": "channels_last is 'maybe'; allowed is true or false",
+    "objective=3": "objective is 3; allowed is text or null",
+    "prefix_map=[a]": r"prefix_map is \['a'\]; allowed is a mapping.* or null",
+    "init_from=3": "init_from is 3; allowed is text or null",
+    "init_from=/nowhere/x.ckpt": "/nowhere/x.ckpt is not there; give a run folder, a .safetensors",
+    "seed=${nothing}": "Interpolation key 'nothing' not found",
+    # choices
+    "task=rotaton": r"(?s)Could not find 'task/rotaton'.*Available options in 'task'.*rotation",
+    "data=cifar100": r"(?s)'data/cifar100'.*cifar10",
+    "backbone=resnet": r"(?s)'backbone/resnet'.*resnet18",
+    "optimizer=adamax": r"(?s)'optimizer/adamax'.*adamw",
+    "scheduler=linear": r"(?s)'scheduler/linear'.*one_cycle",
+    "trainer=tpu": r"(?s)'trainer/tpu'.*gpu",
+    "probe=[linaer]": "Could not load 'probe/linaer'",
+    "callbacks=[x]": "Could not load 'callbacks/x'",
+    "logger=[x]": "Could not load 'logger/x'",
+    "probe=linear,knn": r"(?s)Ambiguous value.*use key=\[value1,value2\]",
+    # data
+    "data.batch_size=0": "data.batch_size is 0; it must be at least 1",
+    "data.batch_size=1e3": f"data.batch_size is 1000.0; {WHOLE}",
+    "data.batch_size=1e-3x": f"data.batch_size is '1e-3x'; {WHOLE}",
+    "data.batch_size=null": f"data.batch_size is None; {WHOLE}",
+    "data.batch_size=true": f"data.batch_size is True; {WHOLE}",
+    "data.batch_size=[8]": rf"data.batch_size is \[8\]; {WHOLE}",
+    "data.batch_size=64": "data.batch_size is 64; allowed for fake is 1 to 32, the pretraining images",
+    "data.batch_size=8 trainer.devices=3": "data.batch_size is 8 .* divide evenly among 3 processes",
+    "data.eval_batch_size=-1": "data.eval_batch_size is -1; it must be at least 1",
+    "data.image_size=2": "data.image_size is 2 px, but the trunk has stride 4 .* to 4 or more",
+    "data.image_size=[16,16]": rf"data.image_size is \[16, 16\]; {WHOLE}",
+    "data.channels=2": "data.channels is 2; allowed are 1 .* and 3",
+    "data.num_classes=100": "data.num_classes is 100, .* an image of each in both splits",
+    "data.mean=[0.5,0.5,0.5]": "data.mean and data.std must both be given",
+    "data.mean=[0.5] data.std=[0.5]": "both need one for each of the 3 channels",
+    "data.mean=[5,0.5,0.5] data.std=[0.1,0.1,0.1]": "every value must be in 0 to 1",
+    "data.mean=[nan,0.5,0.5] data.std=[0.1,0.1,0.1]": "data.mean is .*a list, each a finite number or null",
+    "data.mean=[0.5,0.5,0.5] data.std=[0,0.1,0.1]": "std is .*above 0",
+    "data.mean=[0.5,0.5,0.5] data.std=[a,b,c]": "data.std is .*each a finite number",
+    "data.heldout=48": "data.heldout is 48; allowed for fake is 1 to 47",
+    "data.max_labels=1": "data.max_labels is 1; .*at least 4 .one a class.",
+    "data.pretrain_size=1000": "data.pretrain_size is 1000; allowed for fake is 1 to 32",
+    "data.pretrain_size=4": "data.batch_size is 8; allowed for fake is 1 to 4",
+    "data.crop_padding=16": "crop_padding is 16; it must be below the image size 16",
+    "data.flip=sometimes": "data.flip is 'sometimes'; allowed is true or false",
+    "data.num_trian=3": "Could not override 'data.num_trian'",
+    "+data.num_trian=3": "data.num_trian is no key of data; did you mean num_train",
+    "data=folder": r"(?i)missing mandatory value: (data\.)?pretrain_dir",
+    "data=folder data.pretrain_dir=/nowhere": "folder /nowhere does not exist",
+    "data=folder data.pretrain_dir=/ data.train_dir=/": "the probes need both",
+    "data=folder data.pretrain_dir=/ data.max_bad=2": "data.max_bad is 2; allowed is a fraction",
+    "data=folder data.pretrain_dir=/ data.crop_scale=[1,0.2]": "crop_scale",
+    "data=imagenet data.dir=/nowhere": "folder /nowhere/train does not exist; data.dir has train and val",
+    "data=camvid data.dir=/ data.size=[8,8]": "data.size",
+    "data=camvid data.dir=/ data.class_names=[a,a]": "data.class_names is .*different names",
+    # trunks
+    "backbone.widths=[4,4]": r"widths are \[4, 4\] and strides \[2, 2, 1\]; both need one",
+    "backbone.widths=4": "backbone.widths is 4; allowed is a list, each a whole number",
+    "backbone.widths=[4.5,4,4]": "backbone.widths is .*a list, each a whole number",
+    "backbone.strides=[4,4,4]": "the trunk has stride 64 and needs at least 64 px",
+    "backbone=nin backbone.blocks=7": "blocks is 7; allowed are 3, 4, 5",
+    "backbone=alexnet": "needs at least 31 px",
+    "backbone=timm backbone.model_name=resnet1": "which timm does not have; did you mean resnet18",
+    "backbone=timm backbone.model_name=vit_tiny_patch16_224": "takes no images of 16x16 px: .*224",
+    "backbone=timm backbone.out_indices=[9]": "timm cannot build 'resnet18'.*out_indices.*9",
+    "backbone=timm +backbone.foo=1": "timm cannot build 'resnet18'.*unexpected keyword argument 'foo'",
+    "backbone=resnet18_small backbone.model_name=vgg11": "no plain ResNet stem; allowed is e.g. resnet18",
+    "backbone=srresnet backbone.width=0": "width is 0, .* all must be at least 1",
+    # tasks
+    "task.copies=3": "copies is 3; allowed are 4 .* and 1",
+    "task.lr_reference_batch=x": f"task.lr_reference_batch is 'x'; {WHOLE} or null",
+    "+task.grid=3": "task.grid is no key of task",
+    "task=jigsaw task.grid=9": "the tiles are 1 px .*needs at least 4 px",
+    "task=jigsaw task.tile=64": "task.tile is 64 px; allowed are 1 to 5, the size of its cell",
+    "task=jigsaw task.permutations=1000000": "allowed are 2 to 362,880 orders of 9 tiles",
+    "task=jigsaw task.permutations=4": "task.permutations_per_image is 8; allowed are 1 to 4",
+    "task=jigsaw task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0 to 1",
+    "task=context_prediction task.tile=32": "need 96 px .*data.image_size is 16",
+    "task=context_prediction task.colours=green": "colours",
+    "task=inpainting task.hole=64": "task.hole is 64 px; allowed are 1 to 15",
+    "task=inpainting task.mask=star": "task.mask is 'star'; allowed are center, blocks, region",
+    "task=super_resolution task.scale=3": "task.scale is 3; allowed are 2 and 4",
+    "task=super_resolution task.input=small": "choose task.input=enlarged",
+    "task=colorization data.channels=1": "colorization needs images with colours",
+    "task=colorization task.target=lab": "task.target is 'lab'; allowed are bins and l2",
+    # optimizer and schedule, which are needed only once the training begins
+    "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
+    "optimizer.lr=1e-3x": f"optimizer.lr is '1e-3x'; {FINITE}",
+    "optimizer.lr=nan": f"optimizer.lr is nan; {FINITE}",
+    "optimizer.lr=inf": f"optimizer.lr is inf; {FINITE}",
+    "optimizer.momentum=2": "optimizer.momentum is 2; allowed is 0 to below 1",
+    "optimizer.weight_decay=-1": "optimizer: Invalid weight_decay value: -1",
+    "+optimizer.betas=[0.9,0.9]": "optimizer.betas is no key of optimizer",
+    "optimizer=adam optimizer.betas=[0.9]": "optimizer.betas is .*a list of 2",
+    "scheduler.warmup=1": "scheduler.warmup is 1; it is a fraction of the run, from 0 to below 1",
+    "scheduler.div_factor=0": "scheduler.div_factor is 0; .*1 or more",
+    "scheduler=cosine scheduler.final=-1": "scheduler.final is -1; .*0 to 1",
+    "scheduler=multistep scheduler.milestones=[30]": "scheduler.milestones is 30; it is a fraction",
+    "scheduler=multistep scheduler.milestones=0.5": "scheduler.milestones is 0.5; allowed is a list",
+    "scheduler=multistep scheduler.gamma=0": "scheduler.gamma is 0; it must be above 0",
+    # trainer
+    "trainer.max_epochs=0": "trainer.max_epochs is 0; allowed is 1 or more, or -1",
+    "trainer.max_epochs=-1": "max_epochs and trainer.max_steps are both -1; a schedule needs an end",
+    "trainer.max_epochs=null": f"trainer.max_epochs is None; {WHOLE}",
+    "trainer.max_steps=-7": "trainer.max_steps is -7; allowed is 1 or more, or -1",
+    "trainer.limit_train_batches=0": f"trainer.limit_train_batches is 0; {BEGINS}",
+    "trainer.limit_train_batches=1.5": f"trainer.limit_train_batches is 1.5; {BEGINS}",
+    "trainer.limit_train_batches=0.001": "limit_train_batches is 0.001: of 4 batches none is left",
+    "trainer.limit_val_batches=2.5": "trainer.limit_val_batches is 2.5; allowed is 0, a number of batches",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches is 0; allowed is 1 or more",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val is -1; allowed is a number above 0, or null",
+    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch is 0; allowed is 1 or more",
+    "trainer.val_check_interval=1000": "trainer.val_check_interval is 1000; .*1 to 4, the batches",
+    "trainer.log_every_n_steps=x": f"trainer.log_every_n_steps is 'x'; {WHOLE}",
+    "trainer.precision=fp8": "trainer.precision is 'fp8'; allowed is auto, 32-true",
+    "trainer.accelerator=npu": "trainer.accelerator is 'npu'; allowed is auto or cpu or gpu",
+    "trainer.devices=[0,1]": r"trainer.devices is \[0, 1\]; allowed are a number above 0 and 'auto'",
+    "trainer.num_nodes=0": "trainer.num_nodes is 0; allowed is 1 or more",
+    "trainer.strategy=magic": "invalid strategy name: `strategy='magic'`",
+    "trainer.sync_batchnorm=3": "trainer.sync_batchnorm is 3; allowed is true or false",
+    "+trainer.foo=1": "trainer.foo is no key of trainer",
+    # what watches the run
+    "callbacks=[checkpoint] callbacks.checkpoint.every_n_steps=0": "every_n_steps is 0; it is null or above",
+    "callbacks=[checkpoint] callbacks.checkpoint.every_minutes=soon": f"every_minutes is 'soon'; {FINITE}",
+    "callbacks=[checkpoint] +callbacks.checkpoint.foo=3": "callbacks.checkpoint.foo is no key .*dirpath",
+    "callbacks=[online_knn] callbacks.online_knn.k=0": "callbacks.online_knn.k is 0; it must be above 0",
+    "callbacks=[panel] callbacks.panel.images=0": "images is 0; a panel needs at least 1",
+    "callbacks=[progress] callbacks.progress.every_s=-1": "every_s is -1 .*seconds above 0",
+    "logger=[csv] logger.csv.save_dir=3": "logger.csv.save_dir is 3; allowed is text",
+    # how trunks are prepared, and the probes
+    "encoding.batch_norm=frozen": "encoding.batch_norm is 'frozen'; allowed are trained, recalibrated",
+    "encoding.images=1": "encoding.images is 1; statistics need at least 2",
+    "encoding.input=views": "the trunk of Rotation sees whole images; use image",
+    "probe=[linear] probe.linear.l2=0.1": "probe.linear.l2 is 0.1; allowed is a list",
+    "probe=[linear] probe.linear.l2=[-1]": r"probe.linear.l2 is \[-1\]; .*all above 0",
+    "probe=[linear] probe.linear.refit=maybe": "probe.linear.refit is 'maybe'; allowed is true or false",
+    "probe=[knn] probe.knn.ks=[200]": "asks for 200 neighbours, but the bank holds 32",
+    "probe=[knn] probe.knn.temperature=-1": "probe.knn.temperature is -1; it must be above 0",
+    "probe=[svm] probe.svm.folds=100": "probe.svm.folds is 100, and there are 32",
+    "probe=[lowshot] probe.lowshot.ks=[1000]": "begins with 1000 images a class, and there are 32",
+    "probe=[nonlinear] probe.nonlinear.stage=stage9": "'stage9'; the trunk has stage1, stage2, stage3",
+    "probe=[rankme] probe.rankme.images=0": "probe.rankme.images is 0; a rank needs at least 2",
+    "probe=[finetune] probe.finetune.fractions=[2]": r"fractions is \[2\]; .*all in \(0, 1\]",
+    "probe=[finetune] probe.finetune.fractions=[0.001]": "begins with 0.001, 0 of 32 labelled",
+    "probe=[embedding] probe.embedding.folder=/nowhere": "/nowhere, which is not a folder",
+    "probe=[segmentation]": "needs labels of the kind masks, and data fake has classes",
+    "probe=[detection]": "needs labels of the kind boxes, and data fake has classes",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    """Lightning says for every trainer which GPUs there are not."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def refused(overrides: list[str], folder: Path) -> Exception:
+    """Build a run as `train.py` does, and return why it does not start."""
+    base = [*TINY, *([] if overrides[0].startswith(("data=", "backbone=a")) else DATA)]
+    base += [] if overrides[0].startswith("backbone=") else ["backbone.widths=[4,4,4]"]
+    base += ["data.image_size=16"] if overrides[0] == "backbone=alexnet" else []
+    try:
+        cfg = composed([*base, *overrides], folder)
+        check_devices(cfg)
+        Run(cfg, folder)
+    except Exception as error:
+        while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # as the worker does
+        return error
+    raise AssertionError(f"{overrides} are accepted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", CASES)
+def test_a_config_that_makes_no_run_is_refused_before_any_work(given: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    error = refused(given.split(" "), folder)
+    with pytest.raises(type(error), match=CASES[given]):
+        raise error
+    # what a worker tells in one line; everything else has a traceback
+    assert isinstance(error, (ValueError, OSError, RunError, HydraException, OmegaConfBaseException))
+    assert not folder.exists()
+
+
+def test_what_is_given_is_what_is_told(tmp_path: Path) -> None:
+    """One case that is not slow: types of all groups are checked at one place."""
+    for given in ("seed=x", "data.batch_size=1e-3x", "trainer.max_epochs=0", "+task.grid=3"):
+        with pytest.raises(ValueError, match=CASES[given]):
+            raise refused([given], tmp_path / "run")
+
+
+def test_what_fits_is_taken(tmp_path: Path) -> None:
+    """The same checks let the tiny run through, so that they refuse what a case adds to it."""
+    with pytest.raises(AssertionError, match="are accepted"):
+        refused(["seed=3"], tmp_path / "run")
+
+
+AT_THE_TERMINAL = ["data.batch_size=many", "task=rotaton", "trainer.max_epochs=0", "data=folder"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", AT_THE_TERMINAL)
+def test_the_line_reaches_the_terminal_without_a_traceback(given: str, tmp_path: Path) -> None:
+    base = [*TINY, *([] if given.startswith("data=") else DATA), f"output_dir={tmp_path}", "name=x"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *base, given],
+        capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    with pytest.raises(RuntimeError, match=CASES.get(given, "'many'; allowed is a whole")):
+        raise RuntimeError(done.stderr)
+    assert "Traceback" not in done.stdout + done.stderr
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and ".hydra" not in path.parts}
+    assert left <= {"config.yaml", "error.txt", ".lock"}  # the record of the refusal, and nothing else
