@@ -123,14 +123,12 @@ def check_length(trainer: Mapping[str, Any], *, batches: int, batch_size: int, p
     limit = trainer["limit_train_batches"]
     used = batches if limit is None else int(batches * limit) if isinstance(limit, float) else limit
     if used < 1:
-        raise ValueError(
-            f"trainer.limit_train_batches is {limit}: of {batches} batches an epoch none is left"
-        )
+        raise ValueError(f"trainer.limit_train_batches is {limit}: of {batches} batches none is left")
     every = trainer["val_check_interval"]
     if isinstance(every, int) and every > min(used, batches):
         raise ValueError(
-            f"trainer.val_check_interval is {every}; allowed is a fraction, or 1 to {min(used, batches)}, the "
-            "batches of an epoch"
+            f"trainer.val_check_interval is {every}; allowed is a fraction, or 1 to "
+            f"{min(used, batches)}, the batches of an epoch"
         )
     if batch_size % processes:
         raise ValueError(
@@ -147,7 +145,8 @@ def accepted(target: Any) -> tuple[dict[str, Any], bool]:
         The annotations by name; and whether any other keyword is taken too.
     """
     found: dict[str, Any] = {}
-    for function in [c.__init__ for c in target.__mro__] if inspect.isclass(target) else [target]:
+    chain = [vars(c).get("__init__") for c in target.__mro__] if inspect.isclass(target) else [target]
+    for function in filter(None, chain):
         try:
             signature, hints = inspect.signature(function), typing.get_type_hints(function)
         except (NameError, TypeError, ValueError):  # made of C, or annotated for a type checker only

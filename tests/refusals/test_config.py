@@ -139,7 +139,7 @@ CASES = {
     "trainer.max_steps=-7": "trainer.max_steps is -7; allowed is 1 or more, or -1",
     "trainer.limit_train_batches=0": f"trainer.limit_train_batches is 0; {BEGINS}",
     "trainer.limit_train_batches=1.5": f"trainer.limit_train_batches is 1.5; {BEGINS}",
-    "trainer.limit_train_batches=0.001": "limit_train_batches is 0.001: of 4 batches an epoch none is left",
+    "trainer.limit_train_batches=0.001": "limit_train_batches is 0.001: of 4 batches none is left",
     "trainer.limit_val_batches=2.5": "trainer.limit_val_batches is 2.5; allowed is 0, a number of batches",
     "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches is 0; allowed is 1 or more",
     "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val is -1; allowed is a number above 0, or null",
@@ -243,7 +243,7 @@ def test_the_line_reaches_the_terminal_without_a_traceback(given: str, tmp_path:
         capture_output=True, text=True, check=False, cwd=tmp_path, env=os.environ, timeout=120,
     )  # fmt: skip
     assert done.returncode != 0
-    with pytest.raises(RuntimeError, match=CASES[given] if given in CASES else "'many'; allowed is a whole"):
+    with pytest.raises(RuntimeError, match=CASES.get(given, "'many'; allowed is a whole")):
         raise RuntimeError(done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
     left = {path.name for path in tmp_path.rglob("*") if path.is_file() and ".hydra" not in path.parts}
