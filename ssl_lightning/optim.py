@@ -50,9 +50,7 @@ def one_cycle(
     """
     _check_fraction("warmup", warmup)
     if div_factor < 1:
-        raise ValueError(
-            f"scheduler.div_factor is {div_factor}; it is the peak over the first rate, 1 or more"
-        )
+        raise ValueError(f"scheduler.div_factor is {div_factor}; the peak over the first rate is 1 or more")
     peak = [group["lr"] for group in optimizer.param_groups]
     return _OneCycle(optimizer, peak, total_steps=total_steps, pct_start=float(warmup), div_factor=div_factor)
 
