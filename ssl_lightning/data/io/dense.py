@@ -88,7 +88,7 @@ class DenseFiles:
         annotation = self.annotations[index]
         if isinstance(annotation, Boxes):
             return torch.from_numpy(pixels), annotation.target(scale)
-        mask = Image.fromarray(read_mask(annotation, self.num_classes, self.void))
+        mask = Image.fromarray(read_mask(annotation, self.num_classes, self.void, image.size))
         ids = np.full(self.size, VOID, np.int64)
         ids[:height, :width] = np.asarray(mask.resize((width, height), Image.Resampling.NEAREST))
         return torch.from_numpy(pixels), torch.from_numpy(ids)

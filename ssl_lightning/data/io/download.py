@@ -12,10 +12,12 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 import threading
 import time
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,7 @@ from ssl_lightning.files import is_full
 CONNECT_TIMEOUT_S = 15  # so that a machine without internet falls back quickly
 TOOL_TIMEOUT_S = 1800
 CHUNK = 1 << 20
+TAR_BLOCK = 512  # bytes of the header that every member has, empty ones too
 
 
 class DownloadError(RuntimeError):
@@ -175,6 +178,36 @@ def check_file(path: Path, expected: str, algorithm: str = "sha256") -> None:
     if got != expected:
         path.unlink()
         raise ChecksumError(f"{algorithm} of {path.name} is {got}, expected {expected}")
+
+
+def unpack(archive: Path, into: Path, max_bytes: int) -> None:
+    """Unpack a tar archive that may be malicious: nothing of it lands outside, nor runs, nor fills the disk.
+
+    Python's filter `data` refuses absolute names, `..`, links that lead out, devices and pipes. What a member
+    says of its size is what is written of it, so that the sum bounds the whole, however it is compressed.
+
+    Args:
+        archive: The file, compressed or not.
+        into: An empty folder.
+        max_bytes: Of all members together.
+
+    Raises:
+        ValueError: The archive is broken, or a member is refused; names it. Something may lie in `into` then.
+    """
+    left, names = max_bytes, set()
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:  # as they come: a list of all would read the whole archive first
+                name = os.path.normpath(member.name).casefold()
+                left -= member.size + TAR_BLOCK
+                if left < 0:
+                    raise ValueError(f"{member.name!r} makes it more than the {max_bytes:,} bytes expected")
+                if name in names and not member.isdir():
+                    raise ValueError(f"{member.name!r} is in it twice")
+                names.add(name)
+                tar.extract(member, into, filter="data")
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"{archive.name} is not unpacked: {error}") from error
 
 
 def run_tool(command: Sequence[str], cwd: Path) -> str:

@@ -25,6 +25,7 @@ CLASSES = (
     "ankle boot",
 )
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
+MAX_BYTES = 60_000 * 28 * 28 + 16  # of a file, unpacked
 FILES = {
     "train_images": "train-images-idx3-ubyte.gz",
     "train_labels": "train-labels-idx1-ubyte.gz",
@@ -101,13 +102,16 @@ def decode_idx(folder: Path) -> Mapping[str, np.ndarray]:
     """
     arrays = {}
     for name, file in FILES.items():
-        data = gzip.decompress((folder / file).read_bytes())
+        with gzip.open(folder / file) as packed:
+            data = packed.read(MAX_BYTES + 1)
         rank = data[3] if len(data) >= 4 else 0
         start = 4 + 4 * rank
         if data[:3] != b"\0\0\x08" or len(data) < start:
             raise ValueError(f"{file} is not an idx file of unsigned bytes")
         shape = tuple(int(size) for size in np.frombuffer(data, ">u4", count=rank, offset=4))
         values = np.frombuffer(data, np.uint8, offset=start)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"{file} holds more than {MAX_BYTES:,} bytes")
         if values.size != np.prod(shape) or rank != (3 if name.endswith("images") else 1):
             raise ValueError(f"{file} holds {values.size} values, and its header says {shape}")
         array = values.reshape(shape)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from pytorch_lightning.utilities import rank_zero_warn
 from ssl_lightning.files import write_file
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
+# What these are by their content. Pillow knows dozens more, and gives some to outside programs (PostScript to
+# Ghostscript), whatever the name of the file ends in
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SHOWN = 10  # bad files that are named one by one
 
 
@@ -77,17 +82,34 @@ def classes_of(root: str | os.PathLike[str], paths: Sequence[Path]) -> tuple[lis
     return names, [number[path[0]] for path in parts]
 
 
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str], max_pixels: float = math.inf) -> Iterator[Image.Image]:
+    """Open an image file, of which only the header is read yet.
+
+    Raises:
+        ValueError: It has more than `max_pixels` pixels, or is no plain file: a pipe would be waited for.
+        OSError: It is absent, unreadable, or no image of `FORMATS`.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("no plain file, but a folder, pipe, socket or device")
+    with Image.open(path, formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ValueError(f"{width} x {height} pixels are more than max_pixels {max_pixels}")
+        yield image
+
+
 def decode(path: str | os.PathLike[str], channels: int, max_pixels: int) -> Image.Image:
     """Decode one file wholly: upright by its EXIF tag, 8-bit grey (channels 1) or RGB (channels 3).
 
+    Of an animation it is the first picture; transparency is passed over, and the colours under it count.
+
     Raises:
-        ValueError: If it has more than `max_pixels` pixels or a pixel type without a known range.
+        ValueError: It is no plain file, has more than `max_pixels` pixels, or a pixel type without a known
+            range.
         OSError: If it is truncated or no image.
     """
-    with Image.open(path) as image:
-        width, height = image.size  # from the header, before the pixels take any memory
-        if width * height > max_pixels:
-            raise ValueError(f"{width} x {height} pixels are more than max_pixels {max_pixels}")
+    with opened(path, max_pixels) as image:  # before the pixels take any memory
         image.load()
         upright: Image.Image = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):  # 16 bits; a plain conversion would clip them at 255
@@ -129,7 +151,7 @@ def good_images(
         unknown = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
         bad = _check(unknown, max_pixels)
         if unknown:
-            good_stamps = {name: stamp for name, stamp in stamps.items() if Path(name) not in bad}
+            good_stamps = {name: found for name, found in stamps.items() if Path(name) not in bad}
             with contextlib.suppress(OSError):
                 _write_record(record, good_stamps)
     if len(bad) > max_bad * len(paths):
@@ -157,10 +179,19 @@ def usable(folder: Path, *, max_pixels: int, max_bad: float, cache: Path) -> lis
 
 def describe_bad(bad: dict[Path, str]) -> str:
     """Return one line for each of the first ten bad files, and how many more there are."""
-    lines = [f"  {path}: {reason}" for path, reason in list(bad.items())[:SHOWN]]
+    lines = [f"  {printable(path)}: {printable(reason)}" for path, reason in list(bad.items())[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  and {len(bad) - SHOWN} more")
     return "\n".join(lines)
+
+
+def printable(text: object) -> str:
+    r"""Write a name or a message so that a terminal and a file take it, whatever bytes and signs are in it.
+
+    >>> printable("a\nb \x1b[2J ü \udcff")
+    'a\\nb \\x1b[2J ü \\udcff'
+    """
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(text))
 
 
 def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
@@ -179,10 +210,10 @@ def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
 def stamp(path: Path) -> list[int]:
     """Return size and time of change (ns) of a file, by which a change is noticed; nothing if it is gone."""
     try:
-        stat = path.stat()
+        status = path.stat()
     except OSError:  # a dangling link: never equal to a record, so it is decoded and reported
         return []
-    return [stat.st_size, stat.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _read_record(record: Path) -> dict[str, list[int]]:

@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_lightning.data.io.download import lock_of, locked, say
-from ssl_lightning.data.io.folders import decode, describe_bad, stamp
+from ssl_lightning.data.io.folders import decode, describe_bad, opened, stamp
 from ssl_lightning.data.io.sources import FileSource, default_workers
 
 END = struct.Struct("<8sqq")  # MAGIC, number of pictures, offset of the table
@@ -215,7 +215,7 @@ def _expected_bytes(paths: Sequence[Path], channels: int, side: int) -> int:
     """Return about how large a pack becomes, from the headers of some files all over the list."""
     sizes = []
     for path in paths[:: max(1, len(paths) // SAMPLE)]:
-        with contextlib.suppress(Exception), Image.open(path) as image:  # a bad one is told of when decoded
+        with contextlib.suppress(Exception), opened(path) as image:  # a bad one is told of when decoded
             width, height = shrunk(*image.size, side)
             sizes.append(width * height * channels)
     return len(paths) * sum(sizes) // max(1, len(sizes))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
 
 from ssl_lightning.data.io.arrays import PARTS, has_parts
-from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain
+from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain, unpack
 
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIZE = 96
 CHUNK = 4096
+MAX_BYTES = 4_000_000_000  # of all files in the archive; they have 3.1 GB
 STL_PARTS = ("unlabeled_images", *PARTS)
 FILES = {"unlabeled": "unlabeled_X.bin", "train": "train_X.bin", "test": "test_X.bin"}
 
@@ -52,8 +52,7 @@ def convert(archive: Path, out: Path, scratch: Path, size: int = SIZE) -> None:
 
     The files hold each image channel by channel, column by column; labels count from 1.
     """
-    with tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")
+    unpack(archive, scratch, MAX_BYTES)
     archive.unlink()  # 2.6 GB that are no longer needed
     folder = scratch / "stl10_binary"
     for split, name in FILES.items():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tarfile
 from pathlib import Path
 
-from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain
+from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain, unpack
 
 CLASSES = (
     "aeroplane",
@@ -30,6 +29,7 @@ CLASSES = (
     "train",
     "tvmonitor",
 )
+MAX_BYTES = 4_000_000_000  # of all files of an archive; the largest has 2 GB
 ARCHIVES = {"2007": (("2007", 460_032_000), ("2007-test", 451_020_800)), "2012": (("2012", 1_999_639_040),)}
 
 
@@ -101,8 +101,7 @@ def _is_voc(folder: Path) -> bool:
 
 def _unpack(archive: Path, out: Path, scratch: Path, base: str) -> None:
     """Unpack an archive and add what lies in its folder `base` to `out`."""
-    with tarfile.open(archive) as tar:
-        tar.extractall(scratch, filter="data")
+    unpack(archive, scratch, MAX_BYTES)
     archive.unlink()  # as large as what was in it
     shutil.copytree(scratch / base, out, copy_function=shutil.move, dirs_exist_ok=True)
     shutil.rmtree(scratch / base)
