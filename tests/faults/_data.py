@@ -51,7 +51,7 @@ def served() -> Iterator[Archive]:
     archive = Archive(packed.getvalue(), digest(array))
 
     class Slow(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             archive.sent.append(self.path)
             self.send_response(200)
             self.send_header("Content-Length", str(len(archive.content)))

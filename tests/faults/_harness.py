@@ -1,7 +1,7 @@
 """Commands that are struck by a signal at a drawn moment, and given again; what they leave is compared.
 
-The moments are those at which a process opens a file for writing, renames or removes one: an undisturbed run logs
-them all (`hook/sitecustomize.py`), and each fault is drawn from them, with a delay up to the next.
+The moments are those at which a process opens a file for writing, renames or removes one: an undisturbed run
+logs them all (`hook/sitecustomize.py`), and each fault is drawn from them, with a delay up to the next.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ SEED = int(os.environ.get("SSL_LIGHTNING_FAULT_SEED", 0))  # another one draws o
 TIMEOUT_S = 300.0
 DENSE_S = 0.005  # moments of writing lie closer together than this; what lies further apart is work
 
+RUN = [
+    "data=fake", "data.batch_size=8", "trainer=cpu", "trainer.max_epochs=3", "trainer.val_check_interval=0.5",
+    "trainer.log_every_n_steps=3", "trainer.precision=32-true", "probe.knn.ks=[5]", "probe_untrained=true",
+    "backbone.widths=[8,8]", "backbone.strides=[2,2]", "callbacks.checkpoint.every_n_steps=5", "go_on=true",
+]  # fmt: skip
+
 Command = Sequence[str]
 State = Mapping[str, object]
 
@@ -50,6 +56,16 @@ class Moment:
     @property
     def name(self) -> str:
         return f"{self.what} {self.file}"
+
+
+@dataclass
+class Undisturbed:
+    """A run that nothing happened to: where it is, its moments, and how it ended."""
+
+    output: Path
+    folder: Path
+    moments: list[Moment]
+    state: State
 
 
 @dataclass
@@ -72,6 +88,16 @@ class Tally:
         lines = [f"{a:<34}{b:>7}{c:>10}{d:>6}" for a, b, c, d in rows]
         lines += [", ".join(f"{name} {count}" for name, count in sorted(self.signals.items()))]
         return lines + [f"{what}: {taken:.1f} s" for what, taken in self.seconds.items()]
+
+
+def train(output: Path, name: str) -> list[str]:
+    """The command of the run that all these tests disturb."""
+    return [str(ROOT / "train.py"), *RUN, f"output_dir={output}", f"name={name}"]
+
+
+def folder_of(output: Path, name: str) -> Path:
+    """Its run folder."""
+    return output / "rotation/fake/convnet" / name
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -135,15 +161,16 @@ def draw(phase: str, trial: int, moments: Sequence[Moment], within: float | None
     }
 
 
-def fill_at(moment: Moment, ballast: Path) -> dict:
-    """The fault of a disk that is full from a moment on."""
-    return {"moment": [moment.what, moment.file, moment.number], "fill": str(ballast)}
+def fill_at(moment: Moment, ballast: Path, watch: Path) -> dict[str, str]:
+    """The environment of a command whose disk is full from a moment on: `ballast` takes what is left."""
+    fault = {"moment": [moment.what, moment.file, moment.number], "fill": str(ballast)}
+    return {"FAULT_WATCH": str(watch), "FAULT_AT": json.dumps(fault)}
 
 
 def strike(command: Command, cwd: Path, watch: Path, fault: dict) -> str:
     """Run a command with a fault; return what it printed. Whether it was struck shows in its status."""
     status, output = finish(start(command, cwd, FAULT_WATCH=str(watch), FAULT_AT=json.dumps(fault)))
-    late = status == 0 and fault.get("signal") == signal.SIGTERM  # it came while the last line was printed
+    late = status == 0 and fault["signal"] == signal.SIGTERM  # it came while the last line was printed
     assert status != 0 or late, f"the moment {fault} did not come:\n{output}"
     return output
 
@@ -201,7 +228,7 @@ def whole(path: Path) -> bool:
                 return is_whole(path)
             case ".safetensors":
                 with safe_open(path, "pt") as file:
-                    return all(file.get_tensor(name) is not None for name in file.keys())
+                    return all(file.get_tensor(name) is not None for name in file.keys())  # noqa: SIM118
             case ".png":
                 with Image.open(path) as image:
                     image.load()

@@ -1,11 +1,8 @@
 """The tally of all faults, printed at the end."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from tests.faults._harness import Tally
+from tests.faults._harness import Tally, Undisturbed, end_state, folder_of, moments_of, train
 
 TALLY = Tally()
 
@@ -13,6 +10,14 @@ TALLY = Tally()
 @pytest.fixture(scope="session")
 def tally() -> Tally:
     return TALLY
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    output = tmp_path_factory.mktemp("runs")
+    folder = folder_of(output, "undisturbed")
+    moments = moments_of(train(output, "undisturbed"), output, folder)
+    return Undisturbed(output, folder, moments, end_state(folder))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,4 +1,4 @@
-"""Data sets and packs that are struck while they come into the cache, and two processes that want the same."""
+"""Data sets and packs that are struck on their way into the cache, and two processes that want the same."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""Runs, evaluations and reports that are struck while they write, train and probe."""
+"""Runs that are struck while they write, train and probe; evaluations and reports of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,18 @@ from tests.faults._harness import (
     DENSE_S,
     ROOT,
     Moment,
-    State,
     Tally,
+    Undisturbed,
+    contents,
     draw,
     end_state,
+    folder_of,
     moments_of,
-    run,
     survive,
+    train,
 )
 
 pytestmark = pytest.mark.slow
-RUN = [
-    "data=fake", "data.batch_size=8", "trainer=cpu", "trainer.max_epochs=3", "trainer.val_check_interval=0.5",
-    "trainer.log_every_n_steps=3", "trainer.precision=32-true", "probe.knn.ks=[5]", "probe_untrained=true",
-    "backbone.widths=[8,8]", "backbone.strides=[2,2]", "callbacks.checkpoint.every_n_steps=5", "go_on=true",
-]  # fmt: skip
 TRIALS = {
     "training": 10,
     "checkpointing": 10,
@@ -36,32 +32,6 @@ TRIALS = {
     "exporting": 4,
     "results": 4,
 }
-
-
-def train(output: Path, name: str) -> list[str]:
-    return [str(ROOT / "train.py"), *RUN, f"output_dir={output}", f"name={name}"]
-
-
-def folder_of(output: Path, name: str) -> Path:
-    return output / "rotation/fake/convnet" / name
-
-
-@dataclass
-class Undisturbed:
-    """A run that nothing happened to: where it is, its moments, and how it ended."""
-
-    output: Path
-    folder: Path
-    moments: list[Moment]
-    state: State
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    output = tmp_path_factory.mktemp("runs")
-    folder = folder_of(output, "undisturbed")
-    moments = moments_of(train(output, "undisturbed"), output, folder)
-    return Undisturbed(output, folder, moments, end_state(folder))
 
 
 def phase_of(moment: Moment, place: int, moments: list[Moment]) -> str:
@@ -94,3 +64,60 @@ def test_a_struck_run_ends_as_an_undisturbed_one(
         lambda: end_state(folder), undisturbed.state,
     )  # fmt: skip
     assert json.loads((folder / "results.json").read_text())["run"]["status"] == "finished"
+
+
+def evaluation(folder: Path) -> list[str]:
+    return [str(ROOT / "evaluate.py"), f"run={folder}", "probe=[linear]", "probe.linear.pool=1"]
+
+
+def probes_of(folder: Path) -> dict[str, object]:
+    """The figures of a run with those that were added, without the commands that name its folder."""
+    records = json.loads((folder / "results.json").read_text())["probes"]
+    for record in records:
+        record.get("evaluation", {}).pop("command", None)
+    return {str(place): record for place, record in enumerate(records)}
+
+
+@pytest.fixture(scope="module")
+def evaluated(undisturbed: Undisturbed) -> tuple[list[Moment], dict[str, object]]:
+    copy = shutil.copytree(undisturbed.folder, undisturbed.output / "evaluated")
+    moments = moments_of(evaluation(copy), undisturbed.output, copy)
+    assert len(probes_of(copy)) > len(probes_of(undisturbed.folder))
+    return moments, probes_of(copy)
+
+
+@pytest.mark.parametrize("trial", range(6))
+def test_a_struck_evaluation_adds_its_figures_the_next_time(
+    undisturbed: Undisturbed, evaluated: tuple, tally: Tally, trial: int, tmp_path: Path
+) -> None:
+    moments, expected = evaluated
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "run")
+    fault = draw("evaluating", trial, moments)
+    survive(
+        tally, "evaluating", trial, evaluation(folder), tmp_path, folder, fault,
+        lambda: probes_of(folder), expected,
+    )  # fmt: skip
+
+
+def report(outputs: Path, out: Path) -> list[str]:
+    return [str(ROOT / "report.py"), f"outputs={outputs}", f"out={out}"]
+
+
+@pytest.fixture(scope="module")
+def reported(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Moment], dict]:
+    folder = tmp_path_factory.mktemp("reported")
+    moments = moments_of(report(undisturbed.folder, folder / "page"), folder, folder / "page")
+    return moments, dict(contents(folder / "page"))
+
+
+@pytest.mark.parametrize("trial", range(6))
+def test_a_struck_report_has_no_half_file_and_is_whole_the_next_time(
+    undisturbed: Undisturbed, reported: tuple, tally: Tally, trial: int, tmp_path: Path
+) -> None:
+    moments, expected = reported
+    fault = draw("report writing", trial, moments)
+    page = tmp_path / "page"
+    survive(
+        tally, "report writing", trial, report(undisturbed.folder, page), tmp_path, page, fault,
+        lambda: contents(page), expected,
+    )  # fmt: skip

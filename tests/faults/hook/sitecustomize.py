@@ -1,8 +1,8 @@
 """Loaded by every Python under test (PYTHONPATH): logs its writes, or at one kills it or fills its disk.
 
 Environment: FAULT_WATCH is the folder whose files count; FAULT_LOG a file that gets a line per moment;
-FAULT_AT the moment of the fault, `{"moment": [what, file, number], "delay": s, "signal": n, "to": whom}`, or with
-`"fill": file` a file that takes what is left of the disk.
+FAULT_AT the moment of the fault, `{"moment": [what, file, number], "delay": s, "signal": n, "to": whom}`, or
+with `"fill": file` a file that takes what is left of the disk.
 """
 
 import json
