@@ -48,16 +48,16 @@ def main() -> int:
     folder = Path(sys.argv[1])
     STOP.install()
     die_with_parent()
-    again = (
-        f"go on with: python train.py resume={folder}" if mode == "train" else "give the same command again"
-    )
     try:
         from ssl_lightning import run
 
         keep_quiet()
         action = {"train": run.run, "evaluate": run.evaluate}[mode]
+        cfg = cast(DictConfig, OmegaConf.load(folder / config))
+        resumes = mode == "train" and "resume" in cfg  # which the config of an evaluation has not
+        again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
         with naming_full_disk(folder, f"Make room, then {again}"):
-            action(cast(DictConfig, OmegaConf.load(folder / config)), folder)
+            action(cfg, folder)
     except Exception as error:
         leave_report(folder, error)
         return 1

@@ -82,6 +82,9 @@ def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[
         DownloadError: If no source worked, naming each with its reason, or the cache is not writable.
     """
     if ready(final):  # no lock: a cache that is read-only, and filled, is good enough
+        if any(_work_folders(final)):  # of a process that was killed between its last two lines
+            with contextlib.suppress(OSError, Timeout), lock_of(final).acquire(timeout=0):
+                _remove_leftovers(final)
         return final
     with locked(title, final):
         if not ready(final):  # another process may have filled it meanwhile
@@ -122,12 +125,10 @@ def locked(title: str, final: Path) -> Iterator[None]:
 
 def _try_sources(title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]) -> None:
     """Fill `final` from the first source that works; the caller holds the lock."""
-    prefix = f".{final.name}.tmp-"
-    for leftover in final.parent.glob(prefix + "*"):  # of a killed run: whoever holds the lock owns them
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_leftovers(final)
     failures = []
     for source in sources:
-        work = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+        work = Path(tempfile.mkdtemp(prefix=f".{final.name}.tmp-", dir=final.parent))
         out, scratch = work / "out", work / "scratch"
         start = time.monotonic()
         try:
@@ -155,6 +156,16 @@ def _try_sources(title: str, final: Path, sources: Sequence[Source], ready: Call
             shutil.rmtree(work, ignore_errors=True)
     tried = "".join(f"\n  {number}. {failure}" for number, failure in enumerate(failures, 1))
     raise DownloadError(f"{title}: no source worked, and nothing was written to {final}. Tried:{tried}")
+
+
+def _work_folders(final: Path) -> Iterator[Path]:
+    return final.parent.glob(f".{final.name}.tmp-*")
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove what killed processes left: whoever holds the lock owns it."""
+    for leftover in _work_folders(final):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def fetch_url(url: str, path: Path, md5: str) -> None:

@@ -15,6 +15,7 @@ from ssl_lightning.data.io.download import (
     Source,
     cache_root,
     check_file,
+    lock_of,
     obtain,
     run_tool,
 )
@@ -77,8 +78,14 @@ def test_leftovers_of_a_killed_run_and_an_incomplete_folder_are_replaced(tmp_pat
 
 def test_what_is_ready_is_not_fetched_again(tmp_path):
     obtain("X", tmp_path / "x", [Source("a", works, 1)], ready)
+    leftover = tmp_path / ".x.tmp-abc"  # of a process that was killed after it had placed the folder
+    leftover.mkdir()
+    with lock_of(tmp_path / "x"):  # another one may be at work there
+        obtain("X", tmp_path / "x", [Source("a", refused, 1)], ready)
+    assert leftover.exists()
     obtain("X", tmp_path / "x", [Source("a", refused, 1)], ready)
     assert (tmp_path / "x" / "data").read_text() == "good"
+    assert not leftover.exists()
 
 
 def slow(out: Path, scratch: Path) -> None:
