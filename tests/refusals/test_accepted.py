@@ -15,6 +15,7 @@ GIVEN = {
 }  # what a user must give where a config asks for it
 
 
+@pytest.mark.slow  # half a minute of composing
 @pytest.mark.parametrize(
     "group", ["experiment", "data", "task", "backbone", "optimizer", "scheduler", *LISTS]
 )
