@@ -18,7 +18,7 @@ from hydra.utils import get_object
 
 TOP = {
     "seed": int,
-    "name": str,
+    "name": str | int | float,  # a number too: YAML reads name=42 as one
     "output_dir": str,
     "folder": str,
     "run_dir": str,
