@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 ARGS ?=
 
-.PHONY: help setup train test faults lint lock clean
+.PHONY: help setup train test faults soak lint lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -26,8 +26,11 @@ train: setup ## Pretrain on CIFAR-10 and probe: the quick start (ARGS="task=rand
 test: setup ## Run the fast tests (ARGS="-m slow" for the rest)
 	$(BIN)/python -m pytest $(ARGS)
 
-faults: setup ## Strike runs, downloads and caches at drawn moments, and fill disks (SSL_LIGHTNING_FAULT_SEED=1 draws others)
+faults: setup ## Kill runs, fill disks, and see that nothing is lost (half an hour)
 	$(BIN)/python -m pytest -m slow tests/faults $(ARGS)
+
+soak: setup ## An hour of short epochs: are memory and descriptors flat? (ARGS="--minutes 5")
+	$(BIN)/python tests/faults/soak.py $(ARGS)
 
 lint: setup ## Check style, types and the examples in docstrings
 	$(BIN)/ruff check .

@@ -93,10 +93,8 @@ def test_a_killed_rank_ends_the_run_and_is_named(
 
 def loaders_of(rank: int) -> list[int]:
     """The loader processes of a rank."""
-    said = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(rank)], capture_output=True, text=True, check=True
-    )
-    return [int(word) for word in said.stdout.split()]
+    command = ["ps", "-o", "pid=", "--ppid", str(rank)]
+    return [int(pid) for pid in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split()]
 
 
 def test_a_killed_loader_process_ends_the_run_and_is_named(tmp_path: Path, tally: Tally) -> None:
