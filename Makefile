@@ -30,7 +30,7 @@ faults: setup ## Kill runs, fill disks, and see that nothing is lost (half an ho
 	$(BIN)/python -m pytest -m slow tests/faults $(ARGS)
 
 soak: setup ## An hour of short epochs: are memory and descriptors flat? (ARGS="--minutes 5")
-	$(BIN)/python tests/faults/soak.py $(ARGS)
+	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lint: setup ## Check style, types and the examples in docstrings
 	$(BIN)/ruff check .

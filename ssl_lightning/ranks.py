@@ -18,6 +18,7 @@ from ssl_lightning.errors import RunError
 from ssl_lightning.interrupts import REPEAT_S, SIGNALS
 
 ERROR_NAME = "error.txt"
+UNREPORTED = os.EX_IOERR  # exit status of a rank that had no room for it, and printed its error instead
 PARENT_PIPE = "SSL_LIGHTNING_PARENT_PIPE"
 STOP_GRACE_S = 300.0  # for the first rank to reach the end of a batch and save; a second signal cuts it
 CRASH_GRACE_S = 5.0  # for the ranks that are left after one crashed: they most likely wait for it
@@ -166,6 +167,8 @@ def failure_message(folder: Path, rank: int, code: int) -> str:
     if code >= 0 and report.exists():
         message, _, _ = report.read_text().partition("\n\n")
         return f"error: {message}\n(details: {report})"
+    if code == UNREPORTED:
+        return f"rank {rank} said above why; there was no room for {report}"
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     return f"error: rank {rank} of the run ended with {how}. Run folder: {folder}"
 

@@ -23,7 +23,7 @@ from ssl_lightning.earlier import CONFIG_NAME
 from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
 from ssl_lightning.files import naming_full_disk
 from ssl_lightning.interrupts import STOP
-from ssl_lightning.ranks import ERROR_NAME, PARENT_PIPE
+from ssl_lightning.ranks import ERROR_NAME, PARENT_PIPE, UNREPORTED
 
 # Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
 NOISE = (
@@ -59,8 +59,7 @@ def main() -> int:
         with naming_full_disk(folder, f"Make room, then {again}"):
             action(cfg, folder)
     except Exception as error:
-        leave_report(folder, error)
-        return 1
+        return leave_report(folder, error)
     return 0
 
 
@@ -71,8 +70,8 @@ def keep_quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def leave_report(folder: Path, error: Exception) -> None:
-    """Write the message of the first rank that failed, an empty line, and the traceback."""
+def leave_report(folder: Path, error: Exception) -> int:
+    """Write the first failure: its message, an empty line, the traceback; return the exit status."""
     cause: BaseException = error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__  # Hydra wraps what a constructor raised
@@ -80,7 +79,7 @@ def leave_report(folder: Path, error: Exception) -> None:
     message = str(cause) if expected else f"{type(cause).__name__}: {cause}"
     text = "".join(traceback.format_exception(error))
     report = folder / ERROR_NAME
-    first = True
+    first, status = True, 1
     try:
         with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
@@ -88,9 +87,11 @@ def leave_report(folder: Path, error: Exception) -> None:
         first = False  # another rank ended before, most likely for the cause; this one has lost it
     except OSError:  # the disk is full, which is the cause or hides it
         report.unlink(missing_ok=True)
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        status = UNREPORTED
     if PARENT_PIPE not in os.environ or (first and not expected):
         print(text, file=sys.stderr)
+    return status
 
 
 def die_with_parent() -> None:

@@ -7,11 +7,12 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.bench.build import composed
 from ssl_lightning.hardware import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.schema import check_config
 from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import PretextTask
 
@@ -60,6 +61,7 @@ def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Pat
     chosen = f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
     added = "+" if group == "benchmark" else ""
     cfg = resolved(added + chosen, *NEEDED.get(option, []), tmp_path=tmp_path)
+    check_config(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     if group in ("experiment", "benchmark", "budget"):
         return
     if option == "wandb":

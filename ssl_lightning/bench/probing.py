@@ -13,9 +13,10 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from ssl_lightning.bench.build import autocast, composed, default_precision, device, made_data
+from ssl_lightning.build import build_task
 from ssl_lightning.encoding import evaluating, stage_maps
 from ssl_lightning.probes.base import run_probes
-from ssl_lightning.run import SPLITS, build_task
+from ssl_lightning.run import SPLITS
 
 EPOCHS = 28  # of the protocol of Goyal et al. 2019
 LRS = (0.01, 0.1, 1.0)  # chosen on held-out images; all are trained side by side on the same features

@@ -29,8 +29,9 @@ from ssl_lightning.bench.build import (
     seconds,
     wait,
 )
+from ssl_lightning.build import build_task
 from ssl_lightning.hardware import peak_memory_gb
-from ssl_lightning.run import Run, build_task
+from ssl_lightning.run import Run
 from ssl_lightning.targets import CONF
 from ssl_lightning.tasks.base import PretextTask, to_float
 

@@ -14,6 +14,7 @@ from pytorch_lightning import callbacks
 
 from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
 from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS
+from ssl_lightning.files import remove_leftovers
 from ssl_lightning.interrupts import STOP, requeue_if_slurm
 
 
@@ -57,8 +58,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
-                leftover.unlink()
+            remove_leftovers(self.folder)  # `torchrun` and `srun` start no launcher, which would
         self._saved_at = time.monotonic()
         STOP.install()
         STOP.deferred = True

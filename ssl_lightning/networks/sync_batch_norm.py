@@ -61,12 +61,9 @@ class _Normalise(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return y like x, and mean and (biased) variance over all processes, (C,) float32."""
-        scratch = x.new_zeros(
-            2, x.shape[1], dtype=torch.float32
-        )  # without it, bfloat16 statistics of bfloat16
-        own = torch.stack(
-            torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0)
-        )  # (2, C): mean, variance
+        # running statistics that nobody reads: without them those of a bfloat16 x would be bfloat16
+        scratch = x.new_zeros(2, x.shape[1], dtype=torch.float32)
+        own = torch.stack(torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0))  # (2, C)
         means, variances = _of_all_processes(own)  # (processes, C) each
         mean = means.mean(0)
         variance = variances.mean(0) + means.var(0, correction=0)

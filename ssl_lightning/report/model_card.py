@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +31,7 @@ Images are {colour}, normalised with mean {mean} and std {std}; trained at {imag
 | epochs, seed | {epochs}, {seed} |
 | hardware, precision | {devices} process(es), {precision} |
 | code, torch | {git}, {torch} |
-| command | `python train.py {command}` |
+| command | `{command}` |
 
 The whole config is `config.yaml`.
 
@@ -52,22 +50,29 @@ COLOURS = {  # what backbone.json calls the input of the trunk
 }
 
 
-def write_model_card(
-    folder: Path, results: dict[str, Any], export: dict[str, Any], overrides: Sequence[str]
-) -> None:
+def write_model_card(folder: Path, results: dict[str, Any], export: dict[str, Any]) -> None:
     """Write the card into the run folder.
 
     Args:
         folder: The run folder.
         results: The content of its results.json.
         export: The content of its backbone.json.
-        overrides: What was given on the command line.
     """
     run, shown = results["run"], export["input"]
     text = CARD.format(
         **{
             key: run[key]
-            for key in ("task", "data", "labels", "backbone", "epochs", "seed", "devices", "precision")
+            for key in (
+                "task",
+                "data",
+                "labels",
+                "backbone",
+                "epochs",
+                "seed",
+                "devices",
+                "precision",
+                "command",
+            )
         },
         folder=folder,
         channels=len(shown["mean"]),
@@ -77,7 +82,6 @@ def write_model_card(
         image_size=shown["image_size"],
         git=run["git"] or "not a git checkout",
         torch=run["versions"].get("torch", "?"),
-        command=shlex.join(overrides),
         figures=_figures(results["probes"]),
     )
     write_file(folder / "MODEL_CARD.md", text)

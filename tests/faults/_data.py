@@ -18,7 +18,7 @@ from PIL import Image
 
 from ssl_lightning.data.io.arrays import digest
 
-HERE = Path(__file__).parent
+CACHE = [str(Path(__file__).parent / "cache.py")]
 CHUNKS, PAUSE_S = 16, 0.03  # how slowly the server sends
 
 
@@ -34,7 +34,7 @@ class Archive:
     def fetch(self, cache: Path) -> list[str]:
         """The command that gets it into a cache."""
         md5 = hashlib.md5(self.content).hexdigest()
-        return [str(HERE / "fetch.py"), self.url, md5, str(cache), self.sha256]
+        return [*CACHE, "fetch", self.url, md5, str(cache), self.sha256]
 
 
 @contextmanager
@@ -89,4 +89,4 @@ def paint(folder: Path, count: int = 40, size: int = 400) -> Path:
 
 def pack(images: Path, cache: Path) -> list[str]:
     """The command that makes a pack."""
-    return [str(HERE / "pack.py"), str(images), str(cache)]
+    return [*CACHE, "pack", str(images), str(cache)]

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -267,7 +266,7 @@ def end_state(folder: Path) -> State:
     return {
         **digest(folder),
         "best": sha(best["state_dict"]),
-        "card": re.sub(rf"\b{re.escape(folder.name)}\b", "<name>", card),
+        "card": card.replace(str(folder), "<folder>"),
         "others": {str(path.relative_to(folder)): path.read_bytes() for path in others},
         "error": (folder / "error.txt").exists(),
     }

@@ -1,4 +1,6 @@
-"""A long run of short epochs: do memory and file descriptors stay flat? `make soak`, or `soak.py --help`.
+"""A long run of short epochs: do memory and file descriptors stay flat?
+
+`make soak`, or `python -m tests.faults.soak --help`.
 
 A real training on a folder of JPEGs, with loader processes, a validation, a checkpoint and a panel in every
 epoch. After each of them the resident memory (RSS) and the open descriptors of the launcher, the rank and its
@@ -19,21 +21,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+
+from tests.faults._data import paint
 
 ROOT = Path(__file__).parents[2]
 MAX_GROWTH = 0.02  # of the memory, over the whole run after the first tenth
 MAX_DESCRIPTORS = 4  # more than after the first tenth
 EPOCH = re.compile(r"^epoch (\d+): val")
 BARS, WIDTH = 24, 50  # rows of the curve, and its width in characters
-
-
-def paint(folder: Path, count: int) -> None:
-    """Make a folder of JPEGs."""
-    folder.mkdir()
-    for number in range(count):
-        noise = np.random.default_rng(number).integers(0, 256, (96, 96, 3), np.uint8)
-        Image.fromarray(noise).save(folder / f"{number:04}.jpg")
 
 
 def family(process: int) -> list[int]:
@@ -103,7 +98,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as name, open(given.log, "w", newline="") as file:
         place = Path(name)
-        paint(place / "images", given.images)
+        paint(place / "images", given.images, size=96)
         command = [
             sys.executable, str(ROOT / "train.py"), f"output_dir={place}", "name=soak", "data=folder",
             f"data.pretrain_dir={place}/images", f"data.root={place}/cache", "data.image_size=32",

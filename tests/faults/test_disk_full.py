@@ -35,7 +35,7 @@ PLACES = {  # of a run: the moment from which on nothing fits any more
     "config": Moment("open", ".config.yaml.tmp", 1, 0),
     "first results": Moment("open", ".results.json.tmp", 1, 0),
     "first checkpoint": Moment("open", "checkpoints/.last.ckpt.tmp", 1, 0),
-    "later checkpoint": Moment("open", "checkpoints/..next-last.ckpt.tmp", 4, 0),
+    "later checkpoint": Moment("open", "checkpoints/..next-last.ckpt.tmp.tmp", 4, 0),
     "best checkpoint": Moment("open", "checkpoints/.best.ckpt.tmp", 2, 0),
     "curves": Moment("open", "metrics.csv", 6, 0),
     "picture": Moment("open", ".panel.png.tmp", 2, 0),
