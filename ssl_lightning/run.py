@@ -41,6 +41,7 @@ from ssl_lightning.results import (
     write_json,
 )
 from ssl_lightning.schema import check_config, check_length
+from ssl_lightning.sharding import is_sharded, whole_task
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import save_backbone
 
@@ -175,6 +176,7 @@ class Run:
             if self.cfg.probe_untrained:
                 self.probe_untrained()
             self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
+            self.task = whole_task(self.trainer, self.task)
             self.probe(trained=True)
         if self.trainer.is_global_zero:
             save_backbone(self.folder, self.trunks["backbone"], self.export_config())
@@ -201,13 +203,18 @@ class Run:
             class_names=self.data.spec.class_names or (),
             folder=self.folder,
             data=self.data,
-            make_trainer=partial(make_trainer, **{key: self.cfg.trainer[key] for key in HARDWARE}),
+            make_trainer=partial(make_trainer, **self.hardware()),
             seed=self.cfg.seed,
             precision=precision,
             device=self.trainer.strategy.root_device,
             protocol=self.preparation.protocol(self.task, self.data.pretrain_images),
         )
         self.records += [record | {"trained": trained} for record in records]
+
+    def hardware(self) -> dict[str, Any]:
+        """Options of the trainers of probes, which hold a whole trunk in every process."""
+        options = {key: self.cfg.trainer[key] for key in HARDWARE}
+        return options | ({"strategy": "auto"} if is_sharded(self.trainer) else {})
 
     def unlabelled(self, n: int) -> Tensor:
         """At most n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""

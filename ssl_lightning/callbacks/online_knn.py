@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from ssl_lightning.encoding import encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
+from ssl_lightning.sharding import whole_task
 
 
 class OnlineKNN(Callback):
@@ -46,11 +47,12 @@ class OnlineKNN(Callback):
         task, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
         if (trainer.current_epoch + 1) % self.every_n_epochs or not data.has_downstream:
             return
+        whole = whole_task(trainer, task)
         loaders = {split: _First(data.downstream(split), self.batches) for split in ("train", "heldout")}
-        for name, trunk in task.branches().items():  # type: ignore[operator]
+        for name, trunk in whole.branches().items():
             features = encode(
                 trunk,
-                task.probe_input,  # type: ignore[arg-type]
+                whole.probe_input,
                 loaders,
                 [1],
                 precision=trainer.precision_plugin.forward_context,
