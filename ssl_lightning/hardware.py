@@ -20,7 +20,6 @@ from ssl_lightning.checkpoints import AtomicCheckpointIO
 from ssl_lightning.ranks import PARENT_PIPE as LAUNCHED
 from ssl_lightning.sharding import PRECISIONS, FullySharded
 
-
 FSDP = "fsdp"  # trainer.strategy; ours, not the one that Lightning knows by this name
 
 

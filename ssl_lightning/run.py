@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import time
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -46,6 +48,7 @@ from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import save_backbone
 
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
+OURS = ("sync_batchnorm", "launcher")  # keys of it that are not Lightning's
 UNKNOWN_LABELS = "unknown: the trunk's first weights come from elsewhere"
 SPLITS = ("train", "heldout", "test")  # of the labelled images
 
@@ -70,6 +73,15 @@ def run(cfg: DictConfig, folder: Path) -> None:
     results = job.write("finished")
     if job.trainer.is_global_zero:
         print_summary(results, folder)
+
+
+def of_first_process(path: Path) -> str:
+    """Wait for all processes of the run, and return the text of a file as the first of them reads it."""
+    join_processes()
+    text = [path.read_text() if int(os.environ.get("RANK", 0)) == 0 else ""]
+    if dist.is_initialized():
+        dist.broadcast_object_list(text)
+    return text[0]
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:
@@ -132,7 +144,7 @@ class Run:
         own = [self.throughput, DivergenceGuard(folder, cfg.get("diverged")), self.metrics]
         callbacks = [*own, *instantiate(cfg.callbacks).values()]
         loggers = instantiate(cfg.logger).values()
-        options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}
+        options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
         self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
         if self.task.needs_training:
             check_length(
@@ -140,6 +152,11 @@ class Run:
                 batches=self.data.pretrain_batches,
                 batch_size=self.data.batch_size,
                 processes=self.trainer.world_size,
+            )
+        if is_sharded(self.trainer) and not cfg.trainer.sync_batchnorm:
+            raise ValueError(
+                "trainer.sync_batchnorm is false; trainer.strategy=fsdp needs true, or each process would "
+                "keep batch-norm statistics of its own"
             )
         if self.trainer.world_size > 1 and self.task.needs_training and cfg.trainer.sync_batchnorm:
             from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm

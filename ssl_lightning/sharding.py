@@ -1,4 +1,4 @@
-"""Sharded data parallel (`trainer=fsdp`): every process holds a part of each weight, gradient and optimizer state.
+"""Sharded data parallel, `trainer=fsdp`: each process holds a part of weights, gradients and optimizer.
 
 It is torch's FSDP2 (`fully_shard`, Zhao et al. 2023). What leaves a run is whole: checkpoints are those that
 DDP writes, name by name and shape by shape, so that either goes on with what the other saved.
@@ -15,11 +15,9 @@ import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
-
-from ssl_lightning.errors import RunError
 
 PRECISIONS = ("32-true", "bf16-mixed")
 SMALL = 2**16  # parameters: below it, one more collective costs more than the memory that it saves
@@ -30,8 +28,8 @@ class FullySharded(ModelParallelStrategy):
     """Shard the networks of a task over all processes of the run.
 
     Each network of the task gathers its own weights for a forward and a backward pass, block by block, and
-    frees them afterwards. Autocast, and not FSDP's own mixed precision, makes bfloat16 of them, so that a step
-    computes what a step of DDP does.
+    frees them afterwards. Autocast, and not FSDP's own mixed precision, makes bfloat16 of them, so that a
+    step computes what a step of DDP does.
 
     Args:
         processes: Of the whole run.
@@ -47,7 +45,7 @@ class FullySharded(ModelParallelStrategy):
         """Shard a task in place; it calls this from `configure_model`.
 
         Raises:
-            RunError: A parameter would not be shared between the processes.
+            ValueError: A parameter would not be shared between the processes.
         """
         if self._outline is not None:
             return
@@ -62,9 +60,9 @@ class FullySharded(ModelParallelStrategy):
                 fully_shard(network, mesh=mesh)
         whole = [n for n, p in task.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
         if whole:
-            raise RunError(
-                f"error: {whole[0]} of {type(task).__name__} belongs to no network of its own, and trainer=fsdp "
-                "shards networks; use trainer=ddp"
+            raise ValueError(
+                f"{whole[0]} of {type(task).__name__} is a parameter of the task and of none of its "
+                "networks, which trainer.strategy=fsdp shards; use trainer.strategy=ddp"
             )
 
     def whole(self) -> pl.LightningModule:

@@ -23,7 +23,7 @@ from ssl_lightning.earlier import CONFIG_NAME
 from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
 from ssl_lightning.files import naming_full_disk
 from ssl_lightning.interrupts import STOP
-from ssl_lightning.ranks import ERROR_NAME, PARENT_PIPE, UNREPORTED
+from ssl_lightning.ranks import ERROR_NAME, NOT_FIRST, PARENT_PIPE, UNREPORTED
 
 # Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
 NOISE = (
@@ -39,7 +39,12 @@ def main() -> int:
     """Run the folder named on the command line; return the exit status."""
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
     config = {"train": CONFIG_NAME, "evaluate": EVALUATION_NAME}.get(mode)
-    if len(sys.argv) not in (2, 3) or config is None or not (Path(sys.argv[1]) / config).is_file():
+    first = os.environ.get("RANK", "0") == "0"  # the others need not see the folder yet
+    if (
+        len(sys.argv) not in (2, 3)
+        or config is None
+        or (first and not (Path(sys.argv[1]) / config).is_file())
+    ):
         print(
             f"usage: python -m ssl_lightning.worker <a run folder with a {CONFIG_NAME}> [evaluate]",
             file=sys.stderr,
@@ -53,12 +58,14 @@ def main() -> int:
 
         keep_quiet()
         action = {"train": run.run, "evaluate": run.evaluate}[mode]
-        cfg = cast(DictConfig, OmegaConf.load(folder / config))
+        cfg = cast(DictConfig, OmegaConf.create(run.of_first_process(folder / config)))
         resumes = mode == "train" and "resume" in cfg  # which the config of an evaluation has not
         again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
         with naming_full_disk(folder, f"Make room, then {again}"):
             action(cfg, folder)
     except Exception as error:
+        if STOP.signum is not None and not first:
+            STOP.exit()  # the first process stopped, and this one has lost it
         return leave_report(folder, error)
     return 0
 
@@ -84,7 +91,10 @@ def leave_report(folder: Path, error: Exception) -> int:
         with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
     except FileExistsError:
-        first = False  # another rank ended before, most likely for the cause; this one has lost it
+        first, status = (
+            False,
+            NOT_FIRST,
+        )  # another rank ended before, most likely for the cause; this one has lost it
     except OSError:  # the disk is full, which is the cause or hides it
         report.unlink(missing_ok=True)
         print(f"error: {message}", file=sys.stderr, flush=True)

@@ -22,10 +22,10 @@ from ssl_lightning.sharding import first_says, is_sharded
 class Checkpoint(callbacks.Checkpoint):
     """Keep the two newest states of the run, and the best one.
 
-    The first process writes alone and the others need not wait: all hold the same state, unless it is sharded:
-    then the first one says when, and all gather it. A state is taken
-    only where a resumed run repeats nothing and skips nothing: after an optimizer step, not just before a
-    validation, and at the end of an epoch. Non-finite weights are never written.
+    The first process writes alone and the others need not wait, for all hold the same state. Of a sharded
+    state the first process says when, and all gather it. A state is taken only where a resumed run repeats
+    nothing and skips nothing: after an optimizer step, not just before a validation, and at the end of an
+    epoch. Non-finite weights are never written.
 
     Args:
         dirpath: Folder of `last.ckpt`, `previous.ckpt` (the one before it) and `best.ckpt`.
@@ -117,9 +117,9 @@ class Checkpoint(callbacks.Checkpoint):
 
 
 def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: Path | None = None) -> None:
-    """Write the state of the run from the first process, without waiting for the others, if these hold it too.
+    """Write the state of the run from the first process, without waiting for the others.
 
-    Where the state is sharded, all processes must call this at once.
+    Where the state is sharded, all processes must call this together.
 
     Args:
         trainer: Its `save_checkpoint` would wait for all processes, which a clock or a signal of the first

@@ -49,7 +49,9 @@ class Metrics(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         # of sharded gradients all processes together make the norm
-        if not (self._row_is_due(trainer, self.steps + 1) and (trainer.is_global_zero or is_sharded(trainer))):
+        if not (
+            self._row_is_due(trainer, self.steps + 1) and (trainer.is_global_zero or is_sharded(trainer))
+        ):
             return
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         name = "train/grad_norm" + (f"_{len(self._norms)}" if self._norms else "")  # one per optimizer
