@@ -169,8 +169,9 @@ def test_a_trainer_that_cannot_shard_is_not_made(options: dict[str, Any]) -> Non
 def test_tasks_of_slurm_on_two_nodes_compute_what_one_machine_does(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "trainer=ddp", "name=here")
     nodes = [*SMALL[:-1], "trainer=slurm", "trainer.devices=1", "name=4711"]
+    env = SLURM | meeting()
     tasks = [
-        start(tmp_path, *nodes, env=SLURM | {"SLURM_PROCID": n, "SLURM_NODEID": n} | meeting())
+        start(tmp_path, *nodes, env=env | {"SLURM_PROCID": n, "SLURM_NODEID": n})
         for n in ("1", "0")  # the second is there first
     ]
     follower, first = (end(task) for task in tasks)
@@ -180,10 +181,8 @@ def test_tasks_of_slurm_on_two_nodes_compute_what_one_machine_does(tmp_path: Pat
     assert_same_state(here, there, rtol=0, atol=0)
     assert results_of(there)["probes"] == results_of(here)["probes"]
     # the same job again, as a requeued one: it goes on, here with nothing left to do
-    again = {"SLURM_RESTART_COUNT": "1"} | meeting()
-    tasks = [
-        start(tmp_path, *nodes, env=SLURM | {"SLURM_PROCID": n, "SLURM_NODEID": n} | again) for n in "01"
-    ]
+    env |= {"SLURM_RESTART_COUNT": "1"} | meeting()
+    tasks = [start(tmp_path, *nodes, env=env | {"SLURM_PROCID": n, "SLURM_NODEID": n}) for n in "01"]
     first, _ = (end(task) for task in tasks)
     assert f"resumed   from {there}" in first
 

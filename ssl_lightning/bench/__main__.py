@@ -74,6 +74,27 @@ def bench_files(options: argparse.Namespace) -> Rows:
     return files_against_pack(600, min(3, options.repeats))
 
 
+def bench_communication(options: argparse.Namespace) -> Rows:
+    """Megabytes that each process sends in a step, and efficiencies predicted from them, not measured."""
+    from ssl_lightning.bench.communication import TRUNKS, communication
+
+    return [communication(trunk, options.overrides) for trunk in TRUNKS]
+
+
+def bench_traffic(options: argparse.Namespace) -> Rows:
+    """The same megabytes, counted at the loopback of two processes."""
+    from ssl_lightning.bench.communication import COUNTED, computed_and_counted
+
+    return [row for trunk in COUNTED for row in computed_and_counted(trunk)]
+
+
+def bench_scaling(options: argparse.Namespace) -> Rows:
+    """Whole runs of two processes against one, a core each."""
+    from ssl_lightning.bench.processes import scaling
+
+    return scaling(options.overrides, min(5, options.repeats))
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
@@ -81,6 +102,9 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "ops": bench_ops,
     "probes": bench_probes,
     "files": bench_files,
+    "communication": bench_communication,
+    "traffic": bench_traffic,
+    "scaling": bench_scaling,
 }
 
 
