@@ -75,10 +75,17 @@ def bench_files(options: argparse.Namespace) -> Rows:
 
 
 def bench_communication(options: argparse.Namespace) -> Rows:
-    """Megabytes that each process sends in a step, and efficiencies predicted from them, not measured."""
-    from ssl_lightning.bench.communication import TRUNKS, communication
+    """Megabytes that each of 2, 8 and 64 processes sends in a step."""
+    from ssl_lightning.bench.communication import TRUNKS, volumes
 
-    return [communication(trunk, options.overrides) for trunk in TRUNKS]
+    return [volumes(trunk, options.overrides) for trunk in TRUNKS]
+
+
+def bench_prediction(options: argparse.Namespace) -> Rows:
+    """Efficiencies of 8 and 64 GPUs, predicted and not measured."""
+    from ssl_lightning.bench.communication import TRUNKS, prediction
+
+    return [prediction(trunk, options.overrides) for trunk in TRUNKS]
 
 
 def bench_traffic(options: argparse.Namespace) -> Rows:
@@ -104,6 +111,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "files": bench_files,
     "communication": bench_communication,
     "traffic": bench_traffic,
+    "prediction": bench_prediction,
     "scaling": bench_scaling,
 }
 

@@ -26,17 +26,21 @@ from ssl_lightning.sharding import blocks
 from ssl_lightning.targets import CONF
 
 TRAIN = CONF.parent / "train.py"
-TRUNKS = {  # size of the images, and images of a step on each GPU, for the prediction
-    "convnet": (32, 256),
-    "nin": (32, 256),
-    "resnet18_small": (32, 256),
-    "alexnet": (224, 256),
-    "resnet18": (224, 256),
-    "resnet50": (224, 256),
+TRUNKS = {  # size of the images
+    "convnet": 32,
+    "nin": 32,
+    "resnet18_small": 32,
+    "alexnet": 224,
+    "resnet18": 224,
+    "resnet50": 224,
 }
 COUNTED = ("convnet", "resnet18_small")  # trunks whose traffic is counted too
 STEPS = (4, 16)  # of the two runs whose difference is counted: what comes before and after cancels out
+BATCH = 32  # assumed: images of a step on each GPU
 TFLOPS = 60.0  # assumed: what a GPU achieves in bfloat16, in 10^12 operations a second
+SHORTEST = (
+    5e-3  # assumed: seconds of a step of a small network, whose kernels take longer to launch than to run
+)
 BACKWARD = 2 / 3  # share of a step that is backward, during which gradients are sent
 NETWORKS = {8: (150e9, 20e-6), 64: (20e9, 50e-6)}  # assumed: bytes/s of each GPU, s of a collective
 
@@ -86,25 +90,35 @@ def traffic(task: nn.Module) -> Traffic:
     )
 
 
-def communication(trunk: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """Megabytes that each process sends in a step of rotation on a trunk, and predicted efficiencies."""
-    size, batch = TRUNKS[trunk]
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = composed([*_small(trunk), "probe=[]", *overrides], Path(folder))
-    task, _ = build_task(cfg, made_data(cfg))
-    sent = traffic(task)
-    step = batch * flops_of_an_image(task, size) / (TFLOPS * 1e12)
+def volumes(trunk: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Megabytes that each process sends in a step of rotation on a trunk."""
+    sent = traffic(built(trunk, overrides))
     row: dict[str, Any] = {"trunk": trunk, "weights_mb": sent.weights / 1e6}
-    for processes in (2, *NETWORKS):
-        row[f"ddp_{processes}_mb"] = sent.ddp(processes) / 1e6
-        row[f"fsdp_{processes}_mb"] = sent.fsdp(processes) / 1e6
-    row |= {"norms": sent.norms, "norms_2_mb": sent.shared_norms(2) / 1e6, "assumed_step_ms": 1000 * step}
+    for strategy in ("ddp", "fsdp"):
+        for processes in (2, *NETWORKS):
+            row[f"{strategy}_{processes}"] = getattr(sent, strategy)(processes) / 1e6
+    return row | {"norms": sent.norms, "norms_2": sent.shared_norms(2) / 1e6}
+
+
+def prediction(trunk: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Predicted efficiencies of rotation on a trunk with `BATCH` images on each GPU."""
+    task = built(trunk, overrides)
+    sent = traffic(task)
+    step = max(SHORTEST, BATCH * flops_of_an_image(task, TRUNKS[trunk]) / (TFLOPS * 1e12))
+    row: dict[str, Any] = {"trunk": trunk, "assumed_step_ms": 1000 * step}
     for processes in NETWORKS:
         for strategy in ("ddp", "fsdp"):
             volume = getattr(sent, strategy)(processes)
-            row[f"predicted_{strategy}_{processes}"] = efficiency(step, volume, sent.norms, processes)
-        row[f"predicted_own_norms_{processes}"] = efficiency(step, sent.ddp(processes), 0, processes)
+            row[f"{strategy}_{processes}"] = efficiency(step, volume, sent.norms, processes)
+        row[f"own_norms_{processes}"] = efficiency(step, sent.ddp(processes), 0, processes)
     return row
+
+
+def built(trunk: str, overrides: Sequence[str]) -> Any:
+    """Rotation on a trunk, for images of the size that the trunk is made for."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = composed([*_small(trunk), "probe=[]", *overrides], Path(folder))
+    return build_task(cfg, made_data(cfg))[0]
 
 
 def efficiency(step: float, volume: float, norms: int, processes: int) -> float:
@@ -134,9 +148,7 @@ def flops_of_an_image(task: Any, size: int) -> float:
 
 def computed_and_counted(trunk: str) -> list[dict[str, Any]]:
     """What two processes send, computed and counted, for each way to run them."""
-    with tempfile.TemporaryDirectory() as folder:
-        cfg = composed([*_small(trunk), "probe=[]"], Path(folder))
-    sent = traffic(build_task(cfg, made_data(cfg))[0])
+    sent = traffic(built(trunk, []))
     norms = sent.shared_norms(2)
     ways = {
         "ddp": ("ddp", True, sent.ddp(2) + norms + sent.buffers / 2),
@@ -190,5 +202,4 @@ def _loopback_bytes(trunk: str, strategy: str, sync_batchnorm: bool, steps: int)
 
 
 def _small(trunk: str) -> list[str]:
-    size, _ = TRUNKS[trunk]
-    return ["data=fake", f"data.image_size={size}", f"backbone={trunk}", "task=rotation"]
+    return ["data=fake", f"data.image_size={TRUNKS[trunk]}", f"backbone={trunk}", "task=rotation"]
