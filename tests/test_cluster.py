@@ -303,8 +303,8 @@ def test_what_is_no_list_of_hosts_is_refused(wrong: str) -> None:
 @pytest.mark.slow
 def test_submitit_runs_a_sweep(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    sweep = ["-m", "hydra/launcher=submitit_local", "task=random,rotation", "name=job"]
-    train(tmp_path, *SMALL, *sweep, "trainer=ddp", "hydra.launcher.timeout_min=10")
+    sweep = ["hydra/launcher=submitit_local", "task=random,rotation", "name=job"]
+    train(tmp_path, "-m", *SMALL, *sweep, "trainer=ddp", "hydra.launcher.timeout_min=10")
     found = {
         str(path.parent.relative_to(tmp_path)): results_of(path.parent)
         for path in tmp_path.rglob("results.json")
