@@ -27,6 +27,7 @@ NOT_SCIENCE = (
     "callbacks",
     "objective",
     "diverged",
+    "compile",
     "skip_finished",
     "go_on",
     "benchmark",

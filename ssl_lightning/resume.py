@@ -36,6 +36,7 @@ MAY_CHANGE = (
     "callbacks",
     "objective",
     "diverged",
+    "compile",
 )
 
 
