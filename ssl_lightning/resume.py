@@ -32,6 +32,7 @@ MAY_CHANGE = (
     "trainer.log_every_n_steps",
     "data.root",
     "data.num_workers",
+    "data.device_resident",
     "logger",
     "callbacks",
     "objective",

@@ -133,6 +133,7 @@ class Run:
         loggers = instantiate(cfg.logger).values()
         options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}
         self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
+        self.data.place(self.trainer.strategy.root_device)
         if self.task.needs_training:
             check_length(
                 cfg.trainer,
