@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -125,6 +126,15 @@ def join_processes() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # both, each for its kind of tensor: trainer=cpu must work on a machine with GPUs
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+
+
+def of_first_process(path: Path) -> str:
+    """Wait for all processes of the run, and return the text of a file as the first of them reads it."""
+    join_processes()
+    text = [path.read_text() if int(os.environ.get("RANK", 0)) == 0 else ""]
+    if dist.is_initialized():
+        dist.broadcast_object_list(text)
+    return text[0]
 
 
 def choose_precision(on_gpu: bool) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import time
 from collections.abc import Iterable
@@ -14,12 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ssl_lightning.build import build_task, load_state, map_shapes
+from ssl_lightning.build import build_task, check_compiler, compile_networks, load_state, map_shapes
 from ssl_lightning.callbacks.divergence import DivergenceGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
@@ -43,7 +41,7 @@ from ssl_lightning.results import (
     write_json,
 )
 from ssl_lightning.schema import check_config, check_length
-from ssl_lightning.sharding import is_sharded, whole_task
+from ssl_lightning.sharding import check_sharded, is_sharded, whole_task
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import save_backbone
 
@@ -73,15 +71,6 @@ def run(cfg: DictConfig, folder: Path) -> None:
     results = job.write("finished")
     if job.trainer.is_global_zero:
         print_summary(results, folder)
-
-
-def of_first_process(path: Path) -> str:
-    """Wait for all processes of the run, and return the text of a file as the first of them reads it."""
-    join_processes()
-    text = [path.read_text() if int(os.environ.get("RANK", 0)) == 0 else ""]
-    if dist.is_initialized():
-        dist.broadcast_object_list(text)
-    return text[0]
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:
@@ -146,6 +135,7 @@ class Run:
         loggers = instantiate(cfg.logger).values()
         options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
         self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
+        self.data.place(self.trainer.strategy.root_device)
         if self.task.needs_training:
             check_length(
                 cfg.trainer,
@@ -153,11 +143,8 @@ class Run:
                 batch_size=self.data.batch_size,
                 processes=self.trainer.world_size,
             )
-        if is_sharded(self.trainer) and not cfg.trainer.sync_batchnorm:
-            raise ValueError(
-                "trainer.sync_batchnorm is false; trainer.strategy=fsdp needs true, or each process would "
-                "keep batch-norm statistics of its own"
-            )
+        if is_sharded(self.trainer):
+            check_sharded(sync_batchnorm=cfg.trainer.sync_batchnorm, compiled=cfg.get("compile"))
         if self.trainer.world_size > 1 and self.task.needs_training and cfg.trainer.sync_batchnorm:
             from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
 
@@ -184,6 +171,9 @@ class Run:
             probe.check(self.data.label_counts)
             for maps in shapes:
                 probe.check_trunk(maps, self.data.label_counts)
+        self.compiled = bool(cfg.get("compile")) and self.task.needs_training
+        if self.compiled:
+            check_compiler(self.trainer.strategy.root_device)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
@@ -192,11 +182,19 @@ class Run:
         else:
             if self.cfg.probe_untrained:
                 self.probe_untrained()
-            self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
-            self.task = whole_task(self.trainer, self.task)
+            self.fit()
             self.probe(trained=True)
         if self.trainer.is_global_zero:
             save_backbone(self.folder, self.trunks["backbone"], self.export_config())
+
+    def fit(self) -> None:
+        """Pretrain; what comes after is not compiled, so that `evaluate.py` finds the same figures."""
+        if self.compiled:
+            compile_networks(self.task)
+        self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
+        self.task = whole_task(self.trainer, self.task)
+        if self.compiled:
+            torch.compiler.set_stance("force_eager")
 
     def probe_untrained(self) -> None:
         """Probe the trunk as initialised; a resumed run did so before."""

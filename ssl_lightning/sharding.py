@@ -108,6 +108,21 @@ class FullySharded(ModelParallelStrategy):
             optimizer.load_state_dict(state | {"state": cut})
 
 
+def check_sharded(*, sync_batchnorm: bool, compiled: bool) -> None:
+    """Refuse what does not go with sharded weights.
+
+    Raises:
+        ValueError: It is asked for.
+    """
+    if not sync_batchnorm:
+        raise ValueError(
+            "trainer.sync_batchnorm is false; trainer.strategy=fsdp needs true, or each process would keep "
+            "batch-norm statistics of its own"
+        )
+    if compiled:
+        raise ValueError("compile is true, which trainer.strategy=fsdp does not do; leave it false")
+
+
 def is_sharded(trainer: pl.Trainer) -> bool:
     """Whether the weights of a run are sharded, so that what reads them is done by all processes together."""
     return isinstance(trainer.strategy, FullySharded)

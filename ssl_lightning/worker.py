@@ -55,10 +55,11 @@ def main() -> int:
     die_with_parent()
     try:
         from ssl_lightning import run
+        from ssl_lightning.hardware import of_first_process
 
         keep_quiet()
         action = {"train": run.run, "evaluate": run.evaluate}[mode]
-        cfg = cast(DictConfig, OmegaConf.create(run.of_first_process(folder / config)))
+        cfg = cast(DictConfig, OmegaConf.create(of_first_process(folder / config)))
         resumes = mode == "train" and "resume" in cfg  # which the config of an evaluation has not
         again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
         with naming_full_disk(folder, f"Make room, then {again}"):
