@@ -188,6 +188,36 @@ def test_tasks_of_slurm_on_two_nodes_compute_what_one_machine_does(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_slurms_warning_to_all_tasks_saves_and_the_job_goes_on(tmp_path: Path, strategy: str) -> None:
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+    scontrol.chmod(0o755)
+    often = [*SMALL[:-1], "callbacks.checkpoint.every_n_steps=2", f"trainer.strategy={strategy}"]
+    train(tmp_path, *often, "trainer=ddp", "trainer.devices=2", "name=here")
+    here, there = (tmp_path / "rotation/fake/convnet" / name for name in ("here", "4711"))
+    nodes = [*often, "trainer=slurm", "trainer.devices=1", "name=4711"]
+    env = SLURM | {"PATH": f"{scontrol.parent}:{os.environ['PATH']}"} | meeting()
+    tasks = [start(tmp_path, *nodes, env=env | {"SLURM_PROCID": n, "SLURM_NODEID": n}) for n in "01"]
+    while not (there / "checkpoints/last.ckpt").exists():
+        assert tasks[0].poll() is None, tasks[0].communicate()[0]
+        time.sleep(0.01)
+    for task in tasks:
+        task.send_signal(signal.SIGUSR1)
+    first, follower = (end(task, ok=False) for task in tasks)
+    assert "put back into the queue" in first
+    assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
+    assert "error:" not in first + follower
+    assert not (there / "error.txt").exists()
+    env |= {"SLURM_RESTART_COUNT": "1"} | meeting()
+    tasks = [start(tmp_path, *nodes, env=env | {"SLURM_PROCID": n, "SLURM_NODEID": n}) for n in "01"]
+    first, _ = (end(task) for task in tasks)
+    assert "resumed" in first
+    assert_same_state(here, there, rtol=0, atol=0)
+
+
+@pytest.mark.slow
 def test_an_error_of_one_task_is_said_once(tmp_path: Path) -> None:
     nodes = [*SMALL[:-1], "trainer=slurm", "trainer.devices=1", "name=4711", "data.num_train=1"]
     nodes = [o for o in nodes if o != "data.num_train=128"]
