@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ LOCAL, SLURM, TORCHRUN = "local", "slurm", "torchrun"  # trainer.launcher
 PORTS = range(20000, 32000)  # where the processes of a SLURM job meet; below those that systems give out
 NAME, NUMBERS = r"[\w.-]+", r"\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"
 HOSTS = f"(?:{NAME}|{NUMBERS})+"  # hosts in SLURM's short form, such as node[001-003,007]
+LAST_WORDS_S = 5.0  # srun ends all tasks as soon as one fails, and the first is to say why before
 AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun itself listens on MASTER_PORT, not rank 0
 
 
@@ -105,7 +107,8 @@ def slurm_place(nodes: int, devices: int, environment: Mapping[str, str]) -> Pla
     """The process that `srun` started; see `find_place`."""
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_NTASKS")
     job, step, rank, node, local, tasks = _numbers(names, environment, SLURM, "srun python train.py ...")
-    _check_number(tasks, nodes, devices, f"srun started {tasks} tasks", "--nodes={} --ntasks-per-node={}")
+    options = f"--nodes={nodes} --ntasks-per-node={devices}"
+    _check_number(rank, tasks, nodes, devices, f"srun started {tasks} tasks", options)
     if rank != node * devices + local:
         raise RunError(
             f"error: SLURM task {rank} is number {local} on node {node}, which has {devices} devices; "
@@ -128,9 +131,8 @@ def torchrun_place(nodes: int, devices: int, environment: Mapping[str, str]) -> 
     """The process that `torchrun` started; see `find_place`."""
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT")
     rank, local, node, world, port = _numbers(names, environment, TORCHRUN, "torchrun ... train.py ...")
-    _check_number(
-        world, nodes, devices, f"torchrun started {world} processes", "--nnodes={} --nproc-per-node={}"
-    )
+    options = f"--nnodes={nodes} --nproc-per-node={devices}"
+    _check_number(rank, world, nodes, devices, f"torchrun started {world} processes", options)
     assert rank == node * devices + local, "torchrun numbers processes node by node"
     store = environment.get(AGENT_STORE) == "True"
     address = environment.get("MASTER_ADDR", "127.0.0.1")
@@ -153,9 +155,10 @@ def check_name(place: Place, overrides: Sequence[str]) -> None:
     """
     if place.is_alone or any(each.lstrip("+").startswith(("name=", "folder=")) for each in overrides):
         return
-    raise RunError(
+    raise _said_once(
+        place.first,
         "error: each of the launchers on several devices finds the run folder for itself; "
-        "give it a name, which must be new: name=$SLURM_JOB_ID"
+        "give it a name, which must be new: name=$SLURM_JOB_ID",
     )
 
 
@@ -198,9 +201,18 @@ def _numbers(names: Sequence[str], environment: Mapping[str, str], launcher: str
     return [int(environment[name]) for name in names]
 
 
-def _check_number(started: int, nodes: int, devices: int, what: str, options: str) -> None:
+def _check_number(rank: int, started: int, nodes: int, devices: int, what: str, options: str) -> None:
     if started != nodes * devices:
-        raise RunError(
+        raise _said_once(
+            rank,
             f"error: {what}, but trainer.num_nodes={nodes} and trainer.devices={devices} make "
-            f"{nodes * devices}; start one for each device: {options.format(nodes, devices)}"
+            f"{nodes * devices}; start one for each device: {options}",
         )
+
+
+def _said_once(rank: int, message: str) -> BaseException:
+    """The error of the first launcher, and the quiet end of all others, which find the same."""
+    if rank == 0:
+        return RunError(message)
+    time.sleep(LAST_WORDS_S)
+    return SystemExit(1)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ssl_lightning
-from ssl_lightning import hardware
+from ssl_lightning import cluster, hardware
 from ssl_lightning.checkpoints import load_checkpoint
 from ssl_lightning.cluster import check_name, expand_hosts, find_place, this_machine
 from ssl_lightning.errors import RunError
@@ -298,6 +298,14 @@ def test_processes_that_do_not_fit_the_config_are_refused(
 ) -> None:
     with pytest.raises(RunError, match=message):
         find_place(launcher, nodes, 4, task_of(0, 4, **changes))
+
+
+def test_what_all_launchers_refuse_is_said_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LAST_WORDS_S", 0.0)
+    with pytest.raises(SystemExit):
+        find_place("slurm", 1, 4, task_of(5, 4))
+    with pytest.raises(SystemExit):
+        check_name(find_place("slurm", 2, 4, task_of(5, 4)), [])
 
 
 def test_several_launchers_need_one_name() -> None:
