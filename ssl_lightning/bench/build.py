@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.hardware import choose_precision
 from ssl_lightning.targets import CONF
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks.base import PretextTask
 
 
 def device() -> torch.device:
@@ -46,11 +46,10 @@ def made_data(cfg: DictConfig) -> PairedDataModule:
 
 
 def batches_of(data: PairedDataModule, task: PretextTask, count: int) -> list[tuple[Tensor, Tensor]]:
-    """The first training batches, as `step` gets them: floats in [0, 1] in the task's memory format."""
+    """The first training batches, as `step` gets them."""
     found = []
     for _, (images, labels) in zip(range(count), data.train_dataloader(), strict=False):
-        images = to_float(images.to(task.device)).contiguous(memory_format=task.image_format)
-        found.append((images, labels.to(task.device)))
+        found.append((task.receive(images.to(task.device)), labels.to(task.device)))
     return found
 
 

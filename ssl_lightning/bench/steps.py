@@ -33,7 +33,7 @@ from ssl_lightning.build import build_task
 from ssl_lightning.hardware import peak_memory_gb
 from ssl_lightning.run import Run
 from ssl_lightning.targets import CONF
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks.base import PretextTask
 
 TASKS = sorted({path.stem for path in CONF.glob("task/*.yaml")} - {"random"})  # which takes no step
 PREPARED = 8  # batches made beforehand
@@ -142,7 +142,7 @@ def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
     count = min(steps, data.pretrain_batches - 2)
     return {
         "loader_ms": 1000 * seconds(lambda: [next(stream) for _ in range(count)]) / count,
-        "to_float_ms": 1000 * median_seconds(lambda: to_float(raw.to(task.device)), steps),
+        "receive_ms": 1000 * median_seconds(lambda: task.receive(raw.to(task.device)), steps),
         "pretext_op_head_loss_ms": spent["forward"] - spent["trunk forward"],
         "trunk_forward_ms": spent["trunk forward"],
         "backward_ms": spent["backward"],

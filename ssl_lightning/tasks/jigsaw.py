@@ -24,7 +24,7 @@ from ssl_lightning.ops.tile_grid import jigsaw_grid
 from ssl_lightning.ops.tile_guards import grey_scale, standardise_tiles
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
-from ssl_lightning.tasks.base import Panel, PretextTask
+from ssl_lightning.tasks.base import Panel, PretextTask, to_float
 
 
 class Jigsaw(PretextTask):
@@ -115,6 +115,9 @@ class Jigsaw(PretextTask):
         self.embed = TileEmbedding(backbone, embedding)
         self.head = SequenceClassifier(self.grid.count, embedding, hidden, permutations)
 
+    def receive(self, images: Tensor) -> Tensor:
+        return images  # bytes: floats are made of the tiles only
+
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         corners = draw_corners(self.grid, len(images), stream)
         tiles = self.prepare(self.cut(images, corners, stream))  # (B, n, C, t, t)
@@ -127,11 +130,12 @@ class Jigsaw(PretextTask):
         }
 
     def cut(self, images: Tensor, corners: Tensor, stream: torch.Generator) -> Tensor:
-        """Cut the tiles at `(B, n, 2)` places; what is random in their colours is drawn here."""
+        """Cut tiles at `(B, n, 2)` places, as floats in [0, 1]; their random colours are drawn here."""
         if self.channel_jitter and self.spec.channels > 1:
             last = self.spec.image_size - self.grid.tile
             corners = shift_channels(corners, self.spec.channels, self.channel_jitter, last, stream)
-        return grey_scale(cut_tiles(images, corners, self.grid.tile), self.grey, stream, inplace=True)
+        tiles = to_float(cut_tiles(images, corners, self.grid.tile))
+        return grey_scale(tiles, self.grey, stream, inplace=True)
 
     def prepare(self, tiles: Tensor) -> Tensor:
         """Turn tiles `(B, n, C, t, t)`, floats in [0, 1], into what the trunk takes, if need be in place."""
