@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
-from ssl_lightning.data.io.folders import decode
+from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.seeding import generator, stream_seed
 
 RESIZE_CHUNK = 1024
@@ -137,20 +136,16 @@ class FileSource(torch.utils.data.Dataset):
         Raises:
             RuntimeError: Naming the file, if it has become unreadable since it was checked.
         """
-        from torchvision.transforms.functional import pil_to_tensor
-
         index, seed = item
-        image = self.picture(index)
+        picture = self.picture(index)
         if seed is None or self.train_view is None:
-            image = self.eval_view(image)
-        else:
-            image = self.train_view(image, torch.Generator().manual_seed(seed))
-        return pil_to_tensor(image), self.labels[index]
+            return self.eval_view(picture), self.labels[index]
+        return self.train_view(picture, torch.Generator().manual_seed(seed)), self.labels[index]
 
-    def picture(self, index: int) -> Image.Image:
-        """Return a whole picture, of which `__getitem__` takes its view."""
+    def picture(self, index: int) -> Tensor:
+        """Return a whole picture (C, H, W) uint8, of which `__getitem__` takes its view."""
         try:
-            return decode(self.paths[index], self.channels, self.max_pixels)
+            return as_tensor(decode(self.paths[index], self.channels, self.max_pixels))
         except Exception as error:
             raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
 
