@@ -49,8 +49,8 @@ def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     def batched() -> Tensor:
         last = grid.image_size - grid.tile
         corners = shift_channels(draw_corners(grid, len(pixels), stream), 3, SHIFT, last, stream)
-        tiles = to_float(cut_tiles(pixels, corners, grid.tile))
-        return standardise_tiles(grey_scale(tiles, GREY, stream, inplace=True), inplace=True)
+        tiles = grey_scale(cut_tiles(pixels, corners, grid.tile).float(), GREY, stream, inplace=True)
+        return standardise_tiles(tiles, smallest=1.0, inplace=True)
 
     def one_by_one() -> Tensor:
         return torch.stack([torch.stack(jigsaw_tiles(picture, grid)) for picture in pictures])

@@ -22,8 +22,9 @@ def standardise_tiles(tiles: Tensor, smallest: float = 1 / 255, *, inplace: bool
     Without it, brightness that changes slowly over the image tells where a tile was.
 
     Args:
-        tiles: `(..., t, t)` floats in [0, 1].
-        smallest: A deviation below it counts as this, so that flat tiles do not become noise: one grey level.
+        tiles: `(..., t, t)` floats, of any range.
+        smallest: A deviation below it counts as this, so that flat tiles do not become noise. The default is
+            one grey level in [0, 1].
         inplace: Whether the tiles themselves are changed.
     """
     pixels = tiles.shape[-2] * tiles.shape[-1]

@@ -250,6 +250,15 @@ class PretextTask(pl.LightningModule):
         return generator(self.seed, use, self.current_epoch, batch_idx, self.global_rank, device=device)
 
 
+def white_of(images: Tensor) -> float:
+    """The value of white: 1 in floats, 255 in uint8.
+
+    >>> white_of(torch.zeros(1)), white_of(torch.zeros(1, dtype=torch.uint8))
+    (1.0, 255.0)
+    """
+    return 1.0 if images.is_floating_point() else 255.0
+
+
 def to_float(images: Tensor) -> Tensor:
     """Scale uint8 images to floats in [0, 1]; the memory format stays, and so do floats.
 

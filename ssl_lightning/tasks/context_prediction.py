@@ -21,7 +21,7 @@ from ssl_lightning.ops.tile_grid import AROUND, CENTRE, NEIGHBOURS, neighbour_gr
 from ssl_lightning.ops.tile_guards import drop_colours, project_colours, resample_tiles, resampling_table
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
-from ssl_lightning.tasks.base import Panel, PretextTask
+from ssl_lightning.tasks.base import Panel, PretextTask, white_of
 
 COLOURS = ("dropping", "projection")
 
@@ -137,8 +137,7 @@ class ContextPrediction(PretextTask):
 
         Floats are changed in place.
         """
-        white = 1.0 if patches.is_floating_point() else 255.0  # bytes become floats, and are scaled once
-        patches = patches.float()
+        white, patches = white_of(patches), patches.float()
         if self.colours == "projection":
             patches = project_colours(patches, inplace=True)
         if self.downsample:
