@@ -67,6 +67,13 @@ def test_both_sides_of_the_two_kinks_are_those_of_scikit_image() -> None:
     )
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same() -> None:
+    rgb = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    for images in (rgb, rgb.float() / 255):
+        torch.testing.assert_close(rgb_to_lab(images.cuda()).cpu(), rgb_to_lab(images), atol=5e-4, rtol=0)
+
+
 def test_the_round_trip() -> None:
     torch.testing.assert_close(lab_to_rgb(rgb_to_lab(colours())), colours(), atol=2e-5, rtol=0)
 

@@ -183,6 +183,15 @@ def test_choosing_beforehand_is_choosing_afterwards() -> None:
     assert torch.equal(_change(x.clone(), none, lambda some: some * 0), x)
 
 
+@pytest.mark.gpu
+def test_a_gpu_changes_the_same() -> None:
+    x, factor = tiles(20, 3, 4), torch.arange(20.0)
+    chosen = torch.rand(20, generator=generator(7)) < 0.4
+    expected = _change(x.clone(), chosen, lambda some, by: some * by[:, None, None], factor)
+    given = (x.cuda(), chosen.cuda(), lambda some, by: some * by[:, None, None], factor.cuda())
+    torch.testing.assert_close(_change(*given).cpu(), expected)
+
+
 @pytest.mark.parametrize("smallest", [0, 9])
 def test_sizes_out_of_range_are_refused(smallest: int) -> None:
     with pytest.raises(ValueError, match=f"smallest is {smallest}; allowed are 1 to 8"):
