@@ -31,6 +31,7 @@ TOP = {
     "prefix_map": Mapping[str, str | None] | None,
     "probe_untrained": bool,
     "diverged": float | None,
+    "deterministic": bool,
     "channels_last": bool,
     "encoding": Mapping,
     "objective": str | None,
