@@ -124,5 +124,7 @@ def resample_tiles(tiles: Tensor, table: Tensor, probability: float, generator: 
     row = torch.randint(len(table), shape, generator=generator, device=device)
     chosen = torch.rand(shape, generator=generator, device=device) < probability
     matrix = table[torch.where(chosen, row, len(table) - 1)].unsqueeze(2)  # (B, n, 1, t, t)
+    exact = torch.promote_types(tiles.dtype, table.dtype)
+    matrix = matrix.to(exact)
     with torch.autocast(device.type, enabled=False):  # pixels in bf16 would lose the last bits
-        return matrix @ tiles @ matrix.mT
+        return (matrix @ tiles.to(exact) @ matrix.mT).to(tiles.dtype)

@@ -90,7 +90,9 @@ class Colorization(PretextTask):
         if target not in TARGETS:
             raise ValueError(f"task.target is {target!r}; allowed are {' and '.join(TARGETS)}")
         if not 0 < rebalance <= 1:
-            raise ValueError(f"task.rebalance is {rebalance}; allowed are above 0, to 1, which switches it off")
+            raise ValueError(
+                f"task.rebalance is {rebalance}; allowed are above 0, to 1, which switches it off"
+            )
         if sigma <= 0 or temperature <= 0:
             raise ValueError(f"task.sigma is {sigma} and task.temperature {temperature}; both must be > 0")
         if prior_images < 1:

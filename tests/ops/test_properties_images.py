@@ -196,11 +196,11 @@ def test_lab_there_and_back(images: Tensor) -> None:
     assert lab.dtype == (torch.float64 if images.dtype == torch.float64 else torch.float32)
     assert lab.shape == images.shape
     if images.numel():
-        assert -1e-3 <= lab[:, 0].min()
+        assert lab[:, 0].min() >= -1e-3
         assert lab[:, 0].max() <= 100.001
-        assert -87 <= lab[:, 1].min()
+        assert lab[:, 1].min() >= -87
         assert lab[:, 1].max() <= 99
-        assert -108.5 <= lab[:, 2].min()
+        assert lab[:, 2].min() >= -108.5
         assert lab[:, 2].max() <= 95
     with unchanged(lab):
         back = lab_to_rgb(lab)
@@ -367,7 +367,7 @@ def test_measure_whatever_the_chunks(images: Tensor, reduction: int, chunk: int)
 @given(pictures(dtypes=(torch.uint8,), channels=(3, 3), size=(2, 5), batch=(2, 5)))
 def test_cached_statistics_are_those_measured(tmp_path_factory: Any, images: Tensor) -> None:
     folder = tmp_path_factory.mktemp("cache")
-    arguments = lambda n: images[:n], len(images), BINS[23], table_of(23, 1), 2  # noqa: E731
+    arguments = lambda n: images[:n], len(images), BINS[23], table_of(23, 1), 2
     found = [cached_statistics(*arguments, place) for place in (None, folder, folder)]
     for other in found[1:]:
         assert torch.equal(other.counts, found[0].counts)
