@@ -23,7 +23,8 @@ from ssl_lightning.determinism import NotDeterministicError, deterministic
 from ssl_lightning.interrupts import SIGNALS
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("wall_s", "images_per_s", "probe_s", "peak_memory_gb", "ended", "command")
+# and what is told of the surroundings: the folder in the command, and whether the working tree is clean
+TIMES = ("wall_s", "images_per_s", "probe_s", "peak_memory_gb", "ended", "command", "git")
 
 
 def put(*unused: Any) -> None:
