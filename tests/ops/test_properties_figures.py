@@ -35,7 +35,6 @@ from tests.ops._drawn import (
     values,
 )
 
-pytestmark = pytest.mark.slow
 TYPES, LAID = st.sampled_from(FLOATS), st.sampled_from(LAYOUTS)
 
 
@@ -50,6 +49,7 @@ def labels_of(count: int, classes: int, seed: int) -> Tensor:
 # --- nearest neighbours ---
 
 
+@pytest.mark.slow
 @drawn()
 @given(
     st.integers(0, 7), st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.floats(0.02, 2),
@@ -82,6 +82,7 @@ def test_knn_scores(
     close(again, found)
 
 
+@pytest.mark.slow
 @drawn(30)
 @given(st.lists(st.integers(-2, 9), max_size=3), st.integers(1, 5), st.floats(-1, 1))
 def test_impossible_neighbours_are_refused(ks: list[int], size: int, temperature: float) -> None:
@@ -92,6 +93,7 @@ def test_impossible_neighbours_are_refused(ks: list[int], size: int, temperature
         )
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 5), TYPES, LAID, SEEDS)
 def test_topk_accuracy(count: int, classes: int, k: int, dtype: Any, layout: str, seed: int) -> None:
@@ -131,6 +133,7 @@ def precision_by_hand(scores: list[float], labels: list[int], envelope: bool) ->
     return total
 
 
+@pytest.mark.slow
 @drawn(100)
 @given(
     st.integers(0, 12), st.integers(1, 3), st.integers(2, 9), st.booleans(),
@@ -159,6 +162,7 @@ def test_average_precision(
         assert float(mean_average_precision(scores, labels)) == pytest.approx(np.nanmean(expected))
 
 
+@pytest.mark.slow
 @drawn(100)
 @given(st.lists(st.booleans(), max_size=12), st.integers(0, 5))
 def test_eleven_points(hits: list[bool], missed: int) -> None:
@@ -175,6 +179,7 @@ def test_eleven_points(hits: list[bool], missed: int) -> None:
     assert float(found) == pytest.approx(np.mean(best))
 
 
+@pytest.mark.slow
 @drawn(100)
 @given(st.lists(st.integers(-3, 3), max_size=12))
 def test_first_of_each(numbers: list[int]) -> None:
@@ -187,6 +192,7 @@ def boxes_of(count: int, seed: int, dtype: Any = torch.float64) -> Tensor:
     return corners.flatten(1).to(dtype)  # left, top, right, bottom; some are empty
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.integers(0, 5), st.integers(0, 5), st.sampled_from([torch.float32, torch.float64]), LAID, SEEDS)
 def test_box_iou(n: int, m: int, dtype: Any, layout: str, seed: int) -> None:
@@ -235,6 +241,7 @@ def voc_by_hand(detections: Any, truth: Any, label: int, iou: float) -> float:
     return float(eleven_points(torch.tensor(hits, dtype=torch.bool), positives))
 
 
+@pytest.mark.slow
 @drawn(80)
 @given(st.integers(0, 4), st.integers(1, 3), st.floats(0.05, 1), SEEDS)
 def test_voc_ap(images: int, classes: int, iou: float, seed: int) -> None:
@@ -271,6 +278,7 @@ def test_impossible_overlaps_are_refused(iou: float) -> None:
 # --- rank ---
 
 
+@pytest.mark.slow
 @drawn()
 @given(tensors(st.tuples(st.integers(1, 9), st.integers(1, 7)), ALL), SEEDS)
 def test_effective_rank(x: Tensor, seed: int) -> None:
@@ -286,6 +294,7 @@ def test_effective_rank(x: Tensor, seed: int) -> None:
         assert float(effective_rank(same)) == pytest.approx(found, rel=1e-6)
 
 
+@pytest.mark.slow
 @drawn()
 @given(
     tensors(st.tuples(st.integers(1, 9), st.integers(1, 7)), (*FLOATS, torch.uint8)), st.floats(-9, 9), SEEDS
@@ -305,6 +314,7 @@ def test_dead_channels(x: Tensor, constant: float, seed: int) -> None:
 # --- classifiers ---
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.integers(1, 3), st.integers(2, 5), st.integers(1, 8), st.sampled_from(FLOATS[:2]), LAID, SEEDS)
 def test_cross_entropy_residual(
@@ -322,6 +332,7 @@ def test_cross_entropy_residual(
     close(residual, wanted.grad, dtype)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.integers(1, 9), st.integers(1, 5), st.sampled_from(FLOATS[:2]), LAID, SEEDS)
 def test_second_moments(count: int, dims: int, dtype: Any, layout: str, seed: int) -> None:
@@ -333,6 +344,7 @@ def test_second_moments(count: int, dims: int, dtype: Any, layout: str, seed: in
     assert found.dtype == dtype
 
 
+@pytest.mark.slow
 @drawn(40)
 @given(
     st.integers(1, 25), st.integers(1, 5), st.integers(2, 4), st.sampled_from(FLOATS[:2]), LAID,
@@ -359,6 +371,7 @@ def test_fit_logistic(
     torch.testing.assert_close(again.loss[0], fit.loss[0], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @drawn(30)
 @given(st.integers(0, 3), st.integers(-1, 3), st.lists(st.floats(-1, 1), max_size=2), st.integers(-1, 1))
 def test_impossible_fits_are_refused(count: int, classes: int, l2: list[float], longer: int) -> None:
@@ -368,6 +381,7 @@ def test_impossible_fits_are_refused(count: int, classes: int, l2: list[float], 
         fit_logistic(torch.rand(count, 3), torch.zeros(count + longer).long(), classes, l2)
 
 
+@pytest.mark.slow
 @drawn(40)
 @given(st.integers(0, 30), st.integers(1, 5), st.floats(1e-3, 10), LAID, SEEDS)
 def test_fit_svm(count: int, dims: int, cost: float, layout: str, seed: int) -> None:
@@ -395,6 +409,7 @@ NUMPY_TYPES = st.sampled_from(["u1", "<i8", ">f4", "<f8", "bool"])
 SHAPES = st.lists(st.integers(0, 5), max_size=3)
 
 
+@pytest.mark.slow
 @drawn(60)
 @given(SHAPES, NUMPY_TYPES, st.booleans(), SEEDS)
 def test_arrays_come_back(
@@ -412,6 +427,7 @@ def test_arrays_come_back(
     assert [each.name for each in path.parent.iterdir()] == ["a.npy"]  # nothing is left over
 
 
+@pytest.mark.slow
 @drawn(200)
 @given(st.binary(max_size=60), st.integers(0, 200), st.booleans())
 @example(b"PK\x03\x04 no archive", 0, False)

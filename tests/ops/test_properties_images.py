@@ -32,8 +32,6 @@ from ssl_lightning.ops.resample import resize_bicubic
 from ssl_lightning.ops.rotation import rotate_four, rotate_one
 from tests.ops._drawn import ALL, FLOATS, SEEDS, close, drawn, generator, pictures, tensors, unchanged, values
 
-pytestmark = pytest.mark.slow
-
 
 def turned(image: Tensor, turns: int) -> Tensor:
     """An image `(C, H, H)` turned counter-clockwise, pixel by pixel."""
@@ -44,6 +42,7 @@ def turned(image: Tensor, turns: int) -> Tensor:
     return out
 
 
+@pytest.mark.slow
 @drawn()
 @given(pictures(dtypes=ALL, square=True, size=(1, 7), batch=(0, 3)))
 def test_rotate_four(images: Tensor) -> None:
@@ -62,6 +61,7 @@ def test_rotate_four(images: Tensor) -> None:
         assert copies.is_contiguous()
 
 
+@pytest.mark.slow
 @drawn()
 @given(pictures(dtypes=ALL, square=True, size=(1, 7)), SEEDS)
 def test_rotate_one(images: Tensor, seed: int) -> None:
@@ -73,6 +73,7 @@ def test_rotate_one(images: Tensor, seed: int) -> None:
         assert torch.equal(copy, turned(image, turns))
 
 
+@pytest.mark.slow
 @drawn(30)
 @given(pictures(size=(1, 6)))
 def test_images_that_are_not_square_are_not_rotated(images: Tensor) -> None:
@@ -85,6 +86,7 @@ def test_images_that_are_not_square_are_not_rotated(images: Tensor) -> None:
 SIZE_AND_HOLE = st.integers(1, 20).flatmap(lambda size: st.tuples(st.just(size), st.integers(1, size)))
 
 
+@pytest.mark.slow
 @drawn()
 @given(SIZE_AND_HOLE, st.integers(0, 4))
 def test_centre_mask(sizes: tuple[int, int], batch: int) -> None:
@@ -98,6 +100,7 @@ def test_centre_mask(sizes: tuple[int, int], batch: int) -> None:
         assert torch.equal(one, one.mT)
 
 
+@pytest.mark.slow
 @drawn()
 @given(SIZE_AND_HOLE, st.integers(0, 4), SEEDS)
 def test_block_masks(sizes: tuple[int, int], batch: int, seed: int) -> None:
@@ -117,6 +120,7 @@ def test_block_masks(sizes: tuple[int, int], batch: int, seed: int) -> None:
     assert torch.equal(grown, mask)
 
 
+@pytest.mark.slow
 @drawn()
 @given(SIZE_AND_HOLE, st.integers(0, 4), SEEDS)
 def test_region_masks(sizes: tuple[int, int], batch: int, seed: int) -> None:
@@ -140,6 +144,7 @@ def test_holes_that_do_not_fit_are_refused(size: int, hole: int) -> None:
             make()
 
 
+@pytest.mark.slow
 @drawn()
 @given(pictures(dtypes=ALL, square=True), SEEDS)
 def test_fill(images: Tensor, seed: int) -> None:
@@ -152,6 +157,7 @@ def test_fill(images: Tensor, seed: int) -> None:
     assert torch.equal(fill(filled, mask, colour), filled)
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.integers(0, 3), st.integers(1, 12), st.integers(0, 14), st.floats(0, 20), SEEDS)
 def test_border_weights(batch: int, size: int, overlap: int, weight: float, seed: int) -> None:
@@ -165,6 +171,7 @@ def test_border_weights(batch: int, size: int, overlap: int, weight: float, seed
     assert found.dtype == torch.float32
 
 
+@pytest.mark.slow
 @drawn()
 @given(pictures(batch=(0, 3)), SEEDS)
 def test_masked_mse_and_psnr(images: Tensor, seed: int) -> None:
@@ -188,6 +195,7 @@ def test_masked_mse_and_psnr(images: Tensor, seed: int) -> None:
 RGB = pictures(channels=(3, 3), size=(1, 6), dtypes=(torch.float32, torch.float64, torch.bfloat16))
 
 
+@pytest.mark.slow
 @drawn()
 @given(RGB)
 def test_lab_there_and_back(images: Tensor) -> None:
@@ -210,6 +218,7 @@ def test_lab_there_and_back(images: Tensor) -> None:
     assert not grey.numel() or grey[:, 1:].abs().max() < 0.02
 
 
+@pytest.mark.slow
 @drawn(30)
 @given(RGB, SEEDS)
 def test_lab_treats_pixels_apart_and_always_clips(images: Tensor, seed: int) -> None:
@@ -232,6 +241,7 @@ def table_of(grid: int, neighbours: int) -> Tensor:
     return TABLES[key]
 
 
+@pytest.mark.slow
 @drawn(12)
 @given(st.integers(5, 60), SEEDS)
 def test_gamut_bins(grid: int, seed: int) -> None:
@@ -258,6 +268,7 @@ def test_impossible_neighbours_are_refused(neighbours: int) -> None:
         candidate_table(BINS[23], 23, neighbours)
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.sampled_from(sorted(BINS)), st.integers(1, 7), st.integers(0, 40), st.floats(0.5, 30), SEEDS)
 def test_soft_encode_against_all_bins(
@@ -278,6 +289,7 @@ def test_soft_encode_against_all_bins(
     assert all(len(set(row)) == neighbours for row in near.tolist())
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.sampled_from(sorted(BINS)), st.integers(1, 50), st.floats(0.5, 20), st.floats(0.01, 1), SEEDS)
 def test_prior_and_weights(grid: int, seen: int, sigma: float, strength: float, seed: int) -> None:
@@ -303,6 +315,7 @@ def test_impossible_strengths_are_refused(strength: float) -> None:
         rebalancing_weights(torch.tensor([1.0, 0.0]), strength)
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.integers(0, 9), st.sampled_from(sorted(BINS)), st.floats(0.05, 2), st.sampled_from(FLOATS), SEEDS)
 def test_annealed_mean(count: int, grid: int, temperature: float, dtype: Any, seed: int) -> None:
@@ -319,6 +332,7 @@ def test_annealed_mean(count: int, grid: int, temperature: float, dtype: Any, se
     close(annealed_mean(logits[:, order], bins[order], temperature), ab, scale=100)
 
 
+@pytest.mark.slow
 @drawn()
 @given(pictures(channels=(1, 3), size=(1, 9)), st.integers(1, 11))
 def test_shrink_and_pixels(maps: Tensor, reduction: int) -> None:
@@ -338,6 +352,7 @@ def test_shrink_and_pixels(maps: Tensor, reduction: int) -> None:
     assert torch.equal(listed, torch.stack(expected) if expected else listed[:0])
 
 
+@pytest.mark.slow
 @drawn(25)
 @given(
     pictures(dtypes=(torch.uint8,), channels=(3, 3), size=(1, 6), batch=(1, 5)),
@@ -363,6 +378,7 @@ def test_measure_whatever_the_chunks(images: Tensor, reduction: int, chunk: int)
     assert found.std == pytest.approx(np.sqrt(ab.var(0).mean()), abs=2e-3)
 
 
+@pytest.mark.slow
 @drawn(8)
 @given(pictures(dtypes=(torch.uint8,), channels=(3, 3), size=(2, 5), batch=(2, 5)))
 def test_cached_statistics_are_those_measured(tmp_path_factory: Any, images: Tensor) -> None:
@@ -381,6 +397,7 @@ def test_cached_statistics_are_those_measured(tmp_path_factory: Any, images: Ten
 # --- resampling ---
 
 
+@pytest.mark.slow
 @drawn()
 @given(pictures(), st.integers(1, 15), st.integers(1, 15))
 def test_resize_bilinear(maps: Tensor, height: int, width: int) -> None:
@@ -427,6 +444,7 @@ def bicubic_matrix(inputs: int, outputs: int) -> np.ndarray:
     return matrix / matrix.sum(1, keepdims=True)
 
 
+@pytest.mark.slow
 @drawn()
 @given(pictures(square=True, size=(1, 12)), st.integers(1, 14))
 def test_resize_bicubic(images: Tensor, size: int) -> None:
@@ -442,6 +460,7 @@ def test_resize_bicubic(images: Tensor, size: int) -> None:
 LOGITS = tensors(st.lists(st.integers(1, 4), min_size=1, max_size=3))
 
 
+@pytest.mark.slow
 @drawn()
 @given(LOGITS, LOGITS, st.floats(0, 0.49))
 def test_adversarial_losses(real: Tensor, fake: Tensor, smoothing: float) -> None:

@@ -49,7 +49,6 @@ from tests.ops._drawn import (
     values,
 )
 
-pytestmark = pytest.mark.slow
 MAYBE = st.none() | st.integers(-2, 20)
 
 
@@ -72,6 +71,7 @@ def fits(grid: TileGrid) -> None:
     assert last == grid.extent <= grid.image_size
 
 
+@pytest.mark.slow
 @drawn(300)
 @given(st.integers(1, 60), st.integers(-1, 8), MAYBE, MAYBE, st.booleans())
 def test_jigsaw_grid(size: int, side: int, cell: int | None, tile: int | None, gap: bool) -> None:
@@ -87,6 +87,7 @@ def test_jigsaw_grid(size: int, side: int, cell: int | None, tile: int | None, g
         assert grid.play == (cells - tiles if gap else 0)
 
 
+@pytest.mark.slow
 @drawn(300)
 @given(st.integers(1, 60), MAYBE, MAYBE, MAYBE)
 def test_neighbour_grid(size: int, tile: int | None, gap: int | None, jitter: int | None) -> None:
@@ -101,6 +102,7 @@ def test_neighbour_grid(size: int, tile: int | None, gap: int | None, jitter: in
         assert size < 3
 
 
+@pytest.mark.slow
 @drawn(200)
 @given(*[st.integers(-1, 12)] * 5)
 def test_tile_grids_that_cannot_be_are_refused(
@@ -134,6 +136,7 @@ def grid_of(numbers: tuple[int, ...]) -> TileGrid:
     return TileGrid((side - 1) * pitch + play + tile + around, side, tile, pitch, play)
 
 
+@pytest.mark.slow
 @drawn()
 @given(GRIDS, st.integers(0, 4), SEEDS)
 def test_corners(numbers: tuple[int, ...], batch: int, seed: int) -> None:
@@ -182,6 +185,7 @@ def cuts(draw: Any) -> tuple[Tensor, Tensor, int]:
     return images, torch.stack([rows, columns], -1), tile
 
 
+@pytest.mark.slow
 @drawn(150)
 @given(cuts())
 def test_cut_tiles(case: tuple[Tensor, Tensor, int]) -> None:
@@ -196,6 +200,7 @@ def test_cut_tiles(case: tuple[Tensor, Tensor, int]) -> None:
         assert torch.equal(found[b, n, c], images[b, c, y : y + tile, x : x + tile])
 
 
+@pytest.mark.slow
 @drawn(30)
 @given(pictures(size=(1, 5), batch=(1, 2)), st.integers(-1, 9))
 def test_tiles_larger_than_the_image_are_refused(images: Tensor, tile: int) -> None:
@@ -204,6 +209,7 @@ def test_tiles_larger_than_the_image_are_refused(images: Tensor, tile: int) -> N
         cut_tiles(images, torch.zeros(len(images), 1, 2, dtype=torch.int64), tile)
 
 
+@pytest.mark.slow
 @drawn()
 @given(GRIDS, st.integers(0, 3), st.integers(1, 3), st.sampled_from(ALL), SEEDS)
 def test_tiles_go_back_where_they_were(
@@ -227,6 +233,7 @@ def test_tiles_go_back_where_they_were(
     assert torch.equal(cut_tiles(back, corners, grid.tile), tiles)
 
 
+@pytest.mark.slow
 @drawn()
 @given(st.integers(0, 3), st.integers(0, 4), st.integers(1, 4), st.integers(0, 5), st.integers(0, 6), SEEDS)
 def test_shift_channels(batch: int, count: int, channels: int, shift: int, last: int, seed: int) -> None:
@@ -238,6 +245,7 @@ def test_shift_channels(batch: int, count: int, channels: int, shift: int, last:
     assert not moved.numel() or (moved.min() >= 0 and moved.max() <= last and apart.max() <= shift)
 
 
+@pytest.mark.slow
 @drawn()
 @given(
     tensors(st.tuples(st.integers(0, 3), st.integers(1, 5), st.integers(1, 3), st.integers(1, 3)), ALL),
@@ -264,6 +272,7 @@ def test_permute_tiles(tiles: Tensor, many: int, seed: int) -> None:
 # --- the set of orders ---
 
 
+@pytest.mark.slow
 @drawn(40)
 @given(st.integers(2, 5), st.integers(2, 24), st.sampled_from(["minimum", "mean"]))
 def test_permutation_set(tiles: int, size: int, method: str) -> None:
@@ -322,6 +331,7 @@ def tile_batches(draw: Any, channels: tuple[int, int] = (1, 4)) -> Tensor:
     return laid_out(x, draw(st.sampled_from(LAYOUTS)))
 
 
+@pytest.mark.slow
 @drawn()
 @given(tile_batches(), st.floats(1e-3, 0.2), st.booleans())
 def test_standardise_tiles(tiles: Tensor, smallest: float, inplace: bool) -> None:
@@ -341,6 +351,7 @@ def test_standardise_tiles(tiles: Tensor, smallest: float, inplace: bool) -> Non
     assert not off.numel() or off.max() <= {torch.bfloat16: 0.02}.get(tiles.dtype, 1e-5)
 
 
+@pytest.mark.slow
 @drawn()
 @given(tile_batches(), st.floats(0, 1), st.booleans(), SEEDS)
 def test_grey_scale(tiles: Tensor, probability: float, inplace: bool, seed: int) -> None:
@@ -365,6 +376,7 @@ def test_grey_scale(tiles: Tensor, probability: float, inplace: bool, seed: int)
             assert torch.equal(found[image], before[image])
 
 
+@pytest.mark.slow
 @drawn()
 @given(tile_batches(), st.floats(0, 0.1), SEEDS)
 def test_drop_colours(tiles: Tensor, noise: float, seed: int) -> None:
@@ -384,6 +396,7 @@ def test_drop_colours(tiles: Tensor, noise: float, seed: int) -> None:
         assert others.abs().max() <= 7 * noise * deviation + 1e-6
 
 
+@pytest.mark.slow
 @drawn()
 @given(tile_batches())
 def test_project_colours(tiles: Tensor) -> None:
@@ -401,6 +414,7 @@ def test_project_colours(tiles: Tensor) -> None:
     close(project_colours(grey), grey, tiles.dtype, 2)
 
 
+@pytest.mark.slow
 @drawn(40)
 @given(st.integers(1, 12).flatmap(lambda tile: st.tuples(st.just(tile), st.integers(1, tile))))
 def test_resampling_table(sizes: tuple[int, int]) -> None:
@@ -424,6 +438,7 @@ def test_impossible_resamplings_are_refused(tile: int, smallest: int) -> None:
         resampling_table(tile, smallest)
 
 
+@pytest.mark.slow
 @drawn()
 @given(tile_batches(), st.integers(1, 6), st.floats(0, 1), SEEDS)
 def test_resample_tiles(tiles: Tensor, smallest: int, probability: float, seed: int) -> None:
