@@ -33,6 +33,7 @@ TOP = {
     "diverged": float | None,
     "deterministic": bool,
     "channels_last": bool,
+    "compile": bool,
     "encoding": Mapping,
     "objective": str | None,
     "benchmark": Mapping,

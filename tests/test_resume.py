@@ -140,6 +140,7 @@ def test_killed_runs_end_as_undisturbed_ones(
     assert resumed == trials
 
 
+@pytest.mark.slow
 def test_a_terminated_run_saves_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
     finish(start(tmp_path, *RUN, "name=undisturbed"))
     folder = folder_of(tmp_path, "stopped")

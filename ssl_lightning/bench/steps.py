@@ -107,7 +107,7 @@ def framework_against_bare(overrides: Sequence[str], blocks: int) -> dict[str, f
         turns = TakeTurns(bare, BLOCK)
         job.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
         with contextlib.redirect_stdout(io.StringIO()):  # the progress is made, and not shown
-            job.trainer.fit(job.task, datamodule=job.data)
+            job.fit()
     ratios = [theirs / ours for ours, theirs in zip(turns.ours, turns.theirs, strict=True)]
     images = job.data.batch_size * BLOCK
     return {

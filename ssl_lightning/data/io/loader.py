@@ -140,7 +140,7 @@ class BatchLoader:
         one = BatchLoader(
             self.source, self.indices[places], len(places), seed=self.seed, shuffle=False, name=self.name
         )
-        return next(iter(one))[0]
+        return next(iter(one))[0].cpu()
 
     def sample(self, count: int) -> BatchLoader:
         """Return a loader of at most so many of the images, in an order drawn once for all runs.

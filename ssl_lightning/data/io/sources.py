@@ -52,7 +52,7 @@ class ImageSource(Protocol):
 
 
 class ArraySource:
-    """Images in memory, gathered a batch at a time.
+    """Images in memory, or on the device once `place` was called, gathered a batch at a time.
 
     Args:
         images: (N, H, W, C) uint8; a batch is a channels-last view of the gathered rows.
@@ -74,19 +74,27 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
+    def place(self, device: torch.device) -> None:
+        """Move the images to where batches are computed; labels, few bytes, stay."""
+        self.images = self.images.to(device)
+
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
-        pin = torch.cuda.is_available()
+        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order.
+
+        What is drawn is drawn on the CPU, so that where the images lie does not change them.
+        """
         for share in shares:
-            images = self.images.index_select(0, share.indices)  # (B, H, W, C)
-            labels = self.labels.index_select(0, share.indices)
+            images = self.images.index_select(0, self._beside(share.indices))  # (B, H, W, C)
+            labels = _pinned(self.labels.index_select(0, share.indices))
             if augment and self.augment is not None:
                 drawn = self.augment.draw(share.total, generator(*share.stream, "augment", share.batch))
                 mine = slice(share.start, share.start + len(images))
-                images = self.augment.apply(images, *(values[mine] for values in drawn))
-            if pin:
-                images, labels = images.pin_memory(), labels.pin_memory()
-            yield images.permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
+                images = self.augment.apply(images, *(self._beside(values[mine]) for values in drawn))
+            yield _pinned(images).permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
+
+    def _beside(self, values: Tensor) -> Tensor:
+        """Bring what was drawn to the images, without waiting for the device."""
+        return values if self.images.is_cpu else _pinned(values).to(self.images.device, non_blocking=True)
 
 
 class FileSource(torch.utils.data.Dataset):
@@ -177,6 +185,11 @@ class FileSource(torch.utils.data.Dataset):
             for share in shares
         )
         yield from loader
+
+
+def _pinned(values: Tensor) -> Tensor:
+    """Lock a batch in memory where there is a GPU, so that its transfer overlaps with computing."""
+    return values.pin_memory() if values.is_cpu and torch.cuda.is_available() else values
 
 
 class _Queue(torch.utils.data.Sampler):
