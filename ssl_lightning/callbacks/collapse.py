@@ -40,7 +40,7 @@ class Health:
         return self.rank < LOWEST_RANK or self.dead > MOST_DEAD * self.channels
 
     def __str__(self) -> str:
-        return f"rank {self.rank:.1f} of {self.largest}, {self.dead} dead channel{'s'[: self.dead != 1]}"
+        return f"rank {self.rank:.1f} of {self.largest}, {self.dead} of {self.channels} channels dead"
 
 
 class Collapse(Callback):
@@ -145,7 +145,7 @@ def line(epoch: int, found: Mapping[str, Health]) -> str:
     """Say how the features of each branch are after an epoch.
 
     >>> line(2, {"backbone": Health(35.9, 96, 3, 96)})
-    'epoch 2: features backbone rank 35.9 of 96, 3 dead channels'
+    'epoch 2: features backbone rank 35.9 of 96, 3 of 96 channels dead'
     """
     said = "; ".join(f"{name} {health}" for name, health in found.items())
     collapsed = [name for name, health in found.items() if health.collapsed]

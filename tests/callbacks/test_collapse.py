@@ -83,7 +83,10 @@ def test_a_training_is_the_same_to_the_bit_and_the_figures_are_those_of_numpy(
     rank, dead = by_hand(watched, sample)
     assert float(rows[-1]["features/backbone/rank"]) == pytest.approx(rank, rel=1e-5)
     assert int(rows[-1]["features/backbone/dead_channels"]) == dead
-    assert f"epoch 2: features backbone rank {rank:.1f} of 10, {dead} dead channel" in capsys.readouterr().out
+    assert (
+        f"epoch 2: features backbone rank {rank:.1f} of 10, {dead} of 10 channels dead"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_trunk_that_is_made_to_collapse_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,15 +100,15 @@ def test_a_trunk_that_is_made_to_collapse_is_told(capsys: pytest.CaptureFixture[
         norm.weight[3:] = 50  # or all images are mostly that 0.1, in so small and untrained a trunk
         watch.on_train_epoch_end(trainer, task)
         assert "epoch 1: features backbone rank " in (said := capsys.readouterr().out)
-        assert said.endswith("of 10, 3 dead channels\n")
+        assert said.endswith("of 10, 3 of 10 channels dead\n")
         norm.weight[:6] = 0
         watch.on_train_epoch_end(trainer, task)
         assert "warning: features of backbone have collapsed" in (said := capsys.readouterr().out)
-        assert "6 dead channels" in said
+        assert "6 of 10 channels dead" in said
         norm.weight.fill_(0)
         norm.bias.fill_(0.5)
         watch.on_train_epoch_end(trainer, task)
-        assert "collapsed: backbone rank 1.0 of 10, 10 dead channels" in capsys.readouterr().out
+        assert "collapsed: backbone rank 1.0 of 10, 10 of 10 channels dead" in capsys.readouterr().out
 
 
 def test_nothing_is_encoded_twice_and_the_online_figure_changes_none() -> None:
@@ -164,8 +167,8 @@ def test_the_unlabelled_take_pretext_images_where_few_labels_are_held_out() -> N
 def test_one_line_for_all_branches() -> None:
     healthy, flat = Health(12.0, 64, 1, 64), Health(1.94, 64, 0, 64)
     assert line(3, {"backbone": healthy, "discriminator": healthy}) == (
-        "epoch 3: features backbone rank 12.0 of 64, 1 dead channel; "
-        "discriminator rank 12.0 of 64, 1 dead channel"
+        "epoch 3: features backbone rank 12.0 of 64, 1 of 64 channels dead; "
+        "discriminator rank 12.0 of 64, 1 of 64 channels dead"
     )
     said = line(3, {"backbone": healthy, "discriminator": flat})
     assert said.startswith("epoch 3: warning: features of discriminator have collapsed: backbone rank 12.0")
