@@ -50,13 +50,15 @@ def main() -> int:
     die_with_parent()
     try:
         from ssl_lightning import run
+        from ssl_lightning.determinism import deterministic
 
         keep_quiet()
         action = {"train": run.run, "evaluate": run.evaluate}[mode]
         cfg = cast(DictConfig, OmegaConf.load(folder / config))
         resumes = mode == "train" and "resume" in cfg  # which the config of an evaluation has not
         again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
-        with naming_full_disk(folder, f"Make room, then {again}"):
+        wanted = cfg.get("deterministic") is True
+        with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
             action(cfg, folder)
     except Exception as error:
         return leave_report(folder, error)

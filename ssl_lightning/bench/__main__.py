@@ -76,6 +76,14 @@ def bench_files(options: argparse.Namespace) -> Rows:
     return files_against_pack(600, min(3, options.repeats))
 
 
+def bench_watching(options: argparse.Namespace) -> Rows:
+    """The line on collapsed features against an epoch of the quick start."""
+    from ssl_lightning.bench.watching import collapse_against_an_epoch
+
+    quick = ["experiment=quick_start", *options.overrides]
+    return [{"task": "rotation", **collapse_against_an_epoch(quick, options.repeats)}]
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
@@ -83,6 +91,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "ops": bench_ops,
     "probes": bench_probes,
     "files": bench_files,
+    "watching": bench_watching,
 }
 
 
