@@ -14,6 +14,8 @@ SHOWN = 6  # names in a message
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SLACK = 1 << 30  # bytes that building a network may take beyond its weights, for tables and fixed networks
 
+MAX_TENSORS = 50_000  # of a network from elsewhere; the deepest of timm have some thousands
+
 
 def misfits(own: Mapping[str, Tensor], state: Mapping[str, Any]) -> list[str]:
     """Say what keeps weights from filling a network, a phrase for each kind.
@@ -78,12 +80,16 @@ class AllocationLimit(TorchDispatchMode):
     def __init__(self, max_bytes: int, source: str) -> None:
         super().__init__()
         self.left, self.max_bytes, self.source = max_bytes + SLACK, max_bytes, source
+        self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         size = next((a for a in args if isinstance(a, (list, torch.Size))), None)
         if size and all(isinstance(n, int) for n in size) and _makes_new(func):
             kind = kwargs.get("dtype") or torch.get_default_dtype()
+            self.count += 1
+            if self.count > MAX_TENSORS:
+                raise ValueError(f"the config asks for a network of more than {MAX_TENSORS:,} tensors")
             self.left -= math.prod(size) * kind.itemsize
             if self.left < 0:
                 raise ValueError(
