@@ -111,7 +111,7 @@ def resume_point(folder: Path) -> Path | None:
     Raises:
         ValueError: There are some, and all are torn.
     """
-    found = [path for name in (LAST, PREVIOUS) if (path := folder / FOLDER / name).exists()]
+    found = [path for name in (LAST, PREVIOUS) if os.path.lexists(path := folder / FOLDER / name)]
     for path in found:
         if is_whole(path):
             return path

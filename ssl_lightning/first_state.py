@@ -23,6 +23,8 @@ RESUMED = {
     "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
 }  # fmt: skip
 
+OWN = ("Throughput", "DivergenceGuard", "Metrics")  # callbacks of every run, whose counts go on
+
 
 class FirstState:
     """The files that a run begins with.
@@ -87,6 +89,12 @@ def check_complete(content: Mapping[str, Any], path: str, needed: Mapping[str, t
     Raises:
         ValueError: Names what is missing, or of another kind.
     """
+    if "callbacks" in needed and isinstance(content.get("callbacks"), dict):
+        content = {
+            **content,
+            **{f"the state of {name}": content["callbacks"].get(name) or None for name in OWN},
+        }
+        needed = {**needed, **{f"the state of {name}": dict for name in OWN}}
     for key, kind in needed.items():
         if type(content.get(key)) is not kind and not (kind is dict and isinstance(content.get(key), dict)):
             found = f"is of type {type(content[key]).__name__}" if key in content else "is missing"

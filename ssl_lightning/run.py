@@ -95,7 +95,6 @@ class Run:
         check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)))
         self.resumed_from = resume_point(folder) if resume else None
         self.before = earlier_results(folder) if self.resumed_from else None
-        self.restored = Restored(self.resumed_from)
         self.records: list[Record] = []
         self.probe_s: dict[str, float] = {}
         self.throughput = Throughput()
@@ -103,6 +102,7 @@ class Run:
         check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))
         # files that are going to be read are looked at before the data are fetched and unpacked
         first = FirstState(cfg, self.resumed_from, checkpoint, self.untrained_before())
+        self.restored = Restored(self.resumed_from, first.content if self.resumed_from else None)
         self.data: PairedDataModule = instantiate(cfg.data)
         self.data.prepare_data()
         self.data.setup()

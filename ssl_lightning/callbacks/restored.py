@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
+
+COUNTED = ("global_step", "optimizer_states", "lr_schedulers")  # of which Lightning does not miss any
 
 
 class Restored(Callback):
@@ -18,17 +21,24 @@ class Restored(Callback):
 
     Args:
         path: The checkpoint; None where the run begins.
+        content: What it holds, apart from the weights.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, content: Mapping[str, Any] | None) -> None:
         self.path = path
         self.awaited = path is not None  # until the first step can be made
+        self.wanted = {} if content is None else {key: content[key] for key in COUNTED}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.awaited:
+            there: tuple[Any, ...] = (trainer.global_step, trainer.optimizers, trainer.lr_scheduler_configs)
+            for (key, saved), got in zip(self.wanted.items(), there, strict=True):
+                saved, got = (each if isinstance(each, int) else len(each) for each in (saved, got))
+                if saved != got:
+                    raise ValueError(f"{key}: {saved} in the checkpoint, {got} in the run")
             for optimizer in trainer.optimizers:
                 check_moments(optimizer)
-        self.awaited = False
+        self.awaited, self.wanted = False, {}
 
     @contextlib.contextmanager
     def naming(self) -> Iterator[None]:
