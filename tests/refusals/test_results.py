@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 CONFIG = {"seed": 0, "choices": {"task": "rotation", "data": "fake", "backbone": "convnet"}}
 RECORD = {
     "probe": "knn", "branch": "backbone", "stage": "stage1", "trained": True, "split": "test",
-    "metric": "top1", "value": 0.5, "n": 16, "protocol": {"k": 5, "heldout": 0.25, "input": "image", "batch_norm": "trained"},
+    "metric": "top1", "value": 0.5, "n": 16,
+    "protocol": {"k": 5, "heldout": 0.25, "input": "image", "batch_norm": "trained"},
 }  # fmt: skip
 GOOD = {
     "schema": 1,
@@ -247,4 +248,4 @@ def test_the_line_reaches_the_terminal_without_a_traceback(tmp_path: Path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
     assert done.returncode == 0
     assert done.stderr == ""
-    assert done.stdout.count("bad-") == len(CASES)
+    assert done.stdout.count("/results.json: ") == len(CASES)
