@@ -90,11 +90,8 @@ def check_complete(content: Mapping[str, Any], path: str, needed: Mapping[str, t
         ValueError: Names what is missing, or of another kind.
     """
     if "callbacks" in needed and isinstance(content.get("callbacks"), dict):
-        content = {
-            **content,
-            **{f"the state of {name}": content["callbacks"].get(name) or None for name in OWN},
-        }
-        needed = {**needed, **{f"the state of {name}": dict for name in OWN}}
+        states = {f"the state of {name}": content["callbacks"].get(name) or None for name in OWN}
+        content, needed = {**content, **states}, {**needed, **dict.fromkeys(states, dict)}
     for key, kind in needed.items():
         if type(content.get(key)) is not kind and not (kind is dict and isinstance(content.get(key), dict)):
             found = f"is of type {type(content[key]).__name__}" if key in content else "is missing"

@@ -29,7 +29,9 @@ LATER = {  # or null, or not
     "peak_memory_gb": dict,
 }
 BENCHMARK = {"name": str, "row": str}
-NUMBERS = ("heldout", "k", "k_shot", "fraction")  # of a protocol, or null, or not there
+NAMES = ("task", "data", "backbone", "probe", "branch", "stage", "metric", "name", "row")
+LONGEST = 200  # signs of a name: it also stands in names of files
+NUMBERS = ("heldout", "k", "k_shot", "fraction", "sd")  # of a protocol, or null, or not there
 RECORD = {
     "probe": str, "branch": str, "stage": str, "trained": bool, "metric": str, "value": NUMBER, "n": int,
     "protocol": dict,
@@ -111,6 +113,7 @@ def check(content: Any, fields: Mapping[str, Any], place: str, partly: bool = Fa
         if not wrong and isinstance(value, NUMBER):
             wrong = not math.isfinite(value) if isinstance(value, float) else abs(value) > LARGEST
             wrong |= key in COUNTS and value < 0
+        wrong |= key in NAMES and isinstance(value, str) and len(value) > LONGEST
         if wrong:
             raise ValueError(f"foreign: {place}{key} is {shown(value)}")
 
