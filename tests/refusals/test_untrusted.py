@@ -232,6 +232,10 @@ def test_an_attack_is_refused_by_both_commands(name: str, folder: Path) -> None:
     cfg.update(checkpoint="last", choices={"data": "fake"})
     with pytest.raises(RunError, match=answer):
         resumed_config(folder, [], CONF)
+    if answer == WRITES and name != "a root of Lightning":
+        taken = evaluation_config(folder, cfg, [f"run={folder}"])  # where it logs and saves is not taken over
+        assert taken.callbacks == taken.logger == {}
+        return
     with pytest.raises(RunError, match=answer):
         evaluation_config(folder, cfg, [f"run={folder}"])
 
