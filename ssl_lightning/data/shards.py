@@ -141,8 +141,8 @@ class Shards(PairedDataModule):
         index = read_index(folder)
         if index.largest > self.max_pixels:
             raise ValueError(
-                f"data.max_pixels is {self.max_pixels}, and {folder} has a picture of {index.largest}; "
-                "allow them, or pack the folder again with --max-pixels"
+                f"data.max_pixels is {self.max_pixels}, and a picture in {folder} has {index.largest}; "
+                "allow it, or pack the folder again with --max-pixels"
             )
         return index
 
