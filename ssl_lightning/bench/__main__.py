@@ -74,6 +74,20 @@ def bench_files(options: argparse.Namespace) -> Rows:
     return files_against_pack(600, min(3, options.repeats))
 
 
+def bench_shards(options: argparse.Namespace) -> Rows:
+    """Epochs of shards against the JPEG files in them, and webdataset's pipeline."""
+    from ssl_lightning.bench.shards import shards_against_files
+
+    return shards_against_files(2000, min(3, options.repeats))
+
+
+def bench_reads(options: argparse.Namespace) -> Rows:
+    """Reads of files and shards from the disk, not decoded."""
+    from ssl_lightning.bench.shards import plain_reads
+
+    return plain_reads(8000, min(3, options.repeats))
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
@@ -81,6 +95,8 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "ops": bench_ops,
     "probes": bench_probes,
     "files": bench_files,
+    "shards": bench_shards,
+    "reads": bench_reads,
 }
 
 
