@@ -78,14 +78,14 @@ def bench_shards(options: argparse.Namespace) -> Rows:
     """Epochs of shards against the JPEG files in them, and webdataset's pipeline."""
     from ssl_lightning.bench.shards import shards_against_files
 
-    return shards_against_files(2000, min(3, options.repeats))
+    return shards_against_files(1000, min(3, options.repeats))
 
 
 def bench_reads(options: argparse.Namespace) -> Rows:
     """Reads of files and shards from the disk, not decoded."""
     from ssl_lightning.bench.shards import plain_reads
 
-    return plain_reads(8000, min(3, options.repeats))
+    return plain_reads(4000, min(3, options.repeats))
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {

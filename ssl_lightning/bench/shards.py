@@ -1,7 +1,7 @@
-"""Epochs of shards against the files that are in them and against webdataset's pipeline, and plain reads of both.
+"""Epochs of shards against the files in them and against webdataset's pipeline, and plain reads of both.
 
-All three decode with the same view code in as many workers. Only the first two have each image exactly once an
-epoch and go on from any batch.
+All three decode with the same view code in as many workers. Only the first two have each image exactly once
+an epoch and go on from any batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def packed_pictures(images: int) -> Iterator[tuple[Path, Path]]:
 
 
 def shards_against_files(images: int, epochs: int) -> list[dict[str, Any]]:
-    """Images a second of training batches with random crops, for views and workers; the sources take turns."""
+    """Images a second of training batches with random crops, for views and workers; sources take turns."""
     rows = []
     with packed_pictures(images) as (pictures, shards):
         for image_size, workers in ((64, 0), (64, 2), (224, 0), (224, 2)):
@@ -63,7 +63,7 @@ def shards_against_files(images: int, epochs: int) -> list[dict[str, Any]]:
 
 
 def plain_reads(images: int, repeats: int) -> list[dict[str, Any]]:
-    """Images a second that are read from the disk and not decoded, none of them in the system's memory before."""
+    """Images a second that are read from the disk, not decoded, and were not in the system's memory before."""
     with packed_pictures(images) as (pictures, shards):
         files, index = scan(pictures), read_index(shards)
         draw = np.random.default_rng(0)
@@ -73,7 +73,7 @@ def plain_reads(images: int, repeats: int) -> list[dict[str, Any]]:
         ways: dict[str, Callable[[], object]] = {
             "files, one by one": lambda: [files[number].read_bytes() for number in order],
             "shards, one by one in a window": lambda: _read_places(index, window),
-            "shards, front to back": lambda: [_read_whole(shard) for shard in index.shards],
+            "shards, front to back": lambda: _read_whole(index.shards),
         }
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(repeats):
@@ -132,10 +132,11 @@ def _read_places(index: ShardIndex, order: np.ndarray) -> None:
             os.pread(files[row["shard"]], int(row["size"]), int(row["offset"]))
 
 
-def _read_whole(path: Path) -> None:
-    with open(path, "rb", buffering=0) as file:
-        while file.read(CHUNK):
-            pass
+def _read_whole(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(CHUNK):
+                pass
 
 
 def _forget(path: Path) -> None:
