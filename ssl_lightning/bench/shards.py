@@ -63,7 +63,7 @@ def shards_against_files(images: int, epochs: int) -> list[dict[str, Any]]:
 
 
 def plain_reads(images: int, repeats: int) -> list[dict[str, Any]]:
-    """Images a second that are read from the disk, not decoded, and were not in the system's memory before."""
+    """Images a second that are read from the disk, not decoded; none is in the system's memory then."""
     with packed_pictures(images) as (pictures, shards):
         files, index = scan(pictures), read_index(shards)
         draw = np.random.default_rng(0)
