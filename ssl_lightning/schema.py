@@ -32,6 +32,7 @@ TOP = {
     "probe_untrained": bool,
     "diverged": float | None,
     "channels_last": bool,
+    "compile": bool,
     "encoding": Mapping,
     "objective": str | None,
     "benchmark": Mapping,

@@ -180,6 +180,7 @@ def test_killed_runs_on_shards_end_as_undisturbed_ones(tmp_path: Path, devices: 
         assert json.loads((folder / "results.json").read_text())["run"]["resumed"]
 
 
+@pytest.mark.slow
 def test_a_terminated_run_saves_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
     finish(start(tmp_path, *RUN, "name=undisturbed"))
     folder = folder_of(tmp_path, "stopped")

@@ -33,12 +33,14 @@ def bench_steps(options: argparse.Namespace) -> Rows:
 
 
 def bench_parts(options: argparse.Namespace) -> Rows:
-    """Milliseconds of the parts of a step, and the share of the machine's matrix product that it reaches."""
+    """Milliseconds of the parts of a step, its share of the machine's matrix product, and peak memory."""
+    from ssl_lightning.bench.build import alone
     from ssl_lightning.bench.steps import matmul_peak, where_it_goes
 
     peak = matmul_peak()
     rows = [
-        {"task": task, **where_it_goes(overrides(task, options), options.repeats)} for task in options.tasks
+        {"task": task, **alone(where_it_goes, overrides(task, options), options.repeats)}
+        for task in options.tasks
     ]
     return [row | {"of_matmul": row["gflops"] / peak} for row in rows]
 

@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torchvision.transforms.functional import pil_to_tensor
 
 from ssl_lightning.bench.files import write_pictures
+from ssl_lightning.data.base import MAX_PIXELS
 from ssl_lightning.data.folder import Folder
 from ssl_lightning.data.io.augment import TrainView
-from ssl_lightning.data.io.folders import scan
+from ssl_lightning.data.io.folders import as_tensor, decode, scan
 from ssl_lightning.data.io.read_ahead import CHUNK
 from ssl_lightning.data.io.shard_index import ShardIndex, read_index
 from ssl_lightning.data.pack import main as pack
@@ -104,9 +103,8 @@ def _webdataset(folder: Path, image_size: int, workers: int) -> Iterable:
     view = TrainView(image_size, (0.2, 1.0), True)
 
     def cut(content: bytes) -> torch.Tensor:
-        with Image.open(io.BytesIO(content)) as image:
-            draw = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-            return pil_to_tensor(view(image.convert("RGB"), draw))
+        picture = as_tensor(decode(io.BytesIO(content), 3, MAX_PIXELS))
+        return view(picture, torch.Generator().manual_seed(int(torch.randint(2**62, ()))))
 
     shards = sorted(str(path) for path in folder.glob("*.tar"))
     images = wds.WebDataset(shards, shardshuffle=len(shards), seed=0).shuffle(1000)

@@ -323,7 +323,7 @@ def test_a_run_measures_the_data_and_exports_a_trunk_for_lightness(tmp_path: Pat
     job.execute()
     job.write("finished")
     task = job.task
-    sample = job.data.train_sample(192)
+    sample = job.data.train_sample(256)
     again = make()
     again.use_statistics(measure(sample, task.bins, task.candidates, task.reduction))
     for name in ("prior", "weights", "ab_mean", "ab_std"):

@@ -14,9 +14,11 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from PIL import Image, ImageOps
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 
 from ssl_lightning.files import write_file
 
@@ -128,6 +130,12 @@ def decode(path: str | os.PathLike[str] | BytesIO, channels: int, max_pixels: in
         if upright.mode == "P":  # by way of the palette's colours, and not its indices
             upright = upright.convert("RGB")
         return upright.convert("L" if channels == 1 else "RGB")
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """Return the pixels of an 8-bit grey or RGB image as (C, H, W) uint8, channels-last in memory."""
+    pixels = torch.from_numpy(np.array(image))  # a copy: Pillow's own memory is read-only
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def good_images(

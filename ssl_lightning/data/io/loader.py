@@ -141,7 +141,7 @@ class BatchLoader:
         one = BatchLoader(
             self.source, self.indices[places], len(places), seed=self.seed, shuffle=False, name=self.name
         )
-        return next(iter(one))[0]
+        return next(iter(one))[0].cpu()
 
     def state_dict(self) -> dict[str, int | str]:
         """Return where the loader stands and what that refers to; the same in every process."""

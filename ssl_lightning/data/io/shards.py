@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ssl_lightning.data.io.folders import decode
+from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.data.io.read_ahead import ahead
 from ssl_lightning.data.io.shard_index import ShardError, ShardIndex
 from ssl_lightning.data.io.sources import PictureSource, Share
@@ -75,14 +74,14 @@ class ShardSource(PictureSource):
         row = self.rows[index]
         return f"{self.index.shards[row['shard']]}: {self.index.name(row)}"
 
-    def picture(self, index: int) -> Image.Image:
-        """Return a whole picture.
+    def picture(self, index: int) -> Tensor:
+        """Return a whole picture (C, H, W) uint8.
 
         Raises:
             RuntimeError: It is not there any more, or no longer what was packed; names shard and image.
         """
         try:
-            return decode(BytesIO(self.encoded(index)), self.channels, self.max_pixels)
+            return as_tensor(decode(BytesIO(self.encoded(index)), self.channels, self.max_pixels))
         except Exception as error:
             raise RuntimeError(
                 f"{self.name(index)} cannot be read: {error}; `python -m ssl_lightning.data.pack --check "

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
-from ssl_lightning.data.io.folders import decode
+from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.seeding import generator, stream_seed
 
 RESIZE_CHUNK = 1024
@@ -63,7 +62,7 @@ class OrderedSource(Protocol):
 
 
 class ArraySource:
-    """Images in memory, gathered a batch at a time.
+    """Images in memory, or on the device once `place` was called, gathered a batch at a time.
 
     Args:
         images: (N, H, W, C) uint8; a batch is a channels-last view of the gathered rows.
@@ -85,19 +84,27 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
+    def place(self, device: torch.device) -> None:
+        """Move the images to where batches are computed; labels, few bytes, stay."""
+        self.images = self.images.to(device)
+
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
-        pin = torch.cuda.is_available()
+        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order.
+
+        What is drawn is drawn on the CPU, so that where the images lie does not change them.
+        """
         for share in shares:
-            images = self.images.index_select(0, share.indices)  # (B, H, W, C)
-            labels = self.labels.index_select(0, share.indices)
+            images = self.images.index_select(0, self._beside(share.indices))  # (B, H, W, C)
+            labels = _pinned(self.labels.index_select(0, share.indices))
             if augment and self.augment is not None:
                 drawn = self.augment.draw(share.total, generator(*share.stream, "augment", share.batch))
                 mine = slice(share.start, share.start + len(images))
-                images = self.augment.apply(images, *(values[mine] for values in drawn))
-            if pin:
-                images, labels = images.pin_memory(), labels.pin_memory()
-            yield images.permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
+                images = self.augment.apply(images, *(self._beside(values[mine]) for values in drawn))
+            yield _pinned(images).permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
+
+    def _beside(self, values: Tensor) -> Tensor:
+        """Bring what was drawn to the images, without waiting for the device."""
+        return values if self.images.is_cpu else _pinned(values).to(self.images.device, non_blocking=True)
 
 
 class PictureSource(torch.utils.data.Dataset):
@@ -145,18 +152,14 @@ class PictureSource(torch.utils.data.Dataset):
         Raises:
             RuntimeError: Naming the file, if it has become unreadable since it was checked.
         """
-        from torchvision.transforms.functional import pil_to_tensor
-
         index, seed = item
-        image = self.picture(index)
+        picture = self.picture(index)
         if seed is None or self.train_view is None:
-            image = self.eval_view(image)
-        else:
-            image = self.train_view(image, torch.Generator().manual_seed(seed))
-        return pil_to_tensor(image), self.labels[index]
+            return self.eval_view(picture), self.labels[index]
+        return self.train_view(picture, torch.Generator().manual_seed(seed)), self.labels[index]
 
-    def picture(self, index: int) -> Image.Image:
-        """Return a whole picture, of which `__getitem__` takes its view."""
+    def picture(self, index: int) -> Tensor:
+        """Return a whole picture (C, H, W) uint8, of which `__getitem__` takes its view."""
         raise NotImplementedError
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -197,12 +200,17 @@ class FileSource(PictureSource):
         super().__init__(torch.full((len(paths),), -1) if labels is None else labels, **base)
         self.paths = [str(path) for path in paths]
 
-    def picture(self, index: int) -> Image.Image:
-        """Return a whole picture."""
+    def picture(self, index: int) -> Tensor:
+        """Return a whole picture (C, H, W) uint8."""
         try:
-            return decode(self.paths[index], self.channels, self.max_pixels)
+            return as_tensor(decode(self.paths[index], self.channels, self.max_pixels))
         except Exception as error:
             raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
+
+
+def _pinned(values: Tensor) -> Tensor:
+    """Lock a batch in memory where there is a GPU, so that its transfer overlaps with computing."""
+    return values.pin_memory() if values.is_cpu and torch.cuda.is_available() else values
 
 
 class _Queue(torch.utils.data.Sampler):
