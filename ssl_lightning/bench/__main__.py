@@ -84,6 +84,20 @@ def bench_watching(options: argparse.Namespace) -> Rows:
     return [{"task": "rotation", **collapse_against_an_epoch(quick, options.repeats)}]
 
 
+def bench_shards(options: argparse.Namespace) -> Rows:
+    """Epochs of shards against the JPEG files in them, and webdataset's pipeline."""
+    from ssl_lightning.bench.shards import shards_against_files
+
+    return shards_against_files(1000, min(3, options.repeats))
+
+
+def bench_reads(options: argparse.Namespace) -> Rows:
+    """Reads of files and shards from the disk, not decoded."""
+    from ssl_lightning.bench.shards import plain_reads
+
+    return plain_reads(4000, min(3, options.repeats))
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
@@ -92,6 +106,8 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "probes": bench_probes,
     "files": bench_files,
     "watching": bench_watching,
+    "shards": bench_shards,
+    "reads": bench_reads,
 }
 
 
