@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -85,15 +86,15 @@ def classes_of(root: str | os.PathLike[str], paths: Sequence[Path]) -> tuple[lis
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], max_pixels: float = math.inf) -> Iterator[Image.Image]:
-    """Open an image file, of which only the header is read yet.
+def opened(path: str | os.PathLike[str] | BytesIO, max_pixels: float = math.inf) -> Iterator[Image.Image]:
+    """Open an image file, or its content in memory, of which only the header is read yet.
 
     Raises:
         ValueError: It has more than `max_pixels` pixels, or is no plain file: a pipe would be waited for.
         OSError: It is absent, unreadable, or no image of `FORMATS`.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("no plain file, but a folder, pipe, socket or device")
+    if not isinstance(path, BytesIO):
+        check_plain(path)
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -101,10 +102,17 @@ def opened(path: str | os.PathLike[str], max_pixels: float = math.inf) -> Iterat
         yield image
 
 
-def decode(path: str | os.PathLike[str], channels: int, max_pixels: int) -> Image.Image:
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError unless a path leads to a plain file: a pipe would be waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("no plain file, but a folder, pipe, socket or device")
+
+
+def decode(path: str | os.PathLike[str] | BytesIO, channels: int, max_pixels: int) -> Image.Image:
     """Decode one file wholly: upright by its EXIF tag, 8-bit grey (channels 1) or RGB (channels 3).
 
-    Of an animation it is the first picture; transparency is passed over, and the colours under it count.
+    It may also be given as its content in memory. Of an animation it is the first picture; transparency is
+    passed over, and the colours under it count.
 
     Raises:
         ValueError: It is no plain file, has more than `max_pixels` pixels, or a pixel type without a known

@@ -170,7 +170,7 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
     told = start
     try:
         with work.open("wb") as file:
-            for done, pixels in enumerate(_in_order(decoded, paths, default_workers()), 1):
+            for done, pixels in enumerate(in_order(decoded, paths, default_workers()), 1):
                 if isinstance(pixels, str):
                     bad[paths[done - 1]] = pixels
                     continue
@@ -202,7 +202,7 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
         )
 
 
-def _in_order(work: Callable[[Any], Any], items: Sequence, threads: int) -> Iterator[Any]:
+def in_order(work: Callable[[Any], Any], items: Sequence, threads: int) -> Iterator[Any]:
     """Yield `work(item)` of each item in order, computed by threads (Pillow lets go of the GIL).
 
     Not `pool.map`, which would go on decoding, and keep all pictures, where writing is slower.

@@ -197,7 +197,7 @@ def test_pictures_that_cannot_wait_are_not_decoded_far_ahead(paths, monkeypatch)
         started.append(item)
         return item
 
-    for place, item in enumerate(packed._in_order(work, range(1000), threads)):
+    for place, item in enumerate(packed.in_order(work, range(1000), threads)):
         assert item == place
         time.sleep(0.0005)  # slower than the work
         assert len(started) <= place + 2 * threads + 1
