@@ -14,16 +14,18 @@ import threading
 import traceback
 import warnings
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from ssl_lightning.earlier import CONFIG_NAME
+from ssl_lightning.earlier import CONFIG_NAME, NEXT_CONFIG
 from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
 from ssl_lightning.files import naming_full_disk
+from ssl_lightning.foreign import check_config, check_folder, load_config
 from ssl_lightning.interrupts import STOP
 from ssl_lightning.ranks import ERROR_NAME, PARENT_PIPE, UNREPORTED
+from ssl_lightning.reading import printable
 
 # Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
 NOISE = (
@@ -38,7 +40,7 @@ NOISE = (
 def main() -> int:
     """Run the folder named on the command line; return the exit status."""
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
-    config = {"train": CONFIG_NAME, "evaluate": EVALUATION_NAME}.get(mode)
+    config = {"train": CONFIG_NAME, "resume": NEXT_CONFIG, "evaluate": EVALUATION_NAME}.get(mode)
     if len(sys.argv) not in (2, 3) or config is None or not (Path(sys.argv[1]) / config).is_file():
         print(
             f"usage: python -m ssl_lightning.worker <a run folder with a {CONFIG_NAME}> [evaluate]",
@@ -49,17 +51,22 @@ def main() -> int:
     STOP.install()
     die_with_parent()
     try:
-        from ssl_lightning import run
+        cfg = load_config(folder / config)
+        if PARENT_PIPE not in os.environ:  # no launcher has looked at it
+            check_folder(folder)
+            check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
+        from ssl_lightning import evaluation, run
         from ssl_lightning.determinism import deterministic
 
         keep_quiet()
-        action = {"train": run.run, "evaluate": run.evaluate}[mode]
-        cfg = cast(DictConfig, OmegaConf.load(folder / config))
-        resumes = mode == "train" and "resume" in cfg  # which the config of an evaluation has not
+        resumes = mode != "evaluate" and "resume" in cfg  # which the config of an evaluation has not
         again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
         wanted = cfg.get("deterministic") is True
         with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
-            action(cfg, folder)
+            if mode == "evaluate":
+                evaluation.evaluate(cfg, folder)
+            else:
+                run.run(cfg, folder, resumes=mode == "resume")
     except Exception as error:
         return leave_report(folder, error)
     return 0
@@ -78,7 +85,7 @@ def leave_report(folder: Path, error: Exception) -> int:
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__  # Hydra wraps what a constructor raised
     expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
-    message = str(cause) if expected else f"{type(cause).__name__}: {cause}"
+    message = printable(str(cause) if expected else f"{type(cause).__name__}: {cause}")
     text = "".join(traceback.format_exception(error))
     report = folder / ERROR_NAME
     first, status = True, 1
@@ -91,8 +98,10 @@ def leave_report(folder: Path, error: Exception) -> int:
         report.unlink(missing_ok=True)
         print(f"error: {message}", file=sys.stderr, flush=True)
         status = UNREPORTED
-    if PARENT_PIPE not in os.environ or (first and not expected):
+    if first and not expected:
         print(text, file=sys.stderr)
+    elif PARENT_PIPE not in os.environ:  # no launcher will say it
+        print(f"error: {message}", file=sys.stderr)
     return status
 
 

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import callbacks
 
 from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
-from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS
+from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS, SCHEMA, SCHEMA_KEY
 from ssl_lightning.files import remove_leftovers
 from ssl_lightning.interrupts import STOP, requeue_if_slurm
 
@@ -138,6 +138,7 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
     for logger in trainer.loggers:
         logger.save()  # what was logged so far outlives what is saved now
     state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    state[SCHEMA_KEY] = SCHEMA
     if keep is None or not path.exists():
         trainer.strategy.checkpoint_io.save_checkpoint(state, path)
         return

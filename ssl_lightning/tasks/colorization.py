@@ -21,7 +21,7 @@ from ssl_lightning.ops.ab_bins import (
 from ssl_lightning.ops.ab_prior import AbStatistics, cached_statistics, pixels, shrink
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
 from ssl_lightning.spec import ImageSpec
-from ssl_lightning.tasks.base import Panel, PretextTask
+from ssl_lightning.tasks.base import Panel, PretextTask, to_float
 
 TARGETS = ("bins", "l2")
 FINEST = 4  # image size over the size of the predicted colours, unless another is asked for (paper: 4)
@@ -148,6 +148,9 @@ class Colorization(PretextTask):
         a, b = found.mean.tolist()
         return f"{seen} of {all_bins} bins in {count} images; mean ab {a:.1f}, {b:.1f}; std {found.std:.1f}"
 
+    def receive(self, images: Tensor) -> Tensor:
+        return images  # Lab is made of bytes
+
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         lab = rgb_to_lab(images)
         predicted = self.predict(lab[:, :1])  # (N, Q) logits or (N, 2) standardised ab
@@ -156,7 +159,7 @@ class Colorization(PretextTask):
             scores = self.score_bins(predicted, target)
         else:
             scores = self.score_ab(predicted, target)
-        return scores if self.training else scores | self.quality(predicted, images, lab)
+        return scores if self.training else scores | self.quality(predicted, to_float(images), lab)
 
     def predict(self, lightness: Tensor) -> Tensor:
         """Say the colours of `(B, 1, H, W)`, L in 0..100: float32 rows, pixel after pixel of 1/reduction."""
