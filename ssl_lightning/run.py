@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import time
 from collections.abc import Iterable
@@ -43,13 +42,14 @@ from ssl_lightning.results import (
     versions,
     write_json,
 )
-from ssl_lightning.results_file import read_results
+from ssl_lightning.results_file import earlier_results
 from ssl_lightning.schema import check_config, check_length
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import save_backbone
 
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
 UNKNOWN_LABELS = "unknown: the trunk's first weights come from elsewhere"
+PLACES = ("root", "dir", "pretrain_dir", "train_dir", "test_dir")  # keys of data: where it is read from
 SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 
@@ -286,6 +286,8 @@ class Run:
             views, base = self.task.views_per_image, self.cfg.optimizer.lr
             facts["batch"] = f"{batch} images x {views} views = {batch * views} through the trunk"
             facts["lr"] = f"{base * self.task.lr_factor(batch):g} (base {base:g})"
+        if places := [f"{key} {self.cfg.data[key]}" for key in PLACES if self.cfg.data.get(key)]:
+            facts["data"] = ", ".join(places)
         if self.loaded:
             facts["weights"] = self.loaded
         if self.resumed_from:
@@ -306,16 +308,3 @@ def command(entry: str, overrides: Iterable[str]) -> str:
     """
     given = [each for each in overrides if each.partition("=")[0] not in ("output_dir", "name")]
     return shlex.join(["python", entry, *given])
-
-
-def earlier_results(folder: Path) -> dict[str, Any] | None:
-    """The results.json that a run folder holds, if any.
-
-    Raises:
-        ValueError: It is broken, foreign, or of a newer version.
-    """
-    path = folder / FILE_NAME
-    try:
-        return read_results(path) if os.path.lexists(path) else None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; to do without it, move it away") from None
