@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +20,7 @@ from ssl_lightning.checkpoints import AtomicCheckpointIO
 from ssl_lightning.ranks import PARENT_PIPE as LAUNCHED
 from ssl_lightning.sharding import PRECISIONS, FullySharded
 
+T = TypeVar("T")
 FSDP = "fsdp"  # trainer.strategy; ours, not the one that Lightning knows by this name
 
 
@@ -128,13 +128,13 @@ def join_processes() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
 
 
-def of_first_process(path: Path) -> str:
-    """Wait for all processes of the run, and return the text of a file as the first of them reads it."""
+def of_first_process(read: Callable[[], T]) -> T:
+    """Wait for all processes of the run, and return what the first of them reads, plain values."""
     join_processes()
-    text = [path.read_text() if int(os.environ.get("RANK", 0)) == 0 else ""]
+    found: list[Any] = [read() if int(os.environ.get("RANK", 0)) == 0 else None]
     if dist.is_initialized():
-        dist.broadcast_object_list(text)
-    return text[0]
+        dist.broadcast_object_list(found)
+    return cast(T, found[0])
 
 
 def choose_precision(on_gpu: bool) -> str:
@@ -164,8 +164,17 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 def peak_memory_gb() -> dict[str, float]:
     """Highest memory held by this process so far, in GB: on the host, and on the GPU if there is one."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    peak = {"host": _peak_resident() / 1e9}
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated() / 1e9
     return peak
+
+
+def _peak_resident() -> int:
+    try:  # not ru_maxrss: on Linux a process has that of its parent, from before it was another program
+        with open("/proc/self/status") as file:
+            kib = next(line.split()[1] for line in file if line.startswith("VmHWM:"))
+        return int(kib) * 1024
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -27,6 +27,7 @@ NOT_SCIENCE = (
     "callbacks",
     "objective",
     "diverged",
+    "deterministic",
     "compile",
     "skip_finished",
     "go_on",

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import callbacks
 
 from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
-from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS
+from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS, SCHEMA, SCHEMA_KEY
 from ssl_lightning.files import remove_leftovers
 from ssl_lightning.interrupts import STOP, requeue_if_slurm
 from ssl_lightning.sharding import first_says, is_sharded
@@ -145,6 +145,7 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
         raise DivergedError(f"weights are not finite after step {step}; nothing was written to {path}")
     for logger in trainer.loggers:
         logger.save()  # what was logged so far outlives what is saved now
+    state[SCHEMA_KEY] = SCHEMA
     if keep is None or not path.exists():
         trainer.strategy.checkpoint_io.save_checkpoint(state, path)
         return
