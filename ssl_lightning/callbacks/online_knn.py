@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from ssl_lightning.encoding import Features, encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
+from ssl_lightning.sharding import whole_task
 
 SPLITS = ("train", "heldout")
 
