@@ -43,6 +43,7 @@ def after_an_epoch(data: Any, *callbacks: Any) -> Any:
     return SimpleNamespace(
         datamodule=data, callbacks=callbacks, current_epoch=0, world_size=1, is_global_zero=True, loggers=[],
         precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
+        strategy=None,
         fit_loop=SimpleNamespace(total_batch_idx=3),
     )  # fmt: skip
 
