@@ -56,6 +56,27 @@ def build_task(
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded
 
 
+def compile_networks(task: PretextTask) -> None:
+    """Let torch.compile have the networks of a task, in place: modules and weights keep their names."""
+    for network in task.children():
+        network.compile(dynamic=False)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a trifle.
+
+    Raises:
+        ValueError: There is no compiler for this device.
+    """
+    try:
+        torch.compile(torch.neg)(torch.ones(8, device=device))
+    except Exception as error:  # what is missing has many kinds of errors: a C++ compiler, Triton
+        why = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"compile is true, but torch.compile does not work here ({why}); leave it false"
+        ) from error
+
+
 def map_shapes(trunk: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]:
     """Shape `(C, H, W)` of each stage map, found by encoding one image; leaves no trace."""
     try:

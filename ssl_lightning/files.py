@@ -6,8 +6,10 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from filelock import FileLock
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SAID = ("No space left", "ENOSPC", "Disk quota")  # by what loses the number of the error: outside tools
@@ -47,10 +49,18 @@ def write_file(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
     """Remove what processes that were killed while writing left in a folder, which must be the caller's."""
-    for leftover in folder.rglob(".*.tmp"):
+    for leftover in folder.glob(pattern):
         leftover.unlink(missing_ok=True)
+
+
+def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
+    """Write files into a folder that may hold others, each whole or not at all, one process at a time."""
+    with FileLock(folder / ".lock"):
+        for name, content in files.items():
+            remove_leftovers(folder, f".{name}.*.tmp")
+            write_file(folder / name, content)
 
 
 def is_full(error: BaseException, place: Path) -> bool:

@@ -122,8 +122,17 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 def peak_memory_gb() -> dict[str, float]:
     """Highest memory held by this process so far, in GB: on the host, and on the GPU if there is one."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9}
+    peak = {"host": _peak_resident() / 1e9}
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated() / 1e9
     return peak
+
+
+def _peak_resident() -> int:
+    try:  # not ru_maxrss: on Linux a process has that of its parent, from before it was another program
+        with open("/proc/self/status") as file:
+            kib = next(line.split()[1] for line in file if line.startswith("VmHWM:"))
+        return int(kib) * 1024
+    except (OSError, StopIteration):
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -36,10 +36,12 @@ MAY_CHANGE = (
     "trainer.log_every_n_steps",
     "data.root",
     "data.num_workers",
+    "data.device_resident",
     "logger",
     "callbacks",
     "objective",
     "diverged",
+    "compile",
 )
 
 

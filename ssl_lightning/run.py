@@ -16,7 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ssl_lightning.build import map_shapes
+from ssl_lightning.build import check_compiler, compile_networks, map_shapes
 from ssl_lightning.callbacks.divergence import DivergenceGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.restored import Restored
@@ -113,6 +113,7 @@ class Run:
         loggers = instantiate(cfg.logger).values()
         options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}
         self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
+        self.data.place(self.trainer.strategy.root_device)
         if self.task.needs_training:
             check_length(
                 cfg.trainer,
@@ -146,6 +147,9 @@ class Run:
             probe.check(self.data.label_counts)
             for maps in shapes:
                 probe.check_trunk(maps, self.data.label_counts)
+        self.compiled = bool(cfg.get("compile")) and self.task.needs_training
+        if self.compiled:
+            check_compiler(self.trainer.strategy.root_device)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
@@ -154,11 +158,19 @@ class Run:
         else:
             if self.cfg.probe_untrained:
                 self.probe_untrained()
-            with self.restored.naming():
-                self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
+            self.fit()
             self.probe(trained=True)
         if self.trainer.is_global_zero:
             save_backbone(self.folder, self.trunks["backbone"], self.export_config())
+
+    def fit(self) -> None:
+        """Pretrain; what comes after is not compiled, so that `evaluate.py` finds the same figures."""
+        if self.compiled:
+            compile_networks(self.task)
+        with self.restored.naming():
+            self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
+        if self.compiled:
+            torch.compiler.set_stance("force_eager")
 
     def probe_untrained(self) -> None:
         """Probe the trunk as initialised; a resumed run did so before."""

@@ -31,7 +31,9 @@ TOP = {
     "prefix_map": Mapping[str, str | None] | None,
     "probe_untrained": bool,
     "diverged": float | None,
+    "deterministic": bool,
     "channels_last": bool,
+    "compile": bool,
     "encoding": Mapping,
     "objective": str | None,
     "benchmark": Mapping,
@@ -60,7 +62,7 @@ TRAINER = {
     "sync_batchnorm": bool,
     "enable_progress_bar": bool,
 }
-PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")  # images and corruptions are float32 in all
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of what is not null
     "num_nodes": (lambda n: n >= 1, "1 or more"),
     "precision": (lambda p: p in PRECISIONS, ", ".join(PRECISIONS)),

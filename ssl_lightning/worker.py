@@ -56,11 +56,13 @@ def main() -> int:
             check_folder(folder)
             check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
         from ssl_lightning import evaluation, run
+        from ssl_lightning.determinism import deterministic
 
         keep_quiet()
         resumes = mode != "evaluate" and "resume" in cfg  # which the config of an evaluation has not
         again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
-        with naming_full_disk(folder, f"Make room, then {again}"):
+        wanted = cfg.get("deterministic") is True
+        with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
             if mode == "evaluate":
                 evaluation.evaluate(cfg, folder)
             else:

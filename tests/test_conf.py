@@ -36,6 +36,7 @@ def every_choice() -> list[tuple[str, str]]:
 
 NEEDED = {  # keys that have no default
     "folder": ["data.pretrain_dir=/somewhere"],
+    "shards": ["data.pretrain_dir=/somewhere"],
     "imagenet": ["data.dir=/somewhere"],
     "camvid": ["data.dir=/somewhere"],
     "camvid_segmentation": ["data.dir=/somewhere"],

@@ -41,7 +41,13 @@ class Losses(pl.Callback):
 
 def seeded_losses(task: str, root: Path) -> list[float]:
     """Losses of the first steps of a task on generated data, seed 0."""
-    overrides = [f"task={task}", "data=fake", "trainer=debug", f"trainer.limit_train_batches={STEPS}"]
+    overrides = [
+        f"task={task}",
+        "data=fake",
+        "data.num_train=256",
+        "trainer=debug",
+        f"trainer.limit_train_batches={STEPS}",
+    ]
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         cfg = compose("train", [*overrides, "probe=[]", "logger=[]", "callbacks=[]"])
     data = instantiate(cfg.data)

@@ -12,13 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from PIL import Image
 
 from ssl_lightning.checkpoints import AtomicCheckpointIO, load_checkpoint
+from ssl_lightning.data.pack import main as pack
 from ssl_lightning.errors import RunError
 from ssl_lightning.resume import resume_main, resumed_config
 
@@ -140,6 +143,44 @@ def test_killed_runs_end_as_undisturbed_ones(
     assert resumed == trials
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_killed_runs_on_shards_end_as_undisturbed_ones(tmp_path: Path, devices: int) -> None:
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 64), ("test", 12)):
+        for number in range(count):
+            path = tmp_path / split / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (24, 32, 3), np.uint8)).save(path)
+        options = ["--labels", "--samples-per-shard", "10"]
+        assert pack([str(tmp_path / split), str(tmp_path / f"{split} shards"), *options]) == 0
+    train = f"'{tmp_path}/train shards'"
+    run = [option for option in RUN if option != "data=fake"]
+    run += ["data=shards", f"data.pretrain_dir={train}", f"data.train_dir={train}", "data.image_size=16"]
+    run += [
+        f"data.test_dir='{tmp_path}/test shards'",
+        "data.window=2",
+        "data.heldout=16",
+        "data.num_workers=2",
+    ]
+    run += ["task=rotation", f"trainer.devices={devices}", "trainer.precision=32-true"]
+    folders = tmp_path / "rotation/shards/convnet"
+    finish(start(tmp_path, *run, "name=undisturbed"))
+    expected = digest(folders / "undisturbed")
+    moments = random.Random(time.time_ns())
+    for trial in range(KILLS or 3):
+        folder = folders / f"killed{trial}"
+        process = start(tmp_path, *run, f"name=killed{trial}")
+        wait_for_checkpoint(process, folder)
+        time.sleep(moments.uniform(0, 4))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        finish(start(tmp_path, f"resume={folder}"))
+        assert digest(folder) == expected, f"trial {trial}"
+        assert json.loads((folder / "results.json").read_text())["run"]["resumed"]
+
+
+@pytest.mark.slow
 def test_a_terminated_run_saves_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
     finish(start(tmp_path, *RUN, "name=undisturbed"))
     folder = folder_of(tmp_path, "stopped")

@@ -33,12 +33,14 @@ def bench_steps(options: argparse.Namespace) -> Rows:
 
 
 def bench_parts(options: argparse.Namespace) -> Rows:
-    """Milliseconds of the parts of a step, and the share of the machine's matrix product that it reaches."""
+    """Milliseconds of the parts of a step, its share of the machine's matrix product, and peak memory."""
+    from ssl_lightning.bench.build import alone
     from ssl_lightning.bench.steps import matmul_peak, where_it_goes
 
     peak = matmul_peak()
     rows = [
-        {"task": task, **where_it_goes(overrides(task, options), options.repeats)} for task in options.tasks
+        {"task": task, **alone(where_it_goes, overrides(task, options), options.repeats)}
+        for task in options.tasks
     ]
     return [row | {"of_matmul": row["gflops"] / peak} for row in rows]
 
@@ -74,6 +76,28 @@ def bench_files(options: argparse.Namespace) -> Rows:
     return files_against_pack(600, min(3, options.repeats))
 
 
+def bench_watching(options: argparse.Namespace) -> Rows:
+    """The line on collapsed features against an epoch of the quick start."""
+    from ssl_lightning.bench.watching import collapse_against_an_epoch
+
+    quick = ["experiment=quick_start", *options.overrides]
+    return [{"task": "rotation", **collapse_against_an_epoch(quick, options.repeats)}]
+
+
+def bench_shards(options: argparse.Namespace) -> Rows:
+    """Epochs of shards against the JPEG files in them, and webdataset's pipeline."""
+    from ssl_lightning.bench.shards import shards_against_files
+
+    return shards_against_files(1000, min(3, options.repeats))
+
+
+def bench_reads(options: argparse.Namespace) -> Rows:
+    """Reads of files and shards from the disk, not decoded."""
+    from ssl_lightning.bench.shards import plain_reads
+
+    return plain_reads(4000, min(3, options.repeats))
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
@@ -81,6 +105,9 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "ops": bench_ops,
     "probes": bench_probes,
     "files": bench_files,
+    "watching": bench_watching,
+    "shards": bench_shards,
+    "reads": bench_reads,
 }
 
 

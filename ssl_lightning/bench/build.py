@@ -5,8 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,7 +20,10 @@ from torch import Tensor
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.hardware import choose_precision
 from ssl_lightning.targets import CONF
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks.base import PretextTask
+from ssl_lightning.worker import keep_quiet
+
+T = TypeVar("T")
 
 
 def device() -> torch.device:
@@ -46,11 +51,10 @@ def made_data(cfg: DictConfig) -> PairedDataModule:
 
 
 def batches_of(data: PairedDataModule, task: PretextTask, count: int) -> list[tuple[Tensor, Tensor]]:
-    """The first training batches, as `step` gets them: floats in [0, 1] in the task's memory format."""
+    """The first training batches, as `step` gets them."""
     found = []
     for _, (images, labels) in zip(range(count), data.train_dataloader(), strict=False):
-        images = to_float(images.to(task.device)).contiguous(memory_format=task.image_format)
-        found.append((images, labels.to(task.device)))
+        found.append((task.receive(images.to(task.device)), labels.to(task.device)))
     return found
 
 
@@ -83,6 +87,12 @@ def seconds(work: Callable[[], object]) -> float:
 def median_seconds(work: Callable[[], object], repeats: int) -> float:
     """Median seconds of a call, after one that warms up."""
     return statistics.median([seconds(work) for _ in range(repeats + 1)][1:])
+
+
+def alone(work: Callable[..., T], *args: Any) -> T:
+    """Call a function of a module in a process of its own, whose memory is that of this call."""
+    with ProcessPoolExecutor(1, get_context("spawn"), keep_quiet) as pool:
+        return pool.submit(work, *args).result()
 
 
 def compare(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:

@@ -21,6 +21,7 @@ from ssl_lightning.seeding import generator
 from ssl_lightning.tasks.base import to_float
 
 GREY, SHIFT = 0.3, 2
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
@@ -48,8 +49,8 @@ def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     def batched() -> Tensor:
         last = grid.image_size - grid.tile
         corners = shift_channels(draw_corners(grid, len(pixels), stream), 3, SHIFT, last, stream)
-        tiles = grey_scale(cut_tiles(to_float(pixels), corners, grid.tile), GREY, stream, inplace=True)
-        return standardise_tiles(tiles, inplace=True)
+        tiles = grey_scale(cut_tiles(pixels, corners, grid.tile).float(), GREY, stream, inplace=True)
+        return standardise_tiles(tiles, smallest=1.0, inplace=True)
 
     def one_by_one() -> Tensor:
         return torch.stack([torch.stack(jigsaw_tiles(picture, grid)) for picture in pictures])
@@ -75,13 +76,13 @@ def jigsaw_tiles(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
 
 
 def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
-    """A centre and its eight neighbours, without green-magenta: from nine patches, or pair by pair."""
+    """A centre and its eight neighbours, without green-magenta, normalised: nine patches, or eight pairs."""
     grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context")
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
 
     def batched() -> Tensor:
-        return project_colours(
-            cut_tiles(to_float(pixels), draw_corners(grid, len(pixels), stream), grid.tile)
-        )
+        patches = cut_tiles(pixels, draw_corners(grid, len(pixels), stream), grid.tile).float()
+        return project_colours(patches, inplace=True).sub_(mean).div_(std)
 
     def one_by_one() -> Tensor:
         return torch.stack([torch.stack(context_pairs(picture, grid)) for picture in pictures])
@@ -92,7 +93,7 @@ def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
 def context_pairs(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
     """Cut the eight pairs of one picture, each as a loader that yields pairs would: `(2, 3, t, t)`."""
     patches = [
-        project_colours(tv.to_tensor(tv.crop(picture, y, x, grid.tile, grid.tile)))
+        tv.normalize(project_colours(tv.to_tensor(tv.crop(picture, y, x, grid.tile, grid.tile))), MEAN, STD)
         for y, x in corners_of(grid)
     ]
     return [torch.stack([patches[4], patches[place]]) for place in range(9) if place != 4]
@@ -121,6 +122,6 @@ def lab(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     """From RGB to Lab; one by one by scikit-image."""
     arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
     return (
-        lambda: rgb_to_lab(to_float(pixels)),
+        lambda: rgb_to_lab(pixels),
         lambda: torch.stack([torch.from_numpy(rgb2lab(array)).permute(2, 0, 1) for array in arrays]),
     )

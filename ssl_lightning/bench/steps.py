@@ -33,7 +33,7 @@ from ssl_lightning.build import build_task
 from ssl_lightning.hardware import peak_memory_gb
 from ssl_lightning.run import Run
 from ssl_lightning.targets import CONF
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks.base import PretextTask
 
 TASKS = sorted({path.stem for path in CONF.glob("task/*.yaml")} - {"random"})  # which takes no step
 PREPARED = 8  # batches made beforehand
@@ -107,7 +107,7 @@ def framework_against_bare(overrides: Sequence[str], blocks: int) -> dict[str, f
         turns = TakeTurns(bare, BLOCK)
         job.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
         with contextlib.redirect_stdout(io.StringIO()):  # the progress is made, and not shown
-            job.trainer.fit(job.task, datamodule=job.data)
+            job.fit()
     ratios = [theirs / ours for ours, theirs in zip(turns.ours, turns.theirs, strict=True)]
     images = job.data.batch_size * BLOCK
     return {
@@ -120,7 +120,8 @@ def framework_against_bare(overrides: Sequence[str], blocks: int) -> dict[str, f
 def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
     """Milliseconds of the parts of a step, each on its own, and what the step achieves in GFLOP/s.
 
-    What a step of `framework_against_bare` takes beyond these is Lightning, callbacks and logs.
+    What a step of `framework_against_bare` takes beyond these is Lightning, callbacks and logs. The highest
+    memory is that of the process: call it in one of its own.
     """
     with tempfile.TemporaryDirectory() as folder:
         cfg = composed([*overrides, "probe=[]"], Path(folder))
@@ -142,13 +143,13 @@ def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
     count = min(steps, data.pretrain_batches - 2)
     return {
         "loader_ms": 1000 * seconds(lambda: [next(stream) for _ in range(count)]) / count,
-        "to_float_ms": 1000 * median_seconds(lambda: to_float(raw.to(task.device)), steps),
+        "receive_ms": 1000 * median_seconds(lambda: task.receive(raw.to(task.device)), steps),
         "pretext_op_head_loss_ms": spent["forward"] - spent["trunk forward"],
         "trunk_forward_ms": spent["trunk forward"],
         "backward_ms": spent["backward"],
         "optimizer_ms": spent["optimizer"],
         "gflops": counter.get_total_flops() * steps / spent_s / 1e9,
-        "process_peak_gb": max(peak_memory_gb().values()),  # so far, by all that was measured before too
+        **{f"{where}_peak_gb": gb for where, gb in peak_memory_gb().items()},
     }
 
 

@@ -31,6 +31,8 @@ class InMemory(PairedDataModule):
             in memory.
         crop_padding: Pixels by which training images are padded, by reflection, before the random crop.
         flip: Whether half of the training images are mirrored left to right.
+        device_resident: Whether all images are kept on the GPU, so that a step moves none; elsewhere no
+            difference.
         batch_size, eval_batch_size, seed, mean, std, heldout, max_labels, pretrain_size:
             See `PairedDataModule`.
 
@@ -59,6 +61,7 @@ class InMemory(PairedDataModule):
         pretrain_size: int | None = None,
         crop_padding: int = 0,
         flip: bool = True,
+        device_resident: bool = False,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -74,6 +77,7 @@ class InMemory(PairedDataModule):
         )
         self.root = cache_root(root)
         self.augment = CropFlip(crop_padding, flip)
+        self.device_resident = device_resident
 
     def obtain(self) -> Path:
         """Return the folder in the cache, downloaded unless it is there."""
@@ -95,6 +99,27 @@ class InMemory(PairedDataModule):
         pretrain, train = sources[self.pretrain_split], sources["train"]
         overlap = torch.arange(len(train)) if pretrain is train else None
         return Pairing(pretrain, train, sources["test"], self.class_names, overlap=overlap)
+
+    def place(self, device: torch.device) -> None:
+        """Move the images of every split to the GPU, where `device_resident`.
+
+        Raises:
+            ValueError: They would take more than half of its free memory.
+        """
+        if not self.device_resident or device.type != "cuda":
+            return
+        pairing = self._loaded
+        sources = {id(s): s for s in (pairing.pretrain, pairing.train, pairing.test)}.values()
+        arrays = [source for source in sources if isinstance(source, ArraySource)]
+        needed = sum(source.images.nbytes for source in arrays)
+        free, _ = torch.cuda.mem_get_info(device)
+        if needed > LARGEST_SHARE * free:
+            raise ValueError(
+                f"data.device_resident is true: the images take {needed / 1e9:,.1f} GB, and {device} has "
+                f"{free / 1e9:,.1f} GB free; allowed is half. Leave it false"
+            )
+        for source in arrays:
+            source.place(device)
 
     def _labels(self, folder: Path, split: str) -> Tensor | None:
         return None if split == "unlabeled" else load(folder, f"{split}_labels")

@@ -143,6 +143,13 @@ class PairedDataModule(pl.LightningDataModule):
             self.channels, self.image_size, mean, std, names, pretrain_labels=labelled and names is not None
         )
 
+    def place(self, device: torch.device) -> None:
+        """Bring images to the device where they are used, if the data were asked to; once, before training.
+
+        Raises:
+            ValueError: There is no room for them.
+        """
+
     def train_dataloader(self) -> BatchLoader:
         """Return pretraining batches: shuffled, augmented, resumable; incomplete ones are left out."""
         loader = self._loader(
@@ -292,7 +299,7 @@ class PairedDataModule(pl.LightningDataModule):
             raise ValueError(f"{n} images were asked for; allowed are 1 to {len(self._splits.pretrain)}")
         order = torch.randperm(len(self._splits.pretrain), generator=generator("fixed", "sample"))[:n]
         (batch,) = BatchLoader(source, self._splits.pretrain[order], n, seed=0, shuffle=False, name="sample")
-        return batch[0]
+        return batch[0].cpu()
 
     @property
     def _loaded(self) -> Pairing:

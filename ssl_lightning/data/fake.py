@@ -37,7 +37,7 @@ class Fake(PairedDataModule):
     def __init__(
         self,
         *,
-        num_train: int = 256,
+        num_train: int = 320,
         num_test: int = 64,
         num_classes: int = 4,
         channels: int = 3,

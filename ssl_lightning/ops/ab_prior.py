@@ -18,7 +18,7 @@ from ssl_lightning.ops.array_cache import read_array, write_array
 from ssl_lightning.ops.lab import rgb_to_lab
 
 CHUNK = 1 << 20  # pixels converted at once
-VERSION = 1  # part of the name of a cached file: raise it with every change of what is measured
+VERSION = 2  # part of the name of a cached file: raise it with every change of what is measured
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def measure(images: Tensor, bins: Tensor, candidates: Tensor, reduction: int = 1
     counts = torch.zeros(len(bins), dtype=torch.float64)
     total, squares, seen = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 0
     for chunk in images.split(max(1, CHUNK // images[0, 0].numel())):
-        ab = pixels(shrink(rgb_to_lab(chunk.float() / 255)[:, 1:], reduction))  # (N, 2)
+        ab = pixels(shrink(rgb_to_lab(chunk)[:, 1:], reduction))  # (N, 2)
         nearest = soft_encode(ab, bins, candidates, neighbours=1)[0].flatten()
         counts += nearest.bincount(minlength=len(bins))
         total += ab.double().sum(0)

@@ -1,25 +1,53 @@
-"""CIE Lab: lightness and two opponent colours, of sRGB under D65, by kornia."""
+"""CIE Lab: lightness and two opponent colours, of sRGB under D65 (CIE 15:2004, IEC 61966-2-1)."""
 
 from __future__ import annotations
 
 import torch
 from kornia.color import lab_to_rgb as _lab_to_rgb
-from kornia.color import rgb_to_lab as _rgb_to_lab
 from torch import Tensor
+
+# Linear RGB to XYZ (Rec. 709 primaries), and XYZ of white under D65: kornia's and scikit-image's digits
+TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
+WHITE = (0.95047, 1.0, 1.08883)
+TO_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))  # of f(X), f(Y), f(Z); L is less 16
+DARK_RGB = 0.04045  # up to here sRGB is linear, and beyond it a power
+DARK_XYZ = (6 / 29) ** 3  # up to here f is linear, and beyond it the cube root
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
     """Turn sRGB into Lab, in full precision even under autocast: bfloat16 has 3 digits, Lab needs 4.
 
     Args:
-        images: `(..., 3, H, W)` floats in [0, 1].
+        images: `(..., 3, H, W)` uint8, or floats in [0, 1].
 
     Returns:
         The same shape, float32 (float64 stays): L in 0..100, a in -87..99 (green to red), b in -108..95
         (blue to yellow); both are 0 for grey.
     """
+    if images.dtype == torch.uint8:
+        shades = torch.arange(256, dtype=torch.float64, device=images.device) / 255
+        values = _linear(shades).float().index_select(0, images.flatten().int()).view(images.shape)
+    else:
+        values = _linear(_full(images))
+    to_xyz = values.new_tensor(TO_XYZ) / values.new_tensor(WHITE)[:, None]
     with torch.autocast(images.device.type, enabled=False):
-        return _rgb_to_lab(_full(images))
+        xyz = to_xyz @ values.flatten(-2)  # (..., 3, H * W), 1 for white
+        lab = values.new_tensor(TO_LAB) @ _compressed(xyz)
+    lab[..., 0, :] -= 16
+    return lab.view(images.shape)
+
+
+def _linear(values: Tensor) -> Tensor:
+    """Undo the curve of sRGB: from encoded floats in [0, 1] to linear light in [0, 1]."""
+    bright = values.clamp(min=DARK_RGB).add_(0.055).div_(1.055).log2_().mul_(2.4).exp2_()
+    # the two pieces meet, so that each clamped to its part they add up; `where` would take twice as long
+    return bright.add_(values.clamp(max=DARK_RGB).sub_(DARK_RGB), alpha=1 / 12.92)
+
+
+def _compressed(xyz: Tensor) -> Tensor:
+    """The f of CIE Lab. `pow` would take twice as long as two steps by the exponent."""
+    bright = xyz.clamp(min=DARK_XYZ).log2_().div_(3).exp2_()
+    return bright.add_(xyz.clamp(max=DARK_XYZ).sub_(DARK_XYZ), alpha=(29 / 6) ** 2 / 3)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ result takes the place of the tiles, a copy of the images anyway: new memory cos
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,8 +22,9 @@ def standardise_tiles(tiles: Tensor, smallest: float = 1 / 255, *, inplace: bool
     Without it, brightness that changes slowly over the image tells where a tile was.
 
     Args:
-        tiles: `(..., t, t)` floats in [0, 1].
-        smallest: A deviation below it counts as this, so that flat tiles do not become noise: one grey level.
+        tiles: `(..., t, t)` floats, of any range.
+        smallest: A deviation below it counts as this, so that flat tiles do not become noise. The default is
+            one grey level in [0, 1].
         inplace: Whether the tiles themselves are changed.
     """
     pixels = tiles.shape[-2] * tiles.shape[-1]
@@ -46,11 +49,25 @@ def grey_scale(
     if tiles.shape[-3] != len(LUMA) or probability == 0:
         return tiles
     chosen = torch.rand(len(tiles), generator=generator, device=tiles.device) < probability
-    weight = chosen.to(tiles.dtype).view(-1, *[1] * (tiles.ndim - 1))
+    return _change(tiles if inplace else tiles.clone(), chosen, _grey)
+
+
+def _grey(tiles: Tensor) -> Tensor:
     red, green, blue = tiles.unbind(-3)
     grey = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
-    mix = tiles.lerp_ if inplace else tiles.lerp  # exact at 0 and 1, and twice as fast as where
-    return mix(grey.unsqueeze(-3), weight)
+    return grey.unsqueeze(-3).expand_as(tiles)
+
+
+def _change(items: Tensor, chosen: Tensor, change: Callable[..., Tensor], *given: Tensor) -> Tensor:
+    """Put `change(items, *given)` in the place of those `(N, ...)` for which the bools `(N,)` hold.
+
+    On a CPU only these are computed; a GPU would have to be waited for to know how many they are.
+    """
+    if items.device.type != "cpu":
+        where = chosen.view(-1, *[1] * (items.ndim - 1))
+        return items.copy_(torch.where(where, change(items, *given), items))
+    rows = chosen.nonzero()[:, 0]
+    return items.index_copy_(0, rows, change(*(values.index_select(0, rows) for values in (items, *given))))
 
 
 def drop_colours(tiles: Tensor, generator: torch.Generator, noise: float = 0.01) -> Tensor:
@@ -71,18 +88,20 @@ def drop_colours(tiles: Tensor, generator: torch.Generator, noise: float = 0.01)
     return torch.where(stays, tiles, filling * (noise * deviation))
 
 
-def project_colours(tiles: Tensor) -> Tensor:
+def project_colours(tiles: Tensor, *, inplace: bool = False) -> Tensor:
     """Remove the green-magenta part of every pixel (Doersch et al. 2015, sec. 3.1).
 
     Args:
         tiles: `(..., C, t, t)` in RGB; with other than 3 channels nothing happens.
+        inplace: Whether the tiles themselves are changed.
     """
     if tiles.shape[-3] != len(GREEN_MAGENTA):
         return tiles
     axis = tiles.new_tensor(GREEN_MAGENTA)
-    away = torch.eye(3, device=tiles.device, dtype=tiles.dtype) - axis.outer(axis) / axis.dot(axis)
-    with torch.autocast(tiles.device.type, enabled=False):  # pixels in bf16 would lose the last bits
-        return torch.einsum("dc,...chw->...dhw", away, tiles)
+    red, green, blue = tiles.unbind(-3)
+    magenta = (red + blue).sub_(green, alpha=2).unsqueeze(-3)  # the pixel times the axis, negative
+    remove = tiles.addcmul_ if inplace else tiles.addcmul
+    return remove(axis.view(-1, 1, 1), magenta, value=1 / sum(part**2 for part in GREEN_MAGENTA))
 
 
 def resampling_table(tile: int, smallest: int) -> Tensor:
@@ -111,7 +130,9 @@ def resampling_table(tile: int, smallest: int) -> Tensor:
     return torch.stack(table)
 
 
-def resample_tiles(tiles: Tensor, table: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+def resample_tiles(
+    tiles: Tensor, table: Tensor, probability: float, generator: torch.Generator, *, inplace: bool = False
+) -> Tensor:
     """Shrink some tiles to a random size and enlarge them again, so that sharpness tells nothing.
 
     Args:
@@ -119,10 +140,17 @@ def resample_tiles(tiles: Tensor, table: Tensor, probability: float, generator: 
         table: From `resampling_table`; its smallest size is the smallest that is drawn.
         probability: Of a tile to be chosen, in [0, 1].
         generator: Draws the tiles and their sizes.
+        inplace: Whether the tiles themselves may be changed.
     """
     shape, device = tiles.shape[:2], tiles.device
     row = torch.randint(len(table), shape, generator=generator, device=device)
     chosen = torch.rand(shape, generator=generator, device=device) < probability
-    matrix = table[torch.where(chosen, row, len(table) - 1)].unsqueeze(2)  # (B, n, 1, t, t)
+    flat = (tiles if inplace else tiles.clone()).flatten(0, 1)  # (B * n, C, t, t)
+    exact = torch.promote_types(tiles.dtype, table.dtype)
+
+    def resampled(some: Tensor, rows: Tensor) -> Tensor:
+        matrix = table[rows].unsqueeze(1).to(exact)  # (N, 1, t, t)
+        return (matrix @ some.to(exact) @ matrix.mT).to(some.dtype)
+
     with torch.autocast(device.type, enabled=False):  # pixels in bf16 would lose the last bits
-        return matrix @ tiles @ matrix.mT
+        return _change(flat, chosen.flatten(), resampled, row.flatten()).unflatten(0, shape)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssl_lightning.files import naming_full_disk, write_file
+from ssl_lightning.files import naming_full_disk, write_files
 from ssl_lightning.report.benchmark import load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
@@ -63,8 +63,7 @@ def write_report(outputs: Path, out: Path, benchmark: Path | None, budget: str |
         files |= {f"{name}-{picture.name}.png": picture.png for picture in drawn}
     out.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(out, "Make room, or give another folder: out="):
-        for name, content in files.items():
-            write_file(out / name, content)
+        write_files(out, files)
     console = Console(highlight=False, soft_wrap=True, markup=False)
     for table in tables:
         for shown in screen(table):

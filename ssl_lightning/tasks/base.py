@@ -103,7 +103,7 @@ class PretextTask(pl.LightningModule):
         """Score one batch.
 
         Args:
-            images: `(B, C, H, W)` floats in [0, 1].
+            images: `(B, C, H, W)` as `receive` left them: floats in [0, 1], unless the task overrides it.
             labels: `(B,)` int64 downstream labels, -1 where there is none; only controls look at them.
             stream: Draws everything random in this step.
 
@@ -115,6 +115,13 @@ class PretextTask(pl.LightningModule):
     def branches(self) -> dict[str, nn.Module]:
         """Return the trunks worth probing, by name."""
         return {"backbone": self.backbone}
+
+    def receive(self, images: Tensor) -> Tensor:
+        """Turn a batch of the loader, `(B, C, H, W)` uint8, into the images of `step`.
+
+        A task that does not need every pixel as a float leaves the bytes as they are.
+        """
+        return to_float(images).contiguous(memory_format=self.image_format)
 
     def probe_input(self, images: Tensor) -> Tensor:
         """Turn plain images, `(B, C, H, W)` floats in [0, 1], into what the trunk takes."""
@@ -147,9 +154,9 @@ class PretextTask(pl.LightningModule):
         return (images - self.mean) / self.std
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Turn uint8 into floats in [0, 1], on the device."""
+        """Turn uint8 into what `step` takes, on the device."""
         images, labels = batch
-        return to_float(images).contiguous(memory_format=self.image_format), labels
+        return self.receive(images), labels
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -243,10 +250,19 @@ class PretextTask(pl.LightningModule):
         return generator(self.seed, use, self.current_epoch, batch_idx, self.global_rank, device=device)
 
 
+def white_of(images: Tensor) -> float:
+    """The value of white: 1 in floats, 255 in uint8.
+
+    >>> white_of(torch.zeros(1)), white_of(torch.zeros(1, dtype=torch.uint8))
+    (1.0, 255.0)
+    """
+    return 1.0 if images.is_floating_point() else 255.0
+
+
 def to_float(images: Tensor) -> Tensor:
-    """Scale uint8 images to floats in [0, 1]; the memory format stays.
+    """Scale uint8 images to floats in [0, 1]; the memory format stays, and so do floats.
 
     >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
     [0.0, 0.20000000298023224, 1.0]
     """
-    return images.float().div_(255)
+    return images if images.is_floating_point() else images.float().div_(255)

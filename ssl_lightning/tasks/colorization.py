@@ -21,7 +21,7 @@ from ssl_lightning.ops.ab_bins import (
 from ssl_lightning.ops.ab_prior import AbStatistics, cached_statistics, pixels, shrink
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
 from ssl_lightning.spec import ImageSpec
-from ssl_lightning.tasks.base import Panel, PretextTask
+from ssl_lightning.tasks.base import Panel, PretextTask, to_float
 
 TARGETS = ("bins", "l2")
 FINEST = 4  # image size over the size of the predicted colours, unless another is asked for (paper: 4)
@@ -42,7 +42,7 @@ class Colorization(PretextTask):
         grid: Distance of the bins in Lab units; 10 makes the authors' 313.
         neighbours: Bins over which a colour is spread.
         sigma: Deviation of the Gaussian, in Lab units, that spreads it; also smooths the prior.
-        rebalance: lambda of the weights 1 / ((1 - lambda) p + lambda / Q), in 0..1: 1 switches them off.
+        rebalance: lambda of the weights 1 / ((1 - lambda) p + lambda / Q), above 0: 1 switches them off.
         temperature: At which the predicted bins are averaged to a colour.
         reduction: Image size over the size of the predicted colours; None: what the trunk leaves, but 4 at
             most.
@@ -89,8 +89,10 @@ class Colorization(PretextTask):
             )
         if target not in TARGETS:
             raise ValueError(f"task.target is {target!r}; allowed are {' and '.join(TARGETS)}")
-        if not 0 <= rebalance <= 1:
-            raise ValueError(f"task.rebalance is {rebalance}; allowed are 0 to 1, which switches it off")
+        if not 0 < rebalance <= 1:
+            raise ValueError(
+                f"task.rebalance is {rebalance}; allowed are above 0, to 1, which switches it off"
+            )
         if sigma <= 0 or temperature <= 0:
             raise ValueError(f"task.sigma is {sigma} and task.temperature {temperature}; both must be > 0")
         if prior_images < 1:
@@ -146,6 +148,9 @@ class Colorization(PretextTask):
         a, b = found.mean.tolist()
         return f"{seen} of {all_bins} bins in {count} images; mean ab {a:.1f}, {b:.1f}; std {found.std:.1f}"
 
+    def receive(self, images: Tensor) -> Tensor:
+        return images  # Lab is made of bytes
+
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         lab = rgb_to_lab(images)
         predicted = self.predict(lab[:, :1])  # (N, Q) logits or (N, 2) standardised ab
@@ -154,7 +159,7 @@ class Colorization(PretextTask):
             scores = self.score_bins(predicted, target)
         else:
             scores = self.score_ab(predicted, target)
-        return scores if self.training else scores | self.quality(predicted, images, lab)
+        return scores if self.training else scores | self.quality(predicted, to_float(images), lab)
 
     def predict(self, lightness: Tensor) -> Tensor:
         """Say the colours of `(B, 1, H, W)`, L in 0..100: float32 rows, pixel after pixel of 1/reduction."""

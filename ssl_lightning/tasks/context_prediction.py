@@ -21,7 +21,7 @@ from ssl_lightning.ops.tile_grid import AROUND, CENTRE, NEIGHBOURS, neighbour_gr
 from ssl_lightning.ops.tile_guards import drop_colours, project_colours, resample_tiles, resampling_table
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
-from ssl_lightning.tasks.base import Panel, PretextTask
+from ssl_lightning.tasks.base import Panel, PretextTask, white_of
 
 COLOURS = ("dropping", "projection")
 
@@ -107,6 +107,9 @@ class ContextPrediction(PretextTask):
         self.embed = TileEmbedding(backbone, embedding)
         self.head = SequenceClassifier(2, embedding, hidden, len(NEIGHBOURS))
 
+    def receive(self, images: Tensor) -> Tensor:
+        return images  # bytes: floats are made of the patches only
+
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         corners = draw_corners(self.grid, len(images), stream)  # (B, 9, 2)
         place = self.draw_places(len(images), stream)  # (B, P)
@@ -130,12 +133,16 @@ class ContextPrediction(PretextTask):
         return cut_tiles(images, corners.take_along_dim(wanted[..., None], 1), self.grid.tile)
 
     def prepare(self, patches: Tensor, stream: torch.Generator) -> Tensor:
-        """Turn patches `(B, n, C, t, t)`, floats in [0, 1], into what the trunk takes."""
+        """Turn patches `(B, n, C, t, t)`, bytes or floats in [0, 1], into what the trunk takes.
+
+        Floats are changed in place.
+        """
+        white, patches = white_of(patches), patches.float()
         if self.colours == "projection":
-            patches = project_colours(patches)
+            patches = project_colours(patches, inplace=True)
         if self.downsample:
-            patches = resample_tiles(patches, self.table, self.downsample, stream)
-        patches = self.normalise(patches)
+            patches = resample_tiles(patches, self.table, self.downsample, stream, inplace=True)
+        patches = patches.sub_(self.mean * white).div_(self.std * white)
         return drop_colours(patches, stream) if self.colours == "dropping" else patches
 
     def encode(self, patches: Tensor) -> Tensor:

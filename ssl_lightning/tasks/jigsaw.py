@@ -24,7 +24,7 @@ from ssl_lightning.ops.tile_grid import jigsaw_grid
 from ssl_lightning.ops.tile_guards import grey_scale, standardise_tiles
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
-from ssl_lightning.tasks.base import Panel, PretextTask
+from ssl_lightning.tasks.base import Panel, PretextTask, white_of
 
 
 class Jigsaw(PretextTask):
@@ -115,9 +115,12 @@ class Jigsaw(PretextTask):
         self.embed = TileEmbedding(backbone, embedding)
         self.head = SequenceClassifier(self.grid.count, embedding, hidden, permutations)
 
+    def receive(self, images: Tensor) -> Tensor:
+        return images  # bytes: floats are made of the tiles only
+
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         corners = draw_corners(self.grid, len(images), stream)
-        tiles = self.prepare(self.cut(images, corners, stream))  # (B, n, C, t, t)
+        tiles = self.prepare(self.cut(images, corners, stream), white_of(images))  # (B, n, C, t, t)
         order = self.draw_orders(len(images), stream)  # (B, P)
         logits = self.score(self.encode(tiles), order)  # (B * P, K)
         order = order.flatten()
@@ -127,15 +130,18 @@ class Jigsaw(PretextTask):
         }
 
     def cut(self, images: Tensor, corners: Tensor, stream: torch.Generator) -> Tensor:
-        """Cut the tiles at `(B, n, 2)` places; what is random in their colours is drawn here."""
+        """Cut tiles at `(B, n, 2)` places, floats of the same range; their random colours are drawn here."""
         if self.channel_jitter and self.spec.channels > 1:
             last = self.spec.image_size - self.grid.tile
             corners = shift_channels(corners, self.spec.channels, self.channel_jitter, last, stream)
-        return grey_scale(cut_tiles(images, corners, self.grid.tile), self.grey, stream, inplace=True)
+        tiles = cut_tiles(images, corners, self.grid.tile).float()
+        return grey_scale(tiles, self.grey, stream, inplace=True)
 
-    def prepare(self, tiles: Tensor) -> Tensor:
-        """Turn tiles `(B, n, C, t, t)`, floats in [0, 1], into what the trunk takes, if need be in place."""
-        return standardise_tiles(tiles, inplace=True) if self.standardise else self.normalise(tiles)
+    def prepare(self, tiles: Tensor, white: float = 1.0) -> Tensor:
+        """Turn tiles `(B, n, C, t, t)`, floats from 0 to `white`, in place into what the trunk takes."""
+        if self.standardise:
+            return standardise_tiles(tiles, white / 255, inplace=True)
+        return tiles.sub_(self.mean * white).div_(self.std * white)
 
     def encode(self, tiles: Tensor) -> Tensor:
         """Embed every tile by itself: `(B, n, C, t, t)` to `(B, n, E)`."""

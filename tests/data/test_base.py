@@ -45,7 +45,7 @@ def test_pretrain_size_takes_a_fixed_part():
     first, second = (Fake(pretrain_size=50, batch_size=5, seed=seed) for seed in (0, 1))
     assert len(first.train_dataloader()) == 10
     assert set(keys(first.train_dataloader())) == set(keys(second.train_dataloader()))
-    assert len(keys(first.downstream("train"))) == 192  # the probes keep all their labels
+    assert len(keys(first.downstream("train"))) == 256  # the probes keep all their labels
 
 
 def test_spec_and_sample():
@@ -57,11 +57,11 @@ def test_spec_and_sample():
     data.setup("fit")
     spec = data.spec
     assert (spec.channels, spec.image_size, spec.num_classes, spec.pretrain_labels) == (1, 20, 4, True)
-    sample = data.train_sample(200 - 8)
-    assert sample.shape == (192, 1, 20, 20)
+    sample = data.train_sample(256)
+    assert sample.shape == (256, 1, 20, 20)
     assert sample.dtype == torch.uint8
     assert torch.equal(sample[:3], Fake(channels=1, image_size=20, seed=5).train_sample(3))
-    values = data.train_sample(192).float() / 255
+    values = data.train_sample(256).float() / 255
     assert spec.mean[0] == pytest.approx(values.mean().item(), abs=1e-4)
     assert spec.std[0] == pytest.approx(values.std().item(), abs=1e-4)
     given = Fake(mean=[0.1, 0.2, 0.3], std=[1, 1, 1])
@@ -83,12 +83,12 @@ def test_loaders_take_their_part_from_the_process_group(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heldout": 256}, r"data.heldout is 256; allowed for fake is 1 to 255"),
+        ({"heldout": 320}, r"data.heldout is 320; allowed for fake is 1 to 319"),
         ({"heldout": 0}, "data.heldout is 0; it must be at least 1"),
-        ({"max_labels": 4}, "data.max_labels is 4; allowed for fake is at most 256"),
-        ({"max_labels": 257}, "data.max_labels is 257"),
-        ({"pretrain_size": 193}, "data.pretrain_size is 193; allowed for fake is 1 to 192"),
-        ({"batch_size": 193}, "data.batch_size is 193; allowed for fake is 1 to 192"),
+        ({"max_labels": 4}, "data.max_labels is 4; allowed for fake is at most 320"),
+        ({"max_labels": 321}, "data.max_labels is 321"),
+        ({"pretrain_size": 257}, "data.pretrain_size is 257; allowed for fake is 1 to 256"),
+        ({"batch_size": 257}, "data.batch_size is 257; allowed for fake is 1 to 256"),
         ({"channels": 2}, "data.channels is 2"),
         ({"mean": [0.5, 0.5, 0.5]}, "must both be given"),
         ({"image_size": 0}, "data.image_size is 0"),

@@ -155,7 +155,8 @@ def test_a_packed_cache_changes_pixels_of_downsized_pictures_only_and_needs_no_f
     close = views(data)
     assert not all(torch.equal(a, b) for a, b in zip(close, expected, strict=True))
     error = torch.cat([(a.float() - b.float()).abs() for a, b in zip(close, expected, strict=True)])
-    assert error.mean() < 6  # measured 4.4 of noise, the worst case; two pictures are 31 apart
+    # measured 9.9 of noise, the worst case, with boxes of whole pixels in so few; two pictures are 31 apart
+    assert error.mean() < 12
     full = folder(tmp_path, **settings, cache=True, cache_side=20)
     assert all(torch.equal(a, b) for a, b in zip(views(full), expected, strict=True))
     assert full.spec == direct.spec

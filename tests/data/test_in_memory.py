@@ -11,6 +11,7 @@ import torch
 from ssl_lightning.data._in_memory import InMemory
 from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.data.fashion_mnist import FashionMNIST
+from ssl_lightning.data.io.sources import ArraySource
 
 SETS = [(CIFAR10, 32, 3, "airplane"), (FashionMNIST, 28, 1, "t-shirt/top")]
 
@@ -56,3 +57,37 @@ def test_a_size_that_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None
     data = CIFAR10(root=cache(tmp_path, "cifar10", 32, 3), heldout=20, image_size=10_000_000)
     with pytest.raises(ValueError, match=r"80 such images take 24,000,000 GB .*allowed is half"):
         data.setup()
+
+
+@pytest.mark.gpu
+def test_batches_of_images_on_the_gpu_are_those_of_the_cpu(tmp_path: Path) -> None:
+    root = cache(tmp_path, "cifar10", 32, 3)
+    options = {"root": root, "heldout": 20, "batch_size": 8, "crop_padding": 4}
+    plain, resident = CIFAR10(**options), CIFAR10(**options, device_resident=True)
+    resident.place(torch.device("cuda"))
+    for split in ("train", "test"):
+        for (images, labels), (placed, others) in zip(
+            plain.downstream(split), resident.downstream(split), strict=True
+        ):
+            assert placed.is_cuda
+            assert torch.equal(images, placed.cpu())
+            assert torch.equal(labels, others)
+    for (images, _), (placed, _) in zip(plain.train_dataloader(), resident.train_dataloader(), strict=True):
+        assert torch.equal(images, placed.cpu())  # cropped and mirrored alike
+    assert resident.train_sample(4).is_cpu
+
+
+def test_a_gpu_without_room_for_the_images_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = CIFAR10(root=cache(tmp_path, "cifar10", 32, 3), heldout=20, batch_size=8, device_resident=True)
+    needed = 80 * 32 * 32 * 3  # the training images, which the pretext and the probes share, count once
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * needed - 1, 10**12))
+    with pytest.raises(ValueError, match=r"data.device_resident is true: the images take .* allowed is half"):
+        data.place(torch.device("cuda"))
+    moved = []
+    monkeypatch.setattr(ArraySource, "place", lambda source, device: moved.append((len(source), device.type)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * needed, 10**12))
+    data.place(torch.device("cuda"))
+    assert moved == [(60, "cuda"), (20, "cuda")]
+    moved.clear()
+    data.place(torch.device("cpu"))
+    assert moved == []

@@ -30,6 +30,7 @@ from tests.test_train import rank_process
 
 pytestmark = pytest.mark.slow
 BOUND_S = 30.0  # within which a run must have ended, after one of its processes has
+SAVED_S = 0.5  # after a checkpoint has got its name, until the run has gone on with its next batch
 LONG = ["trainer.max_epochs=1000", "probe=[]", "logger=[]"]
 
 
@@ -71,6 +72,7 @@ def long_run(tmp_path: Path, *overrides: str, task: str = "rotation") -> tuple[s
     command = [str(ROOT / "train.py"), f"output_dir={tmp_path}", "name=run", "trainer=cpu", *LONG]
     process = start([*command, *([] if images else ["data=fake"]), *overrides], tmp_path)
     wait_for(lambda: (folder / "checkpoints/last.ckpt").exists(), process)
+    time.sleep(SAVED_S)
     return process, folder
 
 

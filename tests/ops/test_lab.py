@@ -42,6 +42,38 @@ def test_values_are_those_of_scikit_image(dtype: torch.dtype, tolerance: float) 
     np.testing.assert_allclose(lab_to_rgb(lab)[0].permute(1, 2, 0).numpy(), back, atol=tolerance / 10)
 
 
+@pytest.mark.parametrize(
+    "order", [torch.contiguous_format, torch.channels_last], ids=["dense", "channels last"]
+)
+def test_bytes_are_read_as_floats_are(order: torch.memory_format) -> None:
+    shades = torch.arange(256, dtype=torch.uint8)
+    rgb = (
+        torch.stack([shades, shades.flip(0), shades.roll(77)])
+        .view(1, 3, 16, 16)
+        .contiguous(memory_format=order)
+    )
+    lab = rgb_to_lab(rgb)
+    assert lab.dtype == torch.float32
+    torch.testing.assert_close(lab, rgb_to_lab(rgb.float() / 255), atol=2e-4, rtol=0)
+    expected = rgb2lab(rgb[0].permute(1, 2, 0).numpy())
+    np.testing.assert_allclose(lab[0].permute(1, 2, 0).numpy(), expected, atol=5e-4)
+
+
+def test_both_sides_of_the_two_kinks_are_those_of_scikit_image() -> None:
+    shade = torch.cat([torch.linspace(lo, lo + 2e-4, 101, dtype=torch.float64) for lo in (0.0403, 0.0949)])
+    lab = rgb_to_lab(shade.expand(3, 1, -1))
+    np.testing.assert_allclose(
+        lab.permute(1, 2, 0).numpy(), rgb2lab(shade.expand(1, 3, -1)[0].T[None].numpy()), atol=5e-4
+    )
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same() -> None:
+    rgb = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    for images in (rgb, rgb.float() / 255):
+        torch.testing.assert_close(rgb_to_lab(images.cuda()).cpu(), rgb_to_lab(images), atol=5e-4, rtol=0)
+
+
 def test_the_round_trip() -> None:
     torch.testing.assert_close(lab_to_rgb(rgb_to_lab(colours())), colours(), atol=2e-5, rtol=0)
 

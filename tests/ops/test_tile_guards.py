@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ssl_lightning.ops.tile_guards import (
+    _change,
     drop_colours,
     grey_scale,
     project_colours,
@@ -55,7 +56,13 @@ def test_the_given_tiles_are_left_as_they_are() -> None:
 
 
 def test_in_place_is_the_same() -> None:
-    for guard in (standardise_tiles, lambda x, **how: grey_scale(x, 0.5, generator(0), **how)):
+    table = resampling_table(8, 4)
+    for guard in (
+        standardise_tiles,
+        project_colours,
+        lambda x, **how: grey_scale(x, 0.5, generator(0), **how),
+        lambda x, **how: resample_tiles(x, table, 0.5, generator(0), **how),
+    ):
         x = tiles(4, 9, 3, 8, 8)
         expected = guard(x)
         assert guard(x, inplace=True).data_ptr() == x.data_ptr()
@@ -158,6 +165,31 @@ def test_mixed_precision_does_not_touch_pixels() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             mixed = guard(x)
         assert torch.equal(mixed, guard(x))
+
+
+def test_choosing_beforehand_is_choosing_afterwards() -> None:
+    """What a CPU does, which computes the chosen ones alone, and a GPU, which computes all."""
+    x, factor = tiles(20, 3, 4), torch.arange(20.0)
+    chosen = torch.rand(20, generator=generator(7)) < 0.4
+    meta = _change(
+        x.to("meta"), chosen.to("meta"), lambda some, by: some * by[:, None, None], factor.to("meta")
+    )
+    assert meta.shape == x.shape
+    expected = torch.where(chosen[:, None, None], x * factor[:, None, None], x)
+    assert torch.equal(
+        _change(x.clone(), chosen, lambda some, by: some * by[:, None, None], factor), expected
+    )
+    none = torch.zeros(20, dtype=torch.bool)
+    assert torch.equal(_change(x.clone(), none, lambda some: some * 0), x)
+
+
+@pytest.mark.gpu
+def test_a_gpu_changes_the_same() -> None:
+    x, factor = tiles(20, 3, 4), torch.arange(20.0)
+    chosen = torch.rand(20, generator=generator(7)) < 0.4
+    expected = _change(x.clone(), chosen, lambda some, by: some * by[:, None, None], factor)
+    given = (x.cuda(), chosen.cuda(), lambda some, by: some * by[:, None, None], factor.cuda())
+    torch.testing.assert_close(_change(*given).cpu(), expected)
 
 
 @pytest.mark.parametrize("smallest", [0, 9])

@@ -259,7 +259,7 @@ def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.fit(task, datamodule=data)
     assert len(trainer.optimizers) == 1
-    assert trainer.global_step == task.total_steps() == 6  # 192 images, 2 batches of 16 each
+    assert trainer.global_step == task.total_steps() == 8  # 256 images, 2 batches of 16 each
     assert logged == {"train/loss", "train/hole_mse", "train/hole_psnr", "train/mean_fill_psnr"}
 
 

@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
-from ssl_lightning.tasks.base import to_float
+from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks.colorization import Colorization
+from ssl_lightning.tasks.context_prediction import ContextPrediction
+from ssl_lightning.tasks.jigsaw import Jigsaw
 from ssl_lightning.tasks.random import Random
 
 SPEC = ImageSpec(3, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -22,10 +26,26 @@ def test_transfer_scales_and_sets_the_memory_format(channels_last: bool) -> None
     assert labels.tolist() == [4]
 
 
+@pytest.mark.parametrize("kind", [Jigsaw, ContextPrediction, Colorization])
+def test_steps_that_take_bytes_take_floats_alike(kind: type[PretextTask]) -> None:
+    spec = ImageSpec(3, 32, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3))
+    raw = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator("bytes"))
+    labels = torch.full((4,), -1)
+    torch.manual_seed(0)
+    task = kind(ConvNet(in_channels=kind.trunk_channels(spec)), spec).eval()
+    received, _ = task.on_after_batch_transfer((raw, labels), 0)
+    assert received.dtype == torch.uint8
+    of_bytes, of_floats = (task.step(images, labels, generator(0)) for images in (received, to_float(raw)))
+    assert of_bytes.keys() == of_floats.keys()
+    for name, value in of_bytes.items():
+        torch.testing.assert_close(value, of_floats[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
 def test_to_float_leaves_its_input_alone() -> None:
     raw = torch.tensor([255, 0], dtype=torch.uint8)
     assert to_float(raw).tolist() == [1.0, 0.0]
     assert raw.tolist() == [255, 0]
+    assert to_float(torch.tensor([0.25, 1.0])).tolist() == [0.25, 1.0]
 
 
 def test_linear_scaling_of_the_learning_rate() -> None:

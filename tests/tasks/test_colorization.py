@@ -290,7 +290,8 @@ def test_the_panel_shows_grey_coloured_and_original() -> None:
     ("options", "message"),
     [
         ({"target": "l1"}, "task.target is 'l1'; allowed are bins and l2"),
-        ({"rebalance": 1.5}, "task.rebalance is 1.5; allowed are 0 to 1"),
+        ({"rebalance": 1.5}, "task.rebalance is 1.5; allowed are above 0, to 1"),
+        ({"rebalance": 0.0}, "task.rebalance is 0.0; allowed are above 0, to 1"),
         ({"sigma": 0.0}, "task.sigma is 0.0"),
         ({"temperature": 0.0}, "task.temperature 0.0; both must be > 0"),
         ({"prior_images": 0}, "task.prior_images is 0"),
@@ -323,7 +324,7 @@ def test_a_run_measures_the_data_and_exports_a_trunk_for_lightness(tmp_path: Pat
     job.execute()
     job.write("finished")
     task = job.task
-    sample = job.data.train_sample(192)
+    sample = job.data.train_sample(256)
     again = make()
     again.use_statistics(measure(sample, task.bins, task.candidates, task.reduction))
     for name in ("prior", "weights", "ab_mean", "ab_std"):

@@ -10,12 +10,15 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock
 from PIL import Image, ImageOps
 from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 
 from ssl_lightning.files import write_file
 
@@ -83,15 +86,15 @@ def classes_of(root: str | os.PathLike[str], paths: Sequence[Path]) -> tuple[lis
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str], max_pixels: float = math.inf) -> Iterator[Image.Image]:
-    """Open an image file, of which only the header is read yet.
+def opened(path: str | os.PathLike[str] | BytesIO, max_pixels: float = math.inf) -> Iterator[Image.Image]:
+    """Open an image file, or its content in memory, of which only the header is read yet.
 
     Raises:
         ValueError: It has more than `max_pixels` pixels, or is no plain file: a pipe would be waited for.
         OSError: It is absent, unreadable, or no image of `FORMATS`.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("no plain file, but a folder, pipe, socket or device")
+    if not isinstance(path, BytesIO):
+        check_plain(path)
     with Image.open(path, formats=FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -99,10 +102,17 @@ def opened(path: str | os.PathLike[str], max_pixels: float = math.inf) -> Iterat
         yield image
 
 
-def decode(path: str | os.PathLike[str], channels: int, max_pixels: int) -> Image.Image:
+def check_plain(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError unless a path leads to a plain file: a pipe would be waited for."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("no plain file, but a folder, pipe, socket or device")
+
+
+def decode(path: str | os.PathLike[str] | BytesIO, channels: int, max_pixels: int) -> Image.Image:
     """Decode one file wholly: upright by its EXIF tag, 8-bit grey (channels 1) or RGB (channels 3).
 
-    Of an animation it is the first picture; transparency is passed over, and the colours under it count.
+    It may also be given as its content in memory. Of an animation it is the first picture; transparency is
+    passed over, and the colours under it count.
 
     Raises:
         ValueError: It is no plain file, has more than `max_pixels` pixels, or a pixel type without a known
@@ -120,6 +130,12 @@ def decode(path: str | os.PathLike[str], channels: int, max_pixels: int) -> Imag
         if upright.mode == "P":  # by way of the palette's colours, and not its indices
             upright = upright.convert("RGB")
         return upright.convert("L" if channels == 1 else "RGB")
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """Return the pixels of an 8-bit grey or RGB image as (C, H, W) uint8, channels-last in memory."""
+    pixels = torch.from_numpy(np.array(image))  # a copy: Pillow's own memory is read-only
+    return pixels.view(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def good_images(

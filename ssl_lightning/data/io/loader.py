@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssl_lightning.data.io.sources import ImageSource, Share
+from ssl_lightning.data.io.sources import ImageSource, OrderedSource, Share
 from ssl_lightning.seeding import generator
 
 
@@ -15,13 +16,13 @@ class BatchLoader:
     """Batches of uint8 images, the same whatever the number of processes, resumable at any batch.
 
     It is no `torch.utils.data.DataLoader`, so Lightning takes it as it is. An epoch is a permutation
-    from (seed, epoch); global batch `b` is its `b`-th run of `batch_size`; process `rank` yields its
-    contiguous part of each. A shuffled loader keeps (epoch, position), and a pass is the next
-    `len(loader)` batches from there: one that was broken off (`limit_train_batches`) is continued by
-    the next, across the end of the epoch if need be, so no pass is short and every image has its
-    turn. After a restart Lightning counts the batches of the pass that was interrupted and ends it
-    where it would have ended. A loader that does not shuffle keeps no state and always starts at its
-    first batch.
+    from (seed, epoch), uniform unless the source has an order of its own; global batch `b` is its
+    `b`-th run of `batch_size`; process `rank` yields its contiguous part of each. A shuffled loader
+    keeps (epoch, position), and a pass is the next `len(loader)` batches from there: one that was
+    broken off (`limit_train_batches`) is continued by the next, across the end of the epoch if need
+    be, so no pass is short and every image has its turn. After a restart Lightning counts the
+    batches of the pass that was interrupted and ends it where it would have ended. A loader that
+    does not shuffle keeps no state and always starts at its first batch.
 
     Args:
         source: The images.
@@ -140,9 +141,31 @@ class BatchLoader:
         one = BatchLoader(
             self.source, self.indices[places], len(places), seed=self.seed, shuffle=False, name=self.name
         )
-        return next(iter(one))[0]
+        return next(iter(one))[0].cpu()
 
-    def state_dict(self) -> dict[str, int]:
+    def sample(self, count: int) -> BatchLoader:
+        """Return a loader of at most so many of the images, in an order drawn once for all runs.
+
+        Fewer are the first ones of more. Not the first in the loader's own order: files lie class by class.
+
+        Raises:
+            ValueError: The loader shuffles.
+        """
+        if self.shuffle:
+            raise ValueError(f"{self.name} is shuffled; a fixed sample is of a loader that is not")
+        order = torch.randperm(len(self.indices), generator=generator("fixed", "sample"))
+        return BatchLoader(
+            self.source,
+            self.indices[order[:count]],
+            self.batch_size,
+            seed=self.seed,
+            shuffle=False,
+            rank=self.rank,
+            world_size=self.world_size,
+            name=self.name,
+        )
+
+    def state_dict(self) -> dict[str, int | str]:
         """Return where the loader stands and what that refers to; the same in every process."""
         if not self.shuffle:
             return {}
@@ -152,13 +175,14 @@ class BatchLoader:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "images": len(self.indices),
+            "layout": self._layout,
         }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where the loader stood that gave `state`.
 
         Raises:
-            ValueError: If its seed, global batch size or number of images are not this loader's.
+            ValueError: If its seed, global batch size, number of images or layout are not this loader's.
         """
         if not self.shuffle or not state:
             return
@@ -166,13 +190,19 @@ class BatchLoader:
             ("seed", self.seed),
             ("batch_size", self.batch_size),
             ("images", len(self.indices)),
+            ("layout", self._layout),
         ):
-            if state[key] != mine:
+            before = state.get(key, "")  # older states have no layout
+            if before != mine:
                 raise ValueError(
-                    f"the checkpoint's {self.name} data has {key} {state[key]}, and this run has {mine}: "
+                    f"the checkpoint's {self.name} data has {key} {before}, and this run has {mine}: "
                     "resuming would change the order of the data"
                 )
         self._epoch, self._position = state["epoch"], state["position"]
+
+    @property
+    def _layout(self) -> str:
+        return self.source.layout if isinstance(self.source, OrderedSource) else ""
 
     def _part(self, size: int) -> tuple[int, int]:
         """Return start and length of this process's part of `size` images, as `np.array_split` cuts."""
@@ -184,6 +214,8 @@ class BatchLoader:
         if not self.shuffle:
             return self.indices
         draw = generator(self.seed, self.name, "order", epoch)
+        if isinstance(self.source, OrderedSource):
+            return self.source.shuffled(self.indices, draw)
         return self.indices[torch.randperm(len(self.indices), generator=draw)]
 
     def _shares(self, first: int, steps: int) -> Iterator[Share]:

@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,16 +23,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from filelock import Timeout
-from PIL import Image
 from torch import Tensor
 
+from ssl_lightning.data.io.augment import resize
 from ssl_lightning.data.io.download import lock_of, locked, say
-from ssl_lightning.data.io.folders import decode, describe_bad, opened, stamp
+from ssl_lightning.data.io.folders import as_tensor, decode, describe_bad, opened, stamp
 from ssl_lightning.data.io.sources import FileSource, default_workers
 
 END = struct.Struct("<8sqq")  # MAGIC, number of pictures, offset of the table
-MAGIC = b"sslpack1"  # a new one for each format: it is part of the digest
+MAGIC = b"sslpack2"  # a new one for each format and for other pixels: it is part of the digest
 TITLE = "data.cache"
 TELL_S = 30.0  # seconds between two lines on how far a pack is
 SAMPLE = 500  # pictures from whose headers the size of a pack is told beforehand
@@ -65,22 +67,23 @@ class PackedSource(FileSource):
     ) -> None:
         super().__init__(paths, labels, **base)
         self.pack = make_pack(paths, folder, channels=self.channels, side=side, max_pixels=self.max_pixels)
-        self._mapped: tuple[np.ndarray, np.ndarray] | None = None
+        self._mapped: tuple[Tensor, np.ndarray] | None = None
 
     def __getstate__(self) -> dict:
         return super().__getstate__() | {"_mapped": None}  # a worker maps the file itself
 
-    def picture(self, index: int) -> Image.Image:
-        """Return a whole picture as it is in the pack."""
+    def picture(self, index: int) -> Tensor:
+        """Return a whole picture as it is in the pack, (C, H, W) uint8: a view of the mapped file."""
         if self._mapped is None:
-            self._mapped = read_pack(self.pack)
+            mapped, places = read_pack(self.pack)
+            with warnings.catch_warnings(action="ignore"):  # that nobody may write to it: nobody does
+                self._mapped = torch.from_numpy(mapped), places
         pixels, table = self._mapped
         offset, height, width = table[index].tolist()
         if height == 0:
             return super().picture(index)
-        mode = "L" if self.channels == 1 else "RGB"
         stored = pixels[offset : offset + height * width * self.channels]
-        return Image.frombuffer(mode, (width, height), stored, "raw", mode, 0, 1)
+        return stored.view(height, width, self.channels).permute(2, 0, 1)
 
 
 def make_pack(paths: Sequence[Path], folder: Path, *, channels: int, side: int, max_pixels: int) -> Path:
@@ -147,11 +150,14 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
 
     def decoded(path: Path) -> np.ndarray | str:
         try:
-            image = decode(path, channels, max_pixels)
+            picture = as_tensor(decode(path, channels, max_pixels))
         except Exception as error:  # decoders raise nearly everything on broken files
             return str(error) or type(error).__name__
-        size = shrunk(*image.size, side)
-        return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BICUBIC))
+        height, width = picture.shape[1:]
+        wide, high = shrunk(width, height, side)
+        if (wide, high) != (width, height):
+            picture = resize(picture, high, wide)
+        return picture.permute(1, 2, 0).contiguous().numpy()
 
     expected = _expected_bytes(paths, channels, side)
     if shutil.disk_usage(final.parent).free < expected:
@@ -164,7 +170,7 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
     told = start
     try:
         with work.open("wb") as file:
-            for done, pixels in enumerate(_in_order(decoded, paths, default_workers()), 1):
+            for done, pixels in enumerate(in_order(decoded, paths, default_workers()), 1):
                 if isinstance(pixels, str):
                     bad[paths[done - 1]] = pixels
                     continue
@@ -196,7 +202,7 @@ def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pix
         )
 
 
-def _in_order(work: Callable[[Any], Any], items: Sequence, threads: int) -> Iterator[Any]:
+def in_order(work: Callable[[Any], Any], items: Sequence, threads: int) -> Iterator[Any]:
     """Yield `work(item)` of each item in order, computed by threads (Pillow lets go of the GIL).
 
     Not `pool.map`, which would go on decoding, and keep all pictures, where writing is slower.

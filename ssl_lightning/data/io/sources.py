@@ -7,14 +7,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
-from ssl_lightning.data.io.folders import decode
+from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.seeding import generator, stream_seed
 
 RESIZE_CHUNK = 1024
@@ -51,8 +50,19 @@ class ImageSource(Protocol):
         ...
 
 
+@runtime_checkable
+class OrderedSource(Protocol):
+    """A source that has an order of its own for an epoch, because not every order is as fast to read."""
+
+    layout: str  # what the order depends on besides the draw; part of a loader's state
+
+    def shuffled(self, indices: Tensor, draw: torch.Generator) -> Tensor:
+        """Return some images, (n,) int64, in the order of an epoch; each once."""
+        ...
+
+
 class ArraySource:
-    """Images in memory, gathered a batch at a time.
+    """Images in memory, or on the device once `place` was called, gathered a batch at a time.
 
     Args:
         images: (N, H, W, C) uint8; a batch is a channels-last view of the gathered rows.
@@ -74,30 +84,37 @@ class ArraySource:
     def __len__(self) -> int:
         return len(self.images)
 
+    def place(self, device: torch.device) -> None:
+        """Move the images to where batches are computed; labels, few bytes, stay."""
+        self.images = self.images.to(device)
+
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
-        pin = torch.cuda.is_available()
+        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order.
+
+        What is drawn is drawn on the CPU, so that where the images lie does not change them.
+        """
         for share in shares:
-            images = self.images.index_select(0, share.indices)  # (B, H, W, C)
-            labels = self.labels.index_select(0, share.indices)
+            images = self.images.index_select(0, self._beside(share.indices))  # (B, H, W, C)
+            labels = _pinned(self.labels.index_select(0, share.indices))
             if augment and self.augment is not None:
                 drawn = self.augment.draw(share.total, generator(*share.stream, "augment", share.batch))
                 mine = slice(share.start, share.start + len(images))
-                images = self.augment.apply(images, *(values[mine] for values in drawn))
-            if pin:
-                images, labels = images.pin_memory(), labels.pin_memory()
-            yield images.permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
+                images = self.augment.apply(images, *(self._beside(values[mine]) for values in drawn))
+            yield _pinned(images).permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
+
+    def _beside(self, values: Tensor) -> Tensor:
+        """Bring what was drawn to the images, without waiting for the device."""
+        return values if self.images.is_cpu else _pinned(values).to(self.images.device, non_blocking=True)
 
 
-class FileSource(torch.utils.data.Dataset):
-    """Image files, decoded by `num_workers` processes that are kept over the epochs.
+class PictureSource(torch.utils.data.Dataset):
+    """Pictures of any size, decoded by `num_workers` processes that are kept over the epochs.
 
     Each image's random numbers come from its epoch and index, so neither the number of workers
-    nor that of processes changes a pixel.
+    nor that of processes changes a pixel. A subclass says how many there are, and what each is.
 
     Args:
-        paths: One file per image.
-        labels: (N,) or (N, K) int64, or None for none.
+        labels: (N,) or (N, K) int64.
         channels: 1 for grey, 3 for RGB.
         train_view: Applied where a loader asks for augmentation; None for `eval_view` there too.
         eval_view: Applied elsewhere.
@@ -107,8 +124,7 @@ class FileSource(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        labels: Tensor | None,
+        labels: Tensor,
         *,
         channels: int,
         train_view: TrainView | None,
@@ -116,8 +132,7 @@ class FileSource(torch.utils.data.Dataset):
         max_pixels: int,
         num_workers: int,
     ) -> None:
-        self.paths = [str(path) for path in paths]
-        self.labels = torch.full((len(paths),), -1) if labels is None else labels
+        self.labels = labels
         self.channels = channels
         self.train_view = train_view
         self.eval_view = eval_view
@@ -129,7 +144,7 @@ class FileSource(torch.utils.data.Dataset):
         return self.__dict__ | {"_loaders": {}}  # what goes to a worker has no workers of its own
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
     def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, Tensor]:
         """Return the image (C, H, W) uint8 and its label (); `item` is the index and the seed, if any.
@@ -137,22 +152,15 @@ class FileSource(torch.utils.data.Dataset):
         Raises:
             RuntimeError: Naming the file, if it has become unreadable since it was checked.
         """
-        from torchvision.transforms.functional import pil_to_tensor
-
         index, seed = item
-        image = self.picture(index)
+        picture = self.picture(index)
         if seed is None or self.train_view is None:
-            image = self.eval_view(image)
-        else:
-            image = self.train_view(image, torch.Generator().manual_seed(seed))
-        return pil_to_tensor(image), self.labels[index]
+            return self.eval_view(picture), self.labels[index]
+        return self.train_view(picture, torch.Generator().manual_seed(seed)), self.labels[index]
 
-    def picture(self, index: int) -> Image.Image:
-        """Return a whole picture, of which `__getitem__` takes its view."""
-        try:
-            return decode(self.paths[index], self.channels, self.max_pixels)
-        except Exception as error:
-            raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
+    def picture(self, index: int) -> Tensor:
+        """Return a whole picture (C, H, W) uint8, of which `__getitem__` takes its view."""
+        raise NotImplementedError
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
@@ -177,6 +185,32 @@ class FileSource(torch.utils.data.Dataset):
             for share in shares
         )
         yield from loader
+
+
+class FileSource(PictureSource):
+    """Image files.
+
+    Args:
+        paths: One file per image.
+        labels: (N,) or (N, K) int64, or None for none.
+        **base: The other keywords of `PictureSource`.
+    """
+
+    def __init__(self, paths: Sequence[Path], labels: Tensor | None, **base: Any) -> None:
+        super().__init__(torch.full((len(paths),), -1) if labels is None else labels, **base)
+        self.paths = [str(path) for path in paths]
+
+    def picture(self, index: int) -> Tensor:
+        """Return a whole picture (C, H, W) uint8."""
+        try:
+            return as_tensor(decode(self.paths[index], self.channels, self.max_pixels))
+        except Exception as error:
+            raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
+
+
+def _pinned(values: Tensor) -> Tensor:
+    """Lock a batch in memory where there is a GPU, so that its transfer overlaps with computing."""
+    return values.pin_memory() if values.is_cpu and torch.cuda.is_available() else values
 
 
 class _Queue(torch.utils.data.Sampler):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView, flip, pad_crop
+from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView, flip, pad_crop, resize
 
 
 def images(batch: int = 9, height: int = 6, width: int = 5, channels: int = 3) -> torch.Tensor:
@@ -69,16 +69,70 @@ def test_train_view_cuts_inside_the_picture(width, height):
 
 
 def test_views_give_the_size_and_depend_on_the_seed_only():
-    picture = Image.fromarray(images(1, 40, 60)[0].numpy())
+    picture = images(1, 40, 60)[0].permute(2, 0, 1)
     view = TrainView(16, (0.1, 0.5))
-    first = [np.asarray(view(picture, torch.Generator().manual_seed(s))) for s in (1, 1, 2)]
-    assert first[0].shape == (16, 16, 3)
-    np.testing.assert_array_equal(first[0], first[1])
-    assert (first[0] != first[2]).any()
+    first = [view(picture, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
+    assert first[0].shape == (3, 16, 16)
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+
+
+def test_half_of_the_views_are_mirrored_and_nothing_else_is_done_to_them():
+    picture = images(1, 40, 60)[0].permute(2, 0, 1)
+    mirrored = 0
+    for seed in range(40):
+        plain, flipped = (
+            TrainView(16, (0.1, 0.5), flip)(picture, torch.Generator().manual_seed(seed))
+            for flip in (False, True)
+        )
+        if not torch.equal(plain, flipped):
+            assert torch.equal(plain, flipped.flip(2))
+            mirrored += 1
+    assert 10 < mirrored < 30
 
 
 def test_eval_view_is_the_central_square():
-    array = np.zeros((10, 20, 3), np.uint8)
-    array[2:8, 7:13] = 255  # the central 6 x 6
-    got = np.asarray(EvalView(6, 0.6)(Image.fromarray(array)))
-    np.testing.assert_array_equal(got, np.full((6, 6, 3), 255))
+    picture = torch.zeros(3, 10, 20, dtype=torch.uint8)
+    picture[:, 2:8, 7:13] = 255  # the central 6 x 6
+    assert torch.equal(EvalView(6, 0.6)(picture), torch.full((3, 6, 6), 255, dtype=torch.uint8))
+    assert EvalView(6, 0.01)(picture).shape == (3, 6, 6)  # a pixel at least
+
+
+def keys_weights(given: int, wanted: int) -> np.ndarray:
+    """The rows of (wanted, given) weights of antialiased bicubic resampling (Keys 1981, a = -0.5)."""
+    scale = given / wanted
+    support = max(scale, 1.0)
+    centres = (np.arange(wanted) + 0.5) * scale
+    x = np.abs(np.arange(given) + 0.5 - centres[:, None]) / support
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    weights = np.where(x <= 1, near, np.where(x < 2, far, 0))
+    return weights / weights.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("layout", ["of a larger picture", "dense"])
+@pytest.mark.parametrize("size", [64, 224])
+@pytest.mark.parametrize(("height", "width"), [(375, 299), (100, 180), (64, 224)])
+def test_resizing_is_within_one_grey_level_of_float64_and_of_pillow(height, width, size, layout):
+    larger = images(1, height + 9, width + 5)[0].permute(2, 0, 1)
+    larger = larger // 2 + 64  # noise is the worst case; this much, and nothing overshoots
+    picture = larger[:, 3 : 3 + height, 2 : 2 + width]
+    picture = picture.contiguous() if layout == "dense" else picture
+    got = resize(picture, size, size).numpy()
+    exact = keys_weights(height, size) @ picture.double().numpy() @ keys_weights(width, size).T
+    assert np.abs(got - exact).max() <= 1.1  # rounded twice
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+    pillow = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.abs(got.astype(int) - pillow).max() <= 1
+
+
+def test_what_overshoots_is_clipped_after_the_rows_and_after_the_columns():
+    picture = images(1, 375, 299)[0].permute(2, 0, 1).contiguous()
+    rows = (picture.double().numpy() @ keys_weights(299, 224).T).clip(0, 255)
+    exact = (keys_weights(375, 224) @ rows).clip(0, 255)
+    assert np.abs(resize(picture, 224, 224).numpy() - exact).max() <= 1.1
+
+
+def test_grey_pictures_are_resized_as_colours_are():
+    picture = images(1, 50, 70, 1)[0].permute(2, 0, 1)
+    grey, colours = resize(picture, 20, 31), resize(picture.expand(3, -1, -1).contiguous(), 20, 31)
+    assert (grey.int() - colours.int()).abs().max() <= 1

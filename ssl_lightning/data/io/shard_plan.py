@@ -1,0 +1,106 @@
+"""Which image goes into which shard, known before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ssl_lightning.data.io.folders import classes_of, scan, stamp
+from ssl_lightning.data.io.shard_index import FORMAT, TAR_BLOCK
+from ssl_lightning.seeding import generator
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is packed, and where each image goes.
+
+    Args:
+        folder: The tree of images.
+        paths: In the order in which they are stored.
+        bytes: Of each file.
+        labels: Of each; -1 without labels.
+        class_names: In label order; None without labels.
+        ends: For each shard, the number of images up to its end.
+        max_pixels: Larger pictures are bad.
+        max_bad: Largest fraction of bad files that is passed over.
+        digest: Of all this.
+    """
+
+    folder: Path
+    paths: tuple[Path, ...]
+    bytes: tuple[int, ...]
+    labels: tuple[int, ...]
+    class_names: tuple[str, ...] | None
+    ends: tuple[int, ...]
+    max_pixels: int
+    max_bad: float
+    digest: str
+
+
+def make_plan(
+    folder: Path,
+    *,
+    labels: bool,
+    shard_bytes: int,
+    shard_images: int | None,
+    seed: int | None,
+    max_pixels: int,
+    max_bad: float,
+) -> Plan:
+    """Find the images of a tree and share them out.
+
+    Args:
+        folder: Images, at any depth.
+        labels: Whether the first folder below `folder` names an image's class.
+        shard_bytes: A shard ends before the image with which it would become larger.
+        shard_images: Images of a shard, whatever their size; None goes by `shard_bytes`.
+        seed: Images are stored in an order drawn from it; None keeps that of their paths.
+        max_pixels, max_bad: See `Plan`.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: See `scan`.
+        ValueError: See `classes_of`; or a value is out of range.
+    """
+    if shard_bytes < 1 or max_pixels < 1 or (shard_images is not None and shard_images < 1):
+        raise ValueError("sizes of shards and of pictures must be at least 1")
+    if not 0 <= max_bad < 1:
+        raise ValueError(f"max-bad is {max_bad}; allowed is a fraction from 0 to below 1")
+    found = scan(folder)
+    names, classes = classes_of(folder, found) if labels else ([], [-1] * len(found))
+    order = list(range(len(found)))
+    if seed is not None:
+        order = torch.randperm(len(found), generator=generator(seed, "pack")).tolist()
+    stamps = [stamp(path) for path in found]
+    sizes = [stamps[place][0] if stamps[place] else 0 for place in order]
+    digest = hashlib.sha256(repr((FORMAT, labels, shard_bytes, shard_images, seed, max_pixels)).encode())
+    root = folder.expanduser()
+    for path, each in zip(found, stamps, strict=True):
+        digest.update(f"{path.relative_to(root).as_posix()!r} {each}\n".encode(errors="surrogateescape"))
+    return Plan(
+        root,
+        tuple(found[place] for place in order),
+        tuple(sizes),
+        tuple(classes[place] for place in order),
+        tuple(names) if labels else None,
+        tuple(_ends(sizes, shard_bytes, shard_images, labels)),
+        max_pixels,
+        max_bad,
+        digest.hexdigest(),
+    )
+
+
+def _ends(sizes: Sequence[int], limit: int, count: int | None, labels: bool) -> list[int]:
+    if count is not None:
+        return [*range(count, len(sizes), count), len(sizes)]
+    ends, used = [], 0
+    for place, size in enumerate(sizes):
+        stored = TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK + 2 * TAR_BLOCK * labels
+        if used and used + stored > limit:
+            ends.append(place)
+            used = 0
+        used += stored
+    return [*ends, len(sizes)]

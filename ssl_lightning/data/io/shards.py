@@ -1,0 +1,135 @@
+"""Images out of shards: read by their place in a tar file, in an order that stays within a few shards."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO, FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_lightning.data.io.folders import as_tensor, decode
+from ssl_lightning.data.io.read_ahead import ahead
+from ssl_lightning.data.io.shard_index import ShardError, ShardIndex
+from ssl_lightning.data.io.sources import PictureSource, Share
+
+OPEN_FILES = 64  # shards that a process keeps open
+
+
+class ShardSource(PictureSource):
+    """Images of a folder of shards.
+
+    An epoch visits the shards in a new order, `window` of them at a time, and the images of these in a random
+    order. That is a permutation from the draw alone: each image comes once whatever the number of processes
+    and workers, and a loader goes on from any place in it.
+
+    Args:
+        index: Of the folder.
+        keep: (N,) int64, which images of the table; None for all.
+        window: Shards whose images are mixed.
+        read_ahead: Whether a window is read from front to back before its images are asked for.
+        **base: The keywords of `PictureSource` but `labels`.
+    """
+
+    def __init__(
+        self, index: ShardIndex, keep: np.ndarray | None = None, *, window: int, read_ahead: bool, **base: Any
+    ) -> None:
+        self.index = index
+        self.keep = keep
+        self.window = window
+        self.read_ahead = read_ahead
+        self._rows: np.ndarray | None = None
+        self._files: OrderedDict[Path, FileIO] = OrderedDict()
+        super().__init__(torch.from_numpy(self.rows["label"].astype(np.int64)), **base)
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"_rows": None, "_files": OrderedDict()}  # a worker opens its own
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(N,) of `ROW`: where each image is."""
+        if self._rows is None:
+            table = self.index.table
+            self._rows = table if self.keep is None else table[self.keep]
+        return self._rows
+
+    @property
+    def layout(self) -> str:
+        """What the order of an epoch depends on besides the draw."""
+        return f"{self.index.digest[:16]} mixed {self.window} shards at a time"
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """Shard and name of each image, for messages."""
+        return _Names(self)
+
+    def name(self, index: int) -> str:
+        """Return shard and name of an image."""
+        row = self.rows[index]
+        return f"{self.index.shards[row['shard']]}: {self.index.name(row)}"
+
+    def picture(self, index: int) -> Tensor:
+        """Return a whole picture (C, H, W) uint8.
+
+        Raises:
+            RuntimeError: It is not there any more, or no longer what was packed; names shard and image.
+        """
+        try:
+            return as_tensor(decode(BytesIO(self.encoded(index)), self.channels, self.max_pixels))
+        except Exception as error:
+            raise RuntimeError(
+                f"{self.name(index)} cannot be read: {error}; `python -m ssl_lightning.data.pack --check "
+                f"{self.index.folder}` compares all shards with their digests"
+            ) from error
+
+    def encoded(self, index: int) -> bytes:
+        """Return the bytes of an image file as they were packed.
+
+        Raises:
+            OSError, ShardError: The shard cannot be read, or has other bytes there.
+        """
+        row = self.rows[index]
+        path = self.index.shards[row["shard"]]
+        file = self._files.pop(path, None) or FileIO(path)
+        self._files[path] = file  # now the one used last
+        if len(self._files) > OPEN_FILES:
+            self._files.popitem(last=False)[1].close()
+        size = int(row["size"])
+        content = os.pread(file.fileno(), size, int(row["offset"]))
+        if len(content) != size or zlib.crc32(content) != row["crc"]:
+            raise ShardError(f"its {size:,} bytes in the shard are not those that were packed")
+        return content
+
+    def shuffled(self, indices: Tensor, draw: torch.Generator) -> Tensor:
+        """Return images, (n,) int64, in the order of an epoch: windows of shards, mixed within each."""
+        place = torch.empty(len(self.index.shards), dtype=torch.int64)
+        place[torch.randperm(len(place), generator=draw)] = torch.arange(len(place))
+        mixed = indices[torch.randperm(len(indices), generator=draw)]
+        shard = torch.from_numpy(self.rows["shard"].astype(np.int64))[mixed]
+        return mixed[(place[shard] // self.window).argsort(stable=True)]
+
+    def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
+        if self.read_ahead:
+            limit = self.window * max(self.index.shard_bytes)
+            shares = ahead(shares, self.rows, self.index.shards, limit)
+        yield from super().iterate(shares, augment)
+
+
+class _Names(Sequence[str]):
+    """The names of a source's images, read as they are needed: those of many millions take gigabytes."""
+
+    def __init__(self, source: ShardSource) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.source.name(index)

@@ -1,0 +1,204 @@
+"""Images packed into shards: for data that do not fit in memory, lie on slow storage, or are many files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+
+from ssl_lightning.data._files import check_same_classes
+from ssl_lightning.data._pairing import Pairing
+from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.data.io.augment import EvalView, TrainView
+from ssl_lightning.data.io.shard_index import ShardIndex, read_index
+from ssl_lightning.data.io.shards import ShardSource
+from ssl_lightning.data.io.sources import default_workers
+
+
+class Shards(PairedDataModule):
+    """Folders that `python -m ssl_lightning.data.pack` made, decoded by worker processes.
+
+    An epoch goes through the shards in a new order and mixes the images of `window` of them. Copies are known
+    by their content: images of `pretrain_dir` that are held out or in `test_dir` are not pretrained on, nor
+    do the probes train on images of `test_dir`. `train_dir` may be `pretrain_dir`.
+
+    Args:
+        pretrain_dir: Shards to pretrain on; labels are not needed.
+        train_dir: Shards packed with labels for the probes; None for no probes.
+        test_dir: The same for the reported figures; needed with `train_dir`.
+        channels: 1 for grey, 3 for RGB.
+        crop_scale: Smallest and largest share of a training picture's area that is cut out.
+        crop_ratio: Side of the central square that evaluation sees, over the shorter side.
+        flip: Whether half of the training images are mirrored left to right.
+        max_pixels: Folders with larger pictures are refused.
+        window: Shards whose images are mixed. The system should have room to keep twice as many in memory.
+        read_ahead: Read the next window from front to back while this one is trained on; with it a disk is
+            read in order, without it one picture at a time.
+        num_workers: Decoding processes for each rank; None for one per core, at most 8.
+        batch_size, eval_batch_size, image_size, seed, mean, std, heldout, max_labels, pretrain_size:
+            See `PairedDataModule`.
+
+    Raises:
+        ValueError: If a value is out of range, or only one of `train_dir` and `test_dir` is given; in `setup`
+            also if labelled folders do not fit to each other.
+        ShardError: In `setup`, if a folder is not whole; names the file.
+    """
+
+    name = "shards"
+    eval_view: EvalView
+
+    def __init__(
+        self,
+        *,
+        pretrain_dir: str,
+        train_dir: str | None = None,
+        test_dir: str | None = None,
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        image_size: int = 64,
+        channels: int = 3,
+        seed: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        heldout: int | None = None,
+        max_labels: int | None = None,
+        pretrain_size: int | None = None,
+        crop_scale: Sequence[float] = (0.2, 1.0),
+        crop_ratio: float = 0.875,
+        flip: bool = True,
+        max_pixels: int = 50_000_000,
+        window: int = 16,
+        read_ahead: bool = True,
+        num_workers: int | None = None,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            image_size=image_size,
+            channels=channels,
+            seed=seed,
+            mean=mean,
+            std=std,
+            heldout=heldout,
+            max_labels=max_labels,
+            pretrain_size=pretrain_size,
+        )
+        if (train_dir is None) != (test_dir is None):
+            raise ValueError(
+                f"data.train_dir is {train_dir} and data.test_dir is {test_dir}; "
+                "the probes need both, and without probes both are null"
+            )
+        if window < 1 or max_pixels < 1 or (num_workers is not None and num_workers < 0):
+            raise ValueError(
+                f"data.window is {window}, data.max_pixels {max_pixels} and data.num_workers {num_workers}; "
+                "allowed are 1 shard or more, 1 pixel or more, and null or 0 workers or more"
+            )
+        self.pretrain_dir = Path(pretrain_dir).expanduser()
+        self.train_dir = None if train_dir is None else Path(train_dir).expanduser()
+        self.test_dir = None if test_dir is None else Path(test_dir).expanduser()
+        self.train_view = TrainView(image_size, tuple(crop_scale), flip)  # type: ignore[arg-type]
+        self.eval_view = EvalView(image_size, crop_ratio)
+        self.max_pixels = max_pixels
+        self.window = window
+        self.read_ahead = read_ahead
+        self.num_workers = default_workers() if num_workers is None else num_workers
+
+    @property
+    def has_downstream(self) -> bool:
+        """Whether labelled folders were given."""
+        return self.train_dir is not None
+
+    def fetch(self) -> None:
+        """Look for the folders, so that a wrong path is told before anything else starts."""
+        for folder in (self.pretrain_dir, self.train_dir, self.test_dir):
+            if folder is not None and not folder.is_dir():
+                raise FileNotFoundError(f"folder {folder} does not exist")
+
+    def load(self) -> Pairing:
+        """Read the indexes, and match the folders to each other by the content of their images."""
+        pretrain = self._index(self.pretrain_dir)
+        if self.train_dir is None or self.test_dir is None:
+            return Pairing(self._source(pretrain))
+        train, test = self._index(self.train_dir), self._index(self.test_dir)
+        check_labelled(train, test)
+        same = train.digest == pretrain.digest
+        train_source = self._source(train, apart(train, test, "train on"))
+        pretrain_source = (
+            train_source if same else self._source(pretrain, apart(pretrain, test, "pretrain on"))
+        )
+        overlap = torch.arange(len(train_source)) if same else places(train_source, pretrain_source)
+        if not same:  # what labels it may have been packed with are others
+            known = overlap >= 0
+            labels = torch.full((len(pretrain_source),), -1)
+            labels[overlap[known]] = train_source.labels[known]
+            pretrain_source.labels = labels
+        return Pairing(pretrain_source, train_source, self._source(test), train.class_names, overlap)
+
+    def _index(self, folder: Path) -> ShardIndex:
+        index = read_index(folder)
+        if index.largest > self.max_pixels:
+            raise ValueError(
+                f"data.max_pixels is {self.max_pixels}, and a picture in {folder} has {index.largest}; "
+                "allow it, or pack the folder again with --max-pixels"
+            )
+        return index
+
+    def _source(self, index: ShardIndex, keep: np.ndarray | None = None) -> ShardSource:
+        return ShardSource(
+            index,
+            keep,
+            window=self.window,
+            read_ahead=self.read_ahead,
+            channels=self.channels,
+            train_view=self.train_view,
+            eval_view=self.eval_view,
+            max_pixels=self.max_pixels,
+            num_workers=self.num_workers,
+        )
+
+
+def check_labelled(train: ShardIndex, test: ShardIndex) -> None:
+    """Refuse folders for the probes without labels, or with other classes.
+
+    Raises:
+        ValueError: Names the folder, or the classes.
+    """
+    for index in (train, test):
+        if index.class_names is None:
+            raise ValueError(f"{index.folder} was packed without labels, which the probes need; see --labels")
+    assert train.class_names is not None
+    assert test.class_names is not None
+    check_same_classes(train.folder, list(train.class_names), test.folder, list(test.class_names))
+
+
+def apart(index: ShardIndex, test: ShardIndex, purpose: str) -> np.ndarray | None:
+    """Find the images that are no copies of test images; a warning says how many are left out.
+
+    Returns:
+        Their places, int64; None for all.
+
+    Raises:
+        ValueError: There are none.
+    """
+    copies = np.isin(index.table["digest"], test.table["digest"])
+    if copies.all():
+        raise ValueError(f"all images of {index.folder} are test images in {test.folder}; none may be both")
+    if not copies.any():
+        return None
+    rank_zero_warn(
+        f"{copies.sum()} of the images to {purpose} in {index.folder} are test images in {test.folder} and "
+        "so are left out"
+    )
+    return np.flatnonzero(~copies)
+
+
+def places(train: ShardSource, pretrain: ShardSource) -> torch.Tensor:
+    """Return where in `pretrain` the copy of each image of `train` is, (N,) int64; -1 where there is none."""
+    digests = np.asarray(pretrain.rows["digest"])
+    order = digests.argsort(kind="stable")
+    wanted = train.rows["digest"]
+    found = order[np.searchsorted(digests, wanted, sorter=order).clip(max=len(order) - 1)]
+    return torch.from_numpy(np.where(digests[found] == wanted, found, -1))
