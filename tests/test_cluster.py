@@ -85,7 +85,7 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
         ("jigsaw", ["data.image_size=48", "trainer.accumulate_grad_batches=2"]),
         ("context_prediction", ["data.image_size=48", "optimizer=adamw", "optimizer.lr=1e-4"]),
         ("colorization", ["trainer.gradient_clip_val=0.1", "callbacks=[checkpoint,panel,online_knn]"]),
-        ("inpainting", ["task.adversarial_weight=0", "optimizer=sgd"]),
+        ("inpainting", ["task.adversarial_weight=0", "optimizer=sgd", "trainer.precision=bf16-mixed"]),
         ("super_resolution", ["task.adversarial_weight=0", "optimizer=sgd", "probe=[knn,finetune]"]),
         ("supervised", []),
     ],
@@ -100,7 +100,8 @@ def test_sharded_weights_learn_what_whole_ones_do(tmp_path: Path, task: str, opt
         train(tmp_path, *small, f"task={task}", *options, f"trainer={strategy}", f"name={strategy}")
     backbone = "resnet18_small" if "backbone=resnet18_small" in options else "convnet"
     ddp, fsdp = (tmp_path / task / "fake" / backbone / name for name in ("ddp", "fsdp"))
-    loose = "optimizer=adamw" in options  # which amplifies rounding
+    # convolutions in another memory format round otherwise, and jigsaw's batch norms over few rows amplify it
+    loose = task == "jigsaw" or {"trainer.precision=bf16-mixed", "optimizer=adamw"} & set(options)
     assert_same_state(ddp, fsdp, **({"rtol": 1e-2, "atol": 1e-4} if loose else {"rtol": 1e-3, "atol": 1e-5}))
     one, two = results_of(ddp), results_of(fsdp)
     assert two["pretext"] == pytest.approx(one["pretext"], rel=1e-2)

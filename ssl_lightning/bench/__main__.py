@@ -76,6 +76,28 @@ def bench_files(options: argparse.Namespace) -> Rows:
     return files_against_pack(600, min(3, options.repeats))
 
 
+def bench_watching(options: argparse.Namespace) -> Rows:
+    """The line on collapsed features against an epoch of the quick start."""
+    from ssl_lightning.bench.watching import collapse_against_an_epoch
+
+    quick = ["experiment=quick_start", *options.overrides]
+    return [{"task": "rotation", **collapse_against_an_epoch(quick, options.repeats)}]
+
+
+def bench_shards(options: argparse.Namespace) -> Rows:
+    """Epochs of shards against the JPEG files in them, and webdataset's pipeline."""
+    from ssl_lightning.bench.shards import shards_against_files
+
+    return shards_against_files(1000, min(3, options.repeats))
+
+
+def bench_reads(options: argparse.Namespace) -> Rows:
+    """Reads of files and shards from the disk, not decoded."""
+    from ssl_lightning.bench.shards import plain_reads
+
+    return plain_reads(4000, min(3, options.repeats))
+
+
 def bench_communication(options: argparse.Namespace) -> Rows:
     """Megabytes that each of 2, 8 and 64 processes sends in a step."""
     from ssl_lightning.bench.communication import TRUNKS, volumes
@@ -104,28 +126,6 @@ def bench_scaling(options: argparse.Namespace) -> Rows:
     return scaling(options.overrides, min(5, options.repeats))
 
 
-def bench_watching(options: argparse.Namespace) -> Rows:
-    """The line on collapsed features against an epoch of the quick start."""
-    from ssl_lightning.bench.watching import collapse_against_an_epoch
-
-    quick = ["experiment=quick_start", *options.overrides]
-    return [{"task": "rotation", **collapse_against_an_epoch(quick, options.repeats)}]
-
-
-def bench_shards(options: argparse.Namespace) -> Rows:
-    """Epochs of shards against the JPEG files in them, and webdataset's pipeline."""
-    from ssl_lightning.bench.shards import shards_against_files
-
-    return shards_against_files(1000, min(3, options.repeats))
-
-
-def bench_reads(options: argparse.Namespace) -> Rows:
-    """Reads of files and shards from the disk, not decoded."""
-    from ssl_lightning.bench.shards import plain_reads
-
-    return plain_reads(4000, min(3, options.repeats))
-
-
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
@@ -133,13 +133,13 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "ops": bench_ops,
     "probes": bench_probes,
     "files": bench_files,
+    "watching": bench_watching,
+    "shards": bench_shards,
+    "reads": bench_reads,
     "communication": bench_communication,
     "traffic": bench_traffic,
     "prediction": bench_prediction,
     "scaling": bench_scaling,
-    "watching": bench_watching,
-    "shards": bench_shards,
-    "reads": bench_reads,
 }
 
 

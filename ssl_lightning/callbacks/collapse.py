@@ -111,12 +111,11 @@ class Collapse(Callback):
                     name: each.get("heldout", each.stages[-1], 1)[: len(loader.indices)]
                     for name, each in found.items()
                 }
-        taken = {}
-        task = whole_task(trainer, task)
-        for name, trunk in task.branches().items():
+        taken, whole = {}, whole_task(trainer, task)
+        for name, trunk in whole.branches().items():
             each = encode(
                 trunk,
-                task.probe_input,
+                whole.probe_input,
                 {"heldout": class_labels(loader)},
                 [1],
                 precision=trainer.precision_plugin.forward_context,
