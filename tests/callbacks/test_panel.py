@@ -71,7 +71,6 @@ def play(callback: PanelPicture, given: list[Panel], first: int = 1, loggers: tu
             datamodule=SimpleNamespace(
                 pretrain_images=100, train_sample=lambda n: torch.zeros(n, 3, 5, 7, dtype=torch.uint8)
             ),
-            strategy=None,
             precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
         )
         callback.on_train_epoch_end(trainer, module)
