@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.errors import RunError
+from ssl_lightning.foreign import load_config
 from ssl_lightning.reading import printable
 from ssl_lightning.results import FILE_NAME, config_sha256, differences, objective_value
 from ssl_lightning.results_file import read_results
@@ -31,7 +32,11 @@ def check_same_run(folder: Path, cfg: DictConfig) -> None:
     Raises:
         RunError: It is; the message names what differs.
     """
-    before, after = (OmegaConf.to_container(each) for each in (OmegaConf.load(folder / CONFIG_NAME), cfg))
+    try:
+        stored = load_config(folder / CONFIG_NAME)
+    except ValueError as error:
+        raise RunError(f"error: {error}; move the folder away, or give another output_dir=") from None
+    before, after = (OmegaConf.to_container(each) for each in (stored, cfg))
     if lines := differences(before, after):  # type: ignore[arg-type]
         raise RunError(
             f"error: {folder} holds a run of another config:\n"

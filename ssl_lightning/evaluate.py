@@ -7,6 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from ssl_lightning.cluster import check_name
 from ssl_lightning.earlier import CONFIG_NAME as RUN_CONFIG
 from ssl_lightning.earlier import read_objective
 from ssl_lightning.errors import RunError
@@ -34,7 +35,6 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()
     if cfg.run:
         resolved = evaluation_config(folder, cfg, given)
-        check_devices(resolved)
         run_folder(folder, resolved, lambda: save_config(resolved, folder, CONFIG_NAME), MODE)
         return read_objective(folder, cfg.objective)
     if cfg.weights is None and not cfg.backbone.get("pretrained"):
@@ -44,7 +44,7 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
         )
     resolved = resolve(cfg)
     resolved.update(overrides=given, run_dir=str(folder))
-    check_devices(resolved)
+    check_name(check_devices(resolved), given)
     run_folder(folder, resolved, lambda: save_config(resolved, folder))
     return read_objective(folder, cfg.objective)
 

@@ -11,7 +11,8 @@ from ssl_lightning.foreign import given_overrides
 from ssl_lightning.hardware import join_processes
 from ssl_lightning.report.summary import print_probes
 from ssl_lightning.results import FILE_NAME, add_records, git_revision, write_json
-from ssl_lightning.run import Run, command, earlier_results
+from ssl_lightning.results_file import earlier_results
+from ssl_lightning.run import Run, command
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:

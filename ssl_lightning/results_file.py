@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ssl_lightning.reading import check_schema, read_json
-from ssl_lightning.results import SCHEMA, STATUSES
+from ssl_lightning.results import FILE_NAME, SCHEMA, STATUSES
 
 MAX_BYTES = 1 << 25  # of a file; a run leaves some 100 kB
 LARGEST = 2**63  # of a number, which is then one that a float can hold
@@ -66,6 +67,19 @@ def read_results(path: Path) -> dict[str, Any]:
     for number, record in enumerate(content["probes"]):
         check_record(record, f"probes[{number}].")
     return content
+
+
+def earlier_results(folder: Path) -> dict[str, Any] | None:
+    """The results.json that a run folder holds, if any.
+
+    Raises:
+        ValueError: It is broken, foreign, or of a newer version.
+    """
+    path = folder / FILE_NAME
+    try:
+        return read_results(path) if os.path.lexists(path) else None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; to do without it, move it away") from None
 
 
 def check_record(record: Any, place: str) -> None:

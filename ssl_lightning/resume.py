@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "trainer.accelerator",
     "trainer.num_nodes",
     "trainer.strategy",
+    "trainer.launcher",
     "trainer.log_every_n_steps",
     "data.root",
     "data.num_workers",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import time
 from collections.abc import Iterable
@@ -43,13 +42,16 @@ from ssl_lightning.results import (
     versions,
     write_json,
 )
-from ssl_lightning.results_file import read_results
+from ssl_lightning.results_file import earlier_results
 from ssl_lightning.schema import check_config, check_length
+from ssl_lightning.sharding import check_sharded, is_sharded, whole_task
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import save_backbone
 
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
+OURS = ("sync_batchnorm", "launcher")  # keys of it that are not Lightning's
 UNKNOWN_LABELS = "unknown: the trunk's first weights come from elsewhere"
+PLACES = ("root", "dir", "pretrain_dir", "train_dir", "test_dir")  # keys of data: where it is read from
 SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 
@@ -111,7 +113,7 @@ class Run:
         own = [self.restored, self.throughput, DivergenceGuard(folder, cfg.get("diverged")), self.metrics]
         callbacks = [*own, *instantiate(cfg.callbacks).values()]
         loggers = instantiate(cfg.logger).values()
-        options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}
+        options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
         self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
         self.data.place(self.trainer.strategy.root_device)
         if self.task.needs_training:
@@ -121,6 +123,8 @@ class Run:
                 batch_size=self.data.batch_size,
                 processes=self.trainer.world_size,
             )
+        if is_sharded(self.trainer):
+            check_sharded(sync_batchnorm=cfg.trainer.sync_batchnorm, compiled=cfg.get("compile"))
         if self.trainer.world_size > 1 and self.task.needs_training and cfg.trainer.sync_batchnorm:
             from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
 
@@ -169,6 +173,7 @@ class Run:
             compile_networks(self.task)
         with self.restored.naming():
             self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
+        self.task = whole_task(self.trainer, self.task)
         if self.compiled:
             torch.compiler.set_stance("force_eager")
 
@@ -198,13 +203,18 @@ class Run:
             class_names=self.data.spec.class_names or (),
             folder=self.folder,
             data=self.data,
-            make_trainer=partial(make_trainer, **{key: self.cfg.trainer[key] for key in HARDWARE}),
+            make_trainer=partial(make_trainer, **self.hardware()),
             seed=self.cfg.seed,
             precision=precision,
             device=self.trainer.strategy.root_device,
             protocol=self.preparation.protocol(self.task, self.data.pretrain_images),
         )
         self.records += [record | {"trained": trained} for record in records]
+
+    def hardware(self) -> dict[str, Any]:
+        """Options of the trainers of probes, which hold a whole trunk in every process."""
+        options = {key: self.cfg.trainer[key] for key in HARDWARE}
+        return options | ({"strategy": "auto"} if is_sharded(self.trainer) else {})
 
     def unlabelled(self, n: int) -> Tensor:
         """At most n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""
@@ -286,6 +296,8 @@ class Run:
             views, base = self.task.views_per_image, self.cfg.optimizer.lr
             facts["batch"] = f"{batch} images x {views} views = {batch * views} through the trunk"
             facts["lr"] = f"{base * self.task.lr_factor(batch):g} (base {base:g})"
+        if places := [f"{key} {self.cfg.data[key]}" for key in PLACES if self.cfg.data.get(key)]:
+            facts["data"] = ", ".join(places)
         if self.loaded:
             facts["weights"] = self.loaded
         if self.resumed_from:
@@ -306,16 +318,3 @@ def command(entry: str, overrides: Iterable[str]) -> str:
     """
     given = [each for each in overrides if each.partition("=")[0] not in ("output_dir", "name")]
     return shlex.join(["python", entry, *given])
-
-
-def earlier_results(folder: Path) -> dict[str, Any] | None:
-    """The results.json that a run folder holds, if any.
-
-    Raises:
-        ValueError: It is broken, foreign, or of a newer version.
-    """
-    path = folder / FILE_NAME
-    try:
-        return read_results(path) if os.path.lexists(path) else None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; to do without it, move it away") from None

@@ -48,6 +48,7 @@ TRAINER = {
     "accelerator": typing.Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
     "devices": int | str,
     "num_nodes": int,
+    "launcher": typing.Literal["local", "slurm", "torchrun"],
     "strategy": str,
     "precision": int | str,
     "max_epochs": int,

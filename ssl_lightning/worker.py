@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 from ssl_lightning.earlier import CONFIG_NAME, NEXT_CONFIG
 from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
 from ssl_lightning.files import naming_full_disk
-from ssl_lightning.foreign import check_config, check_folder, load_config
+from ssl_lightning.foreign import MAX_BYTES, check_config, check_folder, load_config
 from ssl_lightning.interrupts import STOP
-from ssl_lightning.ranks import ERROR_NAME, PARENT_PIPE, UNREPORTED
-from ssl_lightning.reading import printable
+from ssl_lightning.ranks import ERROR_NAME, NOT_FIRST, PARENT_PIPE, UNREPORTED
+from ssl_lightning.reading import printable, read_text
 
 # Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
 NOISE = (
@@ -41,7 +41,12 @@ def main() -> int:
     """Run the folder named on the command line; return the exit status."""
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
     config = {"train": CONFIG_NAME, "resume": NEXT_CONFIG, "evaluate": EVALUATION_NAME}.get(mode)
-    if len(sys.argv) not in (2, 3) or config is None or not (Path(sys.argv[1]) / config).is_file():
+    first = os.environ.get("RANK", "0") == "0"  # the others need not see the folder yet
+    if (
+        len(sys.argv) not in (2, 3)
+        or config is None
+        or (first and not (Path(sys.argv[1]) / config).is_file())
+    ):
         print(
             f"usage: python -m ssl_lightning.worker <a run folder with a {CONFIG_NAME}> [evaluate]",
             file=sys.stderr,
@@ -51,7 +56,9 @@ def main() -> int:
     STOP.install()
     die_with_parent()
     try:
-        cfg = load_config(folder / config)
+        from ssl_lightning.hardware import of_first_process
+
+        cfg = load_config(folder / config, of_first_process(lambda: read_text(folder / config, MAX_BYTES)))
         if PARENT_PIPE not in os.environ:  # no launcher has looked at it
             check_folder(folder)
             check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
@@ -68,6 +75,8 @@ def main() -> int:
             else:
                 run.run(cfg, folder, resumes=mode == "resume")
     except Exception as error:
+        if STOP.signum is not None and not first:
+            STOP.exit()  # the first process stopped, and this one has lost it
         return leave_report(folder, error)
     return 0
 
@@ -93,7 +102,10 @@ def leave_report(folder: Path, error: Exception) -> int:
         with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
     except FileExistsError:
-        first = False  # another rank ended before, most likely for the cause; this one has lost it
+        first, status = (
+            False,
+            NOT_FIRST,
+        )  # another rank ended before, most likely for the cause; this one has lost it
     except OSError:  # the disk is full, which is the cause or hides it
         report.unlink(missing_ok=True)
         print(f"error: {message}", file=sys.stderr, flush=True)

@@ -15,7 +15,8 @@ ALLOWED = {
     "data": COMMON,
     "tasks": COMMON | {"ops", "networks"},
     "probes": COMMON | {"ops", "networks", "encoding"},
-    "callbacks": COMMON | {"ops", "networks", "tasks", "probes", "encoding", "checkpoints", "interrupts"},
+    "callbacks": COMMON
+    | {"ops", "networks", "tasks", "probes", "encoding", "checkpoints", "interrupts", "sharding"},
     "report": COMMON | {"results", "results_file"},
 }
 

@@ -98,6 +98,34 @@ def bench_reads(options: argparse.Namespace) -> Rows:
     return plain_reads(4000, min(3, options.repeats))
 
 
+def bench_communication(options: argparse.Namespace) -> Rows:
+    """Megabytes that each of 2, 8 and 64 processes sends in a step."""
+    from ssl_lightning.bench.communication import TRUNKS, volumes
+
+    return [volumes(trunk, options.overrides) for trunk in TRUNKS]
+
+
+def bench_prediction(options: argparse.Namespace) -> Rows:
+    """Efficiencies of 8 and 64 GPUs, predicted and not measured."""
+    from ssl_lightning.bench.communication import TRUNKS, prediction
+
+    return [prediction(trunk, options.overrides) for trunk in TRUNKS]
+
+
+def bench_traffic(options: argparse.Namespace) -> Rows:
+    """The same megabytes, counted at the loopback of two processes."""
+    from ssl_lightning.bench.communication import COUNTED, computed_and_counted
+
+    return [row for trunk in COUNTED for row in computed_and_counted(trunk)]
+
+
+def bench_scaling(options: argparse.Namespace) -> Rows:
+    """Whole runs of two processes against one, a core each."""
+    from ssl_lightning.bench.processes import scaling
+
+    return scaling(options.overrides, min(5, options.repeats))
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
@@ -108,6 +136,10 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "watching": bench_watching,
     "shards": bench_shards,
     "reads": bench_reads,
+    "communication": bench_communication,
+    "traffic": bench_traffic,
+    "prediction": bench_prediction,
+    "scaling": bench_scaling,
 }
 
 

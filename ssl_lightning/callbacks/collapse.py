@@ -13,6 +13,7 @@ from torch import Tensor
 from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.encoding import class_labels, encode
 from ssl_lightning.ops.rank import dead_channels, effective_rank
+from ssl_lightning.sharding import whole_task
 
 FEWEST = 16  # images that a rank can be judged by
 LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
@@ -110,11 +111,11 @@ class Collapse(Callback):
                     name: each.get("heldout", each.stages[-1], 1)[: len(loader.indices)]
                     for name, each in found.items()
                 }
-        taken = {}
-        for name, trunk in task.branches().items():
+        taken, whole = {}, whole_task(trainer, task)
+        for name, trunk in whole.branches().items():
             each = encode(
                 trunk,
-                task.probe_input,
+                whole.probe_input,
                 {"heldout": class_labels(loader)},
                 [1],
                 precision=trainer.precision_plugin.forward_context,

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 
 from ssl_lightning.encoding import Features, encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
+from ssl_lightning.sharding import whole_task
 
 SPLITS = ("train", "heldout")
 
@@ -94,11 +95,11 @@ class OnlineKNN(Callback):
     def encoded(self, trainer: pl.Trainer, task: Any) -> dict[str, Features]:
         """Features of `loaders` for every branch, encoded once an epoch, whoever asks first."""
         if not self._features:
-            loaders = self.loaders(trainer)
-            for name, trunk in task.branches().items():
+            loaders, whole = self.loaders(trainer), whole_task(trainer, task)
+            for name, trunk in whole.branches().items():
                 self._features[name] = encode(
                     trunk,
-                    task.probe_input,
+                    whole.probe_input,
                     loaders,
                     [1],
                     precision=trainer.precision_plugin.forward_context,

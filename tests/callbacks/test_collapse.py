@@ -42,7 +42,7 @@ def after_an_epoch(data: Any, *callbacks: Any) -> Any:
     """A trainer at the end of its first epoch, as callbacks see it."""
     return SimpleNamespace(
         datamodule=data, callbacks=callbacks, current_epoch=0, world_size=1, is_global_zero=True, loggers=[],
-        precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
+        strategy=None, precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
         fit_loop=SimpleNamespace(total_batch_idx=3),
     )  # fmt: skip
 

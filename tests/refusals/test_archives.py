@@ -45,7 +45,7 @@ ATTACKS: dict[str, tuple[list[Member], str]] = {
     "a disk": ([special("a", tarfile.BLKTYPE)], "special file"),
     "a pipe": ([special("a", tarfile.FIFOTYPE)], "special file"),
     "one name twice": ([file("a"), file("A")], "'A' is in it twice"),
-    "a bomb": ([file("zeros", 50_000_000)], "more than the 10,000 bytes expected"),
+    "a bomb": ([file("zeros", 5_000_000)], "more than the 10,000 bytes expected"),
     "many files of nothing": ([file(f"{n}", 0) for n in range(100)], "more than the 10,000 bytes expected"),
 }  # fmt: skip
 
@@ -93,9 +93,10 @@ WAYS: dict[str, tuple[Callable[[bytes], bytes], Callable[[Path, Path], None]]] =
 }
 
 
-@pytest.mark.parametrize(
-    "way", ["tar", *(pytest.param(way, marks=pytest.mark.slow) for way in list(WAYS)[1:])]
-)
+FEW = ["tar", *(pytest.param(way, marks=pytest.mark.slow) for way in list(WAYS)[1:])]
+
+
+@pytest.mark.parametrize("way", FEW)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_archive_that_attacks_is_refused(name: str, way: str, tmp_path: Path) -> None:
     members, answer = ATTACKS[name]
