@@ -39,21 +39,17 @@ CHOICE = re.compile(r"[\w./+-]{1,100}")
 CACHED = ("cifar10", "stl10", "fashion_mnist", "voc2007", "voc2012", "folders", "packed")
 
 
-def load_config(path: Path, text: str | None = None) -> DictConfig:
+def load_config(path: Path) -> DictConfig:
     """Read a config that is resolved: of plain values, without references, aliases, or classes of YAML.
 
     Its `overrides` are texts of the command line, and may hold what looks like a reference: read them by
     `given_overrides`, which leaves them alone.
 
-    Args:
-        path: The file.
-        text: What is in it, where another process has read it.
-
     Raises:
         ValueError: It is something else; names the file.
     """
     try:
-        text = read_text(path, MAX_BYTES) if text is None else text
+        text = read_text(path, MAX_BYTES)
         _check_events(text)
         config = OmegaConf.create(text)
         content = cast(dict[str, Any], OmegaConf.to_container(config))

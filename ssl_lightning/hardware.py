@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,7 @@ from ssl_lightning.checkpoints import AtomicCheckpointIO
 from ssl_lightning.ranks import PARENT_PIPE as LAUNCHED
 from ssl_lightning.sharding import PRECISIONS, FullySharded
 
+T = TypeVar("T")
 FSDP = "fsdp"  # trainer.strategy; ours, not the one that Lightning knows by this name
 
 
@@ -127,13 +128,13 @@ def join_processes() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
 
 
-def of_first_process(read: Callable[[], str]) -> str:
-    """Wait for all processes of the run, and return the text that the first of them reads."""
+def of_first_process(read: Callable[[], T]) -> T:
+    """Wait for all processes of the run, and return what the first of them reads, plain values."""
     join_processes()
-    text = [read() if int(os.environ.get("RANK", 0)) == 0 else ""]
+    found: list[Any] = [read() if int(os.environ.get("RANK", 0)) == 0 else None]
     if dist.is_initialized():
-        dist.broadcast_object_list(text)
-    return text[0]
+        dist.broadcast_object_list(found)
+    return cast(T, found[0])
 
 
 def choose_precision(on_gpu: bool) -> str:

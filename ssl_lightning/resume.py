@@ -61,12 +61,13 @@ def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
         folder = Path(name).expanduser().resolve()
         overrides = [a for a in arguments if not is_resume([a])]
         cfg = resumed_config(folder, overrides, config_dir)
-        check_devices(cfg)
+        place = check_devices(cfg)
         check_checkpoint(folder, cfg)
         try:
             run_folder(folder, cfg, lambda: save_config(cfg, folder, NEXT_CONFIG), MODE)
         finally:
-            (folder / NEXT_CONFIG).unlink(missing_ok=True)  # it was refused
+            if place.is_first:
+                (folder / NEXT_CONFIG).unlink(missing_ok=True)  # it was refused
     except (RunError, ValueError, OSError) as error:
         text = printable(str(error))
         print(text if text.startswith("error:") else f"error: {text}", file=sys.stderr)

@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,10 +23,10 @@ from omegaconf import OmegaConf
 from ssl_lightning.earlier import CONFIG_NAME, NEXT_CONFIG
 from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
 from ssl_lightning.files import naming_full_disk
-from ssl_lightning.foreign import MAX_BYTES, check_config, check_folder, load_config
+from ssl_lightning.foreign import check_config, check_folder, load_config
 from ssl_lightning.interrupts import STOP
 from ssl_lightning.ranks import ERROR_NAME, NOT_FIRST, PARENT_PIPE, UNREPORTED
-from ssl_lightning.reading import printable, read_text
+from ssl_lightning.reading import printable
 
 # Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
 NOISE = (
@@ -56,16 +57,15 @@ def main() -> int:
     STOP.install()
     die_with_parent()
     try:
+        from ssl_lightning import evaluation, run
+        from ssl_lightning.determinism import deterministic
         from ssl_lightning.hardware import of_first_process
 
-        cfg = load_config(folder / config, of_first_process(lambda: read_text(folder / config, MAX_BYTES)))
+        keep_quiet()
+        cfg = of_first_process(partial(load_config, folder / config))
         if PARENT_PIPE not in os.environ:  # no launcher has looked at it
             check_folder(folder)
             check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
-        from ssl_lightning import evaluation, run
-        from ssl_lightning.determinism import deterministic
-
-        keep_quiet()
         resumes = mode != "evaluate" and "resume" in cfg  # which the config of an evaluation has not
         again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
         wanted = cfg.get("deterministic") is True

@@ -11,6 +11,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
+from ssl_lightning.sharding import local_parts
+
 COUNTED = ("global_step", "optimizer_states", "lr_schedulers")  # of which Lightning does not miss any
 
 
@@ -74,5 +76,5 @@ def check_moments(optimizer: torch.optim.Optimizer) -> None:
                     raise ValueError(
                         f"{name} of the optimizer has {tuple(value.shape)} for {tuple(parameter.shape)}"
                     )
-                if not value.isfinite().all():
+                if not all(part.isfinite().all() for part in local_parts([value])):
                     raise ValueError(f"{name} of the optimizer is not finite")
