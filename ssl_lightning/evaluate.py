@@ -16,13 +16,8 @@ from ssl_lightning.results import leaves
 from ssl_lightning.resume import check_loaded, read_config
 
 CONFIG_NAME = "evaluation.yaml"  # in the run folder, beside the config of the run
-GROUPS = (
-    "probe",
-    "data",
-    "trainer",
-    "encoding",
-    "deterministic",
-)  # what may be given anew for a run that exists
+# What may be given anew for a run that exists
+GROUPS = ("probe", "data", "trainer", "encoding", "deterministic")
 WITHOUT_MEANING = ("task", "backbone", "optimizer", "scheduler", "seed", "weights", "prefix_map", "name")
 MODE = "evaluate"
 

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ssl_lightning import run, worker
+from ssl_lightning.bench.build import composed
 from ssl_lightning.checkpoints import load_checkpoint
 from ssl_lightning.determinism import NotDeterministicError, deterministic
 from ssl_lightning.interrupts import SIGNALS
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 TIMES = ("wall_s", "images_per_s", "probe_s", "peak_memory_gb", "ended", "command", "git")
 
 
-def put(*unused: Any) -> None:
+def put(*unused: Any, **also: Any) -> None:
     """An operation that has no deterministic implementation on a CPU either."""
     torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
 
@@ -46,7 +47,9 @@ def as_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_rank_computes_deterministically_or_says_what_does_not(as_a_rank: Path, wanted: bool) -> None:
-    OmegaConf.save({"deterministic": wanted}, as_a_rank / "config.yaml")
+    cfg = composed([f"deterministic={wanted}", "data=fake", "trainer=cpu"], as_a_rank)
+    cfg.overrides = []
+    OmegaConf.save(cfg, as_a_rank / "config.yaml")
     assert worker.main() == wanted
     assert not torch.are_deterministic_algorithms_enabled()  # as before
     if wanted:
