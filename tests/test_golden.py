@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 
 from ssl_lightning.build import build_task
 from ssl_lightning.hardware import make_trainer
+from ssl_lightning.run import OURS
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CONF = Path(__file__).parent.parent / "conf"
@@ -54,7 +55,8 @@ def seeded_losses(task: str, root: Path) -> list[float]:
     data.prepare_data()
     data.setup()
     losses = Losses()
-    trainer = make_trainer(**instantiate(cfg.trainer), callbacks=[losses], default_root_dir=root)
+    options = {key: value for key, value in instantiate(cfg.trainer).items() if key not in OURS}
+    trainer = make_trainer(**options, callbacks=[losses], default_root_dir=root)
     task, _ = build_task(cfg, data)
     trainer.fit(task, datamodule=data)
     return losses.values
