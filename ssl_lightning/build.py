@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -11,7 +11,6 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ssl_lightning.checkpoints import load_checkpoint
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.encoding import evaluating, stage_maps
 from ssl_lightning.hardware import memory_format
@@ -21,8 +20,15 @@ from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.weights import load_weights
 
 
-def build_task(cfg: DictConfig, data: PairedDataModule) -> tuple[PretextTask, str]:
+def build_task(
+    cfg: DictConfig, data: PairedDataModule, weights: Mapping[str, Tensor] | None = None
+) -> tuple[PretextTask, str]:
     """Build the trunk and the task around it, with the initial weights of `cfg.seed` or of `cfg.init_from`.
+
+    Args:
+        cfg: Resolved.
+        data: Set up.
+        weights: What is in `cfg.init_from`, where that was read before.
 
     Returns:
         The task, and a line that says where the trunk's weights come from, "" for the seed.
@@ -46,7 +52,7 @@ def build_task(cfg: DictConfig, data: PairedDataModule) -> tuple[PretextTask, st
     )
     loaded = "published, by timm" if cfg.backbone.get("pretrained") else ""
     if cfg.init_from is not None:
-        loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map)
+        loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map, state=weights)
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded
 
 
@@ -80,16 +86,3 @@ def map_shapes(trunk: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]
         size = "x".join(map(str, fed.shape[-2:]))
         raise ValueError(f"the trunk takes no images of {size} px: {error}") from error
     return {f"stage{depth}": tuple(each.shape[1:]) for depth, each in enumerate(maps, 1)}  # type: ignore[misc]
-
-
-def load_state(task: PretextTask, path: Path) -> None:
-    """Load the whole task from a checkpoint of the same task and trunk.
-
-    Raises:
-        ValueError: The file is absent or torn, or names or shapes differ.
-    """
-    state = load_checkpoint(path).get("state_dict", {})
-    try:
-        task.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{path} is of another task or trunk: {error}") from error

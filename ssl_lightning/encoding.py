@@ -80,7 +80,7 @@ def encode(
     grids: dict[tuple[str, int], Grid] = {}
     labels: dict[str, Tensor] = {}
     pooled: dict[str, dict[tuple[str, Grid], Tensor]] = {}
-    with evaluating(trunk), torch.inference_mode():
+    with evaluating(trunk), not_compiled(trunk), torch.inference_mode():
         for split, loader in loaders.items():
             parts: dict[tuple[str, Grid], list[Tensor]] = {}
             label_parts: list[Tensor] = []
@@ -142,6 +142,16 @@ def evaluating(module: nn.Module) -> Any:
     finally:
         for part, training in modes.items():
             part.training = training
+
+
+@contextmanager
+def not_compiled(module: nn.Module) -> Any:
+    """Run a module as it is written: a pass is over before it is compiled for the size of its batches."""
+    if all(part._compiled_call_impl is None for part in module.modules()):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def gather_batches(local: Tensor, counts: Sequence[int]) -> Tensor:

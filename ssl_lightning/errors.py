@@ -2,6 +2,14 @@
 
 from hydra.errors import CompactHydraException
 
+from ssl_lightning.reading import printable
+
 
 class RunError(CompactHydraException):
-    """A run that did not finish. Hydra prints it without a traceback: the message is all."""
+    """A run that did not finish. Hydra prints it without a traceback: the message is all.
+
+    Names in it may come from a file of anyone: what a terminal would obey is shown, not sent.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))

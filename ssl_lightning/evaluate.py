@@ -7,13 +7,22 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from ssl_lightning.cluster import check_name
+from ssl_lightning.earlier import CONFIG_NAME as RUN_CONFIG
 from ssl_lightning.earlier import read_objective
 from ssl_lightning.errors import RunError
 from ssl_lightning.launch import check_devices, resolve, run_folder, save_config
-from ssl_lightning.resume import read_config
+from ssl_lightning.results import leaves
+from ssl_lightning.resume import check_loaded, read_config
 
 CONFIG_NAME = "evaluation.yaml"  # in the run folder, beside the config of the run
-GROUPS = ("probe", "data", "trainer", "encoding")  # what may be given anew for a run that exists
+GROUPS = (
+    "probe",
+    "data",
+    "trainer",
+    "encoding",
+    "deterministic",
+)  # what may be given anew for a run that exists
 WITHOUT_MEANING = ("task", "backbone", "optimizer", "scheduler", "seed", "weights", "prefix_map", "name")
 MODE = "evaluate"
 
@@ -31,7 +40,6 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()
     if cfg.run:
         resolved = evaluation_config(folder, cfg, given)
-        check_devices(resolved)
         run_folder(folder, resolved, lambda: save_config(resolved, folder, CONFIG_NAME), MODE)
         return read_objective(folder, cfg.objective)
     if cfg.weights is None and not cfg.backbone.get("pretrained"):
@@ -41,7 +49,7 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
         )
     resolved = resolve(cfg)
     resolved.update(overrides=given, run_dir=str(folder))
-    check_devices(resolved)
+    check_name(check_devices(resolved), given)
     run_folder(folder, resolved, lambda: save_config(resolved, folder))
     return read_objective(folder, cfg.objective)
 
@@ -62,5 +70,11 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
             stored[group] = new[group]
     if "data" in touched:
         stored.choices.data = new.choices.data
-    stored.update(init_from=None, checkpoint=new.checkpoint, run_dir=str(folder), callbacks={}, logger={})
-    return OmegaConf.create(OmegaConf.to_container(stored, resolve=True))  # type: ignore[return-value]
+    stored.update(init_from=None, checkpoint=new.checkpoint, callbacks={}, logger={}, overrides=given)
+    check_loaded(stored, folder, folder / RUN_CONFIG, _keys_of(new, touched))
+    return stored
+
+
+def _keys_of(new: DictConfig, touched: set[str]) -> list[str]:
+    """Dotted keys of the groups that were taken from the command line."""
+    return list(leaves({group: OmegaConf.to_container(new[group]) for group in GROUPS if group in touched}))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -14,9 +14,14 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import Strategy
 
 from ssl_lightning.checkpoints import AtomicCheckpointIO
 from ssl_lightning.ranks import PARENT_PIPE as LAUNCHED
+from ssl_lightning.sharding import PRECISIONS, FullySharded
+
+T = TypeVar("T")
+FSDP = "fsdp"  # trainer.strategy; ours, not the one that Lightning knows by this name
 
 
 def make_trainer(
@@ -37,7 +42,7 @@ def make_trainer(
         accelerator: "auto", "cpu", "gpu", or any of Lightning's.
         devices: Processes on this machine; "auto" and -1 take as many as the launcher started.
         num_nodes: Machines.
-        strategy: Lightning's name; "auto" is DDP for several processes.
+        strategy: "fsdp", or Lightning's name; "auto" is DDP for several processes.
         precision: Lightning's name, or "auto": see `choose_precision`.
         find_unused_parameters: Whether a backward pass may leave some parameters out, as each of several
             networks that are trained by turns does; several processes must know.
@@ -46,7 +51,7 @@ def make_trainer(
         **options: Further keywords of `pytorch_lightning.Trainer`.
 
     Raises:
-        ValueError: A GPU is asked for and there is none.
+        ValueError: A GPU is asked for and there is none, or "fsdp" cannot do what is asked for.
     """
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ValueError(
@@ -61,8 +66,13 @@ def make_trainer(
             f"trainer.devices is {devices}, but there are {torch.cuda.device_count()} GPUs; "
             "lower it, or use trainer=cpu"
         )
-    if find_unused_parameters and strategy in ("auto", "ddp") and int(devices) * num_nodes > 1:
+    processes = int(devices) * num_nodes
+    if find_unused_parameters and strategy in ("auto", "ddp") and processes > 1:
         strategy = "ddp_find_unused_parameters_true"
+    precision = choose_precision(on_gpu) if precision == "auto" else precision
+    chosen: str | Strategy = strategy
+    if strategy == FSDP:
+        chosen = sharded(processes, precision, several=find_unused_parameters)
     watching = list(callbacks)
     plugins: list[Any] = [AtomicCheckpointIO()]
     if LAUNCHED in os.environ:  # or Lightning would take the numbers of a SLURM job around us for ours
@@ -71,8 +81,8 @@ def make_trainer(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
-        strategy=strategy,
-        precision=choose_precision(on_gpu) if precision == "auto" else precision,  # type: ignore[arg-type]
+        strategy=chosen,
+        precision=precision,  # type: ignore[arg-type]
         plugins=plugins,
         callbacks=watching,
         logger=list(logger),
@@ -84,6 +94,29 @@ def make_trainer(
     )
 
 
+def sharded(processes: int, precision: str, *, several: bool) -> Strategy:
+    """The strategy of `trainer=fsdp`.
+
+    Args:
+        processes: Of the run.
+        precision: Lightning's name.
+        several: Whether several networks are trained by turns.
+
+    Raises:
+        ValueError: It cannot do that.
+    """
+    if several:
+        raise ValueError(
+            "trainer.strategy is 'fsdp', which cannot train two networks against each other; "
+            "use trainer.strategy=ddp, or task.adversarial_weight=0"
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(
+            f"trainer.precision is {precision!r}; trainer.strategy=fsdp allows {' and '.join(PRECISIONS)}"
+        )
+    return FullySharded(processes)
+
+
 def join_processes() -> None:
     """Join the other ranks of this run, before Lightning would: the probes need them too."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
@@ -93,6 +126,15 @@ def join_processes() -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # both, each for its kind of tensor: trainer=cpu must work on a machine with GPUs
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+
+
+def of_first_process(read: Callable[[], T]) -> T:
+    """Wait for all processes of the run, and return what the first of them reads, plain values."""
+    join_processes()
+    found: list[Any] = [read() if int(os.environ.get("RANK", 0)) == 0 else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return cast(T, found[0])
 
 
 def choose_precision(on_gpu: bool) -> str:

@@ -8,6 +8,7 @@ This module is imported by every entry: it must not import torch, which takes se
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ssl_lightning.cluster import LOCAL, Place, check_name, find_place, restarts
 from ssl_lightning.earlier import CONFIG_NAME, check_same_run, finished_facts, finished_run, read_objective
 from ssl_lightning.errors import RunError
 from ssl_lightning.files import DiskFullError, naming_full_disk, remove_leftovers, write_file
@@ -35,24 +37,24 @@ def launch(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     resolved = resolve(cfg)
     resolved.overrides = list(HydraConfig.get().overrides.task)  # what resume and the model card start from
-    check_devices(resolved)
+    place = check_devices(resolved)
+    check_name(place, resolved.overrides)
     check_budget(resolved)
     if cfg.skip_finished and (done := finished_run(resolved)):
-        if not any(folder.iterdir()):
-            folder.rmdir()  # which Hydra has just made
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # which Hydra has just made, if it is empty
         print(f"skipped: {done} holds the finished results of this config", flush=True)
         return read_objective(done, cfg.objective)
-    requeued = int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
-    if (folder / CONFIG_NAME).exists() and not requeued:
+    if place.is_first and (folder / CONFIG_NAME).exists() and not restarts(os.environ):
         if not cfg.go_on:
             raise RunError(
                 f"error: {folder} holds a run already; "
                 f"go on with it by resume={folder}, or give another name="
             )
         check_same_run(folder, resolved)
-        if finished_facts(folder):
-            print(f"skipped: {folder} is finished", flush=True)
-            return read_objective(folder, cfg.objective)
+    if cfg.go_on and finished_facts(folder):
+        print(f"skipped: {folder} is finished", flush=True)
+        return read_objective(folder, cfg.objective)
     run_folder(folder, resolved, lambda: save_composed(cfg, resolved, folder))
     return read_objective(folder, cfg.objective)
 
@@ -89,7 +91,10 @@ def save_composed(cfg: DictConfig, resolved: DictConfig, folder: Path) -> None:
 
 
 def run_folder(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode: str) -> None:
-    """Run the workers on a folder that no other process is running in.
+    """Run the workers on a folder that no other run is going on in.
+
+    Of the launchers of several machines the first one alone takes hold of the folder and prepares it. The
+    workers of the others wait for its worker, and get the config from it.
 
     Args:
         folder: The run folder.
@@ -100,6 +105,9 @@ def run_folder(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode
     Raises:
         RunError: Another process runs in the folder, or a worker failed.
     """
+    place = check_devices(cfg)
+    if not place.is_first:
+        return start_ranks(folder, place, *mode)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
@@ -110,22 +118,27 @@ def run_folder(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode
         remove_leftovers(folder)
         with naming_full_disk(folder, "Make room, then give the same command again"):
             prepare()
-        start_ranks(folder, count_devices(cfg.trainer.accelerator, cfg.trainer.devices), *mode)
+        start_ranks(folder, place, *mode)
     except DiskFullError as error:
         raise RunError(f"error: {error}") from None
     finally:
         lock.release()
 
 
-def check_devices(cfg: DictConfig) -> None:
+def check_devices(cfg: DictConfig) -> Place:
     """Refuse more GPUs than there are, before anything is written.
 
+    Returns:
+        The processes that are to be started here.
+
     Raises:
-        RunError: `trainer.devices` is not a number of devices, or there are not so many.
+        RunError: `trainer.devices` is not a number of devices, or there are not so many, or
+            `trainer.launcher` started other processes than these.
     """
     wanted = count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    place = find_place(cfg.trainer.get("launcher", LOCAL), cfg.trainer.num_nodes, wanted, os.environ)
     if cfg.trainer.accelerator not in ("gpu", "cuda"):
-        return
+        return place
     import torch
 
     if not torch.cuda.is_available():
@@ -136,8 +149,13 @@ def check_devices(cfg: DictConfig) -> None:
     if wanted > torch.cuda.device_count():
         raise RunError(
             f"error: trainer.devices is {wanted}, but there are {torch.cuda.device_count()} GPUs; "
-            "lower it, or use trainer=cpu"
+            + (
+                "lower it, or use trainer=cpu"
+                if place.is_alone
+                else "srun needs --gpus-per-node, not per task"
+            )
         )
+    return place
 
 
 def check_budget(cfg: DictConfig) -> None:

@@ -11,19 +11,24 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssl_lightning.cluster import AGENT_STORE, Place
 from ssl_lightning.errors import RunError
 from ssl_lightning.interrupts import REPEAT_S, SIGNALS
 
 ERROR_NAME = "error.txt"
+NOT_FIRST = os.EX_TEMPFAIL  # exit status of a rank that failed after another, most likely because of it
 UNREPORTED = os.EX_IOERR  # exit status of a rank that had no room for it, and printed its error instead
 PARENT_PIPE = "SSL_LIGHTNING_PARENT_PIPE"
 STOP_GRACE_S = 300.0  # for the first rank to reach the end of a batch and save; a second signal cuts it
 CRASH_GRACE_S = 5.0  # for the ranks that are left after one crashed: they most likely wait for it
 # Set per rank below. Inherited ones (from a torchrun or SLURM job around us) would be wrong.
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+RANK_VARIABLES = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", AGENT_STORE,
+)  # fmt: skip
 
 # For glibc, which otherwise gives the memory of every freed batch back to the system and asks for it, page by
 # page, in the next step: on a CPU a training step takes 1.1 to 1.3 times as long without. 32 MiB is a limit.
@@ -60,8 +65,8 @@ def count_devices(accelerator: str, devices: Any) -> int:
     return max(1, torch.cuda.device_count())
 
 
-def start_ranks(folder: Path, count: int, *mode: str) -> None:
-    """Start `count` worker processes on a run folder and wait for all of them.
+def start_ranks(folder: Path, place: Place, *mode: str) -> None:
+    """Start the worker processes of this launcher on a run folder and wait for all of them.
 
     The first one that fails ends the others. If this process dies, they notice the closed pipe and
     end too, so that no orphan goes on writing into the folder. A signal to stop is passed on: the first
@@ -70,11 +75,13 @@ def start_ranks(folder: Path, count: int, *mode: str) -> None:
     Raises:
         RunError: A worker failed; the message is the worker's own.
     """
-    (folder / ERROR_NAME).unlink(missing_ok=True)
+    if place.is_first:
+        (folder / ERROR_NAME).unlink(missing_ok=True)
+    if place.port is None:
+        place = replace(place, port=free_port())
     environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    environment |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // count)))
+    threads = place.threads or max(1, available_cores() // place.per_node)
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment = ALLOCATOR | environment
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
@@ -87,8 +94,8 @@ def start_ranks(folder: Path, count: int, *mode: str) -> None:
     try:
         with signals_raised():
             try:
-                for rank in range(count):
-                    ranked = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                for number in range(place.count):
+                    ranked = environment | place.variables(number)
                     # in a group of its own: a signal to our whole group (`timeout`, Ctrl-C) would end its
                     # loader processes in the middle of the batch after which it is to save
                     worker = subprocess.Popen(command, env=ranked, pass_fds=[read_end], process_group=0)
@@ -103,8 +110,12 @@ def start_ranks(folder: Path, count: int, *mode: str) -> None:
         end_all(workers, signal.SIGTERM, CRASH_GRACE_S)
         os.close(read_end)
         os.close(write_end)
-    if failed is not None:
-        raise RunError(failure_message(folder, failed, workers[failed].returncode))
+    if failed is None:
+        return
+    code = workers[failed].returncode
+    if code == NOT_FIRST and not place.is_alone:
+        raise SystemExit(1)  # the launcher of the first one says why
+    raise RunError(failure_message(folder, place.first + failed, code))
 
 
 def wait_for_all(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:

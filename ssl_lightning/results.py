@@ -27,13 +27,14 @@ NOT_SCIENCE = (
     "callbacks",
     "objective",
     "diverged",
+    "deterministic",
     "compile",
     "skip_finished",
     "go_on",
     "benchmark",
     "overrides",
 )
-NOT_SCIENCE_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "log_every_n_steps")
+NOT_SCIENCE_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "launcher", "log_every_n_steps")
 NOT_SCIENCE_DATA = ("root", "num_workers", "device_resident")
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "ssl-lightning")
 

@@ -6,8 +6,9 @@ run folder of its own.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_lightning.earlier import CONFIG_NAME
+from ssl_lightning.earlier import CONFIG_NAME, NEXT_CONFIG
 from ssl_lightning.errors import RunError
+from ssl_lightning.foreign import check_config, check_folder, given_overrides, load_config, moved
 from ssl_lightning.launch import check_devices, run_folder, save_config
+from ssl_lightning.reading import printable
 from ssl_lightning.results import ABSENT, leaves
 from ssl_lightning.targets import check_targets
 
+MODE = "resume"  # of the worker
 # Length, hardware, paths, what is shown and logged: nothing that changes what a step computes
 MAY_CHANGE = (
     "trainer.max_epochs",
@@ -29,6 +33,7 @@ MAY_CHANGE = (
     "trainer.accelerator",
     "trainer.num_nodes",
     "trainer.strategy",
+    "trainer.launcher",
     "trainer.log_every_n_steps",
     "data.root",
     "data.num_workers",
@@ -56,11 +61,16 @@ def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
         folder = Path(name).expanduser().resolve()
         overrides = [a for a in arguments if not is_resume([a])]
         cfg = resumed_config(folder, overrides, config_dir)
-        check_devices(cfg)
+        place = check_devices(cfg)
         check_checkpoint(folder, cfg)
-        run_folder(folder, cfg, lambda: save_config(cfg, folder))
-    except (RunError, ValueError) as error:
-        print(str(error) if str(error).startswith("error:") else f"error: {error}", file=sys.stderr)
+        try:
+            run_folder(folder, cfg, lambda: save_config(cfg, folder, NEXT_CONFIG), MODE)
+        finally:
+            if place.is_first:
+                (folder / NEXT_CONFIG).unlink(missing_ok=True)  # it was refused
+    except (RunError, ValueError, OSError) as error:
+        text = printable(str(error))
+        print(text if text.startswith("error:") else f"error: {text}", file=sys.stderr)
         return 1
     return 0
 
@@ -83,7 +93,7 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
         RunError: The folder is no run's, an override is wrong, or it changes the science.
     """
     stored = read_config(folder)
-    first = list(stored.overrides)
+    first = given_overrides(stored)
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             before, after = (_flat(compose("train", [*first, *extra])) for extra in ([], overrides))
@@ -102,31 +112,46 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
             OmegaConf.update(stored, key, after[key], force_add=True)
         else:
             _delete(stored, key)
-    moved = _moved(OmegaConf.to_container(stored), stored.run_dir, str(folder))
-    resolved = OmegaConf.create(moved)
-    resolved.run_dir = str(folder)
-    OmegaConf.resolve(resolved)
-    return cast(DictConfig, resolved)
+    del stored["overrides"]
+    OmegaConf.resolve(stored)  # what the overrides brought in
+    stored.overrides = first
+    given = {*changed, *(each.lstrip("+").partition("=")[0] for each in overrides)}
+    check_loaded(stored, folder, folder / CONFIG_NAME, given)
+    return stored
 
 
 def read_config(folder: Path) -> DictConfig:
-    """Read the config of a run folder.
+    """Read the config of a run folder, with its paths where the folder is now; `check_loaded` is to follow.
 
     Raises:
-        RunError: The folder is absent or holds no run of this project, or its config names foreign code.
+        RunError: The folder is absent or holds no run of this project, or what no run leaves.
     """
     path = folder / CONFIG_NAME
-    if not path.is_file():
+    if not os.path.lexists(path):
         what = f"has no {CONFIG_NAME}, so it is no run folder" if folder.is_dir() else "is not there"
         raise RunError(f"error: {folder} {what}; a run folder is outputs/<task>/<data>/<backbone>/<name>")
-    stored = OmegaConf.load(path)
-    if not isinstance(stored, DictConfig) or not {"task", "data", "run_dir", "overrides"} <= set(stored):
-        raise RunError(f"error: {path} is not the config of a run of this project")
     try:
-        check_targets(OmegaConf.to_container(stored), path)
+        check_folder(folder)
+        stored = load_config(path)
+        check_targets(OmegaConf.to_container(stored), path)  # and again in the end, by `check_loaded`
     except ValueError as error:
         raise RunError(f"error: {error}") from None
-    return stored
+    content = OmegaConf.to_container(stored)
+    here = cast(DictConfig, OmegaConf.create(moved(content, str(stored.run_dir), str(folder))))
+    here.run_dir = str(folder)
+    return here
+
+
+def check_loaded(cfg: DictConfig, folder: Path, source: Path, given: Iterable[str]) -> None:
+    """Check a config from a run folder, with what the command line changed in it; see `foreign.check_config`.
+
+    Raises:
+        RunError: It is refused.
+    """
+    try:
+        check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, source, given)
+    except ValueError as error:
+        raise RunError(f"error: {error}") from None
 
 
 def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
@@ -141,8 +166,8 @@ def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
     if newest is None:
         print(f"{folder} holds no checkpoint yet: the run starts at its beginning")
         return
-    epoch = int(load_checkpoint(newest).get("epoch", 0))
-    if 0 <= cfg.trainer.max_epochs < epoch:
+    epoch, end = load_checkpoint(newest).get("epoch"), cfg.trainer.max_epochs
+    if isinstance(epoch, int) and isinstance(end, int) and 0 <= end < epoch:  # else refused by the worker
         raise ValueError(f"trainer.max_epochs is {cfg.trainer.max_epochs}, and the run is at epoch {epoch}")
 
 
@@ -163,14 +188,3 @@ def _delete(cfg: DictConfig, key: str) -> None:
         del node[name]
         if not node and "." in parent:
             _delete(cfg, parent)
-
-
-def _moved(node: Any, old: str, new: str) -> Any:
-    """Write the folder's new place into every path that begins with its old one."""
-    if isinstance(node, dict):
-        return {key: _moved(value, old, new) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_moved(value, old, new) for value in node]
-    if isinstance(node, str) and (node == old or node.startswith(old + "/")):
-        return new + node[len(old) :]
-    return node

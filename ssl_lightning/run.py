@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 import time
 from collections.abc import Iterable
@@ -17,52 +16,68 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ssl_lightning.build import build_task, check_compiler, compile_networks, load_state, map_shapes
+from ssl_lightning.build import check_compiler, compile_networks, map_shapes
 from ssl_lightning.callbacks.divergence import DivergenceGuard
 from ssl_lightning.callbacks.metrics import Metrics
+from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
-from ssl_lightning.checkpoints import FOLDER, resume_point
+from ssl_lightning.checkpoints import resume_point
 from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.earlier import accept_config
+from ssl_lightning.first_state import FirstState
+from ssl_lightning.foreign import given_overrides
 from ssl_lightning.hardware import join_processes, make_trainer, peak_memory_gb
 from ssl_lightning.optim import check_optimizer
 from ssl_lightning.preparation import Preparation
 from ssl_lightning.probes.base import BaseProbe, run_probes
 from ssl_lightning.report.model_card import write_model_card
-from ssl_lightning.report.summary import print_header, print_probes, print_summary
+from ssl_lightning.report.summary import print_header, print_summary
 from ssl_lightning.results import (
     FILE_NAME,
     SCHEMA,
     Record,
-    add_records,
     config_sha256,
     git_revision,
     series_sha256,
     versions,
     write_json,
 )
+from ssl_lightning.results_file import earlier_results
 from ssl_lightning.schema import check_config, check_length
+from ssl_lightning.sharding import check_sharded, is_sharded, whole_task
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.weights import save_backbone
 
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
+OURS = ("sync_batchnorm", "launcher")  # keys of it that are not Lightning's
 UNKNOWN_LABELS = "unknown: the trunk's first weights come from elsewhere"
+PLACES = ("root", "dir", "pretrain_dir", "train_dir", "test_dir")  # keys of data: where it is read from
 SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 
-def run(cfg: DictConfig, folder: Path) -> None:
+def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
     """Carry out one resolved config; write checkpoints, pictures and `results.json` into `folder`.
 
     A folder with a checkpoint is gone on with from there.
+
+    Args:
+        cfg: Resolved.
+        folder: The run folder.
+        resumes: Whether the config is to take the place of that in the folder, once all of it was accepted.
 
     Raises:
         ValueError: The parts do not fit each other; nothing was trained nor written then.
     """
     join_processes()
     job = Run(cfg, folder)
+    if resumes and job.trainer.is_global_zero:
+        accept_config(folder)
     job.print_header()
     try:
         job.execute()
     except BaseException as error:
+        if job.restored.awaited:  # nothing was done; what is there is of before
+            raise
         with contextlib.suppress(OSError):  # on a full disk: the first error is the one to tell
             job.write("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
         raise
@@ -71,67 +86,34 @@ def run(cfg: DictConfig, folder: Path) -> None:
         print_summary(results, folder)
 
 
-def evaluate(cfg: DictConfig, folder: Path) -> None:
-    """Probe the trunk of a run that exists, and add the figures to its `results.json`.
-
-    Raises:
-        ValueError: The checkpoint is absent, torn, or of another network; nothing is written then.
-    """
-    join_processes()
-    job = Run(cfg, folder, resume=False)
-    results = read_results(folder)
-    if results is None:
-        raise ValueError(f"{folder} has no {FILE_NAME} to add to; finish the run first: resume={folder}")
-    if job.task.needs_training:
-        name = str(cfg.checkpoint)
-        path = folder / FOLDER / f"{name}.ckpt" if name in ("last", "best") else Path(name)
-        load_state(job.task, path)
-        job.loaded = str(path)
-    if not job.probes:
-        raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
-    job.print_header()
-    job.probe(trained=job.task.needs_training or bool(job.loaded))
-    if not job.trainer.is_global_zero:
-        return
-    stamp = {
-        "data": cfg.choices.data,
-        "checkpoint": str(cfg.checkpoint),
-        "git": git_revision(),
-        "command": command("evaluate.py", cfg.overrides),
-    }
-    same = add_records(results, job.records, stamp)
-    write_json(folder / FILE_NAME, results)
-    print_probes(job.records, job.probe_s)
-    if not job.records:
-        print(f"what the probes wrote is in {folder}")
-        return
-    found = f"{same} of {len(job.records)} figures were in {folder / FILE_NAME}, exactly equal"
-    print(found if same == len(job.records) else f"{found}; the rest was added")
-
-
 class Run:
     """The parts of one run, built and checked against each other before any work starts."""
 
-    def __init__(self, cfg: DictConfig, folder: Path, *, resume: bool = True) -> None:
+    def __init__(
+        self, cfg: DictConfig, folder: Path, *, resume: bool = True, checkpoint: Path | None = None
+    ) -> None:
         self.cfg, self.folder = cfg, folder
         self.began = time.perf_counter()
+        check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)))
         self.resumed_from = resume_point(folder) if resume else None
-        self.before = read_results(folder) if self.resumed_from else None
+        self.before = earlier_results(folder) if self.resumed_from else None
         self.records: list[Record] = []
         self.probe_s: dict[str, float] = {}
         self.throughput = Throughput()
         self.metrics = Metrics(self.throughput)
-        check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)))
         check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))
+        # files that are going to be read are looked at before the data are fetched and unpacked
+        first = FirstState(cfg, self.resumed_from, checkpoint, self.untrained_before())
+        self.restored = Restored(self.resumed_from, first.content if self.resumed_from else None)
         self.data: PairedDataModule = instantiate(cfg.data)
         self.data.prepare_data()
         self.data.setup()
-        self.task, self.loaded = build_task(cfg, self.data)
+        self.task, self.loaded = first.build(self.data)
         # the guard before the figures, so that those of a validation that failed are not the run's
-        own = [self.throughput, DivergenceGuard(folder, cfg.get("diverged")), self.metrics]
+        own = [self.restored, self.throughput, DivergenceGuard(folder, cfg.get("diverged")), self.metrics]
         callbacks = [*own, *instantiate(cfg.callbacks).values()]
         loggers = instantiate(cfg.logger).values()
-        options = {key: value for key, value in cfg.trainer.items() if key != "sync_batchnorm"}
+        options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
         self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
         self.data.place(self.trainer.strategy.root_device)
         if self.task.needs_training:
@@ -141,6 +123,8 @@ class Run:
                 batch_size=self.data.batch_size,
                 processes=self.trainer.world_size,
             )
+        if is_sharded(self.trainer):
+            check_sharded(sync_batchnorm=cfg.trainer.sync_batchnorm, compiled=cfg.get("compile"))
         if self.trainer.world_size > 1 and self.task.needs_training and cfg.trainer.sync_batchnorm:
             from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
 
@@ -187,16 +171,22 @@ class Run:
         """Pretrain; what comes after is not compiled, so that `evaluate.py` finds the same figures."""
         if self.compiled:
             compile_networks(self.task)
-        self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
+        with self.restored.naming():
+            self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
+        self.task = whole_task(self.trainer, self.task)
         if self.compiled:
             torch.compiler.set_stance("force_eager")
 
     def probe_untrained(self) -> None:
         """Probe the trunk as initialised; a resumed run did so before."""
-        self.records = [r for r in (self.before or {}).get("probes", []) if not r["trained"]]
+        self.records = self.untrained_before()
         if not self.records:
             self.probe(trained=False)
             self.write("interrupted")  # what a run that is killed leaves
+
+    def untrained_before(self) -> list[Record]:
+        """Figures of the trunk as initialised that this run left when it was broken off."""
+        return [r for r in (self.before or {}).get("probes", []) if not r["trained"]]
 
     def probe(self, *, trained: bool) -> None:
         """Make every branch ready as it is now, run every probe on it, and keep the records."""
@@ -213,13 +203,18 @@ class Run:
             class_names=self.data.spec.class_names or (),
             folder=self.folder,
             data=self.data,
-            make_trainer=partial(make_trainer, **{key: self.cfg.trainer[key] for key in HARDWARE}),
+            make_trainer=partial(make_trainer, **self.hardware()),
             seed=self.cfg.seed,
             precision=precision,
             device=self.trainer.strategy.root_device,
             protocol=self.preparation.protocol(self.task, self.data.pretrain_images),
         )
         self.records += [record | {"trained": trained} for record in records]
+
+    def hardware(self) -> dict[str, Any]:
+        """Options of the trainers of probes, which hold a whole trunk in every process."""
+        options = {key: self.cfg.trainer[key] for key in HARDWARE}
+        return options | ({"strategy": "auto"} if is_sharded(self.trainer) else {})
 
     def unlabelled(self, n: int) -> Tensor:
         """At most n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""
@@ -260,7 +255,7 @@ class Run:
                 "config_sha256": config_sha256(config),
                 "series_sha256": series_sha256(config),
                 "benchmark": {key: table[key] for key in ("name", "budget", "row")} if table else None,
-                "command": command("train.py", self.cfg.overrides),
+                "command": command("train.py", given_overrides(self.cfg)),
                 "ended": datetime.now(UTC).isoformat(timespec="seconds"),
                 "labels": UNKNOWN_LABELS if self.loaded else self.task.labels_seen,
                 "status": status,
@@ -301,6 +296,8 @@ class Run:
             views, base = self.task.views_per_image, self.cfg.optimizer.lr
             facts["batch"] = f"{batch} images x {views} views = {batch * views} through the trunk"
             facts["lr"] = f"{base * self.task.lr_factor(batch):g} (base {base:g})"
+        if places := [f"{key} {self.cfg.data[key]}" for key in PLACES if self.cfg.data.get(key)]:
+            facts["data"] = ", ".join(places)
         if self.loaded:
             facts["weights"] = self.loaded
         if self.resumed_from:
@@ -321,9 +318,3 @@ def command(entry: str, overrides: Iterable[str]) -> str:
     """
     given = [each for each in overrides if each.partition("=")[0] not in ("output_dir", "name")]
     return shlex.join(["python", entry, *given])
-
-
-def read_results(folder: Path) -> dict[str, Any] | None:
-    """The results.json that a run folder holds, if any."""
-    path = folder / FILE_NAME
-    return json.loads(path.read_text()) if path.exists() else None

@@ -31,6 +31,7 @@ TOP = {
     "prefix_map": Mapping[str, str | None] | None,
     "probe_untrained": bool,
     "diverged": float | None,
+    "deterministic": bool,
     "channels_last": bool,
     "compile": bool,
     "encoding": Mapping,
@@ -47,6 +48,7 @@ TRAINER = {
     "accelerator": typing.Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
     "devices": int | str,
     "num_nodes": int,
+    "launcher": typing.Literal["local", "slurm", "torchrun"],
     "strategy": str,
     "precision": int | str,
     "max_epochs": int,
@@ -61,7 +63,7 @@ TRAINER = {
     "sync_batchnorm": bool,
     "enable_progress_bar": bool,
 }
-PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")  # images and corruptions are float32 in all
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of what is not null
     "num_nodes": (lambda n: n >= 1, "1 or more"),
     "precision": (lambda p: p in PRECISIONS, ", ".join(PRECISIONS)),
@@ -93,12 +95,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     """
     import pytorch_lightning as pl
 
-    _check_values(config, TOP, "")
+    check_values(config, TOP, "")
     if config.get("name") == "":
         raise ValueError("name is empty; it is the last part of the run folder")
     others = dict.fromkeys(inspect.signature(pl.Trainer).parameters, Any)
     trainer = config.get("trainer", {})
-    _check_values(trainer, others | TRAINER, "trainer.")
+    check_values(trainer, others | TRAINER, "trainer.")
     for key, (fine, allowed) in RANGES.items():
         value = trainer.get(key)
         if value is not None and not fine(value):
@@ -167,15 +169,26 @@ def _check_targets(node: Mapping[str, Any], place: str) -> None:
     if "_target_" in node:
         values = {key: value for key, value in node.items() if key not in SPECIAL}
         kinds, anything = accepted(get_object(node["_target_"]))
-        _check_values(values, kinds, place, anything)
+        check_values(values, kinds, place, anything)
     for key, value in node.items():
         if isinstance(value, Mapping):
             _check_targets(value, f"{place}{key}.")
 
 
-def _check_values(
+def check_values(
     values: Mapping[str, Any], kinds: Mapping[str, Any], place: str, anything: bool = False
 ) -> None:
+    """Refuse values of other types than their keys take, and keys that are not taken.
+
+    Args:
+        values: By key.
+        kinds: Annotations by key.
+        place: What the keys are of, with a dot, for the message.
+        anything: Whether other keys are taken too.
+
+    Raises:
+        ValueError: Names the key, what was given, and what is allowed.
+    """
     for key, value in values.items():
         if key in kinds:
             if not fits(value, kinds[key]):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ssl_lightning.checkpoints import load_checkpoint, resume_point
+from ssl_lightning.checkpoints import MAX_BYTES, load_checkpoint, resume_point
 from ssl_lightning.files import atomic_file
+from ssl_lightning.fitting import AllocationLimit, misfits
+from ssl_lightning.reading import check_plain, check_schema, read_json
 from ssl_lightning.results import write_json
+from ssl_lightning.schema import accepted, check_values
 
 EXPORT, EXPORT_CONFIG = "backbone.safetensors", "backbone.json"
 TRUNKS = "ssl_lightning.networks."  # where the target of an exported trunk may lie
-SHOWN = 6  # names in a message
+SCHEMA = 1  # of backbone.json
+MAX_CONFIG = 1 << 20  # bytes of it
 
 
 def save_backbone(folder: Path, trunk: nn.Module, config: Mapping[str, Any]) -> None:
@@ -35,7 +38,7 @@ def save_backbone(folder: Path, trunk: nn.Module, config: Mapping[str, Any]) -> 
     state = {name: value.detach().cpu().contiguous() for name, value in trunk.state_dict().items()}
     with atomic_file(folder / EXPORT) as temporary:
         temporary.write_bytes(save(state, {"format": "pt"}))
-    write_json(folder / EXPORT_CONFIG, {"schema": 1, **config})
+    write_json(folder / EXPORT_CONFIG, {"schema": SCHEMA, **config})
 
 
 def load_backbone(path: str | Path) -> nn.Module:
@@ -55,23 +58,46 @@ def load_backbone(path: str | Path) -> nn.Module:
     file = Path(path) / EXPORT if Path(path).is_dir() else Path(path)
     beside = file.with_name(EXPORT_CONFIG)
     try:
-        config = json.loads(beside.read_text())["backbone"]
-        target = str(config["_target_"])
+        content = read_json(beside, MAX_CONFIG)
+        check_schema(content, SCHEMA)
+        config = content["backbone"]
+        target = config["_target_"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{beside} is needed beside {file.name} and cannot be read: {error}") from error
-    arguments = {key: value for key, value in config.items() if key != "_target_"}
-    trunk = _trunk_class(target, beside)(**arguments)
-    if not isinstance(trunk, nn.Module):
-        raise ValueError(f"{beside} asks for {target!r}, which is no trunk")
+    trunk = _build(target, {key: value for key, value in config.items() if key != "_target_"}, beside, file)
     load_weights(trunk, file)
     return trunk.eval()
 
 
-def _trunk_class(target: str, source: Path) -> Any:
+def _build(target: Any, arguments: dict[str, Any], source: Path, file: Path) -> nn.Module:
+    """Build the trunk that `source` asks for, not larger than the weights in `file`."""
+    if "pretrained" in arguments:
+        arguments["pretrained"] = False  # the weights are here: nothing is fetched
+    make = _trunk_class(target, source)
+    kinds, anything = accepted(make)
+    try:
+        check_values(arguments, kinds, "backbone.", anything)
+        with AllocationLimit(_bytes_of(file), str(file)):
+            trunk = make(**arguments)
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} asks for a trunk that cannot be built: {error}") from error
+    if not isinstance(trunk, nn.Module):
+        raise ValueError(f"{source} asks for {target!r}, which is no trunk")
+    return trunk
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _trunk_class(target: Any, source: Path) -> Any:
     """Find a trunk by its dotted name; the file may name nothing else, nor anything only imported there."""
-    module, _, name = target.removeprefix(TRUNKS).partition(".")
+    module, _, name = str(target).removeprefix(TRUNKS).partition(".")
     found = None
-    if target.startswith(TRUNKS) and module.isidentifier() and name.isidentifier():
+    if str(target).startswith(TRUNKS) and module.isidentifier() and name.isidentifier():
         with contextlib.suppress(ImportError):
             found = getattr(importlib.import_module(TRUNKS + module), name, None)
     if getattr(found, "__module__", None) != TRUNKS + module:
@@ -80,7 +106,11 @@ def _trunk_class(target: str, source: Path) -> Any:
 
 
 def load_weights(
-    trunk: nn.Module, path: str | Path, *, prefix_map: Mapping[str, str | None] | None = None
+    trunk: nn.Module,
+    path: str | Path,
+    *,
+    prefix_map: Mapping[str, str | None] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> str:
     """Load weights from elsewhere into a trunk, all of them or none.
 
@@ -90,6 +120,7 @@ def load_weights(
             `backbone.*`), or a plain state dict of torch (also under the key `state_dict` or `model`).
         prefix_map: What the names in the file begin with -> what the trunk calls it; None drops these
             weights, as for a head: `{"module.encoder_q.": "", "fc.": None}`. The longest that fits counts.
+        state: What `read_state` found in the file, where that was done before.
 
     Returns:
         One line that says what was loaded.
@@ -97,24 +128,17 @@ def load_weights(
     Raises:
         ValueError: The file cannot be read, or names or shapes differ; nothing was loaded then.
     """
-    state = rename(read_state(Path(path)), prefix_map or {})
+    state = rename(read_state(Path(path)) if state is None else state, prefix_map or {})
     own = trunk.state_dict()
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
-    ]
-    findings = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    report = [f"{len(names)} {what}: {_some(names)}" for what, names in findings.items() if names]
-    first = next((n for n in own if n in state and own[n].dim() == state[n].dim() == 4), None)
+    report = misfits(own, state)
+    first = next((n for n, w in own.items() if n in state and w.dim() == state[n].dim() == 4), None)
     if first and (takes := own[first].shape[1]) != (taught := state[first].shape[1]):
         report.append(f"it was trained on images of {taught} channels, this trunk takes {takes}")
     if report:
+        renaming = '. A prefix_map renames or drops weights: \'prefix_map={"module.":"","fc.":null}\''
         raise ValueError(
             f"{path} does not fit the trunk, of whose {len(own)} weights it has "
-            f"{len(own) - len(missing)}; {'; '.join(report)}. A prefix_map renames or drops weights: "
-            '\'prefix_map={"module.":"","fc.":null}\''
+            f"{len(own.keys() & state.keys())}; {'; '.join(report)}" + renaming * (own.keys() != state.keys())
         )
     trunk.load_state_dict(state)
     return f"{len(state)} of {len(own)} weights from {path}, none missing, none unexpected"
@@ -146,22 +170,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if file is None:
             raise ValueError(f"{path} holds neither {EXPORT} nor a checkpoint")
         return read_state(file)
-    if not path.exists():
+    if not os.path.lexists(path):
         raise ValueError(f"{path} is not there; give a run folder, a .safetensors, .ckpt, .pt or .pth")
     if path.suffix == ".safetensors":
         try:
+            check_plain(path, MAX_BYTES)
             return load_file(path)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is torn or no safetensors file: {error}") from error
     content: Any = load_checkpoint(path)
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content.get(key), dict) else content
-    state = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    state = {n: v for n, v in content.items() if isinstance(n, str) and isinstance(v, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no weights")
     ours = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
     return ours or state
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -13,17 +13,20 @@ import sys
 import threading
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from ssl_lightning.earlier import CONFIG_NAME
+from ssl_lightning.earlier import CONFIG_NAME, NEXT_CONFIG
 from ssl_lightning.evaluate import CONFIG_NAME as EVALUATION_NAME
 from ssl_lightning.files import naming_full_disk
+from ssl_lightning.foreign import check_config, check_folder, load_config
 from ssl_lightning.interrupts import STOP
-from ssl_lightning.ranks import ERROR_NAME, PARENT_PIPE, UNREPORTED
+from ssl_lightning.ranks import ERROR_NAME, NOT_FIRST, PARENT_PIPE, UNREPORTED
+from ssl_lightning.reading import printable
 
 # Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
 NOISE = (
@@ -38,8 +41,13 @@ NOISE = (
 def main() -> int:
     """Run the folder named on the command line; return the exit status."""
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
-    config = {"train": CONFIG_NAME, "evaluate": EVALUATION_NAME}.get(mode)
-    if len(sys.argv) not in (2, 3) or config is None or not (Path(sys.argv[1]) / config).is_file():
+    config = {"train": CONFIG_NAME, "resume": NEXT_CONFIG, "evaluate": EVALUATION_NAME}.get(mode)
+    first = os.environ.get("RANK", "0") == "0"  # the others need not see the folder yet
+    if (
+        len(sys.argv) not in (2, 3)
+        or config is None
+        or (first and not (Path(sys.argv[1]) / config).is_file())
+    ):
         print(
             f"usage: python -m ssl_lightning.worker <a run folder with a {CONFIG_NAME}> [evaluate]",
             file=sys.stderr,
@@ -49,16 +57,26 @@ def main() -> int:
     STOP.install()
     die_with_parent()
     try:
-        from ssl_lightning import run
+        from ssl_lightning import evaluation, run
+        from ssl_lightning.determinism import deterministic
+        from ssl_lightning.hardware import of_first_process
 
         keep_quiet()
-        action = {"train": run.run, "evaluate": run.evaluate}[mode]
-        cfg = cast(DictConfig, OmegaConf.load(folder / config))
-        resumes = mode == "train" and "resume" in cfg  # which the config of an evaluation has not
+        cfg = of_first_process(partial(load_config, folder / config))
+        if PARENT_PIPE not in os.environ:  # no launcher has looked at it
+            check_folder(folder)
+            check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
+        resumes = mode != "evaluate" and "resume" in cfg  # which the config of an evaluation has not
         again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
-        with naming_full_disk(folder, f"Make room, then {again}"):
-            action(cfg, folder)
+        wanted = cfg.get("deterministic") is True
+        with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
+            if mode == "evaluate":
+                evaluation.evaluate(cfg, folder)
+            else:
+                run.run(cfg, folder, resumes=mode == "resume")
     except Exception as error:
+        if STOP.signum is not None and not first:
+            STOP.exit()  # the first process stopped, and this one has lost it
         return leave_report(folder, error)
     return 0
 
@@ -76,7 +94,7 @@ def leave_report(folder: Path, error: Exception) -> int:
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__  # Hydra wraps what a constructor raised
     expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
-    message = str(cause) if expected else f"{type(cause).__name__}: {cause}"
+    message = printable(str(cause) if expected else f"{type(cause).__name__}: {cause}")
     text = "".join(traceback.format_exception(error))
     report = folder / ERROR_NAME
     first, status = True, 1
@@ -84,13 +102,18 @@ def leave_report(folder: Path, error: Exception) -> int:
         with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
     except FileExistsError:
-        first = False  # another rank ended before, most likely for the cause; this one has lost it
+        first, status = (
+            False,
+            NOT_FIRST,
+        )  # another rank ended before, most likely for the cause; this one has lost it
     except OSError:  # the disk is full, which is the cause or hides it
         report.unlink(missing_ok=True)
         print(f"error: {message}", file=sys.stderr, flush=True)
         status = UNREPORTED
-    if PARENT_PIPE not in os.environ or (first and not expected):
+    if first and not expected:
         print(text, file=sys.stderr)
+    elif PARENT_PIPE not in os.environ:  # no launcher will say it
+        print(f"error: {message}", file=sys.stderr)
     return status
 
 

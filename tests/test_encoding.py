@@ -117,3 +117,17 @@ def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
         assert torch.equal(labels["train"], alone.labels["train"])
         for key, values in alone.pooled["train"].items():
             torch.testing.assert_close(pooled["train"][key], values)
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_is_encoded_as_it_is_written() -> None:
+    def backend(*_: object) -> None:
+        raise AssertionError("it is compiled")
+
+    trunk, images = Trunk(), torch.randint(256, (6, 3, 4, 4)).byte()
+    loaders = {"train": [(images, torch.zeros(6).long())]}
+    expected = encode(trunk, nn.Identity(), loaders, [1]).get("train", "stage3", 1)
+    trunk.compile(backend=backend)
+    assert torch.equal(encode(trunk, nn.Identity(), loaders, [1]).get("train", "stage3", 1), expected)
+    with pytest.raises(Exception, match="it is compiled"):
+        trunk(images.float())

@@ -10,6 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ssl_lightning import ranks
+from ssl_lightning.cluster import this_machine
 from ssl_lightning.errors import RunError
 from ssl_lightning.launch import check_budget
 from ssl_lightning.ranks import count_devices, start_ranks
@@ -49,7 +50,7 @@ def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stand_in(tmp_path, monkeypatch, body)
     monkeypatch.setenv("GROUP_RANK", "7")  # of some job around us
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")  # a user's own setting counts
-    start_ranks(tmp_path, 2)
+    start_ranks(tmp_path, this_machine(2))
     (rank0, world0, port0, *memory), (rank1, world1, port1, *_) = (
         (tmp_path / r).read_text().split() for r in "01"
     )
@@ -67,14 +68,14 @@ def test_one_failure_ends_all_with_its_message(tmp_path: Path, monkeypatch: pyte
     stand_in(tmp_path, monkeypatch, body)
     began = time.monotonic()
     with pytest.raises(RunError, match="error: the cause\n"):
-        start_ranks(tmp_path, 2)
+        start_ranks(tmp_path, this_machine(2))
     assert time.monotonic() - began < 30
 
 
 def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, monkeypatch, "os.kill(os.getpid(), 9)")
     with pytest.raises(RunError, match=r"rank 0 .*SIGKILL"):
-        start_ranks(tmp_path, 1)
+        start_ranks(tmp_path, this_machine(1))
 
 
 def test_workers_end_when_the_launcher_is_killed(tmp_path: Path) -> None:

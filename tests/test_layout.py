@@ -8,15 +8,16 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ssl_lightning"
-COMMON = {"spec", "seeding", "files"}  # imports nothing of the project
+COMMON = {"spec", "seeding", "files", "reading"}  # imports nothing of the project
 ALLOWED = {
     "ops": COMMON,
     "networks": COMMON | {"ops"},
     "data": COMMON,
     "tasks": COMMON | {"ops", "networks"},
     "probes": COMMON | {"ops", "networks", "encoding"},
-    "callbacks": COMMON | {"ops", "networks", "tasks", "probes", "encoding", "checkpoints", "interrupts"},
-    "report": COMMON | {"results"},
+    "callbacks": COMMON
+    | {"ops", "networks", "tasks", "probes", "encoding", "checkpoints", "interrupts", "sharding"},
+    "report": COMMON | {"results", "results_file"},
 }
 
 

@@ -49,6 +49,7 @@ def test_code_of_ones_own_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_entries_refuse_it_and_nothing_runs(entry: str, tmp_path: Path) -> None:
     config = {"data": {"_target_": "pathlib.Path.write_text", "_args_": [str(tmp_path / "owned"), "x"]}}
     config |= {"task": {"_target_": "ssl_lightning.tasks.random.Random"}, "run_dir": ".", "overrides": []}
+    config |= {key: {} for key in ("backbone", "optimizer", "scheduler", "trainer", "choices")}
     OmegaConf.save(OmegaConf.create(config), tmp_path / "config.yaml")
     script, argument = entry.format(tmp_path).split(" ")
     done = subprocess.run(

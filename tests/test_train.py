@@ -271,7 +271,7 @@ def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(tmp_path: Path) -
         (["data=folder", "data.pretrain_dir=/no/such/folder"], "/no/such/folder"),
         (["trainer=gpu"], "error: trainer.accelerator is 'gpu', but torch sees no GPU"),
         pytest.param(["probe.knn.ks=[100000]"], "100000", marks=pytest.mark.slow),
-        (["probe=[knn,lowshot]", "probe.lowshot.ks=[60]"], "a class has 4"),
+        (["probe=[knn,lowshot]", "probe.lowshot.ks=[90]"], "a class has 6"),
         pytest.param(
             ["backbone=timm", "backbone.model_name=resnet19"], "did you mean", marks=pytest.mark.slow
         ),

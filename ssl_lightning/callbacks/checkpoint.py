@@ -13,17 +13,19 @@ import torch
 from pytorch_lightning import callbacks
 
 from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
-from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS
+from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS, SCHEMA, SCHEMA_KEY
 from ssl_lightning.files import remove_leftovers
 from ssl_lightning.interrupts import STOP, requeue_if_slurm
+from ssl_lightning.sharding import first_says, is_sharded
 
 
 class Checkpoint(callbacks.Checkpoint):
     """Keep the two newest states of the run, and the best one.
 
-    The first process writes alone and the others need not wait: all hold the same state. A state is taken
-    only where a resumed run repeats nothing and skips nothing: after an optimizer step, not just before a
-    validation, and at the end of an epoch. Non-finite weights are never written.
+    The first process writes alone and the others need not wait, for all hold the same state. Of a sharded
+    state the first process says when, and all gather it. A state is taken only where a resumed run repeats
+    nothing and skips nothing: after an optimizer step, not just before a validation, and at the end of an
+    epoch. Non-finite weights are never written.
 
     Args:
         dirpath: Folder of `last.ckpt`, `previous.ckpt` (the one before it) and `best.ckpt`.
@@ -80,7 +82,8 @@ class Checkpoint(callbacks.Checkpoint):
         before_validation = done % every == 0 or done >= trainer.num_training_batches
         if before_validation or done % pl_module.accumulated_batches:  # type: ignore[operator]
             return
-        if self._is_due() or STOP.signum is not None:
+        due = self._is_due() or STOP.signum is not None
+        if first_says(due) if is_sharded(trainer) else due:
             self._save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -116,6 +119,8 @@ class Checkpoint(callbacks.Checkpoint):
 def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: Path | None = None) -> None:
     """Write the state of the run from the first process, without waiting for the others.
 
+    Where the state is sharded, all processes must call this together.
+
     Args:
         trainer: Its `save_checkpoint` would wait for all processes, which a clock or a signal of the first
             one cannot bring about.
@@ -126,18 +131,21 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
     Raises:
         DivergedError: A step was bad that the guard had not yet looked at, or a value is not finite.
     """
-    if not trainer.is_global_zero:
+    together = is_sharded(trainer)
+    if not (trainer.is_global_zero or together):
         return
     for guard in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(guard, DivergenceGuard):
-            guard.read(trainer, pl_module, alone=True)
-    values = [*pl_module.parameters(), *pl_module.buffers()]
-    if not torch.stack([value.detach().isfinite().all() for value in values]).all():
+            guard.read(trainer, pl_module, alone=not together)
+    state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    if not trainer.is_global_zero:
+        return
+    if not torch.stack([value.isfinite().all() for value in state["state_dict"].values()]).all():
         step = trainer.fit_loop.total_batch_idx + 1
         raise DivergedError(f"weights are not finite after step {step}; nothing was written to {path}")
     for logger in trainer.loggers:
         logger.save()  # what was logged so far outlives what is saved now
-    state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    state[SCHEMA_KEY] = SCHEMA
     if keep is None or not path.exists():
         trainer.strategy.checkpoint_io.save_checkpoint(state, path)
         return

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ssl_lightning.checkpoints import FOLDER, LAST
 from ssl_lightning.files import atomic_file
+from ssl_lightning.sharding import local_parts
 
 BAD_BATCH = "bad_batch.json"
 NEVER = 2**62  # no mark is so high
@@ -80,7 +81,7 @@ class DivergenceGuard(Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        bad = ~torch.nn.utils.get_total_norm(grads).isfinite()
+        bad = ~torch.nn.utils.get_total_norm(local_parts(grads)).isfinite()
         self._note(bad, (self._steps + 1) * STEP + GRADIENT)
 
     def on_train_batch_end(

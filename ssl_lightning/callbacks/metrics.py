@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_lightning.callbacks.csv_logger import CSVLogger
 from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.sharding import is_sharded, total_norm
 
 
 class Metrics(Callback):
@@ -47,11 +48,14 @@ class Metrics(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if not self._row_is_due(trainer, self.steps + 1):
+        # of sharded gradients all processes together make the norm
+        if not (
+            self._row_is_due(trainer, self.steps + 1) and (trainer.is_global_zero or is_sharded(trainer))
+        ):
             return
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         name = "train/grad_norm" + (f"_{len(self._norms)}" if self._norms else "")  # one per optimizer
-        self._norms[name] = torch.nn.utils.get_total_norm(grads)
+        self._norms[name] = total_norm(grads)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,9 +63,11 @@ class Metrics(Callback):
         self.steps += 1
         if not self._row_is_due(trainer, self.steps):
             return
+        norms, self._norms = self._norms, {}
+        if not trainer.is_global_zero:
+            return
         scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
-        row = {name: float(value) for name, value in (scores | self._norms).items()}
-        self._norms = {}
+        row = {name: float(value) for name, value in (scores | norms).items()}
         for number, optimizer in enumerate(trainer.optimizers):
             row["train/lr" + (f"_{number}" if number else "")] = optimizer.param_groups[0]["lr"]
         row["train/images_per_s"] = self.throughput.images_per_s
@@ -74,7 +80,7 @@ class Metrics(Callback):
             self._write(trainer, scores)
 
     def _row_is_due(self, trainer: pl.Trainer, step: int) -> bool:
-        return trainer.is_global_zero and step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        return step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def _write(self, trainer: pl.Trainer, row: dict[str, float]) -> None:
         if not trainer.is_global_zero:

@@ -8,15 +8,18 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from ssl_lightning.encoding import encode
+from ssl_lightning.encoding import Features, encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
+from ssl_lightning.sharding import whole_task
+
+SPLITS = ("train", "heldout")
 
 
 class OnlineKNN(Callback):
     """Vote of the nearest labelled training images for held-out ones, every few epochs.
 
     Logged as `online/<branch>/knn_top1` for the deepest stage, a name of its own: the offline probes use all
-    labels and the test images, this one neither. Test images are not touched.
+    labels and the test images, this one neither: a fixed draw, and no test images.
 
     Args:
         every_n_epochs: Epochs between two figures.
@@ -33,6 +36,7 @@ class OnlineKNN(Callback):
             if value <= 0:
                 raise ValueError(f"callbacks.online_knn.{name} is {value}; it must be above 0")
         self.every_n_epochs, self.k, self.temperature, self.batches = every_n_epochs, k, temperature, batches
+        self._features: dict[str, Features] = {}  # of this epoch
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -42,21 +46,15 @@ class OnlineKNN(Callback):
                 "leave it out"
             )
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._features = {}
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         task, data = pl_module, trainer.datamodule  # type: ignore[attr-defined]
-        if (trainer.current_epoch + 1) % self.every_n_epochs or not data.has_downstream:
+        if not self.is_due(trainer):
             return
-        loaders = {split: _First(data.downstream(split), self.batches) for split in ("train", "heldout")}
-        for name, trunk in task.branches().items():  # type: ignore[operator]
-            features = encode(
-                trunk,
-                task.probe_input,  # type: ignore[arg-type]
-                loaders,
-                [1],
-                precision=trainer.precision_plugin.forward_context,
-                device=task.device,
-            )
-            bank, queries = (features.get(split, features.stages[-1], 1) for split in ("train", "heldout"))
+        for name, features in self.encoded(trainer, task).items():
+            bank, queries = (features.get(split, features.stages[-1], 1) for split in SPLITS)
             with torch.inference_mode():
                 votes = knn_scores(
                     queries,
@@ -76,13 +74,35 @@ class OnlineKNN(Callback):
                         step=trainer.fit_loop.total_batch_idx + 1,
                     )
 
+    def is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether there is a figure at the end of this epoch."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and data.has_downstream
 
-class _First:
-    """The first batches of a loader."""
+    def loaders(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """The images of either split, always the same."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return {split: data.downstream(split).sample(self.batches * data.eval_batch_size) for split in SPLITS}
 
-    def __init__(self, loader: Any, count: int) -> None:
-        self.loader, self.count = loader, count
+    def holds(self, trainer: pl.Trainer, loader: Any) -> bool:
+        """Whether what is encoded at the end of this epoch begins with the images of a loader."""
+        if not self.is_due(trainer):
+            return False
+        mine = self.loaders(trainer)["heldout"]
+        count = len(loader.indices)
+        return mine.source is loader.source and torch.equal(mine.indices[:count], loader.indices)
 
-    def __iter__(self) -> Any:
-        for _, batch in zip(range(self.count), self.loader, strict=False):
-            yield batch
+    def encoded(self, trainer: pl.Trainer, task: Any) -> dict[str, Features]:
+        """Features of `loaders` for every branch, encoded once an epoch, whoever asks first."""
+        if not self._features:
+            loaders, whole = self.loaders(trainer), whole_task(trainer, task)
+            for name, trunk in whole.branches().items():
+                self._features[name] = encode(
+                    trunk,
+                    whole.probe_input,
+                    loaders,
+                    [1],
+                    precision=trainer.precision_plugin.forward_context,
+                    device=task.device,
+                )
+        return self._features

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from ssl_lightning.files import atomic_file
+from ssl_lightning.sharding import whole_task
 from ssl_lightning.tasks.base import Panel, to_float
 
 COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#57606a"}
@@ -41,15 +42,16 @@ class PanelPicture(Callback):
         self.count, self.keep = images, keep
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        task = whole_task(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         images = data.train_sample(min(self.count, data.pretrain_images))
         images = to_float(images.to(pl_module.device))
-        pl_module.eval()
+        task.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            panel = pl_module.panel(images)  # type: ignore[operator]
-        pl_module.train()
+            panel = task.panel(images)
+        task.train()
         epoch = trainer.current_epoch + 1
         pictures = {"panel": draw(panel)}
         save(pictures["panel"], self.folder / "panel.png")

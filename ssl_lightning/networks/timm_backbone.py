@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
 
 from ssl_lightning.networks.features import check_in_channels
+
+# Options of timm that name files and addresses, which it would read, or fetch, in ways of its own
+FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 def create_timm(
@@ -23,17 +27,23 @@ def create_timm(
             instead of shrinking further) or `img_size`; None leaves timm's default.
 
     Raises:
-        ValueError: timm has no such model, the model cannot return stage maps, or it refuses an option.
+        ValueError: timm has no such model, the model cannot return stage maps, it refuses an option, or an
+            option would have it read a file.
     """
     import timm  # takes seconds to import, which a run with one of our own trunks need not wait for
 
     check_in_channels(in_channels)
     known = timm.list_models()
-    if model_name.partition(".")[0] not in known:
+    if model_name.partition(".")[0] not in known or not re.fullmatch(r"[\w.]+", model_name):
         close = get_close_matches(model_name, known, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names those it has"
         raise ValueError(f"model_name is {model_name!r}, which timm does not have; {hint}")
     given = {key: value for key, value in options.items() if value is not None}
+    if files := sorted(FILES & given.keys()):
+        raise ValueError(
+            f"backbone.{files[0]} is {given[files[0]]!r}; timm is given no files or addresses here: weights "
+            "come from timm itself by pretrained=true, or from a file by init_from="
+        )
     if "out_indices" in given:
         given["out_indices"] = tuple(given["out_indices"])  # Hydra passes its own list type
     try:

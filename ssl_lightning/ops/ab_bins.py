@@ -64,7 +64,12 @@ def candidate_table(bins: Tensor, grid: int, neighbours: int) -> Tensor:
 
     Returns:
         `(n, n, M)` int64, M >= k different bins for each cell of an n x n grid over -112..112.
+
+    Raises:
+        ValueError: `neighbours` is out of range.
     """
+    if not 1 <= neighbours <= len(bins):
+        raise ValueError(f"neighbours is {neighbours}; allowed are 1 to {len(bins)}, all bins")
     count = -(-2 * EXTENT * CELLS // grid)
     step = 2 * EXTENT / count
     middle = (torch.arange(count) + 0.5) * step - EXTENT
@@ -119,9 +124,14 @@ def rebalancing_weights(prior: Tensor, strength: float = 0.5) -> Tensor:
 
     Args:
         prior: `(Q,)` probabilities p.
-        strength: What the paper calls lambda, the share of the uniform distribution, in 0..1: 1 weighs all
-            bins equally, 0 by 1 / p.
+        strength: What the paper calls lambda, the share of the uniform distribution, above 0, to 1: 1 weighs
+            all bins equally; 0 would give a bin that was never seen no finite weight.
+
+    Raises:
+        ValueError: `strength` is out of range.
     """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength is {strength}; allowed are above 0, to 1")
     weights = 1 / ((1 - strength) * prior + strength / len(prior))
     return weights / (prior * weights).sum()
 

@@ -15,9 +15,10 @@ def read_array(path: Path | None) -> np.ndarray | None:
     if path is None:
         return None
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        array = np.load(path, allow_pickle=False)
+    except Exception:  # numpy raises a dozen kinds of errors for bytes that are no array
         return None
+    return array if isinstance(array, np.ndarray) else None  # not an archive of several
 
 
 def write_array(path: Path | None, array: np.ndarray) -> None:

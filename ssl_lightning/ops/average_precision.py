@@ -29,10 +29,10 @@ def average_precision(scores: Tensor, labels: Tensor, *, envelope: bool = True) 
 def _one_class(scores: Tensor, labels: Tensor, envelope: bool) -> Tensor:
     counted = labels >= 0
     ranked, order = scores[counted].sort(descending=True)
-    present = labels[counted][order].double()
+    present = labels[counted][order] == 1
     if not present.any():
         return torch.full((), torch.nan, dtype=torch.float64, device=scores.device)
-    hits = present.cumsum(0)
+    hits = present.cumsum(0).double()  # counted in whole numbers, in one order on a GPU too
     taken = torch.arange(1, len(hits) + 1, device=scores.device)
     last = torch.cat([ranked[1:] != ranked[:-1], hits.new_ones(1, dtype=torch.bool)])  # of its equals
     hits, taken = hits[last], taken[last]

@@ -13,12 +13,19 @@ def resize_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
     The gradient of `F.interpolate` adds up in an order of its own on a GPU.
 
     Args:
-        maps: `(B, C, h, w)`.
+        maps: `(B, C, h, w)` floats.
         size: Height and width of the result.
 
     Returns:
         `(B, C, *size)`; `maps` itself where it has that size.
+
+    Raises:
+        ValueError: The maps are no floats, or a size is below 1.
     """
+    if not maps.is_floating_point():
+        raise ValueError(f"maps are {maps.dtype}; bilinear weights need floats")
+    if min(size) < 1:
+        raise ValueError(f"size is {tuple(size)}; allowed are 1 and more")
     if maps.shape[2:] == size:
         return maps
     down, across = (_weights(n, m, maps) for n, m in zip(maps.shape[2:], size, strict=True))
@@ -27,6 +34,8 @@ def resize_bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _weights(inputs: int, outputs: int, like: Tensor) -> Tensor:
     """Weight `(outputs, inputs)` of each value in each result, along one side."""
-    unit = torch.eye(inputs)[:, None]  # (inputs, 1, inputs)
+    # float64 maps need weights as exact; those of others stay what they are
+    exact = torch.float64 if like.dtype == torch.float64 else torch.float32
+    unit = torch.eye(inputs, dtype=exact)[:, None]  # (inputs, 1, inputs)
     weights = F.interpolate(unit, outputs, mode="linear", align_corners=False)[:, 0].T
     return weights.to(like, non_blocking=True)

@@ -68,6 +68,11 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
 
     Returns:
         `(...)` float64 in [0, 1]: no rounding of counts that a figure is made of.
+
+    Raises:
+        ValueError: There are not k classes.
     """
+    if not 1 <= k <= scores.shape[-1]:
+        raise ValueError(f"k is {k}; allowed are 1 to {scores.shape[-1]}, all classes")
     best = scores.topk(k, dim=-1).indices  # (..., N, k)
     return (best == labels[:, None]).any(-1).double().mean(-1)

@@ -13,7 +13,12 @@ NUM_BLOCKS = 4
 
 
 def centre_mask(batch: int, image_size: int, hole: int, device: torch.device | str = "cpu") -> Tensor:
-    """Remove a square of `hole` px in the middle; an odd rest is one pixel larger below and to the right."""
+    """Remove a square of `hole` px in the middle; an odd rest is one pixel larger below and to the right.
+
+    Raises:
+        ValueError: The hole does not fit the image.
+    """
+    _check_hole(hole, image_size, 1)
     begin = (image_size - hole) // 2
     mask = torch.zeros(batch, 1, image_size, image_size, dtype=torch.bool, device=device)
     mask[..., begin : begin + hole, begin : begin + hole] = True
@@ -28,7 +33,11 @@ def block_masks(batch: int, image_size: int, hole: int, generator: torch.Generat
         image_size: S.
         hole: Side of the square that has the area that they have at most, at least 2.
         generator: Draws the places; the mask is on its device.
+
+    Raises:
+        ValueError: The hole is below 2, or does not fit the image.
     """
+    _check_hole(hole, image_size, 2)
     side, device = hole // 2, generator.device
     shape = (2, batch, NUM_BLOCKS, 1)
     corner = torch.randint(image_size - side + 1, shape, generator=generator, device=device)
@@ -45,7 +54,11 @@ def region_masks(batch: int, image_size: int, hole: int, generator: torch.Genera
         image_size: S.
         hole: Side of the square of the same area; half the image for the paper's quarter.
         generator: Draws the noise; the mask is on its device.
+
+    Raises:
+        ValueError: The hole has more pixels than the image, or none.
     """
+    _check_hole(hole, image_size, 1)
     cells = min(
         4, image_size
     )  # the authors: 0.06 cells a pixel, 7.7 in 128 px; fewer keep blobs above a pixel
@@ -76,3 +89,8 @@ def border_weights(mask: Tensor, overlap: int, weight: float = 10.0) -> Tensor:
     hole = mask.float()
     grown = F.max_pool2d(hole, 2 * overlap + 1, stride=1, padding=overlap)
     return hole + weight * (grown - hole)
+
+
+def _check_hole(hole: int, image_size: int, smallest: int) -> None:
+    if not smallest <= hole <= image_size:
+        raise ValueError(f"hole is {hole} px; allowed are {smallest} to {image_size}, the size of the image")

@@ -32,7 +32,13 @@ def _cells(grid: TileGrid, device: torch.device | str) -> Tensor:
 
 
 def draw_neighbours(batch: int, pairs: int, generator: torch.Generator) -> Tensor:
-    """Draw different neighbours for each image: `(B, pairs)` int64 in 0..7, places of `NEIGHBOURS`."""
+    """Draw different neighbours for each image: `(B, pairs)` int64 in 0..7, places of `NEIGHBOURS`.
+
+    Raises:
+        ValueError: There are not so many neighbours.
+    """
+    if not 1 <= pairs <= len(NEIGHBOURS):
+        raise ValueError(f"pairs is {pairs}; allowed are 1 to {len(NEIGHBOURS)}, all neighbours")
     scores = torch.rand(batch, len(NEIGHBOURS), generator=generator, device=generator.device)
     return scores.argsort(dim=1)[:, :pairs]
 
@@ -67,8 +73,15 @@ def cut_tiles(images: Tensor, corners: Tensor, tile: int) -> Tensor:
 
     Returns:
         `(B, n, C, t, t)`, dense in this order whatever the memory format of the images.
+
+    Raises:
+        ValueError: The tile is larger than the image, or nothing.
     """
     batch, channels, height, width = images.shape
+    if not 1 <= tile <= min(height, width):
+        raise ValueError(f"tile is {tile} px; allowed are 1 to {min(height, width)}, the size of the image")
+    if not images.numel():  # there is no memory to view
+        return images.new_empty(batch, corners.shape[1], channels, tile, tile)
     images = images.contiguous()
     if corners.ndim == 3:
         corners = corners[:, :, None]

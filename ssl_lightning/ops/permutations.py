@@ -17,6 +17,7 @@ from ssl_lightning.seeding import generator
 
 METHODS = ("minimum", "mean")
 EXHAUSTIVE = 9  # up to so many tiles every order is a candidate: 9! is 362,880
+MOST_TILES = 255  # numbers of tiles are kept in bytes, and so are distances
 SAMPLED = 200_000  # candidates beyond that
 VERSION = 1  # part of the name of a cached file: raise it with every change of the choice
 
@@ -55,7 +56,7 @@ def permutation_set(
     sample of 200,000. Ties go to the better by the other method, then to the first in lexicographic order.
 
     Args:
-        tiles: n, at least 2.
+        tiles: n, from 2 to 255.
         size: P, number of orders, at least 2 and at most the number of candidates.
         method: "minimum" makes the smallest distance to the chosen orders as large as possible, "mean"
             their mean distance, which is the paper's.
@@ -66,8 +67,8 @@ def permutation_set(
         ValueError: A number is out of range, or the method is unknown.
     """
     available = math.factorial(tiles) if 0 < tiles <= EXHAUSTIVE else SAMPLED
-    if tiles < 2:
-        raise ValueError(f"tiles is {tiles}; a jigsaw needs at least 2")
+    if not 2 <= tiles <= MOST_TILES:
+        raise ValueError(f"tiles is {tiles}; allowed are 2 to {MOST_TILES}")
     if not 2 <= size <= available:
         raise ValueError(f"size is {size}; allowed are 2 to {available:,} orders of {tiles} tiles")
     if method not in METHODS:

@@ -16,7 +16,12 @@ def resize_bicubic(images: Tensor, size: int) -> Tensor:
 
     Returns:
         `(B, C, size, size)` float32; values may leave the range of the input a little, as bicubic does.
+
+    Raises:
+        ValueError: `size` is below 1.
     """
+    if size < 1:
+        raise ValueError(f"size is {size}; allowed are 1 and more")
     with torch.autocast(images.device.type, enabled=False):
         return F.interpolate(
             images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False

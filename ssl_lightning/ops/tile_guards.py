@@ -146,10 +146,11 @@ def resample_tiles(
     row = torch.randint(len(table), shape, generator=generator, device=device)
     chosen = torch.rand(shape, generator=generator, device=device) < probability
     flat = (tiles if inplace else tiles.clone()).flatten(0, 1)  # (B * n, C, t, t)
+    exact = torch.promote_types(tiles.dtype, table.dtype)
 
     def resampled(some: Tensor, rows: Tensor) -> Tensor:
-        matrix = table[rows].unsqueeze(1)  # (N, 1, t, t)
-        return matrix @ some @ matrix.mT
+        matrix = table[rows].unsqueeze(1).to(exact)  # (N, 1, t, t)
+        return (matrix @ some.to(exact) @ matrix.mT).to(some.dtype)
 
     with torch.autocast(device.type, enabled=False):  # pixels in bf16 would lose the last bits
         return _change(flat, chosen.flatten(), resampled, row.flatten()).unflatten(0, shape)

@@ -33,6 +33,8 @@ def voc_ap(
     """
     if not 0 < iou <= 1:
         raise ValueError(f"iou is {iou}; it must be above 0 and at most 1")
+    if not truth:
+        return torch.full((num_classes,), torch.nan, dtype=torch.float64)
     found = []
     for label in range(num_classes):
         scores, objects, difficult = _best_objects(detections, truth, label, iou)

@@ -198,7 +198,7 @@ def wrapped(label: str, width: int) -> str:
     """
     if len(label) > 3 * width:
         label = f"{label[:width]} ... {label[-(2 * width - 10) :]}"
-    return "\n".join(textwrap.wrap(label, width))
+    return "\n".join(textwrap.wrap(label, width)).replace("$", r"\$")  # which begins a formula
 
 
 def pretext_name(row: Row) -> str:

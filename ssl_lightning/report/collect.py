@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.results import FILE_NAME, SCHEMA, STATUSES, Record
-
-NUMBER = (int, float)
-RUN = {
-    "task": str, "data": str, "backbone": str, "seed": int, "epochs": int, "wall_s": NUMBER,
-    "images_per_s": NUMBER, "git": str, "versions": dict, "config_sha256": str, "status": str,
-}  # fmt: skip
-LATER = {
-    "labels": str,
-    "benchmark": dict,
-    "command": str,
-    "series_sha256": str,
-    "ended": str,
-}  # or null, or not
-BENCHMARK = {"name": str, "row": str}
-NUMBERS = ("heldout", "k", "k_shot", "fraction")  # of a protocol, or null, or not there
-RECORD = {
-    "probe": str, "branch": str, "stage": str, "trained": bool, "metric": str, "value": NUMBER, "n": int,
-    "protocol": dict,
-}  # fmt: skip
+from ssl_lightning.reading import printable, printable_all
+from ssl_lightning.results import FILE_NAME, Record
+from ssl_lightning.results_file import read_results
 
 
 @dataclass(frozen=True)
@@ -89,11 +70,11 @@ def collect(outputs: Path) -> Collection:
         raise ValueError(f"outputs is {str(outputs)!r}, and there is no such folder")
     found = Collection()
     for path in find(outputs):
-        name = path.parent.relative_to(outputs).as_posix()
+        name = printable(path.parent.relative_to(outputs).as_posix())
         try:
             found.runs.append(read_run(path, name))
-        except (OSError, ValueError, RecursionError) as error:
-            found.skipped[name] = str(error)
+        except (OSError, ValueError, OverflowError) as error:
+            found.skipped[name] = printable(str(error))
     return found
 
 
@@ -106,72 +87,19 @@ def find(folder: Path) -> Iterator[Path]:
 
 
 def read_run(path: Path, name: str) -> Run:
-    """Read one results.json.
+    """Read one results.json, and make its texts harmless for a terminal.
 
     Raises:
         ValueError: It is not one, or of a newer version; the message says what is wrong.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"broken: {error}") from None
-    if not isinstance(content, dict) or type(content.get("schema")) is not int:
-        raise ValueError("foreign: it has no schema number")
-    if content["schema"] > SCHEMA:
-        raise ValueError(
-            f"newer: its schema is {content['schema']}, and this version reads {SCHEMA}; update ssl-lightning"
-        )
-    check(content, {"run": dict, "pretext": dict, "probes": list}, "")
+    content = printable_all(read_results(path))
     run = content["run"]
-    check(run, RUN, "run.")
-    check({key: run[key] for key in LATER if run.get(key) is not None}, LATER, "run.", partly=True)
-    if run["status"] not in STATUSES:
-        raise ValueError(f"foreign: run.status is {run['status']!r}")
-    if run.get("benchmark"):
-        check(run["benchmark"], BENCHMARK, "run.benchmark.")
-        if run["benchmark"].get("budget") is not None:
-            check(run["benchmark"], {"budget": str}, "run.benchmark.")
-    check(content["pretext"], dict.fromkeys(content["pretext"], NUMBER), "pretext.")
-    for number, record in enumerate(content["probes"]):
-        place = f"probes[{number}]."
-        check(record, RECORD, place)
-        numbers = {key: NUMBER for key in NUMBERS if record["protocol"].get(key) is not None}
-        check(record["protocol"], numbers, f"{place}protocol.")
-        if "evaluation" in record:
-            check(record, {"evaluation": dict}, place)
-            check(record["evaluation"], {"data": str}, f"{place}evaluation.")
     return Run(name, path.parent, run, content["pretext"], content["probes"], ended(run.get("ended"), path))
 
 
-def check(content: Any, fields: Mapping[str, Any], place: str, partly: bool = False) -> None:
-    """See that the fields are there and of their types.
-
-    Raises:
-        ValueError: One is not; the message names it.
-    """
-    if not isinstance(content, dict):
-        raise ValueError(f"foreign: {place.rstrip('.')} is not an object")
-    for key, kind in fields.items():
-        if key not in content:
-            if partly:
-                continue
-            raise ValueError(f"foreign: it has no {place}{key}")
-        value = content[key]
-        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-        if wrong or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"foreign: {place}{key} is {str(value)[:40]!r}")
-
-
 def ended(text: str | None, path: Path) -> datetime:
-    """When a run ended, in UTC: as it says itself, else as its file was last written.
-
-    Raises:
-        ValueError: It says something else than a time.
-    """
+    """When a run ended, in UTC: as it says itself, else as its file was last written."""
     if text is None:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise ValueError(f"foreign: run.ended is {text[:40]!r}") from None
+    moment = datetime.fromisoformat(text)
     return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ssl_lightning.reading import printable
 from ssl_lightning.results import FILE_NAME, Record, best_stage
+from ssl_lightning.results_file import read_results
 
 PROBE = "lowshot"
 METRICS = {"top1": "top-1 in %", "map": "mean average precision in %"}
@@ -54,6 +55,7 @@ def curve(results: Mapping[str, Any]) -> Curve:
     rows = [r for r in results["probes"] if (r["probe"], r["branch"]) == (PROBE, "backbone")]
     trained = any(r["trained"] for r in rows)
     rows = [r for r in rows if r["trained"] == trained]
+    rows = [r for r in rows if r["metric"] in METRICS]
     if not rows:
         raise ValueError(
             f"the run of {run['task']} on {run['data']} has no figures with few labels; "
@@ -97,7 +99,7 @@ def draw(curves: Sequence[Curve]) -> Figure:
     axis.set_xticks(ks, [str(k) for k in ks])
     axis.minorticks_off()
     axis.set_xlabel("labelled images a class")
-    axis.set_ylabel(f"{data}: test {METRICS[metric]}")
+    axis.set_ylabel(f"{data}: test {METRICS[metric]}".replace("$", r"\$"))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, title="pretrained by")
@@ -110,10 +112,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"usage: python -m {__spec__.name} <picture> <run folder> ...", file=sys.stderr)
         return 2
     try:
-        curves = [curve(json.loads((Path(folder) / FILE_NAME).read_text())) for folder in arguments[1:]]
+        curves = [curve(read_results(Path(folder) / FILE_NAME)) for folder in arguments[1:]]
         draw(curves).savefig(arguments[0], dpi=130)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 

@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ssl_lightning.reading import printable
 from ssl_lightning.results import Record, best_stage
 
 # Metrics that are shown, and what a column says of them; all but the rank are in %
@@ -28,7 +29,7 @@ def print_header(facts: dict[str, str]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     width = max(map(len, facts))
     for name, value in facts.items():
-        console.print(f"{name:<{width}}  {value}", markup=False)
+        console.print(printable(f"{name:<{width}}  {value}"), markup=False)
 
 
 def print_summary(results: dict[str, Any], folder: Path) -> None:

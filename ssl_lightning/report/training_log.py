@@ -9,15 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_lightning.reading import check_plain
+
+MAX_BYTES = 1 << 27  # of the file
 POINTS = 300  # of a curve
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of metrics.csv: the figures that each has. Torn rows and words are left out."""
     try:
+        check_plain(folder / "metrics.csv", MAX_BYTES)
         with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except (OSError, ValueError, csv.Error):
         return []
     rows = [
         {key: value for key, text in line.items() if (value := number(text)) is not None} for line in lines

@@ -20,6 +20,8 @@ FIELDS = (
     "table", "row", "branch", "column", "mean", "sd", "n_seeds", "seeds", "values", "gain", "gain_over",
     "stages", "published", "difference", "source", "commands", "protocols", "folders",
 )  # fmt: skip
+TEXTS = ("table", "row", "branch", "column", "gain_over", "stages", "source", "commands", "folders")
+FORMULA = tuple("=+-@\t\r")  # what a formula may begin with
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "·": r"$\cdot$",
@@ -157,9 +159,11 @@ def csv_text(tables: Sequence[Table]) -> str:
         for row in table.rows:
             for name, cell in row.cells.items():
                 line = {"table": table.name, "row": row.name, "branch": row.branch, "column": name}
-                writer.writerow(line | _measured(cell) | _published(beside.pop((row.label, name), None)))
+                line |= _measured(cell) | _published(beside.pop((row.label, name), None))
+                writer.writerow({key: _plain(key, value) for key, value in line.items()})
         for (name, column), comparison in beside.items():
-            writer.writerow({"table": table.name, "row": name, "column": column} | _published(comparison))
+            line = {"table": table.name, "row": name, "column": column} | _published(comparison)
+            writer.writerow({key: _plain(key, value) for key, value in line.items()})
     return text.getvalue()
 
 
@@ -230,8 +234,14 @@ def _screen(title: str, shown: Sequence[Sequence[str]]) -> Screen:
 
 
 def _markdown(text: str) -> str:
-    """Leave nothing of a text that Markdown or HTML would take for a sign."""
-    return re.sub(r"([\\|`*\[\]])", r"\\\1", _one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
+    """Leave nothing of a text that Markdown or HTML would take for a sign; `_` within a word is none."""
+    text = re.sub(r"([\\|`*\[\]$~]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text))
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _plain(field: str, text: str) -> str:
+    """Let a spreadsheet not take a text of a file from elsewhere for a formula."""
+    return f"'{text}" if field in TEXTS and text[:1] in FORMULA else text
 
 
 def _latex(text: str) -> str:

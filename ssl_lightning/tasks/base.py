@@ -201,6 +201,12 @@ class PretextTask(pl.LightningModule):
         """Optimizer steps after which the run ends; -1 is no limit."""
         return int(self.trainer.max_steps)
 
+    def configure_model(self) -> None:
+        """Let the strategy shard the networks, if it is one that does (`ssl_lightning.sharding`)."""
+        strategy: Any = self.trainer.strategy
+        if hasattr(strategy, "shard"):
+            strategy.shard(self)
+
     def configure_optimizers(self) -> Any:
         return self.optimizer_for(self.parameters(), self.total_steps())
 

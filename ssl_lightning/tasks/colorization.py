@@ -42,7 +42,7 @@ class Colorization(PretextTask):
         grid: Distance of the bins in Lab units; 10 makes the authors' 313.
         neighbours: Bins over which a colour is spread.
         sigma: Deviation of the Gaussian, in Lab units, that spreads it; also smooths the prior.
-        rebalance: lambda of the weights 1 / ((1 - lambda) p + lambda / Q), in 0..1: 1 switches them off.
+        rebalance: lambda of the weights 1 / ((1 - lambda) p + lambda / Q), above 0: 1 switches them off.
         temperature: At which the predicted bins are averaged to a colour.
         reduction: Image size over the size of the predicted colours; None: what the trunk leaves, but 4 at
             most.
@@ -89,8 +89,10 @@ class Colorization(PretextTask):
             )
         if target not in TARGETS:
             raise ValueError(f"task.target is {target!r}; allowed are {' and '.join(TARGETS)}")
-        if not 0 <= rebalance <= 1:
-            raise ValueError(f"task.rebalance is {rebalance}; allowed are 0 to 1, which switches it off")
+        if not 0 < rebalance <= 1:
+            raise ValueError(
+                f"task.rebalance is {rebalance}; allowed are above 0, to 1, which switches it off"
+            )
         if sigma <= 0 or temperature <= 0:
             raise ValueError(f"task.sigma is {sigma} and task.temperature {temperature}; both must be > 0")
         if prior_images < 1:

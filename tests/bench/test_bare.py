@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ssl_lightning.bench.bare import BareLoop
-from ssl_lightning.bench.build import batches_of, composed
+from ssl_lightning.bench.build import alone, batches_of, composed
 from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
+from ssl_lightning.hardware import peak_memory_gb
 from ssl_lightning.run import Run
 
 # tasks without random draws of their own
@@ -46,3 +47,11 @@ def test_both_take_turns_and_are_timed_alike(tmp_path: Path) -> None:
     assert loop.done == 9
     assert len(turns.ours) == len(turns.theirs) == 2  # the first block warms up
     assert min(turns.ours + turns.theirs) > 0
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_process_is_not_that_of_the_one_that_asks() -> None:
+    held = torch.ones(2**31, dtype=torch.uint8)  # 2.1 GB, touched
+    assert peak_memory_gb()["host"] > 2.1
+    assert alone(peak_memory_gb)["host"] < 1.5
+    del held

@@ -65,6 +65,7 @@ def play(callback: PanelPicture, given: list[Panel], first: int = 1, loggers: tu
     for epoch in range(first, first + len(given)):
         trainer = SimpleNamespace(
             is_global_zero=True,
+            strategy=None,
             current_epoch=epoch - 1,
             loggers=loggers,
             datamodule=SimpleNamespace(

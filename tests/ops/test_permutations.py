@@ -128,7 +128,7 @@ def test_another_set_has_another_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((1, 2), "tiles is 1; a jigsaw needs at least 2"),
+        ((1, 2), "tiles is 1; allowed are 2 to 255"),
         ((0, 2), "tiles is 0"),
         ((4, 1), r"size is 1; allowed are 2 to 24 orders of 4 tiles"),
         ((4, 25), r"size is 25; allowed are 2 to 24"),

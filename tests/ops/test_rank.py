@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_lightning.ops.rank import effective_rank
+from ssl_lightning.ops.rank import dead_channels, effective_rank
 from ssl_lightning.seeding import generator
 
 
@@ -34,3 +34,12 @@ def test_rotations_scale_and_order_do_not_matter() -> None:
     turn = torch.linalg.qr(torch.randn(6, 6, generator=generator("q")).double()).Q
     for same in (x @ turn, 5 * x, x.flip(0)):
         assert effective_rank(same).item() == pytest.approx(effective_rank(x).item(), rel=1e-9)
+
+
+def test_dead_are_the_features_that_never_change() -> None:
+    x = torch.randn(50, 6, generator=generator("dead"))
+    x[:, 1], x[:, 4] = 0, -3e4
+    x[:, 5] = 1 + 1e-7 * x[:, 5]  # rounding is no change
+    assert dead_channels(x).tolist() == [False, True, False, False, True, True]
+    assert dead_channels(1e-20 * x).tolist() == dead_channels(x).tolist()  # small is not dead
+    assert dead_channels(x.bfloat16()).tolist() == dead_channels(x).tolist()

@@ -1,7 +1,7 @@
 """The label-efficiency curve: the stage is chosen on held-out images, runs must be comparable."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -64,9 +64,9 @@ def test_runs_that_cannot_be_compared_are_refused() -> None:
         draw([])
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "results.json").write_text(json.dumps(run(*ROWS)))
-    assert main([str(tmp_path / "curve.png"), str(tmp_path)]) == 0
+def test_the_command(tmp_path: Path, leave: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = leave("run", [row | {"n": 100} for row in ROWS])
+    assert main([str(tmp_path / "curve.png"), str(folder)]) == 0
     with Image.open(tmp_path / "curve.png") as picture:
         assert min(picture.size) > 300
     assert main([str(tmp_path / "curve.png")]) == 2

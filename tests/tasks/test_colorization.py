@@ -290,7 +290,8 @@ def test_the_panel_shows_grey_coloured_and_original() -> None:
     ("options", "message"),
     [
         ({"target": "l1"}, "task.target is 'l1'; allowed are bins and l2"),
-        ({"rebalance": 1.5}, "task.rebalance is 1.5; allowed are 0 to 1"),
+        ({"rebalance": 1.5}, "task.rebalance is 1.5; allowed are above 0, to 1"),
+        ({"rebalance": 0.0}, "task.rebalance is 0.0; allowed are above 0, to 1"),
         ({"sigma": 0.0}, "task.sigma is 0.0"),
         ({"temperature": 0.0}, "task.temperature 0.0; both must be > 0"),
         ({"prior_images": 0}, "task.prior_images is 0"),

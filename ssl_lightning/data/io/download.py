@@ -205,20 +205,41 @@ def unpack(archive: Path, into: Path, max_bytes: int) -> None:
     Raises:
         ValueError: The archive is broken, or a member is refused; names it. Something may lie in `into` then.
     """
-    left, names = max_bytes, set()
     try:
         with tarfile.open(archive) as tar:
-            for member in tar:  # as they come: a list of all would read the whole archive first
-                name = os.path.normpath(member.name).casefold()
-                left -= member.size + TAR_BLOCK
-                if left < 0:
-                    raise ValueError(f"{member.name!r} makes it more than the {max_bytes:,} bytes expected")
-                if name in names and not member.isdir():
-                    raise ValueError(f"{member.name!r} is in it twice")
-                names.add(name)
-                tar.extract(member, into, filter="data")
+            _extract(tar, into, max_bytes)
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{archive.name} is not unpacked: {error}") from error
+
+
+def unpack_deb(archive: Path, into: Path, max_bytes: int) -> None:
+    """Unpack a package of Debian in the same way: `dpkg-deb` only turns it into a tar archive, as it is read.
+
+    Raises:
+        ValueError: As `unpack` does.
+    """
+    command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+                _extract(tar, into, max_bytes)
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{archive.name} is not unpacked: {error}") from error
+        finally:
+            process.kill()  # of what is too large the rest is not wanted
+
+
+def _extract(tar: tarfile.TarFile, into: Path, max_bytes: int) -> None:
+    left, names = max_bytes, set()
+    for member in tar:  # as they come: a list of all would read the whole archive first
+        name = os.path.normpath(member.name).casefold()
+        left -= member.size + TAR_BLOCK
+        if left < 0:
+            raise ValueError(f"{member.name!r} makes it more than the {max_bytes:,} bytes expected")
+        if name in names and not member.isdir():
+            raise ValueError(f"{member.name!r} is in it twice")
+        names.add(name)
+        tar.extract(member, into, filter="data")
 
 
 def run_tool(command: Sequence[str], cwd: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_lightning.data.io.arrays import has_parts, save_verified
-from ssl_lightning.data.io.download import DownloadError, Source, fetch_url, obtain, run_tool
+from ssl_lightning.data.io.download import DownloadError, Source, fetch_url, obtain, run_tool, unpack_deb
 
 CLASSES = (
     "t-shirt/top",
@@ -25,6 +25,7 @@ CLASSES = (
     "ankle boot",
 )
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
+MAX_PACKAGE = 100_000_000  # bytes of all files in Debian's package, which are packed; they have 31 MB
 MAX_BYTES = 60_000 * 28 * 28 + 16  # of a file, unpacked
 FILES = {
     "train_images": "train-images-idx3-ubyte.gz",
@@ -86,7 +87,7 @@ def _debian(out: Path, scratch: Path) -> None:
     archives = list(scratch.glob("*.deb"))
     if len(archives) != 1:
         raise RuntimeError(f"apt-get download left {len(archives)} packages, expected 1")
-    run_tool(["dpkg-deb", "-x", archives[0].name, "files"], scratch)
+    unpack_deb(archives[0], scratch / "files", MAX_PACKAGE)
     save_verified(out, decode_idx(scratch / "files/usr/share/datasets/fashion-mnist"), DIGESTS)
 
 

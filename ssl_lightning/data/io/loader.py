@@ -143,6 +143,28 @@ class BatchLoader:
         )
         return next(iter(one))[0].cpu()
 
+    def sample(self, count: int) -> BatchLoader:
+        """Return a loader of at most so many of the images, in an order drawn once for all runs.
+
+        Fewer are the first ones of more. Not the first in the loader's own order: files lie class by class.
+
+        Raises:
+            ValueError: The loader shuffles.
+        """
+        if self.shuffle:
+            raise ValueError(f"{self.name} is shuffled; a fixed sample is of a loader that is not")
+        order = torch.randperm(len(self.indices), generator=generator("fixed", "sample"))
+        return BatchLoader(
+            self.source,
+            self.indices[order[:count]],
+            self.batch_size,
+            seed=self.seed,
+            shuffle=False,
+            rank=self.rank,
+            world_size=self.world_size,
+            name=self.name,
+        )
+
     def state_dict(self) -> dict[str, int | str]:
         """Return where the loader stands and what that refers to; the same in every process."""
         if not self.shuffle:

@@ -1,0 +1,158 @@
+"""A line after each epoch on the health of the features: have they collapsed?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ssl_lightning.callbacks.online_knn import OnlineKNN
+from ssl_lightning.encoding import class_labels, encode
+from ssl_lightning.ops.rank import dead_channels, effective_rank
+from ssl_lightning.sharding import whole_task
+
+FEWEST = 16  # images that a rank can be judged by
+LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the pooled last stage of a trunk says of some images.
+
+    Args:
+        rank: Effective rank, from 1 to `largest`.
+        largest: The smaller of the number of images and that of channels.
+        dead: Channels that are the same for all images.
+        channels: All channels.
+    """
+
+    rank: float
+    largest: int
+    dead: int
+    channels: int
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the images can hardly be told apart."""
+        return self.rank < LOWEST_RANK or self.dead > MOST_DEAD * self.channels
+
+    def __str__(self) -> str:
+        return f"rank {self.rank:.1f} of {self.largest}, {self.dead} of {self.channels} channels dead"
+
+
+class Collapse(Callback):
+    """Report the effective rank and the dead channels of every branch after an epoch, in one line.
+
+    The features are those of the deepest stage, averaged over its map, of plain held-out images: always the
+    same ones, in evaluation mode. The rank is RankMe (see `ops.rank`); a channel is dead if it is the same
+    for all images. Logged as `features/<branch>/rank` and `features/<branch>/dead_channels`. A rank below 2,
+    or more than half of the channels dead, makes the line a warning, and the run goes on. The training is
+    what it is without: no weight, no statistic and no random number changes.
+
+    Where `OnlineKNN` encodes these images too, nothing is encoded twice. With fewer than 16 held-out images
+    nothing is reported, and that is said at the start.
+
+    Args:
+        images: Held-out images, or all if there are fewer; they bound the rank.
+        every_n_epochs: Epochs between two lines.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    def __init__(self, *, images: int = 512, every_n_epochs: int = 1) -> None:
+        if images < FEWEST:
+            raise ValueError(
+                f"callbacks.collapse.images is {images}; allowed are {FEWEST} and more, which a rank can be "
+                "judged by"
+            )
+        if every_n_epochs < 1:
+            raise ValueError(f"callbacks.collapse.every_n_epochs is {every_n_epochs}; it must be above 0")
+        self.images, self.every_n_epochs = images, every_n_epochs
+        self._watches = True
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        count, fewest = len(self.loader(trainer).indices), max(FEWEST, trainer.world_size)
+        self._watches = count >= fewest
+        if not self._watches and trainer.is_global_zero:
+            print(
+                f"features are not watched for collapse: {count} held-out images, {fewest} are needed",
+                flush=True,
+            )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._watches or (trainer.current_epoch + 1) % self.every_n_epochs:
+            return
+        features = self.features(trainer, pl_module)  # by all processes together
+        if trainer.is_global_zero:
+            found = {name: judge(x) for name, x in features.items()}
+            self.report(trainer, found)
+
+    def loader(self, trainer: pl.Trainer) -> Any:
+        """The images: of the labelled held-out ones where there are enough, as `OnlineKNN` takes them."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if data.has_downstream and data.targets == "classes":
+            heldout = data.downstream("heldout").sample(self.images)
+            if len(heldout.indices) == self.images:
+                return heldout
+        return data.val_dataloader().sample(self.images)
+
+    def features(self, trainer: pl.Trainer, task: Any) -> dict[str, Tensor]:
+        """Pooled last stage `(N, D)` of every branch, the same on every process."""
+        loader = self.loader(trainer)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, OnlineKNN) and other.holds(trainer, loader):
+                found = other.encoded(trainer, task)
+                return {
+                    name: each.get("heldout", each.stages[-1], 1)[: len(loader.indices)]
+                    for name, each in found.items()
+                }
+        taken, whole = {}, whole_task(trainer, task)
+        for name, trunk in whole.branches().items():
+            each = encode(
+                trunk,
+                whole.probe_input,
+                {"heldout": class_labels(loader)},
+                [1],
+                precision=trainer.precision_plugin.forward_context,
+                device=task.device,
+            )
+            taken[name] = each.get("heldout", each.stages[-1], 1)
+        return taken
+
+    def report(self, trainer: pl.Trainer, found: Mapping[str, Health]) -> None:
+        """Print the line, and send the figures to the loggers."""
+        print(line(trainer.current_epoch + 1, found), flush=True)
+        row: dict[str, float] = {}
+        for name, health in found.items():
+            row |= {f"features/{name}/rank": health.rank, f"features/{name}/dead_channels": health.dead}
+        for logger in trainer.loggers:
+            logger.log_metrics(
+                {"epoch": trainer.current_epoch, **row}, step=trainer.fit_loop.total_batch_idx + 1
+            )
+
+
+def judge(x: Tensor) -> Health:
+    """Judge features `(N, D)`."""
+    dead = int(dead_channels(x).sum())
+    return Health(float(effective_rank(x)), min(x.shape), dead, x.shape[1])
+
+
+def line(epoch: int, found: Mapping[str, Health]) -> str:
+    """Say how the features of each branch are after an epoch.
+
+    >>> line(2, {"backbone": Health(35.9, 96, 3, 96)})
+    'epoch 2: features backbone rank 35.9 of 96, 3 of 96 channels dead'
+    """
+    said = "; ".join(f"{name} {health}" for name, health in found.items())
+    collapsed = [name for name, health in found.items() if health.collapsed]
+    if not collapsed:
+        return f"epoch {epoch}: features {said}"
+    return (
+        f"epoch {epoch}: warning: features of {' and '.join(collapsed)} have collapsed: {said}; "
+        "images look nearly the same to it. A lower optimizer.lr may help; docs/trust.md, Numbers"
+    )

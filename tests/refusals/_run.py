@@ -1,0 +1,108 @@
+"""A tiny run, for what is refused of the files that a run leaves; and the entrances that read them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+import ssl_lightning
+from ssl_lightning.bench.build import composed
+from ssl_lightning.evaluation import evaluate
+from ssl_lightning.launch import save_config
+from ssl_lightning.resume import check_checkpoint, resumed_config
+from ssl_lightning.run import Run, run
+from ssl_lightning.targets import CONF
+
+TINY = [
+    "data=fake", "data.num_train=32", "data.num_test=16", "data.heldout=16", "data.batch_size=8",
+    "data.image_size=16", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "logger=[]",
+    "callbacks=[checkpoint]", "probe=[knn]", "probe.knn.ks=[5]", "backbone.widths=[4,4,4]",
+]  # fmt: skip
+
+
+def make_run(folder: Path, *overrides: str) -> Path:
+    """Train for one epoch, in this process, and leave what a run leaves."""
+    given = [*TINY, *overrides]
+    cfg = composed(given, folder)
+    OmegaConf.update(cfg, "overrides", given, force_add=True)
+    save_config(cfg, folder)
+    run(cfg, folder)
+    return folder
+
+
+def composed_with(folder: Path, *overrides: str) -> Any:
+    given = [*TINY, *overrides]
+    cfg = composed(given, folder)
+    OmegaConf.update(cfg, "overrides", given, force_add=True)
+    return cfg
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every file below a folder, with the digest of what it holds."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(begin(path)).hexdigest() + f" {path.stat().st_size}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def begin(path: Path) -> bytes:
+    """The content of a file, of absurd ones the beginning."""
+    with open(path, "rb") as file:
+        return file.read(1 << 24)
+
+
+def resume(folder: Path) -> None:
+    """What `train.py resume=` does in its process, then what the worker does, to the end."""
+    cfg = resumed_config(folder, ["trainer.max_epochs=2"], CONF)
+    check_checkpoint(folder, cfg)
+    run(cfg, folder)
+
+
+def init_from(path: Path) -> None:
+    """Build a new run with `init_from=`, up to where work would start."""
+    Run(composed_with(path.parent / "new", f"init_from='{path}'"), path.parent / "new")
+
+
+def evaluate_run(folder: Path) -> None:
+    """What `evaluate.py run=` does."""
+    cfg = resumed_config(folder, [], CONF)
+    cfg.update(init_from=None, checkpoint="last", callbacks={}, logger={})
+    evaluate(cfg, folder)
+
+
+def evaluate_weights(path: Path) -> None:
+    """What `evaluate.py weights=` builds: the control that trains nothing, around given weights."""
+    folder = path.parent / "evaluated"
+    Run(composed_with(folder, "task=random", "callbacks=[]", f"init_from='{path}'"), folder)
+
+
+def load_backbone(path: Path) -> None:
+    ssl_lightning.load_backbone(path)
+
+
+class Attack:
+    """A pickle that would make a file where it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return os.mknod, (str(self.marker),)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the content of a checkpoint: in place, or to what `change` returns."""
+    content = torch.load(path, weights_only=True)
+    changed = change(content)
+    torch.save(content if changed is None else changed, path)
+
+
+def first_weight(state: Mapping[str, torch.Tensor]) -> str:
+    return next(name for name, value in state.items() if value.ndim == 4)
