@@ -71,6 +71,7 @@ def test_webdataset_reads_the_same_keys_bytes_and_labels(tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_order_labels_and_sizes_are_as_asked_for(tmp_path):
     images = tree(tmp_path / "images")
     names = {}
@@ -160,6 +161,7 @@ def test_a_killed_pack_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, capsys
     assert content(out) == before
 
 
+@pytest.mark.slow
 def test_other_images_or_settings_start_again_and_foreign_folders_are_left_alone(tmp_path, capsys):
     images, out = tree(tmp_path / "images"), tmp_path / "out"
     process = multiprocessing.get_context("fork").Process(target=die_in_second_shard, args=(images, out))

@@ -206,6 +206,7 @@ def test_two_processes_with_two_workers_each_see_every_image_once_an_epoch(made,
     assert [list(chain(*epoch)) for epoch in alone] == orders
 
 
+@pytest.mark.slow
 def test_workers_and_reading_ahead_change_nothing(made):
     folder = made / "train packed"
 
