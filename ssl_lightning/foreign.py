@@ -38,7 +38,8 @@ UNUSED = ("output_dir", "folder", "name", "resume", "run")  # a run that exists 
 PLACE = re.compile(r"(dir|dirpath|folder|path)$")  # keys of what is written to
 CHOICE = re.compile(r"[\w./+-]{1,100}")
 CACHED = (
-    "cifar10", "stl10", "fashion_mnist", "voc2007", "voc2012", "folders", "packed", "permutations", "ab_priors",
+    "cifar10", "stl10", "fashion_mnist", "voc2007", "voc2012", "folders", "packed", "permutations",
+    "ab_priors",
 )  # fmt: skip
 
 
