@@ -33,10 +33,14 @@ READ_ONLY = (
     "overrides",
 )  # not written to
 READ_ONLY_KEYS = ("probe.embedding.folder", "task.vgg_weights")
+CACHES = ("data.root", "task.cache_dir")
 UNUSED = ("output_dir", "folder", "name", "resume", "run")  # a run that exists goes by its own folder
 PLACE = re.compile(r"(dir|dirpath|folder|path)$")  # keys of what is written to
 CHOICE = re.compile(r"[\w./+-]{1,100}")
-CACHED = ("cifar10", "stl10", "fashion_mnist", "voc2007", "voc2012", "folders", "packed")
+CACHED = (
+    "cifar10", "stl10", "fashion_mnist", "voc2007", "voc2012", "folders", "packed", "permutations",
+    "ab_priors",
+)  # fmt: skip
 
 
 def load_config(path: Path) -> DictConfig:
@@ -97,7 +101,11 @@ def check_config(config: Mapping[str, Any], folder: Path, source: Path, given: I
     home = os.path.realpath(folder)
     for key, value in leaves(dict(config)).items():
         group = key.partition(".")[0]
-        if group in (*READ_ONLY, *UNUSED) or key in (*READ_ONLY_KEYS, *given) or not isinstance(value, str):
+        if (
+            group in (*READ_ONLY, *UNUSED)
+            or key in (*READ_ONLY_KEYS, *CACHES, *given)
+            or not isinstance(value, str)
+        ):
             continue
         parts = Path(value).parts
         elsewhere = os.path.isabs(value) or value.startswith("~") or ".." in parts or PLACE.search(key)
@@ -112,12 +120,14 @@ def check_config(config: Mapping[str, Any], folder: Path, source: Path, given: I
             f"{source} would fetch published weights (backbone.pretrained); if that is meant, give "
             "backbone.pretrained=true on the command line, of train.py resume= or of evaluate.py without run="
         )
-    root = config["data"].get("root")
-    if root is not None and "data.root" not in given and not _is_cache(root):
-        raise ValueError(
-            f"{source} names the cache {root!r} (data.root), which is not here, or is no cache of this "
-            "project; give data.root= on the command line"
-        )
+    for key in CACHES:
+        group, _, name = key.partition(".")
+        root = config[group].get(name)
+        if root is not None and key not in given and not is_cache(root):
+            raise ValueError(
+                f"{source} names the cache {root!r} ({key}), which is not here, or is no cache of this "
+                f"project; give {key}= on the command line"
+            )
 
 
 def check_folder(folder: Path) -> None:
@@ -169,9 +179,9 @@ def _inside(path: str, home: str) -> bool:
     return os.path.isabs(path) and (real == home or real.startswith(home + os.sep))
 
 
-def _is_cache(root: Any) -> bool:
+def is_cache(root: Any) -> bool:
     """Whether a folder is where this user keeps data, or one where this project has put some."""
-    from ssl_lightning.data.io.download import cache_root
+    from ssl_lightning.data.io.download import cache_root  # not needed to start a run
 
     place = Path(str(root)).expanduser()
     return place.absolute() == cache_root() or any((place / name).is_dir() for name in CACHED)

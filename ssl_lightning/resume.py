@@ -17,9 +17,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.earlier import CONFIG_NAME, NEXT_CONFIG
 from ssl_lightning.errors import RunError
-from ssl_lightning.foreign import check_config, check_folder, given_overrides, load_config, moved
+from ssl_lightning.foreign import check_config, check_folder, given_overrides, is_cache, load_config, moved
 from ssl_lightning.launch import check_devices, run_folder, save_config
 from ssl_lightning.reading import printable
 from ssl_lightning.results import ABSENT, leaves
@@ -139,6 +140,8 @@ def read_config(folder: Path) -> DictConfig:
     content = OmegaConf.to_container(stored)
     here = cast(DictConfig, OmegaConf.create(moved(content, str(stored.run_dir), str(folder))))
     here.run_dir = str(folder)
+    if here.task.get("cache_dir") and not is_cache(here.task.cache_dir):
+        here.task.cache_dir = str(cache_root())  # of another machine; what is kept there is computed anew
     return here
 
 

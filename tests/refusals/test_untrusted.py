@@ -17,8 +17,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.errors import RunError
-from ssl_lightning.evaluate import evaluation_config
+from ssl_lightning.evaluate import GROUPS, evaluation_config
 from ssl_lightning.foreign import check_config, check_folder, given_overrides, load_config, moved
 from ssl_lightning.networks.timm_backbone import create_timm
 from ssl_lightning.resume import resumed_config
@@ -180,6 +181,7 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "a folder that was the root": (says("run_dir", "/"), WRITES),
     "a cache that is none": (says("data/root", "/etc"), "names the cache '/etc'"),
     "a cache that is not there": (says("data/root", "/nowhere"), "names the cache '/nowhere'"),
+    "another cache that is none": (says("task/cache_dir", "/etc"), "names the cache '/etc' .task.cache_dir."),
     "published weights": (says("backbone/pretrained", True), "would fetch published weights"),
     # names that a terminal would obey, and what lies in the folder
     "a name of escape codes": (says("choices/task", "\x1b[2Jrotation"), "choices.task is .* no name of"),
@@ -228,8 +230,11 @@ def test_an_attack_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
 def test_an_attack_is_refused_by_both_commands(name: str, folder: Path) -> None:
     spoil, answer = ATTACKS[name]
     spoil(folder)
-    cfg = OmegaConf.create({group: {} for group in ("probe", "data", "trainer", "encoding")})
+    cfg = OmegaConf.create({group: {} for group in GROUPS})
     cfg.update(checkpoint="last", choices={"data": "fake"})
+    if name == "another cache that is none":  # the reader's own takes its place
+        assert evaluation_config(folder, cfg, [f"run={folder}"]).task.cache_dir == str(cache_root())
+        return
     with pytest.raises(RunError, match=answer):
         resumed_config(folder, [], CONF)
     if answer == WRITES and name != "a root of Lightning":
