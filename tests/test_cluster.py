@@ -96,13 +96,15 @@ def test_sharded_weights_learn_what_whole_ones_do(tmp_path: Path, task: str, opt
     small = [o for o in small if o.partition("=")[0] not in given]
     if "probe=[knn,finetune]" in options:
         small = [*small, "probe.finetune.fractions=[0.5]", "probe.finetune.epochs=1"]
+    # fsdp has contiguous weights only: in the same memory format both take the same kernels
+    small = [*small, "channels_last=false"]
     for strategy in ("ddp", "fsdp"):
         train(tmp_path, *small, f"task={task}", *options, f"trainer={strategy}", f"name={strategy}")
     backbone = "resnet18_small" if "backbone=resnet18_small" in options else "convnet"
     ddp, fsdp = (tmp_path / task / "fake" / backbone / name for name in ("ddp", "fsdp"))
-    # convolutions in another memory format round otherwise, and jigsaw's batch norms over few rows amplify it
-    loose = task == "jigsaw" or {"trainer.precision=bf16-mixed", "optimizer=adamw"} & set(options)
-    assert_same_state(ddp, fsdp, **({"rtol": 1e-2, "atol": 1e-4} if loose else {"rtol": 1e-3, "atol": 1e-5}))
+    # Adam's division amplifies rounding
+    atol = 1e-4 if "optimizer=adamw" in options else 1e-5
+    assert_same_state(ddp, fsdp, rtol=1e-3, atol=atol)
     one, two = results_of(ddp), results_of(fsdp)
     assert two["pretext"] == pytest.approx(one["pretext"], rel=1e-2)
     assert len(two["probes"]) == len(one["probes"])
