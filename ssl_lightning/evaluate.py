@@ -65,7 +65,9 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
             stored[group] = new[group]
     if "data" in touched:
         stored.choices.data = new.choices.data
-    stored.update(init_from=None, checkpoint=new.checkpoint, callbacks={}, logger={}, overrides=given)
+    stored.update(checkpoint=new.checkpoint, callbacks={}, logger={}, overrides=given)
+    if (folder / "checkpoints").is_dir():
+        stored.init_from = None  # the trunk is the trained one; without, it is still that which was given
     check_loaded(stored, folder, folder / RUN_CONFIG, _keys_of(new, touched))
     return stored
 

@@ -160,6 +160,9 @@ def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
     evaluate(tmp_path, f"weights={folder}/backbone.safetensors", *small)
     elsewhere = results_of(tmp_path / "evaluate/fake/convnet/again")["probes"]
     assert elsewhere == [r for r in before["probes"] if r["trained"]]
+    assert (
+        "6 of 6 figures were in" in evaluate(tmp_path, f"run={tmp_path}/evaluate/fake/convnet/again").stdout
+    )
 
 
 @pytest.mark.parametrize(
