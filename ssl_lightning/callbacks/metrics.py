@@ -66,7 +66,7 @@ class Metrics(Callback):
         norms, self._norms = self._norms, {}
         if not trainer.is_global_zero:
             return
-        scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        scores = {f"train/{name}": value for name, value in pl_module.scores.items()}  # type: ignore[operator, union-attr]
         row = {name: float(value) for name, value in (scores | norms).items()}
         for number, optimizer in enumerate(trainer.optimizers):
             row["train/lr" + (f"_{number}" if number else "")] = optimizer.param_groups[0]["lr"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 
 from ssl_lightning.callbacks.throughput import Throughput
 
@@ -54,7 +56,7 @@ class ProgressBar(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_global_zero and time.monotonic() - self._drawn >= self.interval:
-            self._draw(trainer, batch_idx + 1)
+            self._draw(trainer, pl_module.scores, batch_idx + 1)  # type: ignore[arg-type]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking:
@@ -69,10 +71,10 @@ class ProgressBar(Callback):
     ) -> None:
         self._close()  # or the terminal stays without its cursor
 
-    def _draw(self, trainer: pl.Trainer, done: int) -> None:
+    def _draw(self, trainer: pl.Trainer, scores: Mapping[str, Tensor], done: int) -> None:
         self._drawn = time.monotonic()
         total = int(trainer.num_training_batches)
-        named = {k: v for k, v in trainer.callback_metrics.items() if k in ("train/loss", "train/acc")}
+        named = {f"train/{name}": scores[name] for name in sorted({"acc", "loss"} & scores.keys())}
         figures = f"{self._throughput.images_per_s:,.0f} images/s  {_figures(named)}"
         title = f"epoch {trainer.current_epoch + 1}"
         title += f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""

@@ -167,17 +167,21 @@ class PretextTask(pl.LightningModule):
 
     def fix_dropout(self, batch_idx: int) -> None:
         """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
-        torch.manual_seed(self._stream("dropout", batch_idx).initial_seed())
+        seed = self._stream("dropout", batch_idx).initial_seed()
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would look after every kind of device
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_stream(self, batch_idx: int, device: torch.device) -> torch.Generator:
         """The stream of one training batch."""
         return self._stream("train", batch_idx, device)
 
     def log_training(self, scores: Mapping[str, Tensor]) -> None:
-        """Log scalars under `train/`, and keep those of this batch in `scores`."""
+        """Keep the scalars of this batch in `scores`, from which callbacks/metrics.py takes those to log.
+
+        Not `self.log`, which costs a millisecond a step, whether or not the step is one that is logged.
+        """
         self.scores = {name: value.detach() for name, value in scores.items()}
-        # logger=False, here and below: callbacks/metrics.py takes these to the loggers
-        self.log_dict({f"train/{name}": value for name, value in self.scores.items()}, logger=False)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
@@ -185,6 +189,7 @@ class PretextTask(pl.LightningModule):
         stream = generator(self.seed, "val", batch_idx, self.global_rank, device=images.device)
         scores = self.step(images, labels, stream)
         named = {f"val/{name}": value for name, value in scores.items()}
+        # logger=False: callbacks/metrics.py takes these to the loggers
         self.log_dict(named, batch_size=len(images), on_epoch=True, sync_dist=True, logger=False)
 
     def trainer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
