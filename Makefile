@@ -26,7 +26,7 @@ train: setup ## Pretrain on CIFAR-10 and probe: the quick start (ARGS="task=rand
 test: setup ## Run the fast tests (ARGS="-m slow" for the rest)
 	$(BIN)/python -m pytest $(ARGS)
 
-faults: setup ## Kill runs, fill disks, and see that nothing is lost (half an hour)
+faults: setup ## Kill runs, fill disks, and see that nothing is lost (20 minutes)
 	$(BIN)/python -m pytest -m slow tests/faults $(ARGS)
 
 soak: setup ## An hour of short epochs: are memory and descriptors flat? (ARGS="--minutes 5")

@@ -24,14 +24,7 @@ from ssl_lightning.targets import check_targets
 MAX_BYTES = 1 << 20  # of a config; those of this project have some 5 kB
 MAX_FILES = 100_000  # of a run folder
 GROUPS = ("task", "data", "backbone", "optimizer", "scheduler", "trainer", "choices")
-READ_ONLY = (
-    "data",
-    "init_from",
-    "weights",
-    "checkpoint",
-    "prefix_map",
-    "overrides",
-)  # not written to
+READ_ONLY = ("data", "init_from", "weights", "checkpoint", "prefix_map", "overrides")  # not written to
 READ_ONLY_KEYS = ("probe.embedding.folder", "task.vgg_weights")
 CACHES = ("data.root", "task.cache_dir")
 UNUSED = ("output_dir", "folder", "name", "resume", "run")  # a run that exists goes by its own folder

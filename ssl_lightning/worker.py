@@ -101,11 +101,8 @@ def leave_report(folder: Path, error: Exception) -> int:
     try:
         with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
-    except FileExistsError:
-        first, status = (
-            False,
-            NOT_FIRST,
-        )  # another rank ended before, most likely for the cause; this one has lost it
+    except FileExistsError:  # another rank ended before, most likely for the cause: this one has lost it
+        first, status = False, NOT_FIRST
     except OSError:  # the disk is full, which is the cause or hides it
         report.unlink(missing_ok=True)
         print(f"error: {message}", file=sys.stderr, flush=True)
