@@ -167,9 +167,12 @@ def fill_at(moment: Moment, ballast: Path, watch: Path) -> dict[str, str]:
 
 
 def strike(command: Command, cwd: Path, watch: Path, fault: dict) -> str:
-    """Run a command with a fault; return what it printed. Whether it was struck shows in its status."""
-    status, output = finish(start(command, cwd, FAULT_WATCH=str(watch), FAULT_AT=json.dumps(fault)))
-    late = status == 0 and fault["signal"] == signal.SIGTERM  # it came while the last line was printed
+    """Run a command with a fault, and see that its moment came; return what it printed."""
+    came = cwd / ".came.lock"  # the hook passes over locks
+    came.unlink(missing_ok=True)
+    fault_at = {"FAULT_AT": json.dumps(fault), "FAULT_CAME": str(came)}
+    status, output = finish(start(command, cwd, FAULT_WATCH=str(watch), **fault_at))
+    late = status == 0 and came.exists()  # the command ended within the delay after its last moments
     assert status != 0 or late, f"the moment {fault} did not come:\n{output}"
     return output
 

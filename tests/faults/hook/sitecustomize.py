@@ -2,7 +2,7 @@
 
 Environment: FAULT_WATCH is the folder whose files count; FAULT_LOG a file that gets a line per moment;
 FAULT_AT the moment of the fault, `{"moment": [what, file, number], "delay": s, "signal": n, "to": whom}`, or
-with `"fill": file` a file that takes what is left of the disk.
+with `"fill": file` a file that takes what is left of the disk. FAULT_CAME is a file made when it has come.
 """
 
 import json
@@ -64,6 +64,7 @@ def moment(what: str, path: object) -> None:
     if AT and here == AT["moment"] and "fill" in AT:
         fill()
     elif AT and here == AT["moment"]:
+        os.close(os.open(os.environ["FAULT_CAME"], os.O_WRONLY | os.O_CREAT))
         if AT["delay"] == 0 and AT["signal"] == signal.SIGKILL:
             strike()  # before the system call
         threading.Thread(target=strike, daemon=True).start()
