@@ -58,10 +58,10 @@ def _pack(options: argparse.Namespace) -> None:
             index = write_shards(plan, out)
     except Timeout:
         raise ValueError(f"another process is packing into {out}") from None
-    size = sum(shard["bytes"] for shard in index["shards"])
+    size, count = sum(shard["bytes"] for shard in index["shards"]), len(index["shards"])
     classes = "" if index["class_names"] is None else f" of {len(index['class_names'])} classes"
     print(
-        f"{index['images']:,} images{classes} in {len(index['shards'])} shards, {size / 1e6:,.1f} MB, "
+        f"{index['images']:,} images{classes} in {count} shard{'s'[: count != 1]}, {size / 1e6:,.1f} MB, "
         f"in {out}; {index['skipped']} left out"
     )
 
