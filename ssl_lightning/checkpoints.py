@@ -90,7 +90,7 @@ def _what_else(path: Path) -> str:
         with open(path, "rb") as file:
             old = file.read(len(OLD)) == OLD
     except (OSError, ValueError) as error:
-        return f"no checkpoint: {str(error).removeprefix('broken: ')}"
+        return f"no checkpoint: {error}"
     advice = "; it may be of torch before 1.6: load and save it by a newer one, if you trust it"
     return "torn or no checkpoint" + advice * old
 

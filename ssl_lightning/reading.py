@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 MAX_DEPTH = 32  # of nested lists and objects; what a run writes has 6
 
 
-def check_plain(path: Path, max_bytes: int | None = None) -> None:
+def check_plain(path: str | os.PathLike[str], max_bytes: int | None = None) -> None:
     """Refuse what is no file, before it is opened: a pipe would be waited for, for ever.
 
     Raises:
@@ -21,9 +21,9 @@ def check_plain(path: Path, max_bytes: int | None = None) -> None:
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError("broken: no plain file, but a folder, pipe, socket or device")
+        raise ValueError("no plain file, but a folder, pipe, socket or device")
     if max_bytes is not None and found.st_size > max_bytes:
-        raise ValueError(f"broken: it has {found.st_size:,} bytes; allowed are at most {max_bytes:,}")
+        raise ValueError(f"it has {found.st_size:,} bytes; allowed are at most {max_bytes:,}")
 
 
 def read_text(path: Path, max_bytes: int) -> str:
@@ -33,10 +33,10 @@ def read_text(path: Path, max_bytes: int) -> str:
         ValueError: It is no plain file, too large, or of another encoding.
         OSError: It cannot be read.
     """
-    check_plain(path, max_bytes)
     try:
+        check_plain(path, max_bytes)
         return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
+    except ValueError as error:  # of the encoding too
         raise ValueError(f"broken: {error}") from None
 
 
@@ -77,16 +77,20 @@ def check_schema(content: Mapping[str, Any], known: int, key: str = "schema") ->
         )
 
 
-def printable(text: str) -> str:
-    """Show signs that a terminal would obey, or that no file can hold, as their numbers; lines stay lines.
+def printable(text: str, *, lines: bool = True) -> str:
+    """Show signs that a terminal would obey, or that no file can hold, as their numbers.
 
-    >>> printable("a\\x1b[2Jb\\n\\udcff\\u202e")
-    'a\\\\x1b[2Jb\\n\\\\udcff\\\\u202e'
+    Args:
+        text: Anything.
+        lines: Whether lines stay lines; a name is none.
+
+    >>> printable("a\\x1b[2Jb\\n\\udcff\\u202e"), printable("a\\nb \u00fc", lines=False)
+    ('a\\\\x1b[2Jb\\n\\\\udcff\\\\u202e', 'a\\\\nb \u00fc')
     """
     if text.isprintable():
         return text
     return "".join(
-        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode()
+        sign if sign.isprintable() or (lines and sign == "\n") else sign.encode("unicode_escape").decode()
         for sign in text
     )
 

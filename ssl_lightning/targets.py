@@ -14,10 +14,7 @@ from typing import Any
 
 CONF = Path(__file__).parent.parent / "conf"
 TRUST = "SSL_LIGHTNING_TRUST"  # packages of one's own, with commas in between
-MARKS = (
-    "_target_",
-    "_partial_",
-)  # of the keys that Hydra acts on those that this project uses
+MARKS = ("_target_", "_partial_")  # of the keys that Hydra acts on those that this project uses
 TARGET = re.compile(r"^\s*_target_:\s*(\S+)", re.MULTILINE)
 
 

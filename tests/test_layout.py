@@ -48,7 +48,6 @@ def test_imports_run_one_way(part: str) -> None:
 def test_each_module_has_its_config_and_its_test(folder: str) -> None:
     group = folder.removesuffix("s") if folder != "data" else folder
     modules = {p.stem for p in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}  # _*: shared by several
-    modules -= {"pack"}  # a command
     configs = {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
     tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests" / folder).glob("test_*.py")}
     assert modules == configs

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ssl_lightning.checkpoints import AtomicCheckpointIO, load_checkpoint
-from ssl_lightning.data.pack import main as pack
+from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.errors import RunError
 from ssl_lightning.resume import resume_main, resumed_config
 

@@ -26,7 +26,7 @@ from ssl_lightning.data.io.augment import TrainView
 from ssl_lightning.data.io.folders import as_tensor, decode, scan
 from ssl_lightning.data.io.read_ahead import CHUNK
 from ssl_lightning.data.io.shard_index import ShardIndex, read_index
-from ssl_lightning.data.pack import main as pack
+from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.data.shards import Shards
 
 SHARDS, WINDOW = 8, 4

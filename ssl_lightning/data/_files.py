@@ -85,11 +85,7 @@ class ImageFiles(PairedDataModule):
         )
         if not 0 <= max_bad < 1:
             raise ValueError(f"data.max_bad is {max_bad}; allowed is a fraction from 0 to below 1")
-        if max_pixels < 1 or (num_workers is not None and num_workers < 0):
-            raise ValueError(
-                f"data.max_pixels is {max_pixels} and data.num_workers {num_workers}; "
-                "allowed are 1 pixel or more, and null or 0 workers or more"
-            )
+        check_decoding(max_pixels, num_workers)
         if cache_side is not None and cache_side < image_size:
             raise ValueError(
                 f"data.cache_side is {cache_side}; allowed are null and data.image_size {image_size} or more"
@@ -157,6 +153,24 @@ def match(
         )
     places = {path.resolve(): index for index, path in enumerate(unseen)}
     return unseen, torch.tensor([places.get(path.resolve(), -1) for path in train])
+
+
+def check_decoding(max_pixels: int, num_workers: int | None) -> None:
+    """Raise ValueError unless pictures may have a pixel, and the number of processes is none or a number."""
+    if max_pixels < 1 or (num_workers is not None and num_workers < 0):
+        raise ValueError(
+            f"data.max_pixels is {max_pixels} and data.num_workers {num_workers}; "
+            "allowed are 1 pixel or more, and null or 0 workers or more"
+        )
+
+
+def check_both(train_dir: str | None, test_dir: str | None) -> None:
+    """Raise ValueError where only one of the labelled folders is given."""
+    if (train_dir is None) != (test_dir is None):
+        raise ValueError(
+            f"data.train_dir is {train_dir} and data.test_dir is {test_dir}; "
+            "the probes need both, and without probes both are null"
+        )
 
 
 def check_same_classes(train_dir: Path, names: list[str], test_dir: Path, test_names: list[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ssl_lightning.data._files import ImageFiles, check_same_classes, match
+from ssl_lightning.data._files import ImageFiles, check_both, check_same_classes, match
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.folders import classes_of
 
@@ -35,11 +35,7 @@ class Folder(ImageFiles):
         self, *, pretrain_dir: str, train_dir: str | None = None, test_dir: str | None = None, **base: Any
     ) -> None:
         super().__init__(**base)
-        if (train_dir is None) != (test_dir is None):
-            raise ValueError(
-                f"data.train_dir is {train_dir} and data.test_dir is {test_dir}; "
-                "the probes need both, and without probes both are null"
-            )
+        check_both(train_dir, test_dir)
         self.pretrain_dir = Path(pretrain_dir)
         self.train_dir = None if train_dir is None else Path(train_dir)
         self.test_dir = None if test_dir is None else Path(test_dir)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from ssl_lightning.data._files import check_same_classes
+from ssl_lightning.data._files import check_both, check_decoding, check_same_classes
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.augment import EvalView, TrainView
@@ -86,16 +86,10 @@ class Shards(PairedDataModule):
             max_labels=max_labels,
             pretrain_size=pretrain_size,
         )
-        if (train_dir is None) != (test_dir is None):
-            raise ValueError(
-                f"data.train_dir is {train_dir} and data.test_dir is {test_dir}; "
-                "the probes need both, and without probes both are null"
-            )
-        if window < 1 or max_pixels < 1 or (num_workers is not None and num_workers < 0):
-            raise ValueError(
-                f"data.window is {window}, data.max_pixels {max_pixels} and data.num_workers {num_workers}; "
-                "allowed are 1 shard or more, 1 pixel or more, and null or 0 workers or more"
-            )
+        check_both(train_dir, test_dir)
+        check_decoding(max_pixels, num_workers)
+        if window < 1:
+            raise ValueError(f"data.window is {window}; allowed is 1 shard or more")
         self.pretrain_dir = Path(pretrain_dir).expanduser()
         self.train_dir = None if train_dir is None else Path(train_dir).expanduser()
         self.test_dir = None if test_dir is None else Path(test_dir).expanduser()

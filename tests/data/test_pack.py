@@ -18,9 +18,9 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from ssl_lightning.data.io import shard_writer
 from ssl_lightning.data.io.shard_index import ShardError, check_shards, read_index
-from ssl_lightning.data.pack import main
+from ssl_lightning.data.pack import writer
+from ssl_lightning.data.pack.__main__ import main
 
 SUFFIXES = (".jpg", ".png", ".JPEG", ".webp")
 
@@ -128,14 +128,14 @@ def test_a_class_without_a_good_image_and_images_without_a_class_are_refused(tmp
 
 
 def die_in_second_shard(images: Path, out: Path) -> None:
-    real = shard_writer._read_good
+    real = writer._read_good
 
     def deadly(path: Path, max_pixels: int):
         if (out / "shard-000000.tar").exists():
             os.kill(os.getpid(), signal.SIGKILL)
         return real(path, max_pixels)
 
-    shard_writer._read_good = deadly  # type: ignore[assignment]  # in this process only
+    writer._read_good = deadly  # type: ignore[assignment]  # in this process only
     pack(images, out)
 
 

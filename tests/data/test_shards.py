@@ -19,7 +19,7 @@ from ssl_lightning.data.folder import Folder
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.shard_index import ROW, ShardError, entry, read_index
 from ssl_lightning.data.io.shards import ShardSource
-from ssl_lightning.data.pack import main
+from ssl_lightning.data.pack.__main__ import main
 from ssl_lightning.data.shards import Shards
 
 CLASSES = ("ant", "bee")

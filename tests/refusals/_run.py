@@ -87,6 +87,21 @@ def load_backbone(path: Path) -> None:
     ssl_lightning.load_backbone(path)
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def circle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def absurd(path: Path) -> None:
+    with open(path, "r+b") as file:
+        file.truncate(1 << 40)  # a terabyte that takes no room
+
+
 class Attack:
     """A pickle that would make a file where it is read."""
 

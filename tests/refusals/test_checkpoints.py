@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.refusals import _run as entrance
-from tests.refusals._run import Attack, digests, first_weight, make_run, rewrite
+from tests.refusals._run import Attack, absurd, circle, digests, first_weight, make_run, pipe, rewrite
 
 ROOT = Path(__file__).parents[2]
 LAST = "checkpoints/last.ckpt"
@@ -49,16 +49,6 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def circle(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
-
-
 def other_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "no tensors")
@@ -78,11 +68,6 @@ def flipped(path: Path) -> None:
         part = max(archive.infolist(), key=lambda part: part.file_size)
     whole[part.header_offset + 200] ^= 1  # beyond its name
     path.write_bytes(whole)
-
-
-def absurd(path: Path) -> None:
-    with open(path, "r+b") as file:
-        file.truncate(1 << 40)  # a terabyte that takes no room
 
 
 def of_old_torch(path: Path) -> None:

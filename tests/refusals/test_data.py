@@ -23,8 +23,9 @@ from ssl_lightning.data.folder import Folder
 from ssl_lightning.data.imagenet import ImageNet
 from ssl_lightning.data.io import cifar10
 from ssl_lightning.data.io.annotations import read_mask, read_voc_boxes
-from ssl_lightning.data.io.folders import BadImagesError, decode, good_images, printable, scan
+from ssl_lightning.data.io.folders import BadImagesError, decode, good_images, scan
 from ssl_lightning.data.voc_classification import shown
+from ssl_lightning.reading import printable
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 GREY16 = np.array([[0, 256, 257, 32768, 65534, 65535]], np.uint16)
@@ -235,7 +236,7 @@ def test_a_folder_that_is_called_a_picture_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_names_do_not_write_to_the_terminal() -> None:
-    assert printable("a\x1b[2J\nb\udcffü.jpg") == r"a\x1b[2J\nb\udcffü.jpg"
+    assert printable("a\x1b[2J\nb\udcffü.jpg", lines=False) == r"a\x1b[2J\nb\udcffü.jpg"
 
 
 def tree(root: Path, *names: str) -> None:

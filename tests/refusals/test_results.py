@@ -7,7 +7,6 @@ so, and runs the job; `evaluate.py run=` and `resume=` refuse, and leave the fil
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from ssl_lightning.report.collect import collect
 from ssl_lightning.report.write import write_report
 from ssl_lightning.results import config_sha256
 from tests.refusals import _run as entrance
-from tests.refusals._run import digests, make_run
+from tests.refusals._run import absurd, circle, digests, make_run, pipe
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {"seed": 0, "choices": {"task": "rotation", "data": "fake", "backbone": "convnet"}}
@@ -77,21 +76,6 @@ def nested(depth: int) -> Spoil:
     return put(json.dumps(GOOD).replace('{"torch": "2.15"}', protocol))
 
 
-def huge(path: Path) -> None:
-    with open(path, "wb") as file:
-        file.truncate(1 << 40)
-
-
-def pipe(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def circle(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
-
-
 def device(path: Path) -> None:
     path.unlink()
     path.symlink_to("/dev/zero")
@@ -116,7 +100,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "nested in lists": (put("[" * 10**6), "broken: it is nested too deeply"),
     "nested 900 deep": (nested(900), "broken: it is nested "),
     "nested 40 deep": (nested(40), "broken: it is nested more than 32 deep"),
-    "a terabyte": (huge, "broken: it has 1,099,511,627,776 bytes; allowed are at most 33,554,432"),
+    "a terabyte": (absurd, "broken: it has 1,099,511,627,776 bytes; allowed are at most 33,554,432"),
     "a pipe": (pipe, "no plain file|is a pipe, socket or device"),
     "a link in a circle": (circle, "Too many levels of symbolic links"),
     "a device": (device, "no plain file|is a link that leads out"),

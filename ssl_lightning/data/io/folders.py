@@ -7,7 +7,6 @@ import hashlib
 import json
 import math
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -21,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_lightning.files import write_file
+from ssl_lightning.reading import check_plain, printable
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 # What these are by their content. Pillow knows dozens more, and gives some to outside programs (PostScript to
@@ -100,12 +100,6 @@ def opened(path: str | os.PathLike[str] | BytesIO, max_pixels: float = math.inf)
         if width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels are more than max_pixels {max_pixels}")
         yield image
-
-
-def check_plain(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError unless a path leads to a plain file: a pipe would be waited for."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError("no plain file, but a folder, pipe, socket or device")
 
 
 def decode(path: str | os.PathLike[str] | BytesIO, channels: int, max_pixels: int) -> Image.Image:
@@ -195,19 +189,14 @@ def usable(folder: Path, *, max_pixels: int, max_bad: float, cache: Path) -> lis
 
 def describe_bad(bad: dict[Path, str]) -> str:
     """Return one line for each of the first ten bad files, and how many more there are."""
-    lines = [f"  {printable(path)}: {printable(reason)}" for path, reason in list(bad.items())[:SHOWN]]
+    lines = [f"  {_name(path)}: {_name(reason)}" for path, reason in list(bad.items())[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  and {len(bad) - SHOWN} more")
     return "\n".join(lines)
 
 
-def printable(text: object) -> str:
-    r"""Write a name or a message so that a terminal and a file take it, whatever bytes and signs are in it.
-
-    >>> printable("a\nb \x1b[2J ü \udcff")
-    'a\\nb \\x1b[2J ü \\udcff'
-    """
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(text))
+def _name(text: object) -> str:
+    return printable(str(text), lines=False)
 
 
 def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:

@@ -22,13 +22,7 @@ from typing import Any
 import numpy as np
 
 from ssl_lightning.data.io.download import say
-from ssl_lightning.data.io.folders import (
-    BadImagesError,
-    check_plain,
-    decode,
-    describe_bad,
-    printable,
-)
+from ssl_lightning.data.io.folders import BadImagesError, decode, describe_bad
 from ssl_lightning.data.io.packed import in_order
 from ssl_lightning.data.io.shard_index import (
     FORMAT,
@@ -42,9 +36,10 @@ from ssl_lightning.data.io.shard_index import (
     entry,
     read_index,
 )
-from ssl_lightning.data.io.shard_plan import Plan
 from ssl_lightning.data.io.sources import default_workers
+from ssl_lightning.data.pack.plan import Plan
 from ssl_lightning.files import DiskFullError, atomic_file, remove_leftovers, write_file
+from ssl_lightning.reading import check_plain, printable
 
 PLAN_NAME, LOCK_NAME = ".plan", ".lock"
 TELL_S = 30.0  # seconds between two lines on how far it is
@@ -116,7 +111,7 @@ def _records(plan: Plan, out: Path) -> dict[int, dict[str, Any]]:
     if not plan_path.exists():
         others = [path.name for path in held if not path.name.endswith(".tmp")]
         if others:
-            first = printable(min(others))
+            first = printable(min(others), lines=False)
             raise FileExistsError(f"{out} holds other things, such as {first}; name a new or empty folder")
         write_file(plan_path, plan.digest)
         return {}
@@ -175,9 +170,7 @@ def _write_shard(plan: Plan, out: Path, number: int) -> dict[str, Any]:
 
 def _read_good(path: Path, max_pixels: int) -> tuple[bytes, int]:
     """Read an image file and see that it can be decoded; return its bytes, and how many pixels it has."""
-    check_plain(path)
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        raise ValueError(f"more than {MAX_IMAGE_BYTES:,} bytes")
+    check_plain(path, MAX_IMAGE_BYTES)
     content = path.read_bytes()
     width, height = decode(BytesIO(content), 3, max_pixels).size
     return content, width * height
@@ -195,7 +188,9 @@ def _write_index(plan: Plan, out: Path, records: Sequence[dict[str, Any]], skipp
     records = [record for record in records if record["rows"]]
     counts = [len(record["rows"]) for record in records]
     places = [row[0] for record in records for row in record["rows"]]
-    names = [printable(plan.paths[place].relative_to(plan.folder).as_posix()) for place in places]
+    names = [
+        printable(plan.paths[place].relative_to(plan.folder).as_posix(), lines=False) for place in places
+    ]
     lines = [name.encode() + b"\n" for name in names]
     columns = np.array([row[1:] for record in records for row in record["rows"]], np.uint64)
     table = np.zeros(len(places), ROW)

@@ -1,0 +1,1 @@
+"""The packer of shards: a command, no data set."""
