@@ -105,7 +105,11 @@ class FullySharded(ModelParallelStrategy):
                 number: {key: cut_like(value, parameters[number]) for key, value in values.items()}
                 for number, values in state["state"].items()
             }
-            optimizer.load_state_dict(state | {"state": cut})
+            # of a run that was not sharded it may be true
+            groups = [
+                group | {"fused": None} if "fused" in group else group for group in state["param_groups"]
+            ]
+            optimizer.load_state_dict(state | {"state": cut, "param_groups": groups})
 
 
 def check_sharded(*, sync_batchnorm: bool, compiled: bool) -> None:

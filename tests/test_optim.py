@@ -1,4 +1,4 @@
-"""Schedules against their formulas."""
+"""Schedules against their formulas, and fused optimizers against plain ones."""
 
 import math
 
@@ -56,3 +56,34 @@ def test_constant() -> None:
 def test_fractions_are_checked(options: dict) -> None:
     with pytest.raises(ValueError, match="fraction of the run"):
         rates(optim.cosine, 5, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, True), ({"foreach": True}, None), ({"fused": False}, False)],
+)
+def test_fused_kernels_compute_the_same_and_leave_what_was_chosen(
+    options: dict[str, bool], expected: bool | None
+) -> None:
+    found = []
+    for fuse in (False, True):
+        weights = [torch.linspace(-1, 1, 50).requires_grad_(), torch.ones(3, 4).requires_grad_()]
+        optimizer = torch.optim.SGD(
+            weights, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01, **options
+        )
+        if fuse:
+            optim.use_fused_kernels(optimizer)
+            assert optimizer.param_groups[0]["fused"] is expected
+        for step in range(5):
+            for weight in weights:
+                weight.grad = torch.full_like(weight, 0.3 - 0.1 * step)
+            with torch.no_grad():
+                optimizer.step()
+        found.append([weight.detach() for weight in weights])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_kinds_without_fused_kernels_are_left_alone() -> None:
+    optimizer = torch.optim.RMSprop([torch.ones(2, requires_grad=True)])
+    optim.use_fused_kernels(optimizer)
+    assert "fused" not in optimizer.param_groups[0]

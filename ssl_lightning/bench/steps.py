@@ -31,6 +31,7 @@ from ssl_lightning.bench.build import (
 )
 from ssl_lightning.build import build_task
 from ssl_lightning.hardware import peak_memory_gb
+from ssl_lightning.optim import use_fused_kernels
 from ssl_lightning.run import Run
 from ssl_lightning.targets import CONF
 from ssl_lightning.tasks.base import PretextTask
@@ -79,7 +80,12 @@ def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextT
     if not channels_last:
         task.image_format = torch.contiguous_format
         task = task.to(memory_format=torch.contiguous_format)
-    make = instantiate(cfg.optimizer)
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = instantiate(cfg.optimizer)(parameters)
+        use_fused_kernels(optimizer)
+        return optimizer
+
     if not getattr(task, "adversarial", False):
         return task, [make(task.parameters())]
     judging = [*task.discriminator.parameters(), *task.judge.parameters()]  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ NEVER = 2**62  # no mark is so high
 LOSSES = 8  # of a task at most; a mark is the step, and a bit for each loss, and one for the gradient
 GRADIENT = 2**LOSSES
 STEP = 2 * GRADIENT
+KEPT = 64  # steps whose figures wait to be looked at together
 SHOWN = 8  # images that the message names; the file names all
 
 
@@ -33,11 +34,12 @@ class DivergedError(ValueError):
 class DivergenceGuard(Callback):
     """Stop a run whose loss or gradient is not finite, or whose loss grew far beyond its start.
 
-    Every batch leaves on the device, by tensor operations alone, the first step that was bad: any loss of the
-    task (of every network), or the norm of the gradient of any optimizer. It is read where the device is
-    waited for anyway: every `trainer.log_every_n_steps` batches, before a validation, before a state is
-    written, and at the end of an epoch. The images of the bad batch follow from its number, so that they
-    are known however late it is found out; `bad_batch.json` in the run folder names them all.
+    Looked at is every loss of the task (of every network), and the norm of the gradient of each optimizer.
+    They are kept as they are, and looked at many steps at a time, by tensor operations alone, which leave the
+    first step that was bad on the device. It is read where the device is waited for anyway: every
+    `trainer.log_every_n_steps` batches, before a validation, before a state is written, and at the end of an
+    epoch. The images of the bad batch follow from its number, so that they are known however late it is found
+    out; `bad_batch.json` in the run folder names them all.
 
     Diverging is a loss whose mean since the last reading is above `factor` times the mean of the first
     reading. Where the loss gets other terms (an adversarial one after a warm-up), the first reading with
@@ -61,6 +63,8 @@ class DivergenceGuard(Callback):
         self._bits = 2 ** torch.arange(LOSSES)
         self._losses: list[str] = []  # in the order in which they were first seen
         self._sum, self._count = torch.zeros(()), 0  # of the loss since the last reading
+        self._scores: list[Mapping[str, Tensor]] = []  # of the last steps, not looked at yet
+        self._norms: list[tuple[int, Tensor]] = []  # mark and norm of their gradients
 
     def state_dict(self) -> dict[str, Any]:
         return {"start": self._start}
@@ -81,22 +85,19 @@ class DivergenceGuard(Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        bad = ~torch.nn.utils.get_total_norm(local_parts(grads)).isfinite()
-        self._note(bad, (self._steps + 1) * STEP + GRADIENT)
+        norm = torch.nn.utils.get_total_norm(local_parts(grads))
+        self._norms.append(((self._steps + 1) * STEP + GRADIENT, norm))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._steps += 1
-        scores: Mapping[str, Tensor] = pl_module.scores  # type: ignore[assignment]
-        self._losses += [name for name in scores if "loss" in name and name not in self._losses]
-        losses = torch.stack([scores.get(name, scores["loss"]).float() for name in self._losses])
-        bits = ((~losses.isfinite()) * self._bits[: len(losses)]).sum()
-        self._note(bits > 0, self._steps * STEP + bits)
-        self._sum, self._count = self._sum + scores["loss"].float(), self._count + 1
+        self._scores.append(pl_module.scores)  # type: ignore[arg-type]
+        if len(self._scores) == KEPT:
+            self._look()
         if (trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            loss = self.read(trainer, pl_module)
-            self._compare(trainer, pl_module, ",".join(sorted(scores)), loss)
+            terms = ",".join(sorted(pl_module.scores))  # type: ignore[arg-type]
+            self._compare(trainer, pl_module, terms, self.read(trainer, pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.read(trainer, pl_module)
@@ -124,6 +125,7 @@ class DivergenceGuard(Callback):
         Raises:
             DivergedError: The run is to stop.
         """
+        self._look()
         mine = torch.stack([self._first.double(), self._sum.double()])
         each = [mine]
         if not alone and trainer.world_size > 1:
@@ -184,8 +186,28 @@ class DivergenceGuard(Callback):
             tries.append("trainer.precision=32-true")
         raise DivergedError(f"{'; '.join(parts)}. What may help: {', '.join(tries)}")
 
-    def _note(self, bad: Tensor, mark: Tensor | int) -> None:
-        self._first = torch.minimum(self._first, torch.where(bad, mark, NEVER))
+    def _look(self) -> None:
+        """Note the first step that was bad among those kept, without waiting for the device."""
+        if self._norms:
+            marks, norms = zip(*self._norms, strict=True)
+            self._note(~torch.stack(norms).isfinite(), marks)
+            self._norms = []
+        if not self._scores:
+            return
+        for scores in self._scores:
+            self._losses += [name for name in scores if "loss" in name and name not in self._losses]
+        losses = torch.stack([each["loss"].float() for each in self._scores])
+        self._sum, self._count = self._sum + losses.sum(), self._count + len(losses)
+        terms = [each.get(name, each["loss"]).float() for each in self._scores for name in self._losses]
+        bad = ~torch.stack(terms).view(len(losses), -1).isfinite()  # (steps, losses)
+        steps = range(self._steps - len(losses) + 1, self._steps + 1)
+        self._note(bad.any(1), [step * STEP for step in steps], (bad * self._bits[: bad.shape[1]]).sum(1))
+        self._scores = []
+
+    def _note(self, bad: Tensor, marks: Sequence[int], more: Tensor | int = 0) -> None:
+        """Keep the lowest mark of those (n,) that are bad; `more` (n,) is added to the marks."""
+        given = torch.tensor(marks).to(bad.device, non_blocking=True) + more
+        self._first = torch.minimum(self._first, torch.where(bad, given, NEVER).min())
 
     def _compare(self, trainer: pl.Trainer, pl_module: pl.LightningModule, terms: str, loss: float) -> None:
         """Judge the mean loss since the last reading by that of the first."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.networks.features import conv_bn_relu
+from ssl_lightning.networks.heads import global_average
 
 WIDEST = 2048  # units of a hidden layer, however many classes
 CONV_WIDTH = 192
@@ -53,7 +54,7 @@ class ConvBlockClassifier(nn.Sequential):
 
 class _GlobalAverage(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
-        return maps.mean((2, 3))
+        return global_average(maps)
 
 
 def _hidden(features: int, units: int) -> tuple[nn.Module, ...]:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.encoding import evaluating, gather_batches, stage_maps
+from ssl_lightning.networks.heads import global_average
 from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
@@ -189,7 +190,7 @@ class FineTuning(pl.LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Map `(B, C, H, W)` uint8 to logits `(B, K)`."""
         maps = stage_maps(self.trunk, self.setting.feed(images.float().div_(255)))
-        return self.head(maps[-1].mean((2, 3)))
+        return self.head(global_average(maps[-1]))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch

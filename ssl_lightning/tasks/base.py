@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.optim import use_fused_kernels
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
 
@@ -231,6 +232,8 @@ class PretextTask(pl.LightningModule):
         if self._make_optimizer is None:
             raise ValueError(f"{type(self).__name__} was built without an optimizer and cannot be trained")
         optimizer = self._make_optimizer(parameters)
+        if not hasattr(self.trainer.strategy, "shard"):  # of which torch lacks some fused kernels
+            use_fused_kernels(optimizer)
         batch = self.trainer.datamodule.batch_size * self.accumulated_batches  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
             group["lr"] *= self.lr_factor(batch) * lr_factor

@@ -17,34 +17,43 @@ from torch import Tensor
 Padding = Literal["reflect", "zero"]
 
 
-def pad_crop(images: Tensor, offsets: Tensor, padding: int, mode: Padding = "reflect") -> Tensor:
-    """Pad each image by `padding` pixels and crop it back to its size at its own offset.
+def crop_flip(
+    images: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    mirrored: Tensor,
+    padding: int,
+    mode: Padding = "reflect",
+) -> Tensor:
+    """Copy some images, each padded, cropped back to its size at its own offset, and mirrored or not.
+
+    Every pixel is copied once, from where it lies in the data set.
 
     Args:
-        images: (B, H, W, C) uint8.
+        images: (N, H, W, C) uint8, contiguous.
+        indices: (B,) int64, which of them.
         offsets: (B, 2) int64, top and left corner of the crop, in 0..2 * padding.
+        mirrored: (B,) bool, whether the crop is mirrored left to right.
         padding: Pixels on each side; below H and W when reflecting.
         mode: What the border shows: the image mirrored about its edge pixels, or zeros.
 
     Returns:
         (B, H, W, C) uint8.
     """
-    batch, height, width, _ = images.shape
+    height, width, channels = images.shape[1:]
     y = torch.arange(height, device=images.device) + offsets[:, :1] - padding  # (B, H), source rows
     x = torch.arange(width, device=images.device) + offsets[:, 1:] - padding  # (B, W)
-    b = torch.arange(batch, device=images.device)[:, None, None]
+    x = torch.where(mirrored[:, None], x.flip(1), x)
     if mode == "reflect":
-        y = (height - 1) - ((height - 1) - y.abs()).abs()
-        x = (width - 1) - ((width - 1) - x.abs()).abs()
-        return images[b, y[:, :, None], x[:, None, :]]
-    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]  # (B, H, W)
-    crop = images[b, y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]]
-    return crop * inside[..., None]
-
-
-def flip(images: Tensor, mask: Tensor) -> Tensor:
-    """Mirror those images (B, H, W, C) left to right whose `mask` (B,) is true."""
-    return torch.where(mask[:, None, None, None], images.flip(2), images)
+        within_y = (height - 1) - ((height - 1) - y.abs()).abs()
+        within_x = (width - 1) - ((width - 1) - x.abs()).abs()
+    else:
+        within_y, within_x = y.clamp(0, height - 1), x.clamp(0, width - 1)
+    pixel = ((indices[:, None] * height + within_y) * width)[:, :, None] + within_x[:, None]  # (B, H, W)
+    crop = images.view(-1, channels).index_select(0, pixel.flatten()).view(*pixel.shape, channels)
+    if mode == "zero":
+        crop *= ((y == within_y)[:, :, None] & (x == within_x)[:, None])[..., None]
+    return crop
 
 
 @dataclass(frozen=True)
@@ -73,11 +82,11 @@ class CropFlip:
         mirrored = torch.rand(count, generator=generator) < 0.5
         return offsets, mirrored
 
-    def apply(self, images: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
-        """Augment images (B, H, W, C) uint8 with their rows of what was drawn."""
-        if self.padding:
-            images = pad_crop(images, offsets, self.padding, self.mode)
-        return flip(images, mirrored) if self.flip else images
+    def gather(self, images: Tensor, indices: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
+        """Copy images (B,) of (N, H, W, C) uint8, augmented with their rows of what was drawn."""
+        if not self.flip:
+            mirrored = torch.zeros_like(mirrored)
+        return crop_flip(images, indices, offsets, mirrored, self.padding, self.mode)
 
 
 def resize(picture: Tensor, height: int, width: int) -> Tensor:

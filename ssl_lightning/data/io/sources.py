@@ -78,7 +78,7 @@ class ArraySource:
             raise ValueError(
                 f"crop_padding is {augment.padding}; it must be below the image size {min(images.shape[1:3])}"
             )
-        self.images = images
+        self.images = images.contiguous()
         self.labels = torch.full((len(images),), -1) if labels is None else labels
         self.augment = augment
 
@@ -95,12 +95,15 @@ class ArraySource:
         What is drawn is drawn on the CPU, so that where the images lie does not change them.
         """
         for share in shares:
-            images = self.images.index_select(0, self._beside(share.indices))  # (B, H, W, C)
+            indices = self._beside(share.indices)
             labels = _pinned(self.labels.index_select(0, share.indices))
             if augment and self.augment is not None:
                 drawn = self.augment.draw(share.total, generator(*share.stream, "augment", share.batch))
-                mine = slice(share.start, share.start + len(images))
-                images = self.augment.apply(images, *(self._beside(values[mine]) for values in drawn))
+                mine = slice(share.start, share.start + len(share.indices))
+                drawn_here = (self._beside(values[mine]) for values in drawn)
+                images = self.augment.gather(self.images, indices, *drawn_here)  # (B, H, W, C)
+            else:
+                images = self.images.index_select(0, indices)
             yield _pinned(images).permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
 
     def _beside(self, values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView, flip, pad_crop, resize
+from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView, crop_flip, resize
 
 
 def images(batch: int = 9, height: int = 6, width: int = 5, channels: int = 3) -> torch.Tensor:
@@ -15,22 +15,23 @@ def images(batch: int = 9, height: int = 6, width: int = 5, channels: int = 3) -
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(0)).byte()
 
 
-@pytest.mark.parametrize(("mode", "numpy_mode"), [("reflect", "reflect"), ("zero", "constant")])
-def test_pad_crop_equals_padding_and_slicing_one_by_one(mode, numpy_mode):
+@pytest.mark.parametrize(
+    ("mode", "numpy_mode", "padding"),
+    [("reflect", "reflect", 3), ("zero", "constant", 3), ("zero", "constant", 30)],
+)
+def test_crop_flip_equals_padding_slicing_and_mirroring_one_by_one(mode, numpy_mode, padding):
     x = images()
-    every = torch.cartesian_prod(torch.arange(0, 7, 3), torch.arange(0, 7, 3))  # corners and middle
-    got = pad_crop(x, every, 3, mode)
-    for image, (top, left), result in zip(x.numpy(), every.tolist(), got.numpy(), strict=True):
-        padded = np.pad(image, ((3, 3), (3, 3), (0, 0)), mode=numpy_mode)
-        np.testing.assert_array_equal(result, padded[top : top + 6, left : left + 5])
+    ends = torch.arange(0, 2 * padding + 1, padding)
+    every = torch.cartesian_prod(ends, ends)  # corners and middle
+    indices, mirrored = torch.tensor([3, 8, 0, 1, 3, 2, 7, 5, 4]), torch.arange(9) % 2 == 0
+    got = crop_flip(x, indices, every, mirrored, padding, mode)
+    for number, (top, left), turn, result in zip(
+        indices.tolist(), every.tolist(), mirrored.tolist(), got.numpy(), strict=True
+    ):
+        padded = np.pad(x[number].numpy(), ((padding, padding), (padding, padding), (0, 0)), mode=numpy_mode)
+        crop = padded[top : top + 6, left : left + 5]
+        np.testing.assert_array_equal(result, crop[:, ::-1] if turn else crop)
     assert got.dtype == torch.uint8
-
-
-def test_flip_mirrors_only_the_marked():
-    x, mask = images(3), torch.tensor([True, False, True])
-    got = flip(x, mask)
-    for image, mirrored, result in zip(x.numpy(), mask.tolist(), got.numpy(), strict=True):
-        np.testing.assert_array_equal(result, image[:, ::-1] if mirrored else image)
 
 
 def test_crop_flip_draws_its_whole_range_from_the_generator_alone():
@@ -42,7 +43,7 @@ def test_crop_flip_draws_its_whole_range_from_the_generator_alone():
     again, _ = augment.draw(500, torch.Generator().manual_seed(1))
     assert torch.equal(offsets, again)
     x = images()
-    assert torch.equal(CropFlip(0, flip=False).apply(x, offsets[:9], mirrored[:9]), x)
+    assert torch.equal(CropFlip(0, flip=False).gather(x, torch.arange(9), offsets[:9] * 0, mirrored[:9]), x)
 
 
 def test_bad_settings_are_refused():
