@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 
+from ssl_lightning.networks.exchange import all_gather
+
 KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
@@ -64,9 +66,9 @@ class _Normalise(torch.autograd.Function):
         # running statistics that nobody reads: without them those of a bfloat16 x would be bfloat16
         scratch = x.new_zeros(2, x.shape[1], dtype=torch.float32)
         own = torch.stack(torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0))  # (2, C)
-        means, variances = _of_all_processes(own)  # (processes, C) each
-        mean = means.mean(0)
-        variance = variances.mean(0) + means.var(0, correction=0)
+        shares = all_gather(own)  # (processes, 2, C)
+        mean, variance = shares.mean(0)
+        variance += shares[:, 0].var(0, correction=0)
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
@@ -80,18 +82,11 @@ class _Normalise(torch.autograd.Function):
         dx, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             grads[0], x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
         )
-        means = _of_all_processes(torch.stack([by_weight, by_bias])).sum(1)  # (2, C)
+        means = all_gather(torch.stack([by_weight, by_bias])).sum(0)  # (2, C)
         scale = torch.rsqrt(variance + ctx.eps) * (1 if weight is None else weight)
         means *= scale * x.shape[1] / (x.numel() * dist.get_world_size())
         dx -= F.batch_norm(x, mean, variance, means[0], means[1], False, 0.0, ctx.eps)
         return dx, None if weight is None else by_weight, None if weight is None else by_bias, None
-
-
-def _of_all_processes(own: Tensor) -> Tensor:
-    """Gather (2, C) of each process: (2, processes, C). Gloo's all-reduce takes three times as long."""
-    shares = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(shares, own)
-    return torch.stack(shares, 1)
 
 
 @cache

@@ -1,6 +1,8 @@
 """Batch norm of two processes against torch's own on the whole batch."""
 
 import copy
+import platform
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from ssl_lightning.networks import exchange
 from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
 
 
@@ -50,7 +53,17 @@ def one_rank(rank: int, folder: str) -> None:
         if rank == 0:
             grads = {name: p.grad for name, p in net.named_parameters()}
             torch.save({"grads": grads, "state": net.state_dict()}, Path(folder) / f"{bf16}.pt")
+    check_exchange(rank)
     dist.destroy_process_group()
+
+
+def check_exchange(rank: int) -> None:
+    """What is gathered, by shared memory where that can be had, against torch's gather."""
+    assert (exchange._of_group() is not None) == (sys.platform == "linux" and platform.machine() == "x86_64")
+    for own in (torch.rand(2, 5), torch.rand(2, 5, dtype=torch.float64), torch.rand(2, exchange.CAPACITY)):
+        expected = [torch.empty_like(own) for _ in range(2)]
+        dist.all_gather(expected, own)
+        assert torch.equal(exchange.all_gather(own), torch.stack(expected)), rank
 
 
 @pytest.fixture(scope="module")
