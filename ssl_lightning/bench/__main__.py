@@ -73,7 +73,7 @@ def bench_files(options: argparse.Namespace) -> Rows:
     """Epochs of JPEG files against the packed cache."""
     from ssl_lightning.bench.files import files_against_pack
 
-    return files_against_pack(600, min(3, options.repeats))
+    return files_against_pack(2400, min(3, options.repeats))
 
 
 def bench_watching(options: argparse.Namespace) -> Rows:

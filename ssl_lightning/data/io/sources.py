@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
 from ssl_lightning.data.io.folders import as_tensor, decode
+from ssl_lightning.data.io.workers import BatchWorkers, has_gpu
 from ssl_lightning.seeding import generator, stream_seed
 
 RESIZE_CHUNK = 1024
@@ -111,7 +111,7 @@ class ArraySource:
         return values if self.images.is_cpu else _pinned(values).to(self.images.device, non_blocking=True)
 
 
-class PictureSource(torch.utils.data.Dataset):
+class PictureSource:
     """Pictures of any size, decoded by `num_workers` processes that are kept over the epochs.
 
     Each image's random numbers come from its epoch and index, so neither the number of workers
@@ -142,53 +142,47 @@ class PictureSource(torch.utils.data.Dataset):
         self.eval_view = eval_view
         self.max_pixels = max_pixels
         self.num_workers = num_workers
-        self._loaders: dict[bool, tuple[_Queue, torch.utils.data.DataLoader]] = {}
+        self._workers: dict[bool, BatchWorkers] = {}
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_loaders": {}}  # what goes to a worker has no workers of its own
+        return self.__dict__ | {"_workers": {}}  # what goes to a worker has no workers of its own
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, item: tuple[int, int | None]) -> tuple[Tensor, Tensor]:
-        """Return the image (C, H, W) uint8 and its label (); `item` is the index and the seed, if any.
+    def view_size(self, augment: bool) -> int:
+        """Height and width of views in pixels."""
+        return (self.train_view if augment and self.train_view else self.eval_view).size
+
+    def view(self, index: int, seed: int | None) -> Tensor:
+        """Return a view of an image, (C, size, size) uint8, augmented if there is a seed.
 
         Raises:
             RuntimeError: Naming the file, if it has become unreadable since it was checked.
         """
-        index, seed = item
         picture = self.picture(index)
         if seed is None or self.train_view is None:
-            return self.eval_view(picture), self.labels[index]
-        return self.train_view(picture, torch.Generator().manual_seed(seed)), self.labels[index]
+            return self.eval_view(picture)
+        return self.train_view(picture, torch.Generator().manual_seed(seed))
 
     def picture(self, index: int) -> Tensor:
-        """Return a whole picture (C, H, W) uint8, of which `__getitem__` takes its view."""
+        """Return a whole picture (C, H, W) uint8, of which `view` takes its part."""
         raise NotImplementedError
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
-        if augment not in self._loaders:  # training and evaluation are interleaved: each its workers
-            queue = _Queue()
-            workers = self.num_workers if augment else min(self.num_workers, 2)
-            loader: torch.utils.data.DataLoader = torch.utils.data.DataLoader(
-                copy.copy(self),  # not self: workers of a cycle wait 5 s each for the collector
-                batch_sampler=queue,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                pin_memory=torch.cuda.is_available(),
-                generator=torch.Generator(),  # else each pass draws from the global stream
-            )
-            self._loaders[augment] = queue, loader
-        queue, loader = self._loaders[augment]
-        queue.batches = (
-            [
-                (index, stream_seed(*share.stream, "image", index) if augment else None)
-                for index in share.indices.tolist()
-            ]
-            for share in shares
-        )
-        yield from loader
+        if augment not in self._workers:  # training and evaluation are interleaved: each its workers
+            count = self.num_workers if augment else min(self.num_workers, 2)
+            self._workers[augment] = BatchWorkers(copy.copy(self), augment, count)
+        wanted = ((share.indices.tolist(), self._seeds(share, augment)) for share in shares)
+        yield from self._workers[augment].batches(wanted)
+
+    @staticmethod
+    def _seeds(share: Share, augment: bool) -> list[int | None]:
+        """Return the seed of each view, by its image and epoch alone: who makes it does not matter."""
+        if not augment:
+            return [None] * len(share.indices)
+        return [stream_seed(*share.stream, "image", index) for index in share.indices.tolist()]
 
 
 class FileSource(PictureSource):
@@ -214,22 +208,7 @@ class FileSource(PictureSource):
 
 def _pinned(values: Tensor) -> Tensor:
     """Lock a batch in memory where there is a GPU, so that its transfer overlaps with computing."""
-    return values.pin_memory() if values.is_cpu and _has_gpu() else values
-
-
-@functools.cache
-def _has_gpu() -> bool:
-    return torch.cuda.is_available()  # a tenth of a millisecond each time
-
-
-class _Queue(torch.utils.data.Sampler):
-    """A batch sampler whose batches are set anew for each pass."""
-
-    def __init__(self) -> None:
-        self.batches: Iterable[list[tuple[int, int | None]]] = ()
-
-    def __iter__(self) -> Iterator:
-        return iter(self.batches)
+    return values.pin_memory() if values.is_cpu and has_gpu() else values
 
 
 def default_workers() -> int:

@@ -212,7 +212,7 @@ def test_files_give_the_same_pixels_with_any_number_of_workers_and_processes(tmp
 def test_workers_end_with_their_source(tmp_path):
     source = file_source(tmp_path, 2)
     list(train_loader(source))
-    workers = source._loaders[True][1]._iterator._workers
+    workers = source._workers[True]._loader._iterator._workers
     assert all(worker.is_alive() for worker in workers)
     del source  # by itself: what waits for the garbage collector ends by a time limit, worker by worker
     assert not any(worker.is_alive() for worker in workers)
@@ -242,3 +242,20 @@ def test_resize_keeps_constants_and_native_sizes():
     edge[:, :4] = 255  # upper half
     assert (resize(edge, 4)[0, 0] > 240).all()
     assert (resize(edge, 4)[0, 3] < 15).all()
+
+
+def test_a_batch_that_is_kept_does_not_change(tmp_path):
+    loader = train_loader(file_source(tmp_path, 2))
+    kept = [(images, images.clone()) for _ in range(3) for images, _ in loader]  # more than there are places
+    assert len(kept) > 5
+    assert all(torch.equal(images, then) for images, then in kept)
+
+
+def test_batches_larger_than_the_first_and_passes_broken_off(tmp_path):
+    shared, alone = file_source(tmp_path, 2), file_source(tmp_path, 0)
+    for source in (shared, alone):
+        source.found = []
+        for size, stop in ((2, 1), (5, 99), (3, 2), (2, 99)):
+            loader = BatchLoader(source, torch.arange(len(source)), size, seed=0, shuffle=False)
+            source.found += [batch for _, batch in zip(range(stop), loader, strict=False)]
+    assert same(shared.found, alone.found)

@@ -1,0 +1,141 @@
+"""Processes that decode pictures and cut views, and hand over whole batches in memory that all share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+AHEAD = 2  # batches of each worker that are asked for before they are wanted
+
+
+class ViewSource(Protocol):
+    """What a worker needs."""
+
+    labels: Tensor  # (N,) or (N, K) int64
+    channels: int
+
+    def view_size(self, augment: bool) -> int:
+        """Return the height and width of views in pixels."""
+        ...
+
+    def view(self, index: int, seed: int | None) -> Tensor:
+        """Return a view of an image, (C, size, size) uint8, augmented if there is a seed."""
+        ...
+
+
+class Job(NamedTuple):
+    """A batch to be made.
+
+    Args:
+        indices: Which images, in order.
+        seeds: One for each view that is augmented, None for each that is not.
+        place: Where among the shared batches it is to be; -1 for none of them.
+    """
+
+    indices: list[int]
+    seeds: list[int | None]
+    place: int
+
+
+class BatchWorkers:
+    """Batches of views, made by processes that are kept over the epochs.
+
+    A DataLoader by itself asks the system for new memory for each batch, which takes half as long as to cut
+    its views out of decoded pictures. Here a worker writes into one of a few shared batches, in turn, which
+    is copied once it is wanted; only then is the next one asked for that is to lie there.
+
+    Args:
+        source: A copy of its own: workers that are part of a cycle wait 5 s each for the collector.
+        augment: Whether views are augmented.
+        workers: Processes; 0 makes batches in this one.
+    """
+
+    def __init__(self, source: ViewSource, augment: bool, workers: int) -> None:
+        self._source, self._augment, self._workers = source, augment, workers
+        self._jobs = _Jobs()
+        self._shared = torch.empty(0)  # (places, B, C, size, size) uint8
+        self._loader: DataLoader | None = None
+
+    def batches(
+        self, wanted: Iterable[tuple[list[int], list[int | None]]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, C, size, size) uint8 and labels (B,) or (B, K) int64.
+
+        Args:
+            wanted: Indices and seeds of each batch.
+        """
+        wanted = iter(wanted)
+        first = next(wanted, None)
+        if first is None:
+            return
+        if self._loader is None:
+            self._loader = self._start(len(first[0]))
+        self._jobs.coming = (
+            Job(*each, self._place(number, len(each[0])))
+            for number, each in enumerate(chain([first], wanted))
+        )
+        for images, labels in self._loader:
+            if isinstance(images, int):
+                shared = self._shared[images, : len(labels)]
+                # by NumPy, in this thread: those of torch would go on to spin on the workers' cores
+                images = shared.pin_memory() if has_gpu() else torch.from_numpy(shared.numpy().copy())
+            yield images, labels
+
+    def _start(self, batch: int) -> DataLoader:
+        size = self._source.view_size(self._augment)
+        places = AHEAD * self._workers + 1 if self._workers else 0  # one is copied while the others are made
+        shape = (places, batch, self._source.channels, size, size)
+        self._shared = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        return DataLoader(
+            _Made(self._source, self._shared),
+            sampler=self._jobs,
+            batch_size=None,
+            num_workers=self._workers,
+            prefetch_factor=AHEAD if self._workers else None,
+            persistent_workers=self._workers > 0,
+            pin_memory=has_gpu(),
+            generator=torch.Generator(),  # else each pass draws from the global stream
+        )
+
+    def _place(self, number: int, size: int) -> int:
+        places, batch = self._shared.shape[:2]
+        return number % places if places and size <= batch else -1
+
+
+class _Jobs(Sampler):
+    """Jobs set anew for each pass."""
+
+    def __init__(self) -> None:
+        self.coming: Iterable[Job] = ()
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.coming)
+
+
+class _Made(Dataset):
+    """The batch of each job, and its labels; of one in a shared place only the number of that."""
+
+    def __init__(self, source: ViewSource, shared: Tensor) -> None:
+        self._source, self._shared = source, shared
+
+    def __getitem__(self, job: Job) -> tuple[Tensor | int, Tensor]:
+        source = self._source
+        views = (source.view(index, seed) for index, seed in zip(job.indices, job.seeds, strict=True))
+        labels = source.labels[job.indices]
+        if job.place < 0:
+            return torch.stack(list(views)), labels
+        for place, view in zip(self._shared[job.place], views, strict=False):  # the last batch may be short
+            place.copy_(view)
+        return job.place, labels
+
+
+@functools.cache
+def has_gpu() -> bool:
+    """Whether batches are locked in memory, so that their transfer overlaps with computing."""
+    return torch.cuda.is_available()  # a tenth of a millisecond each time
