@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from PIL import Image
@@ -15,7 +15,7 @@ from ssl_lightning.bench.build import compare
 from ssl_lightning.ops.lab import rgb_to_lab
 from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
 from ssl_lightning.ops.rotation import rotate_four
-from ssl_lightning.ops.tile_grid import TileGrid, jigsaw_grid
+from ssl_lightning.ops.tile_grid import CENTRE, TileGrid, jigsaw_grid
 from ssl_lightning.ops.tile_guards import grey_scale, project_colours, standardise_tiles
 from ssl_lightning.seeding import generator
 from ssl_lightning.tasks.base import to_float
@@ -30,7 +30,8 @@ def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for name, size, make in (
         ("jigsaw tiles", 255, jigsaw),
-        ("context pairs", 255, context),
+        ("context patches", 255, context),
+        ("context pairs", 255, context_of_pairs),
         ("rotation", 32, rotation),
         ("Lab", 64, lab),
     ):
@@ -76,7 +77,7 @@ def jigsaw_tiles(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
 
 
 def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
-    """A centre and its eight neighbours, without green-magenta, normalised: nine patches, or eight pairs."""
+    """A centre and its eight neighbours without green-magenta, normalised; cut once for all pairs."""
     grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context")
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
 
@@ -85,18 +86,32 @@ def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
         return project_colours(patches, inplace=True).sub_(mean).div_(std)
 
     def one_by_one() -> Tensor:
-        return torch.stack([torch.stack(context_pairs(picture, grid)) for picture in pictures])
+        return torch.stack([torch.stack(context_patches(picture, grid, range(9))) for picture in pictures])
 
     return batched, one_by_one
 
 
-def context_pairs(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
-    """Cut the eight pairs of one picture, each as a loader that yields pairs would: `(2, 3, t, t)`."""
-    patches = [
-        tv.normalize(project_colours(tv.to_tensor(tv.crop(picture, y, x, grid.tile, grid.tile))), MEAN, STD)
-        for y, x in corners_of(grid)
-    ]
-    return [torch.stack([patches[4], patches[place]]) for place in range(9) if place != 4]
+def context_of_pairs(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
+    """The same, but one by one as by a data set of pairs `(2, 3, t, t)`, each cut for itself."""
+    grid = jigsaw_grid(pixels.shape[-1])
+    batched, _ = context(pixels, pictures)
+
+    def one_by_one() -> Tensor:
+        places = [place for place in range(9) if place != CENTRE]
+        pairs = [
+            [torch.stack(context_patches(picture, grid, (CENTRE, place))) for place in places]
+            for picture in pictures
+        ]
+        return torch.stack([torch.stack(each) for each in pairs])
+
+    return batched, one_by_one
+
+
+def context_patches(picture: Image.Image, grid: TileGrid, places: Iterable[int]) -> list[Tensor]:
+    """Cut some of the nine patches of one picture."""
+    corners = corners_of(grid)
+    crops = [tv.crop(picture, *corners[place], grid.tile, grid.tile) for place in places]
+    return [tv.normalize(project_colours(tv.to_tensor(crop)), MEAN, STD) for crop in crops]
 
 
 def corners_of(grid: TileGrid) -> list[tuple[int, int]]:

@@ -27,8 +27,12 @@ def test_tiles_have_the_same_shape_and_statistics() -> None:
         torch.testing.assert_close(tiles.mean((3, 4)), torch.zeros(tiles.shape[:3]), atol=1e-4, rtol=0)
 
 
-def test_pairs_hold_the_centre_and_each_neighbour() -> None:
-    batched, one_by_one = (work() for work in ops.context(PIXELS, PICTURES))
-    assert one_by_one.shape == (3, 8, 2, *batched.shape[2:])
-    for pairs in one_by_one:
-        assert all(torch.equal(pair[0], pairs[0][0]) for pair in pairs)
+def test_patches_and_pairs_are_as_many_and_of_the_same_colours() -> None:
+    batched, patches = (work() for work in ops.context(PIXELS, PICTURES))
+    _, pairs = (work() for work in ops.context_of_pairs(PIXELS, PICTURES))
+    assert patches.shape == batched.shape
+    assert pairs.shape == (3, 8, 2, *batched.shape[2:])
+    for found in (batched, patches, pairs):  # no pixel has a part along the axis that was removed
+        std, mean = (torch.tensor(values).view(3, 1, 1) for values in (ops.STD, ops.MEAN))
+        red, green, blue = (found * std + mean).unbind(-3)
+        torch.testing.assert_close(2 * green, red + blue, atol=1e-5, rtol=0)
