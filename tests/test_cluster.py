@@ -67,6 +67,9 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
     assert list(states[0]["state_dict"]) == list(states[1]["state_dict"])
     for name, value in states[0]["state_dict"].items():
         torch.testing.assert_close(states[1]["state_dict"][name], value, msg=name, **tolerance)
+    optimizers = [each for state in states for each in state["optimizer_states"]]
+    for group in (group for each in optimizers for group in each["param_groups"]):
+        group.pop("fused")  # how a step is computed, which sharded weights do otherwise
     torch.testing.assert_close(states[1]["optimizer_states"], states[0]["optimizer_states"], **tolerance)
     assert states[1]["lr_schedulers"] == states[0]["lr_schedulers"]
     exports = [load_file(folder / "backbone.safetensors") for folder in (one, two)]
@@ -83,7 +86,10 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
         ("rotation", []),
         ("rotation", ["backbone=resnet18_small", "optimizer.momentum=0.9", "data.image_size=16"]),
         ("jigsaw", ["data.image_size=48", "trainer.accumulate_grad_batches=2"]),
-        ("context_prediction", ["data.image_size=48", "optimizer=adamw", "optimizer.lr=1e-4"]),
+        (
+            "context_prediction",
+            ["data.image_size=48", "optimizer=adamw", "optimizer.lr=1e-4", "+optimizer.fused=false"],
+        ),
         ("colorization", ["trainer.gradient_clip_val=0.1", "callbacks=[checkpoint,panel,online_knn]"]),
         ("inpainting", ["task.adversarial_weight=0", "optimizer=sgd", "trainer.precision=bf16-mixed"]),
         ("super_resolution", ["task.adversarial_weight=0", "optimizer=sgd", "probe=[knn,finetune]"]),
@@ -102,7 +108,7 @@ def test_sharded_weights_learn_what_whole_ones_do(tmp_path: Path, task: str, opt
         train(tmp_path, *small, f"task={task}", *options, f"trainer={strategy}", f"name={strategy}")
     backbone = "resnet18_small" if "backbone=resnet18_small" in options else "convnet"
     ddp, fsdp = (tmp_path / task / "fake" / backbone / name for name in ("ddp", "fsdp"))
-    # Adam's division amplifies rounding
+    # Adam's division amplifies rounding, that of its fused kernel, too
     atol = 1e-4 if "optimizer=adamw" in options else 1e-5
     assert_same_state(ddp, fsdp, rtol=1e-3, atol=atol)
     one, two = results_of(ddp), results_of(fsdp)
