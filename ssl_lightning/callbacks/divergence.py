@@ -196,10 +196,11 @@ class DivergenceGuard(Callback):
             return
         for scores in self._scores:
             self._losses += [name for name in scores if "loss" in name and name not in self._losses]
-        losses = torch.stack([each["loss"].float() for each in self._scores])
-        self._sum, self._count = self._sum + losses.sum(), self._count + len(losses)
         terms = [each.get(name, each["loss"]).float() for each in self._scores for name in self._losses]
-        bad = ~torch.stack(terms).view(len(losses), -1).isfinite()  # (steps, losses)
+        losses = torch.stack(terms).view(len(self._scores), -1)  # (steps, losses)
+        self._sum = self._sum + losses[:, self._losses.index("loss")].sum()
+        self._count += len(losses)
+        bad = ~losses.isfinite()
         steps = range(self._steps - len(losses) + 1, self._steps + 1)
         self._note(bad.any(1), [step * STEP for step in steps], (bad * self._bits[: bad.shape[1]]).sum(1))
         self._scores = []

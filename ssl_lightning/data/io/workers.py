@@ -35,7 +35,7 @@ class Job(NamedTuple):
     Args:
         indices: Which images, in order.
         seeds: One for each view that is augmented, None for each that is not.
-        place: Where among the shared batches it is to be; -1 for none of them.
+        place: Which of the shared batches it is to be; -1 where there are none.
     """
 
     indices: list[int]
@@ -68,16 +68,18 @@ class BatchWorkers:
         """Yield images (B, C, size, size) uint8 and labels (B,) or (B, K) int64.
 
         Args:
-            wanted: Indices and seeds of each batch.
+            wanted: Indices and seeds of each batch, none larger than the first.
         """
         wanted = iter(wanted)
         first = next(wanted, None)
         if first is None:
             return
-        if self._loader is None:
+        if self._loader is None or (self._workers and len(first[0]) > self._shared.shape[1]):
+            self._loader = None  # whose workers end first
             self._loader = self._start(len(first[0]))
+        places = len(self._shared)
         self._jobs.coming = (
-            Job(*each, self._place(number, len(each[0])))
+            Job(*each, number % places if places else -1)
             for number, each in enumerate(chain([first], wanted))
         )
         for images, labels in self._loader:
@@ -103,10 +105,6 @@ class BatchWorkers:
             generator=torch.Generator(),  # else each pass draws from the global stream
         )
 
-    def _place(self, number: int, size: int) -> int:
-        places, batch = self._shared.shape[:2]
-        return number % places if places and size <= batch else -1
-
 
 class _Jobs(Sampler):
     """Jobs set anew for each pass."""
@@ -130,7 +128,7 @@ class _Made(Dataset):
         labels = source.labels[job.indices]
         if job.place < 0:
             return torch.stack(list(views)), labels
-        for place, view in zip(self._shared[job.place], views, strict=False):  # the last batch may be short
+        for place, view in zip(self._shared[job.place, : len(labels)], views, strict=True):
             place.copy_(view)
         return job.place, labels
 
