@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import weakref
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple, Protocol
@@ -12,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 AHEAD = 2  # batches of each worker that are asked for before they are wanted
+HELD = 3  # batches that who trains on them may hold: the one at work, and what Lightning fetches ahead
 
 
 class ViewSource(Protocol):
@@ -47,8 +50,9 @@ class BatchWorkers:
     """Batches of views, made by processes that are kept over the epochs.
 
     A DataLoader by itself asks the system for new memory for each batch, which takes half as long as to cut
-    its views out of decoded pictures. Here a worker writes into one of a few shared batches, in turn, which
-    is copied once it is wanted; only then is the next one asked for that is to lie there.
+    its views out of decoded pictures. Here a worker writes into one of a few shared batches, and that is what
+    is handed over, not copied; it is written anew once nobody holds it any more. Where all are held, a batch
+    gets new memory.
 
     Args:
         source: A copy of its own: workers that are part of a cycle wait 5 s each for the collector.
@@ -59,13 +63,15 @@ class BatchWorkers:
     def __init__(self, source: ViewSource, augment: bool, workers: int) -> None:
         self._source, self._augment, self._workers = source, augment, workers
         self._jobs = _Jobs()
-        self._shared = torch.empty(0)  # (places, B, C, size, size) uint8
+        self._shared = torch.empty(0)  # (places, B, size, size, C) uint8, as `resize` leaves pixels
+        self._free: deque[int] = deque()  # places that neither a worker nor a holder of the batch has
+        self._held: set[int] = set()
         self._loader: DataLoader | None = None
 
     def batches(
         self, wanted: Iterable[tuple[list[int], list[int | None]]]
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (B, C, size, size) uint8 and labels (B,) or (B, K) int64.
+        """Yield images (B, C, size, size) uint8, channels-last in memory, and labels (B,) or (B, K) int64.
 
         Args:
             wanted: Indices and seeds of each batch, none larger than the first.
@@ -77,23 +83,34 @@ class BatchWorkers:
         if self._loader is None or (self._workers and len(first[0]) > self._shared.shape[1]):
             self._loader = None  # whose workers end first
             self._loader = self._start(len(first[0]))
-        places = len(self._shared)
+        self._free.clear()
+        # a pass that was left before its end leaves behind places that its workers no longer write
+        self._free.extend(place for place in range(len(self._shared)) if place not in self._held)
         self._jobs.coming = (
-            Job(*each, number % places if places else -1)
-            for number, each in enumerate(chain([first], wanted))
+            Job(*each, self._free.popleft() if self._free else -1) for each in chain([first], wanted)
         )
         for images, labels in self._loader:
-            if isinstance(images, int):
-                shared = self._shared[images, : len(labels)]
-                # by NumPy, in this thread: those of torch would go on to spin on the workers' cores
-                images = shared.pin_memory() if has_gpu() else torch.from_numpy(shared.numpy().copy())
-            yield images, labels
+            yield self._handed_over(images, len(labels)).permute(0, 3, 1, 2), labels
+
+    def _handed_over(self, images: Tensor | int, count: int) -> Tensor:
+        """Return the batch that lies at a place, which is free once nothing of the batch is held."""
+        if isinstance(images, Tensor):
+            return images
+        if has_gpu():
+            pinned = self._shared[images, :count].pin_memory()
+            self._free.append(images)
+            return pinned
+        batch = self._shared[images, :count].numpy()
+        self._held.add(images)
+        weakref.finalize(batch, _let_go, images, self._free, self._held)
+        return torch.from_numpy(batch)  # which keeps the array as long as it, or a view of it, is kept
 
     def _start(self, batch: int) -> DataLoader:
         size = self._source.view_size(self._augment)
-        places = AHEAD * self._workers + 1 if self._workers else 0  # one is copied while the others are made
-        shape = (places, batch, self._source.channels, size, size)
+        places = AHEAD * self._workers + HELD if self._workers else 0
+        shape = (places, batch, size, size, self._source.channels)
         self._shared = torch.empty(shape, dtype=torch.uint8).share_memory_()
+        self._free, self._held = deque(), set()
         return DataLoader(
             _Made(self._source, self._shared),
             sampler=self._jobs,
@@ -124,13 +141,21 @@ class _Made(Dataset):
 
     def __getitem__(self, job: Job) -> tuple[Tensor | int, Tensor]:
         source = self._source
-        views = (source.view(index, seed) for index, seed in zip(job.indices, job.seeds, strict=True))
+        views = (
+            source.view(index, seed).permute(1, 2, 0)
+            for index, seed in zip(job.indices, job.seeds, strict=True)
+        )
         labels = source.labels[job.indices]
         if job.place < 0:
             return torch.stack(list(views)), labels
         for place, view in zip(self._shared[job.place, : len(labels)], views, strict=True):
             place.copy_(view)
         return job.place, labels
+
+
+def _let_go(place: int, free: deque[int], held: set[int]) -> None:
+    held.discard(place)
+    free.append(place)
 
 
 @functools.cache
