@@ -106,7 +106,7 @@ def encode(
             pooled[split] = {key: gather_batches(torch.cat(parts.pop(key)), counts) for key in list(parts)}
     for split, tensors in pooled.items():
         for (stage, _), values in tensors.items():
-            if not values.isfinite().all():
+            if not torch.stack(values.aminmax()).isfinite().all():  # a tenth of the time of asking each
                 raise ValueError(f"features of {stage} on {split} are not finite; did the training diverge?")
     seconds = time.perf_counter() - began  # the check above waited for the device
     stages = tuple(dict.fromkeys(stage for stage, _ in grids))
