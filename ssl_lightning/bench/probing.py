@@ -35,16 +35,17 @@ def probes_against_encoding(overrides: list[str], pool: int = 2) -> dict[str, fl
         task = task.to(device())
         loaders = {split: data.downstream(split) for split in SPLITS}
         precision = default_precision()
-        records, spent = run_probes(
-            {"backbone": task.backbone},
-            task.probe_input,
-            dict(instantiate(cfg.probe)),
-            loaders,
-            class_names=data.spec.class_names or (),
-            folder=Path(folder),
-            precision=lambda: autocast(precision),
-            device=task.device,
-        )
+        for _ in range(2):  # the first time warms up, as the first of 28 epochs does
+            records, spent = run_probes(
+                {"backbone": task.backbone},
+                task.probe_input,
+                dict(instantiate(cfg.probe)),
+                loaders,
+                class_names=data.spec.class_names or (),
+                folder=Path(folder),
+                precision=lambda: autocast(precision),
+                device=task.device,
+            )
     linear = [r for r in records if r["probe"] == "linear" and r["metric"] == "top1"]
     ours = max(linear, key=lambda r: r["protocol"]["heldout"])["value"]
     began = time.perf_counter()
