@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.hardware import choose_precision
+from ssl_lightning.ranks import ALLOCATOR
 from ssl_lightning.targets import CONF
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.worker import keep_quiet
@@ -89,10 +91,20 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
     return statistics.median([seconds(work) for _ in range(repeats + 1)][1:])
 
 
-def alone(work: Callable[..., T], *args: Any) -> T:
-    """Call a function of a module in a process of its own, whose memory is that of this call."""
-    with ProcessPoolExecutor(1, get_context("spawn"), keep_quiet) as pool:
-        return pool.submit(work, *args).result()
+def alone(work: Callable[..., T], *args: Any, plain: bool = False) -> T:
+    """Call a function of a module in a process of its own, whose memory is that of this call.
+
+    Args:
+        work: The function.
+        *args: What it is given.
+        plain: Whether the process has the C library's own memory allocator settings, not those of our runs.
+    """
+    kept = {name: os.environ.pop(name) for name in ALLOCATOR if plain and name in os.environ}
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), keep_quiet) as pool:
+            return pool.submit(work, *args).result()
+    finally:
+        os.environ.update(kept)
 
 
 def compare(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
