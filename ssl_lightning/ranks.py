@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lightning.cluster import AGENT_STORE, Place
+from ssl_lightning.cores import available_cores
 from ssl_lightning.errors import RunError
 from ssl_lightning.interrupts import REPEAT_S, SIGNALS
 
@@ -189,8 +190,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def available_cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

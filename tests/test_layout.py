@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ssl_lightning"
-COMMON = {"spec", "seeding", "files", "reading"}  # imports nothing of the project
+COMMON = {"spec", "seeding", "files", "reading", "cores"}  # imports nothing of the project
 ALLOWED = {
     "ops": COMMON,
     "networks": COMMON | {"ops"},

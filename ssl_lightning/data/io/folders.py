@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from ssl_lightning.cores import available_cores
 from ssl_lightning.files import write_file
 from ssl_lightning.reading import check_plain, printable
 
@@ -207,7 +208,7 @@ def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
             return str(error) or type(error).__name__
         return None
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:  # Pillow lets go of the GIL
+    with ThreadPoolExecutor(min(16, available_cores())) as pool:  # Pillow lets go of the GIL
         reasons: Iterable[str | None] = pool.map(reason, paths)
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ssl_lightning.cores import available_cores
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
 from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.data.io.workers import BatchWorkers, has_gpu
@@ -213,8 +213,7 @@ def _pinned(values: Tensor) -> Tensor:
 
 def default_workers() -> int:
     """Decoding processes: one for each core that this process may use, at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, available_cores())
 
 
 def resize(images: Tensor, size: int) -> Tensor:
