@@ -52,6 +52,7 @@ def both_ways(make: Callable[..., Pair], batch_size: int, size: int, repeats: in
     """Median seconds of a batch at once and one by one, in turns."""
     shape = (batch_size, 3, size, size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator("bench"))
+    pixels = pixels.contiguous(memory_format=torch.channels_last)  # as loaders give them
     return compare(make(pixels, [tv.to_pil_image(image) for image in pixels]), repeats)
 
 
@@ -62,7 +63,7 @@ def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     def batched() -> Tensor:
         last = grid.image_size - grid.tile
         corners = shift_channels(draw_corners(grid, len(pixels), stream), 3, SHIFT, last, stream)
-        tiles = grey_scale(cut_tiles(pixels, corners, grid.tile).float(), GREY, stream, inplace=True)
+        tiles = grey_scale(cut_tiles(pixels, corners, grid.tile, torch.float32), GREY, stream, inplace=True)
         return standardise_tiles(tiles, smallest=1.0, inplace=True)
 
     def one_by_one() -> Tensor:
@@ -94,7 +95,7 @@ def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
 
     def batched() -> Tensor:
-        patches = cut_tiles(pixels, draw_corners(grid, len(pixels), stream), grid.tile).float()
+        patches = cut_tiles(pixels, draw_corners(grid, len(pixels), stream), grid.tile, torch.float32)
         return project_colours(patches, inplace=True).sub_(mean).div_(std)
 
     def one_by_one() -> Tensor:

@@ -63,13 +63,14 @@ def shift_channels(
     return (corners[:, :, None] + moves).clamp_(0, last)
 
 
-def cut_tiles(images: Tensor, corners: Tensor, tile: int) -> Tensor:
+def cut_tiles(images: Tensor, corners: Tensor, tile: int, dtype: torch.dtype | None = None) -> Tensor:
     """Cut tiles out of images, in one gather.
 
     Args:
         images: `(B, C, H, W)` of any dtype; uint8 is moved in a third of the time of floats.
         corners: `(B, n, 2)` places, or `(B, n, C, 2)` with one for each channel.
         tile: Height and width t.
+        dtype: Of the tiles, values unchanged; None: that of the images.
 
     Returns:
         `(B, n, C, t, t)`, dense in this order whatever the memory format of the images.
@@ -80,19 +81,31 @@ def cut_tiles(images: Tensor, corners: Tensor, tile: int) -> Tensor:
     batch, channels, height, width = images.shape
     if not 1 <= tile <= min(height, width):
         raise ValueError(f"tile is {tile} px; allowed are 1 to {min(height, width)}, the size of the image")
+    dtype = dtype or images.dtype
     if not images.numel():  # there is no memory to view
-        return images.new_empty(batch, corners.shape[1], channels, tile, tile)
-    images = images.contiguous()
-    if corners.ndim == 3:
-        corners = corners[:, :, None]
-    y, x = corners.unbind(-1)  # (B, n, C or 1)
-    plane = torch.arange(batch * channels, device=images.device).view(batch, 1, channels)
+        return images.new_empty(batch, corners.shape[1], channels, tile, tile, dtype=dtype)
+    # Channels-last images are one plane of pixels each, others C planes of numbers
+    whole = not images.is_contiguous()
+    images = images.contiguous(memory_format=torch.channels_last if whole else torch.contiguous_format)
+    planes, numbers = (1, channels) if whole else (channels, 1)
+    y, x = (corners[:, :, None] if corners.ndim == 3 else corners).unbind(-1)  # (B, n, C or 1)
+    plane = torch.arange(batch * planes, device=images.device).view(batch, 1, planes)
     line = torch.arange(tile, device=images.device)
-    begin = ((plane * height + y) * width + x)[..., None] + width * line  # (B, n, C, t)
+    begin = numbers * (((plane * height + y) * width + x)[..., None] + width * line)  # (B, n, planes, t)
     # A line of a tile lies in one piece in memory. All pieces that begin anywhere are an overlapping view, of
     # which index_select copies those wanted whole, in a third of the time of an index per pixel.
-    pieces = images.as_strided((images.numel() - tile + 1, tile), (1, 1))
-    return pieces.index_select(0, begin.flatten()).view(*begin.shape, tile)
+    length = tile * numbers
+    pieces = images.as_strided((images.numel() - length + 1, length), (1, 1))
+    tiles = pieces.index_select(0, begin.flatten()).view(*begin.shape, tile, numbers)
+    if not whole:
+        tiles = tiles[..., 0]
+    elif tiles.shape[2] == 1:
+        tiles = tiles[:, :, 0].movedim(-1, 2)
+    else:  # whole pixels at the place of each channel, of which that channel is wanted
+        tiles = tiles.diagonal(dim1=2, dim2=-1).movedim(-1, 2)
+    return (
+        tiles.contiguous() if tiles.dtype == dtype else tiles.new_empty(tiles.shape, dtype=dtype).copy_(tiles)
+    )
 
 
 def place_tiles(tiles: Tensor, corners: Tensor, image_size: int, background: float = 0.0) -> Tensor:

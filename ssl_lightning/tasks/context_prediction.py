@@ -113,7 +113,8 @@ class ContextPrediction(PretextTask):
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         corners = draw_corners(self.grid, len(images), stream)  # (B, 9, 2)
         place = self.draw_places(len(images), stream)  # (B, P)
-        patches = self.prepare(self.cut(images, corners, place), stream)  # (B, 1 + P, C, t, t)
+        patches = self.cut(images, corners, place)  # (B, 1 + P, C, t, t)
+        patches = self.prepare(patches, stream, white_of(images))
         logits = self.score(self.encode(patches))  # (B * P, 8)
         place = place.flatten()
         return {
@@ -128,16 +129,13 @@ class ContextPrediction(PretextTask):
         return draw_neighbours(batch, self.pairs_per_image, stream)
 
     def cut(self, images: Tensor, corners: Tensor, place: Tensor) -> Tensor:
-        """Cut the centre and the neighbours at `(B, P)` places: `(B, 1 + P, C, t, t)`."""
+        """Cut the centre and the neighbours at `(B, P)` places: `(B, 1 + P, C, t, t)`, as floats."""
         wanted = F.pad(corners.new_tensor(AROUND)[place], (1, 0), value=CENTRE)  # (B, 1 + P)
-        return cut_tiles(images, corners.take_along_dim(wanted[..., None], 1), self.grid.tile)
+        corners = corners.take_along_dim(wanted[..., None], 1)
+        return cut_tiles(images, corners, self.grid.tile, torch.float32)
 
-    def prepare(self, patches: Tensor, stream: torch.Generator) -> Tensor:
-        """Turn patches `(B, n, C, t, t)`, bytes or floats in [0, 1], into what the trunk takes.
-
-        Floats are changed in place.
-        """
-        white, patches = white_of(patches), patches.float()
+    def prepare(self, patches: Tensor, stream: torch.Generator, white: float = 1.0) -> Tensor:
+        """Turn patches `(B, n, C, t, t)`, floats from 0 to `white`, in place into what the trunk takes."""
         if self.colours == "projection":
             patches = project_colours(patches, inplace=True)
         if self.downsample:

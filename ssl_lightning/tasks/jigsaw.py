@@ -134,7 +134,7 @@ class Jigsaw(PretextTask):
         if self.channel_jitter and self.spec.channels > 1:
             last = self.spec.image_size - self.grid.tile
             corners = shift_channels(corners, self.spec.channels, self.channel_jitter, last, stream)
-        tiles = cut_tiles(images, corners, self.grid.tile).float()
+        tiles = cut_tiles(images, corners, self.grid.tile, torch.float32)
         return grey_scale(tiles, self.grey, stream, inplace=True)
 
     def prepare(self, tiles: Tensor, white: float = 1.0) -> Tensor:

@@ -83,6 +83,12 @@ def test_cut_against_slices(dtype: torch.dtype, layout: str) -> None:
     shifted = cut_tiles(images, moved, grid.tile)
     assert tiles.shape == shifted.shape == (5, 9, 3, 9, 9)
     assert tiles.dtype == dtype
+    for places, cut in ((corners, tiles), (moved, shifted)):
+        floats = cut_tiles(images, places, grid.tile, torch.float64)
+        assert floats.dtype == torch.float64
+        assert torch.equal(floats, cut.double())
+        assert cut.is_contiguous()
+        assert floats.is_contiguous()
     for image in range(5):
         for tile in range(9):
             y, x = corners[image, tile].tolist()
