@@ -103,9 +103,9 @@ def cut_tiles(images: Tensor, corners: Tensor, tile: int, dtype: torch.dtype | N
         tiles = tiles[:, :, 0].movedim(-1, 2)
     else:  # whole pixels at the place of each channel, of which that channel is wanted
         tiles = tiles.diagonal(dim1=2, dim2=-1).movedim(-1, 2)
-    return (
-        tiles.contiguous() if tiles.dtype == dtype else tiles.new_empty(tiles.shape, dtype=dtype).copy_(tiles)
-    )
+    if tiles.dtype == dtype:
+        return tiles.contiguous()
+    return tiles.to(dtype, memory_format=torch.contiguous_format)
 
 
 def place_tiles(tiles: Tensor, corners: Tensor, image_size: int, background: float = 0.0) -> Tensor:
