@@ -158,7 +158,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--repeats", type=int, default=20, help="blocks of steps, or calls, of each figure")
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where all figures go")
-    parser.add_argument("overrides", nargs="*", help="of train.py, such as backbone=nin data.batch_size=128")
+    about = "of train.py, such as backbone=nin data.batch_size=128; before all options"
+    parser.add_argument("overrides", nargs="*", help=about)
     options = parser.parse_args(arguments)
     figures: dict[str, Any] = {
         "machine": machine(),
