@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -64,8 +64,9 @@ class BatchWorkers:
         self._source, self._augment, self._workers = source, augment, workers
         self._jobs = _Jobs()
         self._shared = torch.empty(0)  # (places, B, size, size, C) uint8, as `resize` leaves pixels
-        self._free: deque[int] = deque()  # places that neither a worker nor a holder of the batch has
-        self._held: set[int] = set()
+        self._asked: set[int] = set()  # places whose batches are being made
+        # batches that others hold, by place
+        self._held: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
         self._loader: DataLoader | None = None
 
     def batches(
@@ -83,26 +84,25 @@ class BatchWorkers:
         if self._loader is None or (self._workers and len(first[0]) > self._shared.shape[1]):
             self._loader = None  # whose workers end first
             self._loader = self._start(len(first[0]))
-        self._free.clear()
-        # a pass that was left before its end leaves behind places that its workers no longer write
-        self._free.extend(place for place in range(len(self._shared)) if place not in self._held)
-        self._jobs.coming = (
-            Job(*each, self._free.popleft() if self._free else -1) for each in chain([first], wanted)
-        )
+        self._asked.clear()  # of a pass that was left before its end: its jobs end before this one's begin
+        self._jobs.coming = (Job(*each, self._free_place()) for each in chain([first], wanted))
         for images, labels in self._loader:
             yield self._handed_over(images, len(labels)).permute(0, 3, 1, 2), labels
+
+    def _free_place(self) -> int:
+        places = range(len(self._shared))
+        place = next((place for place in places if place not in self._asked and place not in self._held), -1)
+        self._asked.add(place)
+        return place
 
     def _handed_over(self, images: Tensor | int, count: int) -> Tensor:
         """Return the batch that lies at a place, which is free once nothing of the batch is held."""
         if isinstance(images, Tensor):
             return images
+        self._asked.discard(images)
         if has_gpu():
-            pinned = self._shared[images, :count].pin_memory()
-            self._free.append(images)
-            return pinned
-        batch = self._shared[images, :count].numpy()
-        self._held.add(images)
-        weakref.finalize(batch, _let_go, images, self._free, self._held)
+            return self._shared[images, :count].pin_memory()
+        self._held[images] = batch = self._shared[images, :count].numpy()
         return torch.from_numpy(batch)  # which keeps the array as long as it, or a view of it, is kept
 
     def _start(self, batch: int) -> DataLoader:
@@ -110,7 +110,7 @@ class BatchWorkers:
         places = AHEAD * self._workers + HELD if self._workers else 0
         shape = (places, batch, size, size, self._source.channels)
         self._shared = torch.empty(shape, dtype=torch.uint8).share_memory_()
-        self._free, self._held = deque(), set()
+        self._held = WeakValueDictionary()
         return DataLoader(
             _Made(self._source, self._shared),
             sampler=self._jobs,
@@ -151,11 +151,6 @@ class _Made(Dataset):
         for place, view in zip(self._shared[job.place, : len(labels)], views, strict=True):
             place.copy_(view)
         return job.place, labels
-
-
-def _let_go(place: int, free: deque[int], held: set[int]) -> None:
-    held.discard(place)
-    free.append(place)
 
 
 @functools.cache

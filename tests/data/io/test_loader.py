@@ -244,13 +244,6 @@ def test_resize_keeps_constants_and_native_sizes():
     assert (resize(edge, 4)[0, 3] < 15).all()
 
 
-def test_a_batch_that_is_kept_does_not_change(tmp_path):
-    loader = train_loader(file_source(tmp_path, 2))
-    kept = [(images, images.clone()) for _ in range(3) for images, _ in loader]  # more than there are places
-    assert len(kept) > 5
-    assert all(torch.equal(images, then) for images, then in kept)
-
-
 def test_batches_larger_than_the_first_and_passes_broken_off(tmp_path):
     shared, alone = file_source(tmp_path, 2), file_source(tmp_path, 0)
     for source in (shared, alone):
