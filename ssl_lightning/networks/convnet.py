@@ -20,7 +20,8 @@ class ConvNet(StagedNetwork):
 
     Args:
         in_channels: Channels of the images, at least 1.
-        widths: Channels of each stage.
+        widths: Channels of each stage. Multiples of 16 are fast: CPU kernels take others, by batch norm above
+            all, several times as slowly for each channel.
         strides: Stride of each stage, applied at its second convolution.
 
     Raises:
@@ -31,7 +32,7 @@ class ConvNet(StagedNetwork):
         self,
         *,
         in_channels: int = 3,
-        widths: Sequence[int] = (24, 64, 128),
+        widths: Sequence[int] = (32, 64, 128),
         strides: Sequence[int] = (2, 2, 1),
     ) -> None:
         check_in_channels(in_channels)

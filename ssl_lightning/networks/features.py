@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.networks.small_maps import PaddedConv2d
+
 
 class FeatureInfo:
     """What the stage maps of a trunk look like, with the methods of timm's class of that name.
@@ -74,7 +76,7 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, stride: int =
 
     `kernel` must be odd.
     """
-    convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+    convolution = PaddedConv2d(in_channels, out_channels, kernel, stride)
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 

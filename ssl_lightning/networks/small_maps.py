@@ -1,0 +1,58 @@
+"""Convolution of maps that are smaller than its kernel, as one matrix product."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PaddedConv2d(nn.Conv2d):
+    """A convolution without bias, padded so that size H becomes ceil(H / stride), fast on tiny maps too.
+
+    Of a map of 2 x 2 cells a 3x3 kernel sees padding more than anything else, and CPU kernels, which go along
+    the rows of a map, find rows of two cells. As a linear layer from every cell to every cell it has 4 x 4
+    products where the convolution has 4 x 9, in one large matrix product. So it is computed on a CPU wherever
+    a map has at most half as many cells as the kernel, and is channels-last, so that no map need be copied.
+    The last maps of `convnet` on the tiles of jigsaw and context prediction are such. Results differ by
+    rounding; weights are those of `torch.nn.Conv2d`.
+
+    Args:
+        in_channels: Channels of the maps.
+        out_channels: Channels of the result.
+        kernel: Height and width of the kernel, odd.
+        stride: Of both sides.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride, padding=kernel // 2, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve maps `(B, C, H, W)` to `(B, C', ceil(H / stride), ceil(W / stride))`."""
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        batch, channels, height, width = input.shape
+        small = 2 * height * width <= kernel**2 and input.is_contiguous(memory_format=torch.channels_last)
+        if not small or input.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(input)
+        rows, columns = (-(-cells // stride) for cells in (height, width))
+        joins = _joins(height, width, kernel, stride).to(self.weight.dtype)
+        taps = self.weight.permute(2, 3, 0, 1).reshape(kernel**2, -1)  # (k * k, C' * C)
+        dense = (joins @ taps).view(rows * columns, height * width, self.out_channels, channels)
+        dense = dense.transpose(1, 2).reshape(rows * columns * self.out_channels, -1)
+        cells = F.linear(input.permute(0, 2, 3, 1).reshape(batch, -1), dense)
+        return cells.view(batch, rows, columns, self.out_channels).permute(0, 3, 1, 2)
+
+
+@lru_cache
+@torch.inference_mode(False)  # a validation may be the first to ask, and training go on with it
+def _joins(height: int, width: int, kernel: int, stride: int) -> Tensor:
+    """Which tap of a kernel joins a cell of the result to one of the map: 0 and 1, `(to * from, k * k)`."""
+
+    def along(cells: int) -> Tensor:  # (to, from, k)
+        centre, offset = torch.arange(0, cells, stride), torch.arange(kernel) - kernel // 2
+        return (centre[:, None, None] + offset == torch.arange(cells)[:, None]).float()
+
+    joins = along(height)[:, None, :, None, :, None] * along(width)[None, :, None, :, None, :]
+    return joins.reshape(-1, kernel**2)

@@ -1,0 +1,76 @@
+"""`PaddedConv2d` against torch's own convolution."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssl_lightning.networks.small_maps import PaddedConv2d, _joins
+
+SIZES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1), (3, 2), (3, 3), (3, 4), (5, 4), (8, 8)]
+
+
+def with_gradients(forward: Callable[[Tensor], Tensor], maps: Tensor, weight: Tensor) -> list[Tensor]:
+    """What a layer makes of maps, and the gradients of a weighted sum of it."""
+    given = maps.clone(memory_format=torch.preserve_format).requires_grad_()
+    result = forward(given)
+    loss = (torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result) * result).sum()
+    return [result, *torch.autograd.grad(loss, (given, weight))]
+
+
+def channels_last(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 1), (5, 2), (5, 3)])
+def test_result_and_gradients_are_those_of_a_convolution(size, kernel, stride):
+    torch.manual_seed(0)
+    layer = PaddedConv2d(3, 5, kernel, stride).double()
+    maps = channels_last(4, 3, *size, dtype=torch.float64)
+    ours = with_gradients(layer, maps, layer.weight)
+    theirs = with_gradients(
+        lambda x: F.conv2d(x, layer.weight, stride=stride, padding=kernel // 2), maps, layer.weight
+    )
+    assert ours[0].shape[2:] == tuple(-(-cells // stride) for cells in size)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_in_bfloat16_it_is_as_near_to_the_exact_result_as_a_convolution_is():
+    torch.manual_seed(0)
+    layer = PaddedConv2d(64, 32, 3).to(memory_format=torch.channels_last)
+    maps = channels_last(16, 64, 2, 2, dtype=torch.bfloat16)
+    weight = layer.weight.detach().bfloat16()
+    exact = F.conv2d(maps.double(), weight.double(), padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(maps)
+    assert found.dtype == torch.bfloat16
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    theirs = F.conv2d(maps, weight, padding=1)
+    assert (found - exact).abs().max() <= 1.01 * (theirs - exact).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("size", "last", "called"), [((2, 2), True, 0), ((2, 3), True, 1), ((2, 2), False, 1), ((8, 8), True, 1)]
+)
+def test_only_small_maps_in_channels_last_go_without_a_convolution(monkeypatch, size, last, called):
+    calls = []
+    convolve = PaddedConv2d._conv_forward
+    monkeypatch.setattr(PaddedConv2d, "_conv_forward", lambda *given: calls.append(1) or convolve(*given))
+    maps = torch.randn(2, 3, *size)
+    PaddedConv2d(3, 5, 3)(maps.contiguous(memory_format=torch.channels_last) if last else maps)
+    assert len(calls) == called
+
+
+def test_training_goes_on_after_a_validation_that_came_first():
+    _joins.cache_clear()
+    layer = PaddedConv2d(3, 5, 3)
+    maps = channels_last(2, 3, 2, 2, dtype=torch.float32)
+    with torch.inference_mode():
+        before = layer(maps)
+    after, _, gradient = with_gradients(layer, maps, layer.weight)
+    assert torch.equal(before, after)
+    assert gradient.abs().sum() > 0
