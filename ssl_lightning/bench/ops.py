@@ -92,11 +92,12 @@ def jigsaw_tiles(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
 def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     """A centre and its eight neighbours without green-magenta, normalised; cut once for all pairs."""
     grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context")
-    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (255 * torch.tensor(values) for values in (MEAN, STD))
 
     def batched() -> Tensor:
-        patches = cut_tiles(pixels, draw_corners(grid, len(pixels), stream), grid.tile, torch.float32)
-        return project_colours(patches, inplace=True).sub_(mean).div_(std)
+        corners = draw_corners(grid, len(pixels), stream)
+        patches = cut_tiles(pixels, corners, grid.tile, torch.float32, channels_last=True)
+        return project_colours(patches, mean, std)
 
     def one_by_one() -> Tensor:
         return torch.stack([torch.stack(context_patches(picture, grid, range(9))) for picture in pictures])
@@ -124,7 +125,14 @@ def context_patches(picture: Image.Image, grid: TileGrid, places: Iterable[int])
     """Cut some of the nine patches of one picture."""
     corners = corners_of(grid)
     crops = [tv.crop(picture, *corners[place], grid.tile, grid.tile) for place in places]
-    return [tv.normalize(project_colours(tv.to_tensor(crop)), MEAN, STD) for crop in crops]
+    return [tv.normalize(without_magenta(tv.to_tensor(crop)), MEAN, STD) for crop in crops]
+
+
+def without_magenta(tile: Tensor) -> Tensor:
+    """Remove the green-magenta part of every pixel `(3, t, t)`."""
+    red, green, blue = tile
+    magenta = (red + blue - 2 * green) / 6
+    return torch.stack([red - magenta, green + 2 * magenta, blue - magenta])
 
 
 def corners_of(grid: TileGrid) -> list[tuple[int, int]]:

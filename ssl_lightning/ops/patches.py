@@ -63,7 +63,14 @@ def shift_channels(
     return (corners[:, :, None] + moves).clamp_(0, last)
 
 
-def cut_tiles(images: Tensor, corners: Tensor, tile: int, dtype: torch.dtype | None = None) -> Tensor:
+def cut_tiles(
+    images: Tensor,
+    corners: Tensor,
+    tile: int,
+    dtype: torch.dtype | None = None,
+    *,
+    channels_last: bool = False,
+) -> Tensor:
     """Cut tiles out of images, in one gather.
 
     Args:
@@ -71,9 +78,11 @@ def cut_tiles(images: Tensor, corners: Tensor, tile: int, dtype: torch.dtype | N
         corners: `(B, n, 2)` places, or `(B, n, C, 2)` with one for each channel.
         tile: Height and width t.
         dtype: Of the tiles, values unchanged; None: that of the images.
+        channels_last: Whether the numbers of a pixel lie side by side in memory, as trunks like it: of images
+            that are channels-last themselves such tiles are cut several times as fast.
 
     Returns:
-        `(B, n, C, t, t)`, dense in this order whatever the memory format of the images.
+        `(B, n, C, t, t)`, dense in this order (or with C last) whatever the memory format of the images.
 
     Raises:
         ValueError: The tile is larger than the image, or nothing.
@@ -103,9 +112,13 @@ def cut_tiles(images: Tensor, corners: Tensor, tile: int, dtype: torch.dtype | N
         tiles = tiles[:, :, 0].movedim(-1, 2)
     else:  # whole pixels at the place of each channel, of which that channel is wanted
         tiles = tiles.diagonal(dim1=2, dim2=-1).movedim(-1, 2)
+    if channels_last:
+        tiles = tiles.movedim(2, -1)
     if tiles.dtype == dtype:
-        return tiles.contiguous()
-    return tiles.to(dtype, memory_format=torch.contiguous_format)
+        tiles = tiles.contiguous()
+    else:
+        tiles = tiles.to(dtype, memory_format=torch.contiguous_format)
+    return tiles.movedim(-1, 2) if channels_last else tiles
 
 
 def place_tiles(tiles: Tensor, corners: Tensor, image_size: int, background: float = 0.0) -> Tensor:

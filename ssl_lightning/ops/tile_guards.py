@@ -88,20 +88,32 @@ def drop_colours(tiles: Tensor, generator: torch.Generator, noise: float = 0.01)
     return torch.where(stays, tiles, filling * (noise * deviation))
 
 
-def project_colours(tiles: Tensor, *, inplace: bool = False) -> Tensor:
-    """Remove the green-magenta part of every pixel (Doersch et al. 2015, sec. 3.1).
+def project_colours(tiles: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
+    """Remove the green-magenta part of every pixel (Doersch et al. 2015, sec. 3.1), and standardise.
+
+    Both are one linear map of colours, and are computed as one, a 1x1 convolution. It is fast with tiles that
+    are channels-last.
 
     Args:
-        tiles: `(..., C, t, t)` in RGB; with other than 3 channels nothing happens.
-        inplace: Whether the tiles themselves are changed.
+        tiles: `(B, n, C, t, t)` floats in RGB; with other than 3 channels nothing is removed.
+        mean: What is taken from each channel then, C numbers; None: 0.
+        std: By what each channel is divided in the end, C numbers; None: 1.
+
+    Returns:
+        The same shape, type and memory format.
     """
-    if tiles.shape[-3] != len(GREEN_MAGENTA):
-        return tiles
-    axis = tiles.new_tensor(GREEN_MAGENTA)
-    red, green, blue = tiles.unbind(-3)
-    magenta = (red + blue).sub_(green, alpha=2).unsqueeze(-3)  # the pixel times the axis, negative
-    remove = tiles.addcmul_ if inplace else tiles.addcmul
-    return remove(axis.view(-1, 1, 1), magenta, value=1 / sum(part**2 for part in GREEN_MAGENTA))
+    channels = tiles.shape[2]
+    matrix, offset = torch.eye(channels, device=tiles.device), torch.zeros(channels, device=tiles.device)
+    if channels == len(GREEN_MAGENTA):
+        axis = matrix.new_tensor(GREEN_MAGENTA)
+        matrix = matrix - torch.outer(axis, axis) / axis.square().sum()
+    if mean is not None:
+        offset = offset - mean.flatten()
+    if std is not None:
+        matrix, offset = matrix / std.view(-1, 1), offset / std.flatten()
+    with torch.autocast(tiles.device.type, enabled=False):  # pixels in bf16 would lose the last bits
+        weight, bias = matrix.to(tiles.dtype)[..., None, None], offset.to(tiles.dtype)
+        return F.conv2d(tiles.flatten(0, 1), weight, bias).unflatten(0, tiles.shape[:2])
 
 
 def resampling_table(tile: int, smallest: int) -> Tensor:

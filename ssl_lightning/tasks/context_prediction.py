@@ -132,15 +132,17 @@ class ContextPrediction(PretextTask):
         """Cut the centre and the neighbours at `(B, P)` places: `(B, 1 + P, C, t, t)`, as floats."""
         wanted = F.pad(corners.new_tensor(AROUND)[place], (1, 0), value=CENTRE)  # (B, 1 + P)
         corners = corners.take_along_dim(wanted[..., None], 1)
-        return cut_tiles(images, corners, self.grid.tile, torch.float32)
+        whole = self.colours == "projection"  # which takes pixels, where `drop_colours` takes channels
+        return cut_tiles(images, corners, self.grid.tile, torch.float32, channels_last=whole)
 
     def prepare(self, patches: Tensor, stream: torch.Generator, white: float = 1.0) -> Tensor:
-        """Turn patches `(B, n, C, t, t)`, floats from 0 to `white`, in place into what the trunk takes."""
-        if self.colours == "projection":
-            patches = project_colours(patches, inplace=True)
+        """Turn patches `(B, n, C, t, t)`, floats from 0 to `white`, into what the trunk takes; uses them."""
         if self.downsample:
             patches = resample_tiles(patches, self.table, self.downsample, stream, inplace=True)
-        patches = patches.sub_(self.mean * white).div_(self.std * white)
+        mean, std = self.mean * white, self.std * white
+        if self.colours == "projection":  # linear, as resampling is: either may come first
+            return project_colours(patches, mean, std)
+        patches = patches.sub_(mean).div_(std)
         return drop_colours(patches, stream) if self.colours == "dropping" else patches
 
     def encode(self, patches: Tensor) -> Tensor:

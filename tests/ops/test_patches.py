@@ -89,6 +89,10 @@ def test_cut_against_slices(dtype: torch.dtype, layout: str) -> None:
         assert torch.equal(floats, cut.double())
         assert cut.is_contiguous()
         assert floats.is_contiguous()
+        for wanted in (dtype, torch.float64):
+            whole = cut_tiles(images, places, grid.tile, wanted, channels_last=True)
+            assert torch.equal(whole, cut.to(wanted))
+            assert whole.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     for image in range(5):
         for tile in range(9):
             y, x = corners[image, tile].tolist()

@@ -59,7 +59,6 @@ def test_in_place_is_the_same() -> None:
     table = resampling_table(8, 4)
     for guard in (
         standardise_tiles,
-        project_colours,
         lambda x, **how: grey_scale(x, 0.5, generator(0), **how),
         lambda x, **how: resample_tiles(x, table, 0.5, generator(0), **how),
     ):
@@ -127,6 +126,19 @@ def test_projection_removes_green_against_magenta_and_no_more() -> None:
     torch.testing.assert_close(project_colours(y), y)
     grey = x[:, :, :1].expand_as(x)
     torch.testing.assert_close(project_colours(grey), grey)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("last", [False, True])
+def test_projection_and_standardisation_at_once_are_both_in_turn(channels: int, last: bool) -> None:
+    x = 255 * tiles(2, 9, channels, 8, 8)
+    if last:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    mean, std = torch.linspace(100, 130, channels), torch.linspace(50, 70, channels)
+    both = (project_colours(x) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    found = project_colours(x, mean.view(-1, 1, 1), std.view(-1, 1, 1))
+    torch.testing.assert_close(found, both, atol=1e-5, rtol=1e-5)
+    assert found.flatten(0, 1).is_contiguous(memory_format=torch.channels_last) == (last or channels == 1)
 
 
 @pytest.mark.parametrize(("size", "smallest"), [(8, 4), (16, 4), (13, 1)])
