@@ -15,9 +15,10 @@ class PaddedConv2d(nn.Conv2d):
     Of a map of 2 x 2 cells a 3x3 kernel sees padding more than anything else, and CPU kernels, which go along
     the rows of a map, find rows of two cells. As a linear layer from every cell to every cell it has 4 x 4
     products where the convolution has 4 x 9, in one large matrix product. So it is computed on a CPU wherever
-    a map has at most half as many cells as the kernel, and is channels-last, so that no map need be copied.
-    The last maps of `convnet` on the tiles of jigsaw and context prediction are such. Results differ by
-    rounding; weights are those of `torch.nn.Conv2d`.
+    map and result have at most half as many cells as the kernel. In bfloat16, for which processors have units
+    that multiply matrices, the map may have four times as many (4 x 4, with stride 2). It must be
+    channels-last, so that no map need be copied. The last three convolutions of `convnet` on the tiles of
+    jigsaw and context prediction are such. Results differ by rounding; weights are as of `torch.nn.Conv2d`.
 
     Args:
         in_channels: Channels of the maps.
@@ -33,10 +34,12 @@ class PaddedConv2d(nn.Conv2d):
         """Convolve maps `(B, C, H, W)` to `(B, C', ceil(H / stride), ceil(W / stride))`."""
         kernel, stride = self.kernel_size[0], self.stride[0]
         batch, channels, height, width = input.shape
-        small = 2 * height * width <= kernel**2 and input.is_contiguous(memory_format=torch.channels_last)
-        if not small or input.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(input)
         rows, columns = (-(-cells // stride) for cells in (height, width))
+        most = 2 * kernel**2 if input.dtype == torch.bfloat16 else kernel**2 / 2
+        small = height * width <= most and rows * columns <= kernel**2 / 2
+        last = input.is_contiguous(memory_format=torch.channels_last)
+        if not (small and last and input.is_cpu) or torch.compiler.is_compiling():
+            return super().forward(input)
         joins = _joins(height, width, kernel, stride).to(self.weight.dtype)
         taps = self.weight.permute(2, 3, 0, 1).reshape(kernel**2, -1)  # (k * k, C' * C)
         dense = (joins @ taps).view(rows * columns, height * width, self.out_channels, channels)

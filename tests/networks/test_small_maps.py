@@ -39,30 +39,37 @@ def test_result_and_gradients_are_those_of_a_convolution(size, kernel, stride):
         torch.testing.assert_close(one, other)
 
 
-def test_in_bfloat16_it_is_as_near_to_the_exact_result_as_a_convolution_is():
+@pytest.mark.parametrize(("size", "stride"), [((2, 2), 1), ((4, 4), 2), ((3, 4), 2), ((8, 8), 1)])
+def test_in_bfloat16_it_is_as_near_to_the_exact_result_as_a_convolution_is(size, stride):
     torch.manual_seed(0)
-    layer = PaddedConv2d(64, 32, 3).to(memory_format=torch.channels_last)
-    maps = channels_last(16, 64, 2, 2, dtype=torch.bfloat16)
-    weight = layer.weight.detach().bfloat16()
-    exact = F.conv2d(maps.double(), weight.double(), padding=1)
+    layer = PaddedConv2d(64, 32, 3, stride).to(memory_format=torch.channels_last)
+    maps = channels_last(16, 64, *size, dtype=torch.bfloat16)
+    with torch.no_grad():  # numbers that bfloat16 has
+        layer.weight.copy_(layer.weight.bfloat16())
+    exact = F.conv2d(maps.double(), layer.weight.double(), stride=stride, padding=1)
     with torch.autocast("cpu", torch.bfloat16):
         found = layer(maps)
+        theirs = F.conv2d(maps, layer.weight, stride=stride, padding=1)
     assert found.dtype == torch.bfloat16
     assert found.is_contiguous(memory_format=torch.channels_last)
-    theirs = F.conv2d(maps, weight, padding=1)
     assert (found - exact).abs().max() <= 1.01 * (theirs - exact).abs().max()
 
 
-@pytest.mark.parametrize(
-    ("size", "last", "called"), [((2, 2), True, 0), ((2, 3), True, 1), ((2, 2), False, 1), ((8, 8), True, 1)]
-)
-def test_only_small_maps_in_channels_last_go_without_a_convolution(monkeypatch, size, last, called):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("size", [(2, 2), (2, 3), (4, 4), (4, 6), (8, 8)])
+def test_only_small_maps_in_channels_last_go_without_a_convolution(monkeypatch, size, last, stride, dtype):
     calls = []
     convolve = PaddedConv2d._conv_forward
     monkeypatch.setattr(PaddedConv2d, "_conv_forward", lambda *given: calls.append(1) or convolve(*given))
-    maps = torch.randn(2, 3, *size)
-    PaddedConv2d(3, 5, 3)(maps.contiguous(memory_format=torch.channels_last) if last else maps)
-    assert len(calls) == called
+    maps = torch.randn(2, 3, *size, dtype=dtype)
+    maps = maps.contiguous(memory_format=torch.channels_last) if last else maps
+    PaddedConv2d(3, 5, 3, stride).to(dtype)(maps)
+    without = {(2, 2, 1), (2, 2, 2)}
+    if dtype == torch.bfloat16:
+        without |= {(2, 3, 2), (4, 4, 2)}
+    assert (not calls) == (last and (*size, stride) in without)
 
 
 def test_training_goes_on_after_a_validation_that_came_first():
