@@ -90,7 +90,10 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
             "context_prediction",
             ["data.image_size=48", "optimizer=adamw", "optimizer.lr=1e-4", "+optimizer.fused=false"],
         ),
-        ("colorization", ["trainer.gradient_clip_val=0.1", "callbacks=[checkpoint,panel,online_knn]"]),
+        (
+            "colorization",
+            ["trainer.gradient_clip_val=0.1", "callbacks=[checkpoint,panel,online_knn]", "optimizer=sgd"],
+        ),
         ("inpainting", ["task.adversarial_weight=0", "optimizer=sgd", "trainer.precision=bf16-mixed"]),
         ("super_resolution", ["task.adversarial_weight=0", "optimizer=sgd", "probe=[knn,finetune]"]),
         ("supervised", []),
