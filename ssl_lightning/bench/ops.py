@@ -17,7 +17,7 @@ from ssl_lightning.ops.lab import rgb_to_lab
 from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
 from ssl_lightning.ops.rotation import rotate_four
 from ssl_lightning.ops.tile_grid import CENTRE, TileGrid, jigsaw_grid
-from ssl_lightning.ops.tile_guards import grey_scale, project_colours, standardise_tiles
+from ssl_lightning.ops.tile_guards import colour_projection, grey_scale, mix_colours, standardise_tiles
 from ssl_lightning.seeding import generator
 from ssl_lightning.tasks.base import to_float
 
@@ -92,12 +92,13 @@ def jigsaw_tiles(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
 def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     """A centre and its eight neighbours without green-magenta, normalised; cut once for all pairs."""
     grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context")
-    mean, std = (255 * torch.tensor(values) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values) for values in (MEAN, STD))
+    matrix, offset = colour_projection(3) / (255 * std[:, None]), -mean / std
 
     def batched() -> Tensor:
         corners = draw_corners(grid, len(pixels), stream)
         patches = cut_tiles(pixels, corners, grid.tile, torch.float32, channels_last=True)
-        return project_colours(patches, mean, std)
+        return mix_colours(patches, matrix, offset)
 
     def one_by_one() -> Tensor:
         return torch.stack([torch.stack(context_patches(picture, grid, range(9))) for picture in pictures])

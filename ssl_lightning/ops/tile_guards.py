@@ -88,32 +88,34 @@ def drop_colours(tiles: Tensor, generator: torch.Generator, noise: float = 0.01)
     return torch.where(stays, tiles, filling * (noise * deviation))
 
 
-def project_colours(tiles: Tensor, mean: Tensor | None = None, std: Tensor | None = None) -> Tensor:
-    """Remove the green-magenta part of every pixel (Doersch et al. 2015, sec. 3.1), and standardise.
-
-    Both are one linear map of colours, and are computed as one, a 1x1 convolution. It is fast with tiles that
-    are channels-last.
+def colour_projection(channels: int) -> Tensor:
+    """Matrix `(C, C)` that takes the green-magenta part out of a pixel (Doersch et al. 2015, sec. 3.1).
 
     Args:
-        tiles: `(B, n, C, t, t)` floats in RGB; with other than 3 channels nothing is removed.
-        mean: What is taken from each channel then, C numbers; None: 0.
-        std: By what each channel is divided in the end, C numbers; None: 1.
+        channels: C; with other than 3 it is the identity.
+    """
+    matrix = torch.eye(channels)
+    if channels != len(GREEN_MAGENTA):
+        return matrix
+    axis = torch.tensor(GREEN_MAGENTA)
+    return matrix - torch.outer(axis, axis) / axis.dot(axis)
+
+
+def mix_colours(tiles: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Map the colours of every pixel linearly, by a 1x1 convolution: fast with tiles that are channels-last.
+
+    Args:
+        tiles: `(B, n, C, t, t)` floats.
+        matrix: `(C, C)` floats; a pixel x becomes `matrix @ x`.
+        offset: What is added then, `(C,)` floats; None: nothing.
 
     Returns:
         The same shape, type and memory format.
     """
-    channels = tiles.shape[2]
-    matrix, offset = torch.eye(channels, device=tiles.device), torch.zeros(channels, device=tiles.device)
-    if channels == len(GREEN_MAGENTA):
-        axis = matrix.new_tensor(GREEN_MAGENTA)
-        matrix = matrix - torch.outer(axis, axis) / axis.square().sum()
-    if mean is not None:
-        offset = offset - mean.flatten()
-    if std is not None:
-        matrix, offset = matrix / std.view(-1, 1), offset / std.flatten()
+    offset = None if offset is None else offset.to(tiles.dtype)
     with torch.autocast(tiles.device.type, enabled=False):  # pixels in bf16 would lose the last bits
-        weight, bias = matrix.to(tiles.dtype)[..., None, None], offset.to(tiles.dtype)
-        return F.conv2d(tiles.flatten(0, 1), weight, bias).unflatten(0, tiles.shape[:2])
+        mixed = F.conv2d(tiles.flatten(0, 1), matrix.to(tiles.dtype)[..., None, None], offset)
+    return mixed.unflatten(0, tiles.shape[:2])
 
 
 def resampling_table(tile: int, smallest: int) -> Tensor:

@@ -18,7 +18,13 @@ from ssl_lightning.ops.patches import (
     regular_corners,
 )
 from ssl_lightning.ops.tile_grid import AROUND, CENTRE, NEIGHBOURS, neighbour_grid
-from ssl_lightning.ops.tile_guards import drop_colours, project_colours, resample_tiles, resampling_table
+from ssl_lightning.ops.tile_guards import (
+    colour_projection,
+    drop_colours,
+    mix_colours,
+    resample_tiles,
+    resampling_table,
+)
 from ssl_lightning.seeding import generator
 from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import Panel, PretextTask, white_of
@@ -64,6 +70,8 @@ class ContextPrediction(PretextTask):
     )
 
     table: Tensor
+    projection: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -104,6 +112,10 @@ class ContextPrediction(PretextTask):
         self.pairs_per_image = pairs_per_image
         self.colours, self.downsample = colours, downsample
         self.register_buffer("table", resampling_table(tile, smallest), persistent=False)
+        mean, std = self.mean.flatten(), self.std.flatten()
+        # one linear map: without green-magenta, then standardised
+        self.register_buffer("projection", colour_projection(len(std)) / std[:, None], persistent=False)
+        self.register_buffer("offset", -mean / std, persistent=False)
         self.embed = TileEmbedding(backbone, embedding)
         self.head = SequenceClassifier(2, embedding, hidden, len(NEIGHBOURS))
 
@@ -136,13 +148,12 @@ class ContextPrediction(PretextTask):
         return cut_tiles(images, corners, self.grid.tile, torch.float32, channels_last=whole)
 
     def prepare(self, patches: Tensor, stream: torch.Generator, white: float = 1.0) -> Tensor:
-        """Turn patches `(B, n, C, t, t)`, floats from 0 to `white`, into what the trunk takes; uses them."""
+        """Turn patches `(B, n, C, t, t)`, floats from 0 to `white`, which it may change, into trunk input."""
         if self.downsample:
             patches = resample_tiles(patches, self.table, self.downsample, stream, inplace=True)
-        mean, std = self.mean * white, self.std * white
         if self.colours == "projection":  # linear, as resampling is: either may come first
-            return project_colours(patches, mean, std)
-        patches = patches.sub_(mean).div_(std)
+            return mix_colours(patches, self.projection / white, self.offset)
+        patches = patches.sub_(self.mean * white).div_(self.std * white)
         return drop_colours(patches, stream) if self.colours == "dropping" else patches
 
     def encode(self, patches: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def test_result_and_gradients_are_those_of_a_convolution(size, kernel, stride):
         torch.testing.assert_close(one, other)
 
 
-@pytest.mark.parametrize(("size", "stride"), [((2, 2), 1), ((4, 4), 2), ((3, 4), 2), ((8, 8), 1)])
+@pytest.mark.parametrize(("size", "stride"), [((2, 2), 1), ((4, 4), 2), ((3, 4), 2)])
 def test_in_bfloat16_it_is_as_near_to_the_exact_result_as_a_convolution_is(size, stride):
     torch.manual_seed(0)
     layer = PaddedConv2d(64, 32, 3, stride).to(memory_format=torch.channels_last)

@@ -26,9 +26,10 @@ from ssl_lightning.ops.patches import (
 from ssl_lightning.ops.permutations import hamming, permutation_set
 from ssl_lightning.ops.tile_grid import TileGrid, default_tile, jigsaw_grid, neighbour_grid
 from ssl_lightning.ops.tile_guards import (
+    colour_projection,
     drop_colours,
     grey_scale,
-    project_colours,
+    mix_colours,
     resample_tiles,
     resampling_table,
     standardise_tiles,
@@ -396,22 +397,33 @@ def test_drop_colours(tiles: Tensor, noise: float, seed: int) -> None:
         assert others.abs().max() <= 7 * noise * deviation + 1e-6
 
 
+@drawn()
+@given(st.integers(1, 6), SEEDS)
+def test_colour_projection(channels: int, seed: int) -> None:
+    matrix = colour_projection(channels)
+    if channels != 3:
+        assert torch.equal(matrix, torch.eye(channels))
+        return
+    axis, pixel = torch.tensor([-1.0, 2.0, -1.0]), values((3,), seed)
+    close(matrix @ pixel, pixel - axis * (axis @ pixel) / 6)
+    close(matrix @ matrix, matrix)  # once is enough
+    close(matrix @ torch.ones(3), torch.ones(3))  # grey stays
+
+
 @pytest.mark.slow
 @drawn()
-@given(tile_batches())
-def test_project_colours(tiles: Tensor) -> None:
-    with unchanged(tiles):
-        found = project_colours(tiles)
+@given(tile_batches(), SEEDS, st.booleans())
+def test_mix_colours(tiles: Tensor, seed: int, moved: bool) -> None:
+    channels = tiles.shape[2]
+    matrix = values((channels, channels), seed, tiles.dtype)
+    offset = values((channels,), seed + 1, tiles.dtype) if moved else None
+    with unchanged(tiles, matrix):
+        found = mix_colours(tiles, matrix, offset)
     assert (found.dtype, found.shape) == (tiles.dtype, tiles.shape)
-    if tiles.shape[2] != 3:
-        assert torch.equal(found, tiles)
-        return
-    axis = torch.tensor([-1.0, 2.0, -1.0], dtype=torch.float64).view(3, 1, 1)
-    x = tiles.double()
-    close(found, x - axis * (x * axis).sum(2, keepdim=True) / 6, tiles.dtype, 2)
-    close(project_colours(found), found, tiles.dtype, 2)  # once is enough
-    grey = tiles[:, :, :1].expand_as(tiles)
-    close(project_colours(grey), grey, tiles.dtype, 2)
+    expected = torch.einsum("dc,bnchw->bndhw", matrix.double(), tiles.double())
+    if offset is not None:
+        expected += offset.double().view(-1, 1, 1)
+    close(found, expected, tiles.dtype, 4)
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from PIL import Image
 
 from ssl_lightning.ops.tile_guards import (
     _change,
+    colour_projection,
     drop_colours,
     grey_scale,
-    project_colours,
+    mix_colours,
     resample_tiles,
     resampling_table,
     standardise_tiles,
@@ -50,7 +51,7 @@ def test_the_given_tiles_are_left_as_they_are() -> None:
     standardise_tiles(x)
     grey_scale(x, 1.0, generator(0))
     drop_colours(x, generator(0))
-    project_colours(x)
+    mix_colours(x, colour_projection(3))
     resample_tiles(x, table, 1.0, generator(0))
     assert torch.equal(x, before)
 
@@ -108,12 +109,12 @@ def test_dropping_leaves_one_informative_channel() -> None:
 def test_dropping_leaves_grey_images_alone() -> None:
     x = tiles(2, 3, 1, 4, 4)
     assert torch.equal(drop_colours(x, generator(4)), x)
-    assert torch.equal(project_colours(x), x)
+    assert torch.equal(colour_projection(1), torch.eye(1))
 
 
 def test_projection_removes_green_against_magenta_and_no_more() -> None:
     x = tiles(2, 3, 3, 4, 4)
-    y = project_colours(x)
+    y = mix_colours(x, colour_projection(3))
     axis = torch.tensor([-1.0, 2.0, -1.0])
     matrix = torch.eye(3) - torch.outer(axis, axis) / 6
     for image in range(2):
@@ -123,21 +124,21 @@ def test_projection_removes_green_against_magenta_and_no_more() -> None:
                     y[image, tile, :, row].T, x[image, tile, :, row].T @ matrix.T, atol=1e-6, rtol=0
                 )
     assert torch.einsum("c,bnchw->bnhw", axis, y).abs().max() < 1e-6
-    torch.testing.assert_close(project_colours(y), y)
+    torch.testing.assert_close(mix_colours(y, colour_projection(3)), y)
     grey = x[:, :, :1].expand_as(x)
-    torch.testing.assert_close(project_colours(grey), grey)
+    torch.testing.assert_close(mix_colours(grey, colour_projection(3)), grey)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("last", [False, True])
-def test_projection_and_standardisation_at_once_are_both_in_turn(channels: int, last: bool) -> None:
-    x = 255 * tiles(2, 9, channels, 8, 8)
+def test_mixed_colours_keep_the_memory_format(channels: int, last: bool) -> None:
+    x = tiles(2, 9, channels, 8, 8)
     if last:
         x = x.movedim(2, -1).contiguous().movedim(-1, 2)
-    mean, std = torch.linspace(100, 130, channels), torch.linspace(50, 70, channels)
-    both = (project_colours(x) - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-    found = project_colours(x, mean.view(-1, 1, 1), std.view(-1, 1, 1))
-    torch.testing.assert_close(found, both, atol=1e-5, rtol=1e-5)
+    matrix, offset = torch.rand(channels, channels), torch.rand(channels)
+    found = mix_colours(x, matrix, offset)
+    expected = torch.einsum("dc,bnchw->bndhw", matrix, x) + offset.view(-1, 1, 1)
+    torch.testing.assert_close(found, expected)
     assert found.flatten(0, 1).is_contiguous(memory_format=torch.channels_last) == (last or channels == 1)
 
 
@@ -169,7 +170,7 @@ def test_mixed_precision_does_not_touch_pixels() -> None:
     x, table = tiles(8, 9, 3, 8, 8), resampling_table(8, 4)
     for guard in (
         standardise_tiles,
-        project_colours,
+        lambda x: mix_colours(x, colour_projection(3), torch.ones(3)),
         lambda x: grey_scale(x, 0.5, generator(6)),
         lambda x: drop_colours(x, generator(6)),
         lambda x: resample_tiles(x, table, 0.5, generator(6)),
