@@ -29,6 +29,7 @@ NOT_SCIENCE = (
     "diverged",
     "deterministic",
     "compile",
+    "cuda_graphs",
     "skip_finished",
     "go_on",
     "benchmark",

@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "objective",
     "diverged",
     "compile",
+    "cuda_graphs",
 )
 
 

@@ -26,6 +26,7 @@ from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.earlier import accept_config
 from ssl_lightning.first_state import FirstState
 from ssl_lightning.foreign import given_overrides
+from ssl_lightning.graphs import StepGraph, check_graphs
 from ssl_lightning.hardware import join_processes, make_trainer, peak_memory_gb
 from ssl_lightning.optim import check_optimizer
 from ssl_lightning.preparation import Preparation
@@ -154,6 +155,15 @@ class Run:
         self.compiled = bool(cfg.get("compile")) and self.task.needs_training
         if self.compiled:
             check_compiler(self.trainer.strategy.root_device)
+        if cfg.get("cuda_graphs") and self.task.needs_training:
+            check_graphs(
+                device=self.trainer.strategy.root_device,
+                processes=self.trainer.world_size,
+                precision=self.trainer.precision,
+                accumulated=cfg.trainer.accumulate_grad_batches,
+                automatic=self.task.automatic_optimization,
+            )
+            self.task.graph = StepGraph(self.task)
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""

@@ -34,6 +34,7 @@ TOP = {
     "deterministic": bool,
     "channels_last": bool,
     "compile": bool,
+    "cuda_graphs": bool,
     "encoding": Mapping,
     "objective": str | None,
     "benchmark": Mapping,

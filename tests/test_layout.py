@@ -13,7 +13,7 @@ ALLOWED = {
     "ops": COMMON,
     "networks": COMMON | {"ops"},
     "data": COMMON,
-    "tasks": COMMON | {"ops", "networks", "optim"},
+    "tasks": COMMON | {"ops", "networks", "optim", "graphs"},
     "probes": COMMON | {"ops", "networks", "encoding"},
     "callbacks": COMMON
     | {"ops", "networks", "tasks", "probes", "encoding", "checkpoints", "interrupts", "sharding"},

@@ -27,7 +27,7 @@ def bench_steps(options: argparse.Namespace) -> Rows:
     from ssl_lightning.bench.steps import framework_against_bare
 
     return [
-        {"task": task, **framework_against_bare(overrides(task, options), options.repeats)}
+        {"task": task, **framework_against_bare(overrides(task, options), options.repeats, options.block)}
         for task in options.tasks
     ]
 
@@ -150,13 +150,15 @@ def overrides(task: str, options: argparse.Namespace) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the sections that were asked for; print a table of each, and write all figures as JSON."""
-    from ssl_lightning.bench.steps import TASKS
+    from ssl_lightning.bench.steps import BLOCK, TASKS
 
     keep_quiet()
     parser = argparse.ArgumentParser(prog="python bench.py", description=__doc__)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--repeats", type=int, default=20, help="blocks of steps, or calls, of each figure")
+    about = "training steps that are timed at once; more on a GPU, such as 100"
+    parser.add_argument("--block", type=int, default=BLOCK, help=about)
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where all figures go")
     about = "of train.py, such as backbone=nin data.batch_size=128"
     parser.add_argument("overrides", nargs="*", help=about)

@@ -51,6 +51,10 @@ class BareLoop:
         images, labels = self.batches[self.done % len(self.batches)]
         stream = generator("bench", self.done, device=images.device)
         self.done += 1
+        self.train_on(images, labels, stream)
+
+    def train_on(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> None:
+        """Corrupt, encode, score, backward, step."""
         if isinstance(self.task, AdversarialTask) and self.task.adversarial:
             self._adversarial(self.task, images, stream)
             return

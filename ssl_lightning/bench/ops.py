@@ -6,13 +6,14 @@ import random
 import statistics
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from PIL import Image
 from skimage.color import rgb2lab
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from ssl_lightning.bench.build import alone, compare
+from ssl_lightning.bench.build import alone, compare, device
 from ssl_lightning.ops.lab import rgb_to_lab
 from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
 from ssl_lightning.ops.rotation import rotate_four
@@ -30,8 +31,8 @@ Pair = tuple[Callable[[], object], Callable[[], object]]
 def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
     """Time each op both ways on generated images; in milliseconds of a batch.
 
-    Medians over processes: where memory comes to lie makes the same op up to 1.4 times as fast in one as in
-    another.
+    Ours are on the GPU, if there is one, as in training, with the images there already. Medians over
+    processes: where memory comes to lie makes the same op up to 1.4 times as fast in one as in another.
     """
     rows: list[dict[str, object]] = []
     for name, size, make in (
@@ -52,13 +53,14 @@ def both_ways(make: Callable[..., Pair], batch_size: int, size: int, repeats: in
     """Median seconds of a batch at once and one by one, in turns."""
     shape = (batch_size, 3, size, size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator("bench"))
+    pictures = [tv.to_pil_image(image) for image in pixels]
     pixels = pixels.contiguous(memory_format=torch.channels_last)  # as loaders give them
-    return compare(make(pixels, [tv.to_pil_image(image) for image in pixels]), repeats)
+    return compare(make(pixels.to(device()), pictures), repeats)
 
 
 def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     """Nine tiles with random gaps, shifted channels, some grey, standardised, as `task=jigsaw` cuts them."""
-    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "jigsaw")
+    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "jigsaw", device=device())
 
     def batched() -> Tensor:
         last = grid.image_size - grid.tile
@@ -91,9 +93,9 @@ def jigsaw_tiles(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
 
 def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     """A centre and its eight neighbours without green-magenta, normalised; cut once for all pairs."""
-    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context")
-    mean, std = (torch.tensor(values) for values in (MEAN, STD))
-    matrix, offset = colour_projection(3) / (255 * std[:, None]), -mean / std
+    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context", device=device())
+    mean, std = (torch.tensor(values, device=device()) for values in (MEAN, STD))
+    matrix, offset = colour_projection(3).to(device()) / (255 * std[:, None]), -mean / std
 
     def batched() -> Tensor:
         corners = draw_corners(grid, len(pixels), stream)
@@ -157,7 +159,7 @@ def rotation(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
 
 def lab(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     """From RGB to Lab; one by one by scikit-image."""
-    arrays = [image.permute(1, 2, 0).numpy() for image in pixels]
+    arrays = [np.asarray(picture) for picture in pictures]
     return (
         lambda: rgb_to_lab(pixels),
         lambda: torch.stack([torch.from_numpy(rgb2lab(array)).permute(2, 0, 1) for array in arrays]),

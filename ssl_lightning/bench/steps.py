@@ -29,6 +29,7 @@ from ssl_lightning.bench.build import (
     seconds,
     wait,
 )
+from ssl_lightning.bench.graphed import GraphedLoop
 from ssl_lightning.build import build_task
 from ssl_lightning.hardware import peak_memory_gb
 from ssl_lightning.optim import use_fused_kernels
@@ -39,20 +40,21 @@ from ssl_lightning.tasks.base import PretextTask
 TASKS = sorted({path.stem for path in CONF.glob("task/*.yaml")} - {"random"})  # which takes no step
 PREPARED = 8  # batches made beforehand
 BLOCK = 10  # steps that are timed at once
+LOOPS = {"bare": BareLoop, "graphed": GraphedLoop}  # the second on GPUs
 
 
 class TakeTurns(Callback):
-    """Let a bare loop run between blocks of the framework's own steps, and time both.
+    """Let other loops run between blocks of the framework's own steps, and time all of them.
 
     Args:
-        bare: Its steps; the time that they take is not the framework's.
+        loops: Their steps; the time that they take is not the framework's.
         block: Steps of a block.
     """
 
-    def __init__(self, bare: BareLoop, block: int) -> None:
-        self.bare, self.block = bare, block
+    def __init__(self, loops: Sequence[BareLoop], block: int) -> None:
+        self.loops, self.block = loops, block
         self.ours: list[float] = []
-        self.theirs: list[float] = []
+        self.theirs: list[list[float]] = [[] for _ in loops]
         self._began, self._done = 0.0, 0
 
     def on_train_batch_end(
@@ -65,11 +67,13 @@ class TakeTurns(Callback):
         now = time.perf_counter()
         if self._began:  # what comes before the first block's end warms up
             self.ours.append(now - self._began)
-        for _ in range(self.block):
-            self.bare.step()
-        wait()
-        if self._began:
-            self.theirs.append(time.perf_counter() - now)
+        for loop, times in zip(self.loops, self.theirs, strict=True):
+            now = time.perf_counter()
+            for _ in range(self.block):
+                loop.step()
+            wait()
+            if self._began:
+                times.append(time.perf_counter() - now)
         self._began = time.perf_counter()
 
 
@@ -93,13 +97,19 @@ def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextT
     return task, [make([p for p in task.parameters() if id(p) not in known]), make(judging)]
 
 
-def framework_against_bare(overrides: Sequence[str], blocks: int) -> dict[str, float]:
+def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = BLOCK) -> dict[str, float]:
     """Time the steps of a run as `train.py` makes it, callbacks and logging included, and bare ones.
 
-    Both take turns in one process. Validation and checkpoints, which are no steps, are left out.
+    Both take turns in one process, on a GPU with a third: the bare loop as a CUDA graph. Validation and
+    checkpoints, which are no steps, are left out.
+
+    Args:
+        overrides: Of the run.
+        blocks: That are timed.
+        block: Steps of a block; its end waits for the device, which short blocks of a GPU would feel.
     """
     with tempfile.TemporaryDirectory() as folder:
-        steps = (blocks + 1) * BLOCK
+        steps = (blocks + 1) * block
         quick = [
             f"trainer.max_steps={steps}",
             "trainer.max_epochs=-1",
@@ -108,19 +118,24 @@ def framework_against_bare(overrides: Sequence[str], blocks: int) -> dict[str, f
         # steps without pictures and checkpoints, which are made by the minute and by the epoch
         cfg = composed([*overrides, *quick, "callbacks=[progress]", "probe=[]"], Path(folder))
         job = Run(cfg, Path(folder))
-        task, optimizers = bare_task(cfg, job.data)
-        bare = BareLoop(task, batches_of(job.data, task, PREPARED), optimizers, job.trainer.precision)
-        turns = TakeTurns(bare, BLOCK)
+        loops: dict[str, BareLoop] = {}
+        for name, kind in LOOPS.items():
+            if name == "graphed" and device().type != "cuda":
+                continue
+            task, optimizers = bare_task(cfg, job.data)
+            prepared = batches_of(job.data, task, PREPARED)
+            loops[name] = kind(task, prepared, optimizers, job.trainer.precision)
+        turns = TakeTurns(list(loops.values()), block)
         job.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
         with contextlib.redirect_stdout(io.StringIO()):  # the progress is made, and not shown
             job.fit()
-    ratios = [theirs / ours for ours, theirs in zip(turns.ours, turns.theirs, strict=True)]
-    images = job.data.batch_size * BLOCK
-    return {
-        "images_per_s": images / statistics.median(turns.ours),
-        "bare_images_per_s": images / statistics.median(turns.theirs),
-        "of_bare": statistics.median(ratios),
-    }
+    images = job.data.batch_size * block
+    found = {"images_per_s": images / statistics.median(turns.ours)}
+    for name, times in zip(loops, turns.theirs, strict=True):
+        ratios = [theirs / ours for ours, theirs in zip(turns.ours, times, strict=True)]
+        found[f"{name}_images_per_s"] = images / statistics.median(times)
+        found[f"of_{name}"] = statistics.median(ratios)
+    return found
 
 
 def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
@@ -188,8 +203,9 @@ def bare_rate(overrides: Sequence[str], precision: str, channels_last: bool, ste
     return data.batch_size / median_seconds(loop.step, 2 * steps)
 
 
-def matmul_peak(size: int = 2048, repeats: int = 10) -> float:
+def matmul_peak(repeats: int = 10) -> float:
     """GFLOP/s of a square matrix product in the precision of training."""
+    size = 8192 if device().type == "cuda" else 2048
     kind = torch.bfloat16 if default_precision() == "bf16-mixed" else torch.float32
     a, b = (torch.randn(size, size, device=device()).to(kind) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, repeats) / 1e9

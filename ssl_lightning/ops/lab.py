@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from kornia.color import lab_to_rgb as _lab_to_rgb
 from torch import Tensor
@@ -29,12 +31,23 @@ def rgb_to_lab(images: Tensor) -> Tensor:
         values = _linear(shades).float().index_select(0, images.flatten().int()).view(images.shape)
     else:
         values = _linear(_full(images))
-    to_xyz = values.new_tensor(TO_XYZ) / values.new_tensor(WHITE)[:, None]
+    to_xyz, to_lab = _matrices(values.dtype, values.device)
     with torch.autocast(images.device.type, enabled=False):
         xyz = to_xyz @ values.flatten(-2)  # (..., 3, H * W), 1 for white
-        lab = values.new_tensor(TO_LAB) @ _compressed(xyz)
+        lab = to_lab @ _compressed(xyz)
     lab[..., 0, :] -= 16
     return lab.view(images.shape)
+
+
+@cache
+def _matrices(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """From linear RGB to XYZ over that of white, and from its f to Lab: `(3, 3)` each.
+
+    Made once: a GPU would be waited for while they are copied.
+    """
+    with torch.inference_mode(False):  # they serve training, too
+        to_xyz, white, to_lab = (torch.tensor(rows, dtype=dtype) for rows in (TO_XYZ, WHITE, TO_LAB))
+        return (to_xyz / white[:, None]).to(device), to_lab.to(device)
 
 
 def _linear(values: Tensor) -> Tensor:

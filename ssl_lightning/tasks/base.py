@@ -11,8 +11,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.graphs import StepGraph
 from ssl_lightning.optim import use_fused_kernels
-from ssl_lightning.seeding import generator
+from ssl_lightning.seeding import generator, stream_seed
 from ssl_lightning.spec import ImageSpec
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -1 where there is none
@@ -88,6 +89,7 @@ class PretextTask(pl.LightningModule):
         self.lr_reference_batch = lr_reference_batch
         self.image_format = torch.channels_last if channels_last else torch.contiguous_format
         self.scores: dict[str, Tensor] = {}  # of the last training batch, without their graph
+        self.graph: StepGraph | None = None  # with `cuda_graphs=true`
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
@@ -163,20 +165,31 @@ class PretextTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
         self.fix_dropout(batch_idx)
-        scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
+        if self.graph is None:
+            scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
+        else:
+            scores = self.graph(images, labels, self._seed("train", batch_idx))
         self.log_training(scores)
         return scores["loss"]
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if self.graph is None:  # else it has been done
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        if self.graph is None:  # else it has been done: Lightning asks for it between step and backward
+            optimizer.zero_grad()
+
     def fix_dropout(self, batch_idx: int) -> None:
         """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
-        seed = self._stream("dropout", batch_idx).initial_seed()
+        seed = self._seed("dropout", batch_idx)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would look after every kind of device
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
 
     def training_stream(self, batch_idx: int, device: torch.device) -> torch.Generator:
         """The stream of one training batch."""
-        return self._stream("train", batch_idx, device)
+        return torch.Generator(device).manual_seed(self._seed("train", batch_idx))
 
     def log_training(self, scores: Mapping[str, Tensor]) -> None:
         """Keep the scalars of this batch in `scores`, from which callbacks/metrics.py takes those to log.
@@ -261,8 +274,8 @@ class PretextTask(pl.LightningModule):
         """Learning rate over base learning rate for a global batch: 1, or by the linear scaling rule."""
         return 1.0 if self.lr_reference_batch is None else batch / self.lr_reference_batch
 
-    def _stream(self, use: str, batch_idx: int, device: torch.device | str = "cpu") -> torch.Generator:
-        return generator(self.seed, use, self.current_epoch, batch_idx, self.global_rank, device=device)
+    def _seed(self, use: str, batch_idx: int) -> int:
+        return stream_seed(self.seed, use, self.current_epoch, batch_idx, self.global_rank)
 
 
 def white_of(images: Tensor) -> float:

@@ -69,6 +69,7 @@ class ContextPrediction(PretextTask):
         }
     )
 
+    around: Tensor
     table: Tensor
     projection: Tensor
     offset: Tensor
@@ -111,6 +112,7 @@ class ContextPrediction(PretextTask):
         self.views_per_image = pairs_per_image + 1
         self.pairs_per_image = pairs_per_image
         self.colours, self.downsample = colours, downsample
+        self.register_buffer("around", torch.tensor(AROUND), persistent=False)
         self.register_buffer("table", resampling_table(tile, smallest), persistent=False)
         mean, std = self.mean.flatten(), self.std.flatten()
         # one linear map: without green-magenta, then standardised
@@ -142,7 +144,7 @@ class ContextPrediction(PretextTask):
 
     def cut(self, images: Tensor, corners: Tensor, place: Tensor) -> Tensor:
         """Cut the centre and the neighbours at `(B, P)` places: `(B, 1 + P, C, t, t)`, as floats."""
-        wanted = F.pad(corners.new_tensor(AROUND)[place], (1, 0), value=CENTRE)  # (B, 1 + P)
+        wanted = F.pad(self.around[place], (1, 0), value=CENTRE)  # (B, 1 + P)
         corners = corners.take_along_dim(wanted[..., None], 1)
         whole = self.colours == "projection"  # which takes pixels, where `drop_colours` takes channels
         return cut_tiles(images, corners, self.grid.tile, torch.float32, channels_last=whole)

@@ -1,0 +1,118 @@
+"""CUDA graphs: the forward and backward pass of a step, recorded once and then launched as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3  # passes before recording, in which libraries choose their kernels and take their workspaces
+PRECISIONS = ("bf16-mixed", "32-true")  # in float16 the loss is scaled by a number that changes
+
+
+class StepGraph:
+    """`PretextTask.step` and the backward pass of a batch, without the time that launching kernels takes.
+
+    A small network keeps a GPU busy for less time than Python takes to ask for it. The first batch is
+    recorded; it and all others, which are of its size, are replayed. What is computed is the same, corruption
+    included: each step's draws come from its own seed. Recording leaves no trace in batch-norm statistics.
+
+    The gradients lie in memory of the graph, where a replay overwrites them: they must not be set to None.
+
+    Args:
+        task: On a GPU, with one loss and one optimizer.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self.task = task
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._names: tuple[str, ...] = ()
+
+    def __call__(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
+        """Compute the scores of a batch, without their graph, and leave its gradients to the weights.
+
+        Args:
+            images: As `PretextTask.step` takes them, of the same size in every call.
+            labels: Likewise.
+            seed: Of the stream from which the step draws.
+
+        Raises:
+            ValueError: The step does something that cannot be recorded.
+        """
+        if self._graph is None:
+            self._record(images, labels)
+        assert self._graph is not None
+        self._images.copy_(images)
+        self._labels.copy_(labels)
+        self._stream.manual_seed(seed)
+        self._graph.replay()
+        return dict(zip(self._names, self._values.clone().unbind(), strict=True))
+
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        self._images, self._labels = images.clone(), labels.clone()  # clones keep the memory format
+        self._stream = torch.Generator(images.device)
+        before = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._stream)
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(current)
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    self._compute()
+            current.wait_stream(side)
+            # thread_local: other threads, which lock batches in memory, go on meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._values = self._compute()
+        except RuntimeError as error:
+            why = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"cuda_graphs is true, but the step of {type(self.task).__name__} cannot be recorded "
+                f"({why}); leave it false"
+            ) from error
+        self._graph = graph
+        for buffer, value in before:
+            buffer.copy_(value)
+
+    def _compute(self) -> Tensor:
+        """The scores of the batch `(S,)`; the gradients are left to the parameters."""
+        self.task.zero_grad()  # to None, or they would be added up
+        scores = self.task.step(self._images, self._labels, self._stream)
+        with torch.autocast(self._images.device.type, enabled=False):  # as Lightning does
+            scores["loss"].backward()
+        self._names = tuple(scores)
+        return torch.stack([value.detach().float() for value in scores.values()])
+
+
+def check_graphs(
+    *, device: torch.device, processes: int, precision: str, accumulated: int, automatic: bool
+) -> None:
+    """Refuse what does not go with `cuda_graphs=true`.
+
+    Args:
+        device: Where is trained.
+        processes: Of the run.
+        precision: Lightning's name.
+        accumulated: Batches whose gradients make one step.
+        automatic: Whether the task has one loss and one optimizer.
+
+    Raises:
+        ValueError: It is asked for.
+    """
+    reasons = [
+        (device.type != "cuda", f"this run is on {device.type}, and it needs a GPU"),
+        (processes > 1, f"there are {processes} processes, and it takes one"),
+        (
+            precision not in PRECISIONS,
+            f"trainer.precision is {precision}, and it takes {' or '.join(PRECISIONS)}",
+        ),
+        (accumulated > 1, f"trainer.accumulate_grad_batches is {accumulated}, and it takes 1"),
+        (
+            not automatic,
+            "this task trains two networks by turns, and it takes one (task.adversarial_weight=0)",
+        ),
+    ]
+    for refused, reason in reasons:
+        if refused:
+            raise ValueError(f"cuda_graphs is true, but {reason}; leave it false")

@@ -1,0 +1,144 @@
+"""What a run does on a GPU: the same as on a CPU, and without waiting for the device in every step."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ssl_lightning.bench.build import composed
+from ssl_lightning.checkpoints import load_checkpoint
+from ssl_lightning.run import Run
+from tests.test_cluster import train
+from tests.test_train import results_of
+
+pytestmark = pytest.mark.gpu
+
+TASKS = {
+    "rotation": [],
+    "rotation_one": ["task=rotation", "task.copies=1"],
+    "jigsaw": ["task.channel_jitter=1"],
+    "context_prediction": [],
+    "context_dropping": ["task=context_prediction", "task.colours=dropping", "task.pairs_per_image=3"],
+    "colorization": [],
+    "colorization_l2": ["task=colorization", "task.target=l2"],
+    "inpainting": [],
+    "inpainting_blocks": ["task=inpainting", "task.mask=blocks"],
+    "inpainting_centre": ["task=inpainting", "task.mask=center"],
+    "super_resolution": [],
+    "supervised": [],
+}
+FAKE = ["data=fake", "trainer=gpu"]
+STEPS = [*FAKE, "data.num_train=1664", "probe=[]", "callbacks=[progress]", "logger=[csv]"]
+STEPS += ["trainer.max_steps=-1", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
+
+
+def named(name: str) -> list[str]:
+    """Overrides of a case."""
+    return TASKS[name] if any(o.startswith("task=") for o in TASKS[name]) else [f"task={name}", *TASKS[name]]
+
+
+class NoWaiting(Callback):
+    """Make torch refuse to wait for the device, once the first steps have warmed everything up."""
+
+    def __init__(self) -> None:
+        self.watched = 0
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx >= 5:
+            torch.cuda.set_sync_debug_mode("error")
+            self.watched += 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("name", TASKS)
+def test_no_step_waits_for_the_device(name: str, resident: bool, tmp_path: Path) -> None:
+    cfg = composed([*STEPS, *named(name), "trainer.log_every_n_steps=1000"], tmp_path)
+    job = Run(cfg, tmp_path)
+    if resident:
+        job.data._loaded.pretrain.place(torch.device("cuda"))  # type: ignore[attr-defined]
+    watch = NoWaiting()
+    job.trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
+    try:
+        job.fit()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert watch.watched == 45  # with a look of the divergence guard at 64 optimizer steps among them
+    assert all(torch.isfinite(value).all() for value in job.task.state_dict().values())
+
+
+# tasks without random draws, which differ between devices
+@pytest.mark.parametrize("name", ["rotation", "colorization", "colorization_l2", "supervised"])
+def test_steps_on_a_gpu_are_those_of_a_cpu(name: str, tmp_path: Path) -> None:
+    few = ["trainer.precision=32-true", "trainer.limit_train_batches=8", "optimizer.lr=0.01"]
+    few += [*named(name), "scheduler=constant"]
+    states: list[dict[str, Tensor]] = []
+    torch.backends.cudnn.allow_tf32 = False
+    for device in ("cpu", "gpu"):
+        folder = tmp_path / device
+        folder.mkdir()
+        job = Run(composed([*STEPS, *few, f"trainer={device}"], folder), folder)
+        job.fit()
+        states.append({key: value.cpu() for key, value in job.task.state_dict().items()})
+    torch.backends.cudnn.allow_tf32 = True
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
+@pytest.mark.parametrize("task", ["rotation", "context_prediction", "inpainting", "super_resolution"])
+def test_whole_runs(task: str, precision: str, tmp_path: Path) -> None:
+    few = [*FAKE, "name=run", f"task={task}", "trainer.max_epochs=1", f"trainer.precision={precision}"]
+    probes = ["probe=[linear,knn,lowshot,rankme,nonlinear,finetune]", "probe.knn.ks=[5]"]
+    probes += ["probe_untrained=true", "probe.lowshot.ks=[1,4]", "probe.nonlinear.epochs=2"]
+    probes += ["probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
+    train(tmp_path, *few, *probes)
+    results = results_of(tmp_path / f"{task}/fake/convnet/run")
+    assert results["run"]["status"] == "finished"
+    assert results["run"]["peak_memory_gb"]["gpu"] > 0
+
+
+@pytest.mark.parametrize(
+    "task", ["jigsaw", "context_prediction", "colorization", "inpainting", "super_resolution"]
+)
+def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) -> None:
+    states, probes = [], []
+    for name in ("one", "two"):
+        few = [*FAKE, f"name={name}", f"task={task}", "trainer.max_epochs=2", "probe=[linear]"]
+        train(tmp_path, *few, "deterministic=true")
+        folder = tmp_path / f"{task}/fake/convnet" / name
+        states.append(load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
+        probes.append(results_of(folder)["probes"])
+    assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
+    assert probes[0] == probes[1]
+
+
+@pytest.mark.parametrize("task", ["rotation", "inpainting"])  # one network; two with an optimizer each
+def test_compiled_steps_are_those_that_are_not_compiled(task: str, tmp_path: Path) -> None:
+    few = [*FAKE, f"task={task}", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "probe=[]"]
+    few += ["optimizer=sgd", "optimizer.lr=0.01", "trainer.precision=32-true"]
+    states = []
+    for compiled in ("false", "true"):
+        train(tmp_path, *few, f"compile={compiled}", f"name={compiled}")
+        folder = tmp_path / f"{task}/fake/convnet" / compiled
+        states.append(load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_run_with_graphs_is_probed_and_resumed(compiled: str, tmp_path: Path) -> None:
+    few = [*FAKE, "name=run", "task=rotation", "trainer.max_epochs=2", "probe=[linear]"]
+    train(tmp_path, *few, "probe_untrained=true", "cuda_graphs=true", f"compile={compiled}")
+    folder = tmp_path / "rotation/fake/convnet/run"
+    assert {r["trained"] for r in results_of(folder)["probes"]} == {False, True}
+    train(tmp_path, f"resume={folder}", "trainer.max_epochs=3")
+    assert results_of(folder)["run"]["epochs"] == 3

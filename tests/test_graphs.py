@@ -1,0 +1,124 @@
+"""`cuda_graphs=true`: what a replay computes is what a step computes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_lightning.bench.bare import BareLoop
+from ssl_lightning.bench.build import batches_of, composed
+from ssl_lightning.bench.graphed import GraphedLoop
+from ssl_lightning.bench.steps import bare_task
+from ssl_lightning.graphs import StepGraph, check_graphs
+from ssl_lightning.run import Run
+
+TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised"]
+QUICK = [
+    "data=fake",
+    "trainer.max_steps=25",
+    "trainer.max_epochs=-1",
+    "trainer.limit_val_batches=0",
+    "probe=[]",
+]
+QUICK += ["scheduler=constant", "optimizer.lr=0.01", "callbacks=[]", "trainer.precision=32-true"]
+FINE: dict[str, Any] = {
+    "device": torch.device("cuda"),
+    "processes": 1,
+    "precision": "bf16-mixed",
+    "accumulated": 1,
+    "automatic": True,
+}
+
+
+class Recomputed(StepGraph):
+    """Computes again what a graph would replay."""
+
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        self._images, self._labels, self._stream = images.clone(), labels.clone(), torch.Generator()
+        self._graph = self  # type: ignore[assignment]
+
+    def replay(self) -> None:
+        self._values = self._compute()
+
+
+def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = None) -> dict[str, Tensor]:
+    """Weights after a short run; each run has a folder of its own."""
+    folder.mkdir()
+    cfg = composed([*QUICK, *overrides], folder)
+    job = Run(cfg, folder)
+    if graph is not None:
+        job.task.graph = graph(job.task)
+    job.fit()
+    return {name: value.cpu() for name, value in job.task.state_dict().items()}
+
+
+@pytest.mark.parametrize("clip", ["null", "0.01"])
+def test_a_task_leaves_backward_and_zeroing_to_its_graph(tmp_path: Path, clip: str) -> None:
+    given = ["task=jigsaw", "trainer=cpu", f"trainer.gradient_clip_val={clip}"]
+    plain = trained(given, tmp_path / "plain")
+    replayed = trained(given, tmp_path / "replayed", Recomputed)
+    for name, value in plain.items():
+        torch.testing.assert_close(replayed[name], value, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": torch.device("cpu")}, "this run is on cpu, and it needs a GPU"),
+        ({"processes": 2}, "there are 2 processes, and it takes one"),
+        ({"precision": "16-mixed"}, "trainer.precision is 16-mixed, and it takes bf16-mixed or 32-true"),
+        ({"accumulated": 4}, "trainer.accumulate_grad_batches is 4, and it takes 1"),
+        ({"automatic": False}, "this task trains two networks by turns"),
+    ],
+)
+def test_what_a_graph_cannot_do_is_refused(given: dict[str, Any], message: str) -> None:
+    check_graphs(**FINE)
+    with pytest.raises(ValueError, match=f"cuda_graphs is true, but {message}"):
+        check_graphs(**FINE | given)
+
+
+def test_a_run_refuses_it_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cuda_graphs is true, but this run is on cpu"):
+        Run(composed(["data=fake", "trainer=cpu", "cuda_graphs=true"], tmp_path), tmp_path)
+
+
+@pytest.fixture
+def exact() -> Any:
+    """Full fp32 on a GPU, too."""
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = True
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", [*TASKS, "inpainting"])
+def test_replayed_steps_are_those_that_are_not_recorded(task: str, tmp_path: Path, exact: None) -> None:
+    given = [f"task={task}", "trainer=gpu", "trainer.gradient_clip_val=5.0"]
+    given += (
+        ["optimizer=sgd", "task.adversarial_weight=0", "optimizer.lr=0.01"] if task == "inpainting" else []
+    )
+    plain = trained(given, tmp_path / "plain")
+    again = trained(given, tmp_path / "again")
+    replayed = trained([*given, "cuda_graphs=true"], tmp_path / "replayed")
+    for name, value in plain.items():
+        # as close as a second run comes, whose additions may have another order
+        spread = float((again[name] - value).abs().max())
+        torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-4 + 10 * spread, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ["jigsaw", "super_resolution", "inpainting"])
+def test_the_graphed_loop_ends_where_the_bare_one_does(task: str, tmp_path: Path, exact: None) -> None:
+    cfg = composed([*QUICK, f"task={task}", "trainer=gpu", "optimizer.lr=0.001"], tmp_path)
+    job = Run(cfg, tmp_path)
+    ends = []
+    for kind in (BareLoop, GraphedLoop):
+        bare, optimizers = bare_task(cfg, job.data)
+        loop = kind(bare, batches_of(job.data, bare, 4), optimizers, "32-true")
+        for _ in range(7):
+            loop.step()
+        ends.append({name: value.cpu() for name, value in bare.state_dict().items()})
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
