@@ -21,7 +21,7 @@ class StepGraph:
     The gradients lie in memory of the graph, where a replay overwrites them: they must not be set to None.
 
     Args:
-        task: On a GPU, with one loss and one optimizer.
+        task: On a GPU; it says that it is `recordable`.
     """
 
     def __init__(self, task: Any) -> None:
@@ -68,8 +68,8 @@ class StepGraph:
         except RuntimeError as error:
             why = str(error).strip().partition("\n")[0]
             raise ValueError(
-                f"cuda_graphs is true, but the step of {type(self.task).__name__} cannot be recorded "
-                f"({why}); leave it false"
+                f"with cuda_graphs a step is recorded, and that of {type(self.task).__name__} cannot be "
+                f"({why}); set it to false"
             ) from error
         self._graph = graph
         for buffer, value in before:
@@ -85,34 +85,39 @@ class StepGraph:
         return torch.stack([value.detach().float() for value in scores.values()])
 
 
-def check_graphs(
-    *, device: torch.device, processes: int, precision: str, accumulated: int, automatic: bool
-) -> None:
-    """Refuse what does not go with `cuda_graphs=true`.
+def use_graphs(
+    wanted: bool | str,
+    *,
+    device: torch.device,
+    processes: int,
+    precision: str,
+    accumulated: int,
+    recordable: bool,
+) -> bool:
+    """Whether steps are to be recorded.
 
     Args:
+        wanted: `cuda_graphs` of the config: true, false, or auto for wherever it is possible.
         device: Where is trained.
         processes: Of the run.
         precision: Lightning's name.
         accumulated: Batches whose gradients make one step.
-        automatic: Whether the task has one loss and one optimizer.
+        recordable: Whether the task says so of itself.
 
     Raises:
-        ValueError: It is asked for.
+        ValueError: They are to be, and cannot be.
     """
+    if not wanted:
+        return False
+    allowed = " or ".join(PRECISIONS)
     reasons = [
         (device.type != "cuda", f"this run is on {device.type}, and it needs a GPU"),
         (processes > 1, f"there are {processes} processes, and it takes one"),
-        (
-            precision not in PRECISIONS,
-            f"trainer.precision is {precision}, and it takes {' or '.join(PRECISIONS)}",
-        ),
+        (precision not in PRECISIONS, f"trainer.precision is {precision}, and it takes {allowed}"),
         (accumulated > 1, f"trainer.accumulate_grad_batches is {accumulated}, and it takes 1"),
-        (
-            not automatic,
-            "this task trains two networks by turns, and it takes one (task.adversarial_weight=0)",
-        ),
+        (not recordable, "the steps of this task are not alike (adversarial ones: two networks by turns)"),
     ]
-    for refused, reason in reasons:
-        if refused:
-            raise ValueError(f"cuda_graphs is true, but {reason}; leave it false")
+    against = [reason for refused, reason in reasons if refused]
+    if against and wanted != "auto":
+        raise ValueError(f"cuda_graphs is true, but {against[0]}; leave it at auto")
+    return not against

@@ -26,7 +26,7 @@ from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.earlier import accept_config
 from ssl_lightning.first_state import FirstState
 from ssl_lightning.foreign import given_overrides
-from ssl_lightning.graphs import StepGraph, check_graphs
+from ssl_lightning.graphs import StepGraph, use_graphs
 from ssl_lightning.hardware import join_processes, make_trainer, peak_memory_gb
 from ssl_lightning.optim import check_optimizer
 from ssl_lightning.preparation import Preparation
@@ -155,14 +155,14 @@ class Run:
         self.compiled = bool(cfg.get("compile")) and self.task.needs_training
         if self.compiled:
             check_compiler(self.trainer.strategy.root_device)
-        if cfg.get("cuda_graphs") and self.task.needs_training:
-            check_graphs(
-                device=self.trainer.strategy.root_device,
-                processes=self.trainer.world_size,
-                precision=self.trainer.precision,
-                accumulated=cfg.trainer.accumulate_grad_batches,
-                automatic=self.task.automatic_optimization,
-            )
+        if self.task.needs_training and use_graphs(
+            cfg.get("cuda_graphs", False),  # of a run from before there were any: none
+            device=self.trainer.strategy.root_device,
+            processes=self.trainer.world_size,
+            precision=self.trainer.precision,
+            accumulated=cfg.trainer.accumulate_grad_batches,
+            recordable=self.task.recordable,
+        ):
             self.task.graph = StepGraph(self.task)
 
     def execute(self) -> None:
@@ -184,6 +184,7 @@ class Run:
         with self.restored.naming():
             self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
         self.task = whole_task(self.trainer, self.task)
+        self.task.graph = None  # and its memory is free for the probes
         if self.compiled:
             torch.compiler.set_stance("force_eager")
 

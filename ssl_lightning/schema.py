@@ -34,7 +34,7 @@ TOP = {
     "deterministic": bool,
     "channels_last": bool,
     "compile": bool,
-    "cuda_graphs": bool,
+    "cuda_graphs": typing.Literal["auto", True, False],
     "encoding": Mapping,
     "objective": str | None,
     "benchmark": Mapping,

@@ -58,10 +58,11 @@ class NoWaiting(Callback):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize(("resident", "graphs"), [(False, "false"), (True, "false"), (True, "auto")])
 @pytest.mark.parametrize("name", TASKS)
-def test_no_step_waits_for_the_device(name: str, resident: bool, tmp_path: Path) -> None:
-    cfg = composed([*STEPS, *named(name), "trainer.log_every_n_steps=1000"], tmp_path)
+def test_no_step_waits_for_the_device(name: str, resident: bool, graphs: str, tmp_path: Path) -> None:
+    few = [*STEPS, *named(name), "trainer.log_every_n_steps=1000", f"cuda_graphs={graphs}"]
+    cfg = composed(few, tmp_path)
     job = Run(cfg, tmp_path)
     if resident:
         job.data._loaded.pretrain.place(torch.device("cuda"))  # type: ignore[attr-defined]
@@ -93,8 +94,17 @@ def test_steps_on_a_gpu_are_those_of_a_cpu(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "32-true"])
-@pytest.mark.parametrize("task", ["rotation", "context_prediction", "inpainting", "super_resolution"])
+@pytest.mark.parametrize(
+    ("task", "precision"),
+    [
+        ("rotation", "bf16-mixed"),
+        ("rotation", "16-mixed"),
+        ("colorization", "bf16-mixed"),
+        ("inpainting", "bf16-mixed"),
+        ("inpainting", "16-mixed"),
+        ("super_resolution", "32-true"),
+    ],
+)
 def test_whole_runs(task: str, precision: str, tmp_path: Path) -> None:
     few = [*FAKE, "name=run", f"task={task}", "trainer.max_epochs=1", f"trainer.precision={precision}"]
     probes = ["probe=[linear,knn,lowshot,rankme,nonlinear,finetune]", "probe.knn.ks=[5]"]

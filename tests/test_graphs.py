@@ -11,7 +11,7 @@ from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import batches_of, composed
 from ssl_lightning.bench.graphed import GraphedLoop
 from ssl_lightning.bench.steps import bare_task
-from ssl_lightning.graphs import StepGraph, check_graphs
+from ssl_lightning.graphs import StepGraph, use_graphs
 from ssl_lightning.run import Run
 
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised"]
@@ -28,7 +28,7 @@ FINE: dict[str, Any] = {
     "processes": 1,
     "precision": "bf16-mixed",
     "accumulated": 1,
-    "automatic": True,
+    "recordable": True,
 }
 
 
@@ -70,13 +70,26 @@ def test_a_task_leaves_backward_and_zeroing_to_its_graph(tmp_path: Path, clip: s
         ({"processes": 2}, "there are 2 processes, and it takes one"),
         ({"precision": "16-mixed"}, "trainer.precision is 16-mixed, and it takes bf16-mixed or 32-true"),
         ({"accumulated": 4}, "trainer.accumulate_grad_batches is 4, and it takes 1"),
-        ({"automatic": False}, "this task trains two networks by turns"),
+        ({"recordable": False}, "the steps of this task are not alike"),
     ],
 )
-def test_what_a_graph_cannot_do_is_refused(given: dict[str, Any], message: str) -> None:
-    check_graphs(**FINE)
-    with pytest.raises(ValueError, match=f"cuda_graphs is true, but {message}"):
-        check_graphs(**FINE | given)
+def test_what_a_graph_cannot_do_is_refused_or_left(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"cuda_graphs is true, but {message}.*leave it at auto"):
+        use_graphs(True, **FINE | given)
+    assert not use_graphs("auto", **FINE | given)
+    assert use_graphs("auto", **FINE)
+    assert use_graphs(True, **FINE)
+    assert not use_graphs(False, **FINE)
+
+
+@pytest.mark.parametrize("task", sorted({*TASKS, "inpainting", "super_resolution"}))
+def test_tasks_say_whether_their_steps_are_alike(task: str, tmp_path: Path) -> None:
+    overrides = ["data=fake", "trainer=cpu", f"task={task}"]
+    assert Run(composed(overrides, tmp_path), tmp_path).task.recordable == (task in TASKS)
+    if task not in TASKS:
+        job = Run(composed([*overrides, "task.adversarial_weight=0"], tmp_path), tmp_path)
+        assert job.task.recordable
+        assert job.task.graph is None  # on a CPU
 
 
 def test_a_run_refuses_it_before_any_work(tmp_path: Path) -> None:
@@ -95,7 +108,7 @@ def exact() -> Any:
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", [*TASKS, "inpainting"])
 def test_replayed_steps_are_those_that_are_not_recorded(task: str, tmp_path: Path, exact: None) -> None:
-    given = [f"task={task}", "trainer=gpu", "trainer.gradient_clip_val=5.0"]
+    given = [f"task={task}", "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
     given += (
         ["optimizer=sgd", "task.adversarial_weight=0", "optimizer.lr=0.01"] if task == "inpainting" else []
     )

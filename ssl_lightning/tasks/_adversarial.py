@@ -102,7 +102,7 @@ class AdversarialTask(PretextTask):
                 in_channels=spec.channels, stages=discriminator_stages(fake_size), width=discriminator_width
             )
             self.judge = PooledClassifier(self.discriminator, 1)
-        self.automatic_optimization = not self.adversarial
+        self.automatic_optimization = self.recordable = not self.adversarial
         self._accumulate, self._max_steps, self._clip = 1, -1, None
 
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:

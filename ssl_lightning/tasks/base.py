@@ -60,6 +60,9 @@ class PretextTask(pl.LightningModule):
     views_per_image = 1  # images that enter the trunk per pretraining image: the effective batch
     # True where the trunk never saw whole images, so that its batch-norm statistics do not fit them
     recalibrate = False
+    # True where `step` does the same with every batch, so that it may be recorded (`cuda_graphs`): not where
+    # Python decides by the step, the epoch, or what it reads from the device
+    recordable = False
     # Guards against shortcuts: the overrides of the task's keywords that switch each off
     guards: Mapping[str, Mapping[str, Any]] = {}
     labels_seen = "none"  # labels that shape the weights while pretraining, in words: for results.json
@@ -89,7 +92,7 @@ class PretextTask(pl.LightningModule):
         self.lr_reference_batch = lr_reference_batch
         self.image_format = torch.channels_last if channels_last else torch.contiguous_format
         self.scores: dict[str, Tensor] = {}  # of the last training batch, without their graph
-        self.graph: StepGraph | None = None  # with `cuda_graphs=true`
+        self.graph: StepGraph | None = None  # with `cuda_graphs`
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)

@@ -56,6 +56,8 @@ class Colorization(PretextTask):
         ValueError: The images are grey, or a value is out of range.
     """
 
+    recordable = True
+
     bins: Tensor
     candidates: Tensor
     prior: Tensor

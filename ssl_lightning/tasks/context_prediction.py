@@ -60,6 +60,7 @@ class ContextPrediction(PretextTask):
     """
 
     recalibrate = True
+    recordable = True
     guards = MappingProxyType(
         {
             "gap": {"gap": 0, "jitter": 0},

@@ -57,6 +57,7 @@ class Jigsaw(PretextTask):
     """
 
     recalibrate = True
+    recordable = True
     guards = MappingProxyType(
         {
             "gap": {"gap": False},

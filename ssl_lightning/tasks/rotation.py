@@ -28,6 +28,8 @@ class Rotation(PretextTask):
         ValueError: `copies` is neither 4 nor 1.
     """
 
+    recordable = True
+
     def __init__(self, backbone: nn.Module, spec: ImageSpec, *, copies: int = 4, **base: Any) -> None:
         super().__init__(backbone, spec, **base)
         if copies not in (1, NUM_ROTATIONS):

@@ -26,6 +26,7 @@ class Supervised(PretextTask):
     """
 
     needs_labels = True
+    recordable = True
     labels_seen = "those of the pretraining images"
 
     def __init__(self, backbone: nn.Module, spec: ImageSpec, **base: Any) -> None:

@@ -75,7 +75,7 @@ def leave(tmp_path: Path) -> Leave:
 
 
 @pytest.fixture
-def benchmark(tmp_path: Path) -> Path:
+def small_table(tmp_path: Path) -> Path:
     path = tmp_path / "benchmark" / "small.yaml"
     path.parent.mkdir()
     path.write_text(BENCHMARK)

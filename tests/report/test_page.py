@@ -43,12 +43,12 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
-def page(tmp_path: Path, benchmark: Path, leave: Any, make: Any) -> str:
+def page(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> str:
     leave("ran", [make(0.4, trained=False)], task="random", images_per_s=0.0)
     for seed, value in ((0, 0.61), (1, 0.59)):
         leave(f"rot-{seed}", [make(value), make(value - 0.2, trained=False)], seed=seed)
     leave("inp", [make(0.5), make(0.1234, branch="discriminator")], task="inpainting")
-    tables = make_tables(tmp_path / "outputs", benchmark, None)
+    tables = make_tables(tmp_path / "outputs", small_table, None)
     picture = Picture("a", "A chart", "What it shows.", b"\x89PNG", 100)
     return render(tables, {tables[0].name: [picture]})
 
@@ -86,7 +86,7 @@ def test_nothing_is_fetched(page: str) -> None:
 
 
 def test_names_and_errors_of_foreign_files_stay_text(
-    tmp_path: Path, benchmark: Path, leave: Any, make: Any
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     facts = dict.fromkeys(("task", "data", "backbone", "git", "command"), EVIL)
     leave(
@@ -101,7 +101,7 @@ def test_names_and_errors_of_foreign_files_stay_text(
     leave("c", [make(0.5)], status="failed", task="rotation", benchmark={"name": "small", "row": EVIL})
     for tables in (
         make_tables(tmp_path / "outputs", None, None),
-        make_tables(tmp_path / "outputs", benchmark, None),
+        make_tables(tmp_path / "outputs", small_table, None),
     ):
         for table in tables:
             table.title = EVIL
@@ -112,10 +112,10 @@ def test_names_and_errors_of_foreign_files_stay_text(
         assert html.escape(EVIL, quote=False)[:20] in page
 
 
-def test_what_protocols_share_is_said_once(tmp_path: Path, benchmark: Path, leave: Any, make: Any) -> None:
+def test_what_protocols_share_is_said_once(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> None:
     for seed, l2 in ((0, 0.1), (1, 0.01)):
         leave(f"rot-{seed}", [make(0.5, l2=l2, pool=[2, 2])], seed=seed)
-    (table,) = make_tables(tmp_path / "outputs", benchmark, None)
+    (table,) = make_tables(tmp_path / "outputs", small_table, None)
     common, rest = protocols(table.column("linear"))
     assert common == '"heldout": 0.5, "input": "image", "batch_norm": "trained", "pool": [2, 2]'
     assert rest == [['"l2": 0.1', '"l2": 0.01']]

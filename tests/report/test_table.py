@@ -29,7 +29,7 @@ def cell(found: Table, label: str, column: str) -> Cell:
 
 
 @pytest.fixture
-def outputs(tmp_path: Path, benchmark: Path, leave: Any, make: Any) -> Path:
+def outputs(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> Path:
     """Rotation with three seeds and its untrained trunk, random with two, one jigsaw that was broken off."""
     for seed, (value, untrained) in enumerate([(0.60, 0.40), (0.62, 0.44), (0.58, 0.39)]):
         leave(
@@ -77,7 +77,7 @@ def test_a_control_has_its_untrained_figures_and_no_gain(tmp_path: Path, outputs
 
 
 def test_without_an_untrained_trunk_the_gain_is_over_random_of_the_same_seed(
-    tmp_path: Path, benchmark: Path, leave: Any, make: Any
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     for seed, value in ((0, 0.5), (1, 0.6), (2, 0.7)):
         leave(f"rot-{seed}", [make(value)], seed=seed)
@@ -93,7 +93,7 @@ def test_without_an_untrained_trunk_the_gain_is_over_random_of_the_same_seed(
 
 
 def test_a_control_of_another_batch_norm_is_said(
-    tmp_path: Path, benchmark: Path, leave: Any, make: Any
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     leave("rot", [make(0.5, batch_norm="recalibrated")])
     leave("ran", [make(0.3, trained=False)], task="random")
@@ -103,7 +103,7 @@ def test_a_control_of_another_batch_norm_is_said(
 
 
 def test_an_untrained_figure_of_another_batch_norm_is_no_pair(
-    tmp_path: Path, benchmark: Path, leave: Any, make: Any
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     leave("rot", [make(0.5, batch_norm="recalibrated"), make(0.3, trained=False)])
     assert cell(table(tmp_path), "rotation", "linear").gain is None
@@ -131,7 +131,7 @@ def test_what_lacks_is_said(tmp_path: Path, outputs: Path) -> None:
 
 
 def test_the_newest_finished_run_counts_and_that_is_said(
-    tmp_path: Path, benchmark: Path, leave: Any, make: Any
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     leave("a-new", [make(0.7)], ended="2026-01-03T00:00:00+00:00")
     leave("b-old", [make(0.5)], ended="2026-01-02T00:00:00+00:00")
@@ -147,7 +147,7 @@ def test_the_newest_finished_run_counts_and_that_is_said(
 
 
 def test_an_older_run_fills_the_columns_that_the_newest_lacks(
-    tmp_path: Path, benchmark: Path, leave: Any, make: Any
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     leave("new", [make(0.7)], ended="2026-01-03T00:00:00+00:00")
     leave("old", [make(0.5), make(0.4, probe="knn", k=20)], ended="2026-01-02T00:00:00+00:00")
@@ -157,7 +157,7 @@ def test_an_older_run_fills_the_columns_that_the_newest_lacks(
     assert [run.name for run in row(found, "rotation").used] == ["new", "old"]
 
 
-def test_two_branches_are_two_rows(tmp_path: Path, benchmark: Path, leave: Any, make: Any) -> None:
+def test_two_branches_are_two_rows(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> None:
     probes = [make(0.3, branch="discriminator"), make(0.5), make(0.35, branch="discriminator", trained=False)]
     leave("inp", probes, task="inpainting")
     leave("ran", [make(0.4, trained=False)], task="random")
@@ -167,7 +167,7 @@ def test_two_branches_are_two_rows(tmp_path: Path, benchmark: Path, leave: Any, 
     assert cell(found, "inpainting, discriminator", "linear").gain == pytest.approx(-5)  # over itself
 
 
-def test_data_selects_what_was_probed(tmp_path: Path, benchmark: Path, leave: Any, make: Any) -> None:
+def test_data_selects_what_was_probed(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> None:
     later = {"data": "stl10", "checkpoint": "last", "git": "abc"}
     leave("a", [make(0.5), make(0.3, evaluation=later)])
     leave("b", [make(0.2)], task="jigsaw", data="stl10")
@@ -179,7 +179,7 @@ def test_data_selects_what_was_probed(tmp_path: Path, benchmark: Path, leave: An
 
 
 def test_of_several_settings_those_of_the_run_itself_are_shown_and_that_is_said(
-    tmp_path: Path, benchmark: Path, leave: Any, make: Any
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     first, last = ({"data": "cifar10", "checkpoint": name, "git": "abc"} for name in ("best", "last"))
     views = {"evaluation": last, "input": "views"}
@@ -192,7 +192,7 @@ def test_of_several_settings_those_of_the_run_itself_are_shown_and_that_is_said(
     assert "rotation, seed 0: linear, 20-NN, block 1" in found.notes[notes.SEVERAL][0]
 
 
-def test_budgets_are_tables_of_their_own(tmp_path: Path, benchmark: Path, leave: Any, make: Any) -> None:
+def test_budgets_are_tables_of_their_own(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> None:
     def of(budget: str | None) -> dict[str, Any]:
         return {"name": "small", "budget": budget, "row": "rotation"}
 
@@ -200,7 +200,7 @@ def test_budgets_are_tables_of_their_own(tmp_path: Path, benchmark: Path, leave:
         leave(name, [make(value)], benchmark=of(budget))
     leave("other", [make(0.1)], benchmark={"name": "large", "budget": "cpu", "row": "rotation"})
     leave("none", [make(0.1)], benchmark=None)
-    expected = load_benchmark(benchmark)
+    expected = load_benchmark(small_table)
     tables = benchmark_tables(collect(tmp_path / "outputs"), expected, None)
     means = {found.name: cell(found, "rotation", "linear").mean for found in tables}
     assert means == pytest.approx({"small-cpu": 50, "small-full": 80, "small-gpu": 70})
@@ -211,7 +211,7 @@ def test_budgets_are_tables_of_their_own(tmp_path: Path, benchmark: Path, leave:
 
 
 def test_a_row_that_nobody_expected_is_shown_last_and_said(
-    tmp_path: Path, benchmark: Path, leave: Any, make: Any
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     leave("a", [make(0.5)], benchmark={"name": "small", "row": "another"})
     leave("b", [make(0.5)], benchmark={"name": "small", "row": "rotation"})
@@ -276,13 +276,13 @@ def test_no_figure_at_all_names_what_there_is(tmp_path: Path, leave: Any, make: 
         series_tables(collect(tmp_path / "outputs"))
 
 
-def test_an_unknown_benchmark_names_those_there_are(benchmark: Path) -> None:
+def test_an_unknown_benchmark_names_those_there_are(small_table: Path) -> None:
     with pytest.raises(ValueError, match="no benchmark 'smal'; there are: small"):
-        load_benchmark(benchmark.with_stem("smal"))
+        load_benchmark(small_table.with_stem("smal"))
 
 
 @pytest.mark.parametrize("text", ["", "a: 1", "benchmark: {name: x, rows: []}", "benchmark: [", "- a"])
-def test_a_file_that_is_no_benchmark(benchmark: Path, text: str) -> None:
-    benchmark.write_text(text)
+def test_a_file_that_is_no_benchmark(small_table: Path, text: str) -> None:
+    small_table.write_text(text)
     with pytest.raises(ValueError, match=r"small\.yaml (has no|is not)"):
-        load_benchmark(benchmark)
+        load_benchmark(small_table)

@@ -53,9 +53,9 @@ def test_an_error_is_one_line(tmp_path: Path, argument: str, message: str) -> No
     assert not (tmp_path / "report").exists()
 
 
-def test_a_benchmark_without_runs_yet(tmp_path: Path, benchmark: Path) -> None:
+def test_a_benchmark_without_runs_yet(tmp_path: Path, small_table: Path) -> None:
     (tmp_path / "outputs").mkdir()
-    write_report(tmp_path / "outputs", tmp_path / "report", benchmark, None)
+    write_report(tmp_path / "outputs", tmp_path / "report", small_table, None)
     text = (tmp_path / "report" / "table.md").read_text()
     assert "| rotation | block 9 | - | 89.06 | - | the same |" in text
     assert "No figure of a finished run: random, supervised, rotation, jigsaw, inpainting." in text

@@ -55,23 +55,23 @@ def outputs(tmp_path: Path, leave: Any, make: Any) -> Path:
     return tmp_path / "outputs"
 
 
-def test_markdown_by_hand(outputs: Path, benchmark: Path) -> None:
-    (table,) = make_tables(outputs, benchmark, "cpu")
+def test_markdown_by_hand(outputs: Path, small_table: Path) -> None:
+    (table,) = make_tables(outputs, small_table, "cpu")
     assert markdown(table) == EXPECTED
 
 
-def test_markdown_depends_on_the_results_alone(tmp_path: Path, outputs: Path, benchmark: Path) -> None:
+def test_markdown_depends_on_the_results_alone(tmp_path: Path, outputs: Path, small_table: Path) -> None:
     """Not on the place of the folder, the times of the files, nor the order in which they were written."""
     moved = tmp_path / "elsewhere" / "again"
     for name in sorted((path.name for path in outputs.iterdir()), reverse=True):
         shutil.copytree(outputs / name, moved / name)
         os.utime(moved / name / "results.json", (1, 1))
-    (table,) = make_tables(moved, benchmark, None)
+    (table,) = make_tables(moved, small_table, None)
     assert markdown(table) == EXPECTED
 
 
-def test_csv_has_a_line_for_each_figure_with_all_that_it_came_from(outputs: Path, benchmark: Path) -> None:
-    lines = list(csv.DictReader(io.StringIO(csv_text(make_tables(outputs, benchmark, None)))))
+def test_csv_has_a_line_for_each_figure_with_all_that_it_came_from(outputs: Path, small_table: Path) -> None:
+    lines = list(csv.DictReader(io.StringIO(csv_text(make_tables(outputs, small_table, None)))))
     by_name = {(line["row"], line["column"]): line for line in lines}
     assert len(by_name) == len(lines) == 9 + 2  # measured, and published alone
     rotation = by_name["rotation", "linear"]
@@ -108,8 +108,8 @@ def test_markdown_escapes_names(outputs: Path, leave: Any, make: Any) -> None:
     assert line.startswith(r"| a\|b &lt;img src=x> \*\*c\*\* \`d\` \| e · cifar10 · convnet | 1 |")
 
 
-def test_the_terminal_shows_the_same_figures(outputs: Path, benchmark: Path) -> None:
-    (table,) = make_tables(outputs, benchmark, None)
+def test_the_terminal_shows_the_same_figures(outputs: Path, small_table: Path) -> None:
+    (table,) = make_tables(outputs, small_table, None)
     measured, published = screen(table)
     assert [column.header for column in measured.columns][:5] == [
         "task",
