@@ -124,7 +124,8 @@ def test_replayed_steps_are_those_that_are_not_recorded(task: str, tmp_path: Pat
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", ["jigsaw", "super_resolution", "inpainting"])
 def test_the_graphed_loop_ends_where_the_bare_one_does(task: str, tmp_path: Path, exact: None) -> None:
-    cfg = composed([*QUICK, f"task={task}", "trainer=gpu", "optimizer.lr=0.001"], tmp_path)
+    given = [f"task={task}", "trainer=gpu", "optimizer=sgd", "optimizer.lr=0.001"]
+    cfg = composed([*QUICK, *given], tmp_path)
     job = Run(cfg, tmp_path)
     ends = []
     for kind in (BareLoop, GraphedLoop):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.sources import ArraySource, resize
 
 LARGEST_SHARE = 0.5  # of the machine's memory that resized images may take
+LITTLE = 0.1  # share of a GPU's free memory that nobody misses
 
 
 class InMemory(PairedDataModule):
@@ -31,8 +32,8 @@ class InMemory(PairedDataModule):
             in memory.
         crop_padding: Pixels by which training images are padded, by reflection, before the random crop.
         flip: Whether half of the training images are mirrored left to right.
-        device_resident: Whether all images are kept on the GPU, so that a step moves none; elsewhere no
-            difference.
+        device_resident: Whether all images are kept on the GPU, so that a step moves none, and they are
+            cropped there; "auto": where they take a tenth of its free memory at most. On a CPU no difference.
         batch_size, eval_batch_size, seed, mean, std, heldout, max_labels, pretrain_size:
             See `PairedDataModule`.
 
@@ -61,7 +62,7 @@ class InMemory(PairedDataModule):
         pretrain_size: int | None = None,
         crop_padding: int = 0,
         flip: bool = True,
-        device_resident: bool = False,
+        device_resident: Literal["auto", True, False] = "auto",
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -104,7 +105,7 @@ class InMemory(PairedDataModule):
         """Move the images of every split to the GPU, where `device_resident`.
 
         Raises:
-            ValueError: They would take more than half of its free memory.
+            ValueError: They are to, and would take more than half of its free memory.
         """
         if not self.device_resident or device.type != "cuda":
             return
@@ -113,10 +114,13 @@ class InMemory(PairedDataModule):
         arrays = [source for source in sources if isinstance(source, ArraySource)]
         needed = sum(source.images.nbytes for source in arrays)
         free, _ = torch.cuda.mem_get_info(device)
-        if needed > LARGEST_SHARE * free:
+        if self.device_resident == "auto":
+            if needed > LITTLE * free:
+                return
+        elif needed > LARGEST_SHARE * free:
             raise ValueError(
                 f"data.device_resident is true: the images take {needed / 1e9:,.1f} GB, and {device} has "
-                f"{free / 1e9:,.1f} GB free; allowed is half. Leave it false"
+                f"{free / 1e9:,.1f} GB free; allowed is half. Set it to false"
             )
         for source in arrays:
             source.place(device)

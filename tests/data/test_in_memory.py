@@ -63,7 +63,7 @@ def test_a_size_that_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None
 def test_batches_of_images_on_the_gpu_are_those_of_the_cpu(tmp_path: Path) -> None:
     root = cache(tmp_path, "cifar10", 32, 3)
     options = {"root": root, "heldout": 20, "batch_size": 8, "crop_padding": 4}
-    plain, resident = CIFAR10(**options), CIFAR10(**options, device_resident=True)
+    plain, resident = (CIFAR10(**options, device_resident=wanted) for wanted in (False, "auto"))
     resident.place(torch.device("cuda"))
     for split in ("train", "test"):
         for (images, labels), (placed, others) in zip(
@@ -88,6 +88,13 @@ def test_a_gpu_without_room_for_the_images_is_said(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * needed, 10**12))
     data.place(torch.device("cuda"))
     assert moved == [(60, "cuda"), (20, "cuda")]
+    data.device_resident = "auto"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * needed - 10, 10**12))
+    data.place(torch.device("cuda"))
+    assert len(moved) == 2  # a little more than a tenth
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * needed + 10, 10**12))
+    data.place(torch.device("cuda"))
+    assert len(moved) == 4
     moved.clear()
     data.place(torch.device("cpu"))
     assert moved == []
