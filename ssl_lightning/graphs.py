@@ -1,4 +1,4 @@
-"""CUDA graphs: the forward and backward pass of a step, recorded once and then launched as one."""
+"""CUDA graphs: the forward and backward passes of a step, recorded once and then launched as one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRECISIONS = ("bf16-mixed", "32-true")  # in float16 the loss is scaled by a num
 
 
 class StepGraph:
-    """`PretextTask.step` and the backward pass of a batch, without the time that launching kernels takes.
+    """`PretextTask.rounds` and the backward passes of a batch, without the time that launching kernels takes.
 
     A small network keeps a GPU busy for less time than Python takes to ask for it. The first batch is
     recorded; it and all others, which are of its size, are replayed. What is computed is the same, corruption
@@ -78,9 +78,11 @@ class StepGraph:
     def _compute(self) -> Tensor:
         """The scores of the batch `(S,)`; the gradients are left to the parameters."""
         self.task.zero_grad()  # to None, or they would be added up
-        scores = self.task.step(self._images, self._labels, self._stream)
-        with torch.autocast(self._images.device.type, enabled=False):  # as Lightning does
-            scores["loss"].backward()
+        scores: dict[str, Tensor] = {}
+        for name, found in self.task.rounds(self._images, self._labels, self._stream):
+            with torch.autocast(self._images.device.type, enabled=False):  # as Lightning does
+                found[name].backward()
+            scores |= found
         self._names = tuple(scores)
         return torch.stack([value.detach().float() for value in scores.values()])
 
@@ -115,7 +117,7 @@ def use_graphs(
         (processes > 1, f"there are {processes} processes, and it takes one"),
         (precision not in PRECISIONS, f"trainer.precision is {precision}, and it takes {allowed}"),
         (accumulated > 1, f"trainer.accumulate_grad_batches is {accumulated}, and it takes 1"),
-        (not recordable, "the steps of this task are not alike (adversarial ones: two networks by turns)"),
+        (not recordable, "the steps of this task are not said to be alike"),
     ]
     against = [reason for refused, reason in reasons if refused]
     if against and wanted != "auto":

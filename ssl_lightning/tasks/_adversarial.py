@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +67,8 @@ class AdversarialTask(PretextTask):
         ValueError: A number is out of range.
     """
 
+    recordable = True
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -102,7 +104,9 @@ class AdversarialTask(PretextTask):
                 in_channels=spec.channels, stages=discriminator_stages(fake_size), width=discriminator_width
             )
             self.judge = PooledClassifier(self.discriminator, 1)
-        self.automatic_optimization = self.recordable = not self.adversarial
+        self.automatic_optimization = not self.adversarial
+        self.warm = False  # whether this step is after the warm-up
+        self.deviation: float | Tensor = 0.0  # of the instance noise in this step
         self._accumulate, self._max_steps, self._clip = 1, -1, None
 
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
@@ -136,26 +140,44 @@ class AdversarialTask(PretextTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if not self.adversarial:
             return super().training_step(batch, batch_idx)
-        images, _ = batch
+        images, labels = batch
         self.fix_dropout(batch_idx)
-        stream = self.training_stream(batch_idx, images.device)
         steps = (batch_idx + 1) % self._accumulate == 0 or self.trainer.is_last_batch
         done = self.steps_done(batch_idx)
-        attempt = self.attempt(images, stream)
-        if done < self.warmup_steps:
-            scores = attempt.scores
-            self.learn(0, scores["loss"], steps)
+        self.warm = done >= self.warmup_steps
+        deviation = self.noise_after(done)
+        if self.graph is not None and self.warm:
+            if not isinstance(self.deviation, Tensor):  # which a graph reads anew in every step
+                self.deviation = torch.zeros((), device=images.device)
+            self.deviation.fill_(deviation)
+            scores = self.graph(images, labels, self._seed("train", batch_idx))
+            for number in range(2):
+                self.take_step(number)
         else:
-            scores = attempt.whole()
-            shown, made = self.add_noise(attempt.real, attempt.fake, done, stream)
-            real = self.discriminator(shown)
-            scores |= self.generator_scores(scores["loss"], made, real)
-            self.learn(0, scores["loss"], steps)
-            judged = self.discriminator_scores(made.detach(), real)
-            self.learn(1, judged["disc_loss"], steps)
-            scores |= judged
+            self.deviation, scores = deviation, {}
+            stream = self.training_stream(batch_idx, images.device)
+            for number, (name, found) in enumerate(self.rounds(images, labels, stream)):
+                self.learn(number, found[name], steps)
+                scores |= found
         self.log_training(scores)
         return scores["loss"].detach()
+
+    def rounds(
+        self, images: Tensor, labels: Tensor, stream: torch.Generator
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The generator's loss and then that of the discriminator, at the weights from before the step."""
+        if not self.adversarial:
+            yield from super().rounds(images, labels, stream)
+            return
+        attempt = self.attempt(images, stream)
+        if not self.warm:
+            yield "loss", attempt.scores
+            return
+        scores = attempt.whole()
+        shown, made = self.add_noise(attempt.real, attempt.fake, stream)
+        real = self.discriminator(shown)
+        yield "loss", scores | self.generator_scores(scores["loss"], made, real)
+        yield "disc_loss", self.discriminator_scores(made.detach(), real)
 
     def generator_scores(self, loss: Tensor, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
         """Add to the generator's own loss what the discriminator says of its pictures.
@@ -187,23 +209,28 @@ class AdversarialTask(PretextTask):
         """Add the gradient of a loss; after the last of the accumulated batches step and forget it."""
         with nullcontext() if steps else self._without_sync():
             self.manual_backward(loss / self._accumulate)
-        if not steps:
-            return
+        if steps:
+            self.take_step(number)
+            optimizers: Any = self.optimizers()
+            optimizers[number].zero_grad()
+
+    def take_step(self, number: int) -> None:
+        """Let an optimizer and its schedule step."""
         optimizers: Any = self.optimizers()
         optimizers[number].step()
-        optimizers[number].zero_grad()
         schedules: Any = self.lr_schedulers()
         if schedules:
             schedules[number].step()
 
-    def add_noise(
-        self, real: Tensor, fake: Tensor, done: int, stream: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Add the instance noise after `done` steps, the same to both, so that their maps can be compared."""
+    def noise_after(self, done: int) -> float:
+        """Deviation of the instance noise after so many steps: it falls to 0."""
+        return self.instance_noise * (1 - done / self.total_steps())
+
+    def add_noise(self, real: Tensor, fake: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Add the instance noise of this step, the same to both, so that their maps can be compared."""
         if not self.instance_noise:
             return real, fake
-        deviation = self.instance_noise * (1 - done / self.total_steps())
-        noise = deviation * torch.randn(real.shape, generator=stream, device=real.device)
+        noise = self.deviation * torch.randn(real.shape, generator=stream, device=real.device)
         return real + noise, fake + noise
 
     def steps_done(self, batch_idx: int) -> int:

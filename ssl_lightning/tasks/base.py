@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,8 +60,8 @@ class PretextTask(pl.LightningModule):
     views_per_image = 1  # images that enter the trunk per pretraining image: the effective batch
     # True where the trunk never saw whole images, so that its batch-norm statistics do not fit them
     recalibrate = False
-    # True where `step` does the same with every batch, so that it may be recorded (`cuda_graphs`): not where
-    # Python decides by the step, the epoch, or what it reads from the device
+    # True where `rounds` does the same with every batch, so that it may be recorded (`cuda_graphs`): not
+    # where Python decides by the step, the epoch, or what it reads from the device
     recordable = False
     # Guards against shortcuts: the overrides of the task's keywords that switch each off
     guards: Mapping[str, Mapping[str, Any]] = {}
@@ -117,6 +117,15 @@ class PretextTask(pl.LightningModule):
             Scalars to log by name; `"loss"` is the one that is minimised.
         """
         raise NotImplementedError
+
+    def rounds(
+        self, images: Tensor, labels: Tensor, stream: torch.Generator
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield what is learned from a batch, as `step`: for each optimizer the name of its loss, and scores.
+
+        Whoever takes them does the backward pass of one before asking for the next.
+        """
+        yield "loss", self.step(images, labels, stream)
 
     def branches(self) -> dict[str, nn.Module]:
         """Return the trunks worth probing, by name."""
@@ -176,7 +185,7 @@ class PretextTask(pl.LightningModule):
         return scores["loss"]
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self.graph is None:  # else it has been done
+        if self.graph is None or not self.automatic_optimization:  # else it has been done
             super().backward(loss, *args, **kwargs)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:

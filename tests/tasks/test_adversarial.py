@@ -268,10 +268,11 @@ def test_instance_noise_falls_over_the_run(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(task, "total_steps", lambda: 10)
     real, fake = torch.rand(2, 8, 3, 32, 32)
     for done, expected in ((0, 0.5), (5, 0.25), (10, 0.0)):
-        shown, made = task.add_noise(real, fake, done, generator("noise"))
+        task.deviation = task.noise_after(done)
+        shown, made = task.add_noise(real, fake, generator("noise"))
         assert (shown - real).std().item() == pytest.approx(expected, rel=0.03)
         torch.testing.assert_close(shown - real, made - fake)
-    assert make().add_noise(real, fake, 0, generator("noise"))[1] is fake
+    assert make().add_noise(real, fake, generator("noise"))[1] is fake
 
 
 def test_a_discriminator_learns_and_is_fooled() -> None:
