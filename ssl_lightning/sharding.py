@@ -167,11 +167,13 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def gathered(values: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Make sharded tensors whole, one after the other, on the CPU; the rest is left as it is."""
-    return {
-        key: value.full_tensor().cpu() if isinstance(value, DTensor) else value
-        for key, value in values.items()
-    }
+    """Make sharded tensors whole, one after the other; all tensors on the CPU, others too."""
+
+    def whole(value: Any) -> Any:
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        return value.cpu() if isinstance(value, Tensor) else value
+
+    return {key: whole(value) for key, value in values.items()}
 
 
 def cut_like(value: Any, own: Any) -> Any:

@@ -1,6 +1,6 @@
 """What the processes of a run send each other in a step: computed, counted at the loopback, and what follows.
 
-The prediction for many GPUs is arithmetic on these volumes. Its assumptions, below, were not measured.
+The prediction for many GPUs is arithmetic on these volumes; what it says of networks, below, is assumed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ TRUNKS = {  # size of the images
 COUNTED = ("convnet", "resnet18_small")  # trunks whose traffic is counted too
 STEPS = (4, 16)  # of the two runs whose difference is counted: what comes before and after cancels out
 BATCH = 32  # assumed: images of a step on each GPU
-TFLOPS = 60.0  # assumed: what a GPU achieves in bfloat16, in 10^12 operations a second
-SHORTEST = (
-    5e-3  # assumed: seconds of a step of a small network, whose kernels take longer to launch than to run
-)
+# Of bare steps on one H100 (docs/speed.md): several processes have no CUDA graphs
+TFLOPS = 80.0  # nin, in bfloat16; resnet50 achieves 90, resnet18_small 169
+SHORTEST = 7e-3  # seconds of a step of a small network, whose kernels take longer to launch than to run
 BACKWARD = 2 / 3  # share of a step that is backward, during which gradients are sent
 NETWORKS = {8: (150e9, 20e-6), 64: (20e9, 50e-6)}  # assumed: bytes/s of each GPU, s of a collective
 
@@ -105,7 +104,7 @@ def prediction(trunk: str, overrides: Sequence[str]) -> dict[str, Any]:
     task = built(trunk, overrides)
     sent = traffic(task)
     step = max(SHORTEST, BATCH * flops_of_an_image(task, TRUNKS[trunk]) / (TFLOPS * 1e12))
-    row: dict[str, Any] = {"trunk": trunk, "assumed_step_ms": 1000 * step}
+    row: dict[str, Any] = {"trunk": trunk, "step_ms": 1000 * step}
     for processes in NETWORKS:
         for strategy in ("ddp", "fsdp"):
             volume = getattr(sent, strategy)(processes)
