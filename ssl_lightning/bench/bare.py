@@ -58,12 +58,12 @@ class BareLoop:
         if isinstance(self.task, AdversarialTask) and self.task.adversarial:
             self._adversarial(self.task, images, stream)
             return
-        with self._clock("forward"), autocast(self.precision):
+        with self._clock("forward"), autocast(self.precision, self.task.device.type):
             loss = self.task.step(images, labels, stream)["loss"]
         self._learn(0, loss)
 
     def _adversarial(self, task: AdversarialTask, images: Tensor, stream: torch.Generator) -> None:
-        with self._clock("forward"), autocast(self.precision):
+        with self._clock("forward"), autocast(self.precision, self.task.device.type):
             attempt = task.attempt(images, stream)
             noise = task.instance_noise * torch.randn(
                 attempt.real.shape, generator=stream, device=attempt.real.device
@@ -72,7 +72,7 @@ class BareLoop:
             real: Any = task.discriminator(attempt.real + noise)
             loss = task.generator_scores(attempt.whole()["loss"], made, real)["loss"]
         self._learn(0, loss)
-        with self._clock("forward"), autocast(self.precision):
+        with self._clock("forward"), autocast(self.precision, self.task.device.type):
             judged = task.discriminator_scores(made.detach(), real)["disc_loss"]
         self._learn(1, judged)
 

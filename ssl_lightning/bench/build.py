@@ -28,9 +28,9 @@ from ssl_lightning.worker import keep_quiet
 T = TypeVar("T")
 
 
-def device() -> torch.device:
-    """Where is computed: the GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(accelerator: str = "auto") -> torch.device:
+    """Where is computed: the GPU if there is one, unless `trainer.accelerator` is cpu."""
+    return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
 def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
@@ -65,10 +65,10 @@ def default_precision() -> str:
     return choose_precision(torch.cuda.is_available())
 
 
-def autocast(precision: str) -> Any:
-    """The context in which Lightning runs a step at some precision."""
+def autocast(precision: str, kind_of_device: str | None = None) -> Any:
+    """The context in which Lightning runs a step at some precision; None: where there is a GPU, on it."""
     kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    return torch.autocast(device().type, kind or torch.bfloat16, enabled=kind is not None)
+    return torch.autocast(kind_of_device or device().type, kind or torch.bfloat16, enabled=kind is not None)
 
 
 def wait() -> None:

@@ -65,7 +65,7 @@ def both_ways(make: Callable[..., Pair], batch_size: int, size: int, repeats: in
 
 def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     """Nine tiles with random gaps, shifted channels, some grey, standardised, as `task=jigsaw` cuts them."""
-    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "jigsaw", device=device())
+    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "jigsaw", device=pixels.device)
 
     def batched() -> Tensor:
         last = grid.image_size - grid.tile
@@ -98,9 +98,9 @@ def jigsaw_tiles(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
 
 def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
     """A centre and its eight neighbours without green-magenta, normalised; cut once for all pairs."""
-    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context", device=device())
-    mean, std = (torch.tensor(values, device=device()) for values in (MEAN, STD))
-    matrix, offset = colour_projection(3).to(device()) / (255 * std[:, None]), -mean / std
+    grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context", device=pixels.device)
+    mean, std = (torch.tensor(values, device=pixels.device) for values in (MEAN, STD))
+    matrix, offset = colour_projection(3).to(pixels.device) / (255 * std[:, None]), -mean / std
 
     def batched() -> Tensor:
         corners = draw_corners(grid, len(pixels), stream)

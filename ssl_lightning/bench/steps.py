@@ -80,7 +80,7 @@ class TakeTurns(Callback):
 def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextTask, list[Any]]:
     """A second, equal task with its optimizers, which no Trainer knows."""
     task, _ = build_task(cfg, data)
-    task = task.to(device())
+    task = task.to(device(cfg.trainer.accelerator))
     if not channels_last:
         task.image_format = torch.contiguous_format
         task = task.to(memory_format=torch.contiguous_format)
@@ -120,7 +120,7 @@ def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = B
         job = Run(cfg, Path(folder))
         loops: dict[str, BareLoop] = {}
         for name, kind in LOOPS.items():
-            if name == "graphed" and device().type != "cuda":
+            if name == "graphed" and device(cfg.trainer.accelerator).type != "cuda":
                 continue
             task, optimizers = bare_task(cfg, job.data)
             prepared = batches_of(job.data, task, PREPARED)
