@@ -55,25 +55,33 @@ class StepGraph:
         before = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._stream)
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(current)
-        try:
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self._compute()
-            current.wait_stream(side)
-            # thread_local: other threads, which lock batches in memory, go on meanwhile
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._values = self._compute()
-        except RuntimeError as error:
-            why = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                f"with cuda_graphs a step is recorded, and that of {type(self.task).__name__} cannot be "
-                f"({why}); set it to false"
-            ) from error
+        # dropout draws from the global stream, in the first step as in all
+        with torch.random.fork_rng([images.device]):
+            self._warm_up()
+            try:
+                # thread_local: other threads, which lock batches in memory, go on meanwhile
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    self._values = self._compute()
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                why = str(error).strip().partition("\n")[0]
+                raise ValueError(
+                    f"with cuda_graphs a step is recorded, and that of {type(self.task).__name__} cannot be "
+                    f"({why}); set it to false"
+                ) from error
         self._graph = graph
         for buffer, value in before:
             buffer.copy_(value)
+
+    def _warm_up(self) -> None:
+        """Compute on a stream that is not the default one, as recording does."""
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self._compute()
+        current.wait_stream(side)
 
     def _compute(self) -> Tensor:
         """The scores of the batch `(S,)`; the gradients are left to the parameters."""
