@@ -13,7 +13,7 @@ from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ssl_lightning.networks import exchange
-from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
+from ssl_lightning.networks.sync_batch_norm import FEW, _add_scaled, synchronise_batch_norm
 
 
 def network() -> nn.Module:
@@ -89,6 +89,23 @@ def test_two_processes_compute_what_one_does(two_processes: Path, bf16: bool) ->
     half = network()
     train(half, *(part.chunk(2)[0] for part in batch()), bf16)
     assert not torch.allclose(half.state_dict()["1.running_mean"], two["state"]["1.running_mean"], atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (3, 5, 7), (3, FEW, 4, 5), (3, FEW + 1, 5, 4), (3, FEW, 1, 1), (0, 5, 4, 4)]
+)
+def test_channels_are_added_with_a_factor_each(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, start = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    factors = torch.randn(shape[1], generator=generator).to(dtype)
+    expected = start.double() + x.double() * factors.double().view(-1, *[1] * (len(shape) - 2))
+    formats = [torch.contiguous_format, *[torch.channels_last] * (len(shape) == 4)]
+    for first in formats:
+        for second in formats:
+            to = start.clone(memory_format=first)
+            assert _add_scaled(to, x.contiguous(memory_format=second), factors) is to
+            torch.testing.assert_close(to, expected.to(dtype))
 
 
 def test_evaluation_and_a_single_process_are_torchs_own() -> None:
