@@ -107,17 +107,7 @@ def alone(work: Callable[..., T], *args: Any, plain: bool = False) -> T:
         os.environ.update(kept)
 
 
-def compare(works: Sequence[Callable[[], object]], repeats: int, in_a_row: int = 1) -> list[float]:
-    """Median seconds of several calls that take turns, so that a disturbance falls on all of them.
-
-    Args:
-        works: The calls.
-        repeats: Turns of each.
-        in_a_row: Calls of a turn: after one of another kind the processor's caches hold nothing of its own.
-    """
-
-    def turn(work: Callable[[], object]) -> float:
-        return seconds(lambda: [work() for _ in range(in_a_row)]) / in_a_row
-
-    times = [[turn(work) for work in works] for _ in range(repeats + 1)][1:]
+def compare(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median seconds of several calls that take turns, so that a disturbance falls on all of them."""
+    times = [[seconds(work) for work in works] for _ in range(repeats + 1)][1:]
     return [statistics.median(column) for column in zip(*times, strict=True)]

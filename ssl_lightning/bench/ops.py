@@ -24,7 +24,6 @@ from ssl_lightning.tasks.base import to_float
 
 GREY, SHIFT = 0.3, 2
 PROCESSES = 5
-IN_A_ROW = 8  # calls of a turn
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 Pair = tuple[Callable[[], object], Callable[[], object]]
 
@@ -49,22 +48,19 @@ def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
             times = [both_ways(*given)]
         else:
             times = [alone(both_ways, *given) for _ in range(PROCESSES)]
-        ours, theirs, warm, theirs_warm = (statistics.median(each) for each in zip(*times, strict=True))
-        found: dict[str, object] = {"op": name, "images": batch_size, "pixels": size}
-        found |= {"ms": 1000 * ours, "one_by_one_ms": 1000 * theirs, "times": theirs / ours}
-        found |= {"in_a_row_ms": 1000 * warm, "in_a_row_one_by_one_ms": 1000 * theirs_warm}
-        rows.append(found | {"in_a_row_times": theirs_warm / warm})
+        ours, theirs = (statistics.median(each) for each in zip(*times, strict=True))
+        found = {"op": name, "images": batch_size, "pixels": size}
+        rows.append(found | {"ms": 1000 * ours, "one_by_one_ms": 1000 * theirs, "times": theirs / ours})
     return rows
 
 
 def both_ways(make: Callable[..., Pair], batch_size: int, size: int, repeats: int) -> list[float]:
-    """Median seconds of a batch at once and one by one, in turns of one call; then in turns of several."""
+    """Median seconds of a batch at once and one by one, in turns."""
     shape = (batch_size, 3, size, size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator("bench"))
     pictures = [tv.to_pil_image(image) for image in pixels]
     pixels = pixels.contiguous(memory_format=torch.channels_last)  # as loaders give them
-    both = make(pixels.to(device()), pictures)
-    return [*compare(both, repeats), *compare(both, max(1, repeats // 3), IN_A_ROW)]
+    return compare(make(pixels.to(device()), pictures), repeats)
 
 
 def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
