@@ -24,8 +24,10 @@ class GraphedLoop(BareLoop):
         if self.done == 0:
             self._stream = torch.Generator(images.device)
             self._images, self._labels = images.clone(), labels.clone()
-            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-                group.update({"capturable": True} if "capturable" in group else {})
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    if "capturable" in group:  # Adam, which else counts its steps on the host
+                        group["capturable"] = True
         if self.done == WARM_UP:
             self._record()
         self._images.copy_(images)
