@@ -6,14 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssl_lightning.bench.build import autocast, wait
 from ssl_lightning.seeding import generator
-from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.base import PretextTask
 
 
@@ -55,26 +53,11 @@ class BareLoop:
 
     def train_on(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> None:
         """Corrupt, encode, score, backward, step."""
-        if isinstance(self.task, AdversarialTask) and self.task.adversarial:
-            self._adversarial(self.task, images, stream)
-            return
-        with self._clock("forward"), autocast(self.precision, self.task.device.type):
-            loss = self.task.step(images, labels, stream)["loss"]
-        self._learn(0, loss)
-
-    def _adversarial(self, task: AdversarialTask, images: Tensor, stream: torch.Generator) -> None:
-        with self._clock("forward"), autocast(self.precision, self.task.device.type):
-            attempt = task.attempt(images, stream)
-            noise = task.instance_noise * torch.randn(
-                attempt.real.shape, generator=stream, device=attempt.real.device
-            )
-            made = attempt.fake + noise
-            real: Any = task.discriminator(attempt.real + noise)
-            loss = task.generator_scores(attempt.whole()["loss"], made, real)["loss"]
-        self._learn(0, loss)
-        with self._clock("forward"), autocast(self.precision, self.task.device.type):
-            judged = task.discriminator_scores(made.detach(), real)["disc_loss"]
-        self._learn(1, judged)
+        rounds = self.task.rounds(images, labels, stream)
+        for number in range(len(self.optimizers)):
+            with self._clock("forward"), autocast(self.precision, self.task.device.type):
+                name, scores = next(rounds)
+            self._learn(number, scores[name])
 
     def _learn(self, number: int, loss: Tensor) -> None:
         with self._clock("backward"):

@@ -35,6 +35,7 @@ from ssl_lightning.hardware import peak_memory_gb
 from ssl_lightning.optim import use_fused_kernels
 from ssl_lightning.run import Run
 from ssl_lightning.targets import CONF
+from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.base import PretextTask
 
 TASKS = sorted({path.stem for path in CONF.glob("task/*.yaml")} - {"random"})  # which takes no step
@@ -90,9 +91,10 @@ def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextT
         use_fused_kernels(optimizer)
         return optimizer
 
-    if not getattr(task, "adversarial", False):
+    if not (isinstance(task, AdversarialTask) and task.adversarial):
         return task, [make(task.parameters())]
-    judging = [*task.discriminator.parameters(), *task.judge.parameters()]  # type: ignore[union-attr]
+    task.warm, task.deviation = True, task.instance_noise  # as in the first step after the warm-up
+    judging = [*task.discriminator.parameters(), *task.judge.parameters()]
     known = set(map(id, judging))
     return task, [make([p for p in task.parameters() if id(p) not in known]), make(judging)]
 
