@@ -37,7 +37,7 @@ def bench_parts(options: argparse.Namespace) -> Rows:
     from ssl_lightning.bench.build import alone
     from ssl_lightning.bench.steps import matmul_peak, where_it_goes
 
-    peak = matmul_peak()
+    peak = matmul_peak(overrides(options.tasks[0], options))
     rows = [
         {"task": task, **alone(where_it_goes, overrides(task, options), options.repeats)}
         for task in options.tasks

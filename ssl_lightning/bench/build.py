@@ -25,6 +25,7 @@ from ssl_lightning.targets import CONF
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.worker import keep_quiet
 
+KINDS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of products, by Lightning's precision
 T = TypeVar("T")
 
 
@@ -60,15 +61,15 @@ def batches_of(data: PairedDataModule, task: PretextTask, count: int) -> list[tu
     return found
 
 
-def default_precision() -> str:
-    """What `trainer.precision=auto` is here."""
-    return choose_precision(torch.cuda.is_available())
+def precision_of(cfg: DictConfig) -> str:
+    """The precision of a run: what its config names, or what `auto` is where it computes."""
+    named: str = cfg.trainer.precision
+    return choose_precision(device(cfg.trainer.accelerator).type == "cuda") if named == "auto" else named
 
 
-def autocast(precision: str, kind_of_device: str | None = None) -> Any:
-    """The context in which Lightning runs a step at some precision; None: where there is a GPU, on it."""
-    kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    return torch.autocast(kind_of_device or device().type, kind or torch.bfloat16, enabled=kind is not None)
+def autocast(precision: str, kind_of_device: str) -> Any:
+    """The context in which Lightning runs a step at some precision."""
+    return torch.autocast(kind_of_device, KINDS.get(precision, torch.bfloat16), enabled=precision in KINDS)
 
 
 def wait() -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from ssl_lightning.bench.build import autocast, composed, default_precision, device, made_data
+from ssl_lightning.bench.build import autocast, composed, device, made_data, precision_of
 from ssl_lightning.build import build_task
 from ssl_lightning.encoding import evaluating, stage_maps
 from ssl_lightning.probes.base import run_probes
@@ -32,9 +32,9 @@ def probes_against_encoding(overrides: list[str], pool: int = 2) -> dict[str, fl
         cfg = composed(["probe=[linear,knn]", *overrides], Path(folder))
         data = made_data(cfg)
         task, _ = build_task(cfg, data)
-        task = task.to(device())
+        task = task.to(device(cfg.trainer.accelerator))
         loaders = {split: data.downstream(split) for split in SPLITS}
-        precision = default_precision()
+        precision = precision_of(cfg)
         for _ in range(2):  # the first time warms up, as the first of 28 epochs does
             records, spent = run_probes(
                 {"backbone": task.backbone},
@@ -43,7 +43,7 @@ def probes_against_encoding(overrides: list[str], pool: int = 2) -> dict[str, fl
                 loaders,
                 class_names=data.spec.class_names or (),
                 folder=Path(folder),
-                precision=lambda: autocast(precision),
+                precision=lambda: autocast(precision, task.device.type),
                 device=task.device,
             )
     linear = [r for r in records if r["probe"] == "linear" and r["metric"] == "top1"]
@@ -67,7 +67,7 @@ def train_heads(task: Any, loaders: Any, classes: int, pool: int, precision: str
     """Train heads of every stage and rate by SGD, encoding in each epoch anew; test top-1 of the best."""
 
     def features(images: Tensor) -> list[Tensor]:
-        with torch.no_grad(), autocast(precision):
+        with torch.no_grad(), autocast(precision, task.device.type):
             maps = stage_maps(task.backbone, task.probe_input(images.to(task.device).float().div_(255)))
         return [F.adaptive_avg_pool2d(each.float(), pool).flatten(1) for each in maps]
 

@@ -19,13 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import (
+    KINDS,
     alone,
     batches_of,
     composed,
-    default_precision,
     device,
     made_data,
     median_seconds,
+    precision_of,
     seconds,
     wait,
 )
@@ -150,7 +151,7 @@ def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
         cfg = composed([*overrides, "probe=[]"], Path(folder))
     data = made_data(cfg)
     task, optimizers = bare_task(cfg, data)
-    loop = BareLoop(task, batches_of(data, task, PREPARED), optimizers, default_precision(), clocked=True)
+    loop = BareLoop(task, batches_of(data, task, PREPARED), optimizers, precision_of(cfg), clocked=True)
     with FlopCounterMode(display=False) as counter:
         loop.step()
     loop.spent.clear()
@@ -183,31 +184,34 @@ def defaults_against_fp32(overrides: Sequence[str], steps: int) -> dict[str, flo
     PyTorch has it, and with. Each turn is a process of its own: memory that one way leaves behind does not
     fit the other.
     """
-    ways = ((default_precision(), True, False), ("32-true", False, True), ("32-true", False, False))
+    fp32 = [*overrides, "trainer.precision=32-true"]
+    ways = ((overrides, True, False), (fp32, False, True), (fp32, False, False))
     rates = [
-        [alone(bare_rate, overrides, precision, last, steps, plain=plain) for precision, last, plain in ways]
-        for _ in range(2)
+        [alone(bare_rate, given, last, steps, plain=plain) for given, last, plain in ways] for _ in range(2)
     ]
     ours, plain, kept = (statistics.mean(each) for each in zip(*rates, strict=True))
     speeds = {"images_per_s": ours, "fp32_images_per_s": plain, "fp32_kept_memory_images_per_s": kept}
     return speeds | {"times": ours / plain, "times_kept_memory": ours / kept}
 
 
-def bare_rate(overrides: Sequence[str], precision: str, channels_last: bool, steps: int) -> float:
+def bare_rate(overrides: Sequence[str], channels_last: bool, steps: int) -> float:
     """Images/s of bare steps, by their median, after some that warm up."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = composed([*overrides, "probe=[]"], Path(folder))
     data = made_data(cfg)
     task, optimizers = bare_task(cfg, data, channels_last)
-    loop = BareLoop(task, batches_of(data, task, PREPARED), optimizers, precision)
+    loop = BareLoop(task, batches_of(data, task, PREPARED), optimizers, precision_of(cfg))
     for _ in range(BLOCK):
         loop.step()
     return data.batch_size / median_seconds(loop.step, 2 * steps)
 
 
-def matmul_peak(repeats: int = 10) -> float:
-    """GFLOP/s of a square matrix product in the precision of training."""
-    size = 8192 if device().type == "cuda" else 2048
-    kind = torch.bfloat16 if default_precision() == "bf16-mixed" else torch.float32
-    a, b = (torch.randn(size, size, device=device()).to(kind) for _ in range(2))
+def matmul_peak(overrides: Sequence[str], repeats: int = 10) -> float:
+    """GFLOP/s of a square matrix product in the precision of a run, where it computes."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = composed(overrides, Path(folder))
+    where = device(cfg.trainer.accelerator)
+    size = 8192 if where.type == "cuda" else 2048
+    kind = KINDS.get(precision_of(cfg), torch.float32)
+    a, b = (torch.randn(size, size, device=where).to(kind) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, repeats) / 1e9

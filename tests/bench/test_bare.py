@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssl_lightning.bench import build
 from ssl_lightning.bench.bare import BareLoop
-from ssl_lightning.bench.build import alone, batches_of, composed
+from ssl_lightning.bench.build import alone, batches_of, composed, precision_of
 from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
 from ssl_lightning.hardware import peak_memory_gb
 from ssl_lightning.run import Run
@@ -48,6 +49,24 @@ def test_both_take_turns_and_are_timed_alike(tmp_path: Path) -> None:
     (theirs,) = turns.theirs
     assert len(turns.ours) == len(theirs) == 2  # the first block warms up
     assert min(turns.ours + theirs) > 0
+
+
+@pytest.mark.parametrize(
+    ("named", "gpus", "expected"),
+    [
+        ([], False, "that of the CPU"),
+        ([], True, "that of the GPU"),
+        (["trainer=cpu"], True, "that of the CPU"),
+        (["trainer.precision=32-true"], True, "32-true"),
+        (["trainer=cpu", "trainer.precision=bf16-mixed"], True, "bf16-mixed"),
+    ],
+)
+def test_precision_is_that_of_the_run(
+    named: list[str], gpus: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(build, "choose_precision", lambda on_gpu: f"that of the {'GPU' if on_gpu else 'CPU'}")
+    assert precision_of(composed(["task=rotation", "data=fake", *named], tmp_path)) == expected
 
 
 @pytest.mark.slow
