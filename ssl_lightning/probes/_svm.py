@@ -20,11 +20,11 @@ from torch import Tensor
 from ssl_lightning.encoding import Features
 from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
-from ssl_lightning.ops.svm import fit_svm
+from ssl_lightning.ops.svm import SVMSolver
 from ssl_lightning.probes.base import Probe
 
 POSITIVES_WEIGH = 2.0
-SELECT_TOL = 1e-4  # of the solver while C is chosen: answers settle long before the weights do
+SELECT_TOL = 1e-6  # of the solver while C is chosen: answers settle long before the weights do
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,13 @@ def figure(scores: Tensor, labels: Tensor) -> float:
     )
 
 
+def solver(x: Tensor) -> SVMSolver:
+    """Return what solves machines with a bias on features `(N, D)` float64."""
+    return SVMSolver(torch.cat([x, x.new_ones(len(x), 1)], 1))
+
+
 def fit(
-    x: Tensor,
+    on: SVMSolver,
     targets: Tensor,
     costs: Tensor,
     *,
@@ -139,33 +144,27 @@ def fit(
     tol: float = 1e-9,
     init: SVMs | None = None,
 ) -> SVMs:
-    """Fit the machine of each class to the images that its target looks at.
+    """Fit a machine for each target to the images that it looks at.
 
     Args:
-        x: `(N, D)` float64.
-        targets: `(N, K)` of 1, 0 and -1.
-        costs: `(K,)` C of each class.
+        on: From `solver`, of N images.
+        targets: `(N, M)` of 1, 0 and -1.
+        costs: `(M,)` C of each machine.
         max_iter: Steps of the solver at most.
-        tol: See `fit_svm`.
+        tol: See `SVMSolver`.
         init: Machines to start from, which makes the way shorter and does not change where it ends.
     """
-    ones = torch.cat([x, x.new_ones(len(x), 1)], 1)  # (N, D + 1)
-    weights, converged = [], True
-    for k, cost in enumerate(costs):
-        column = targets[:, k]
-        looked_at = column[column >= 0]
-        if looked_at.numel() == 0 or looked_at.min() == looked_at.max():  # nothing to tell apart
-            constant = ones.new_zeros(ones.shape[1])
-            constant[-1] = 1.0 if (looked_at == 1).any() else -1.0
-            weights.append(constant)
-            continue
-        each = cost * torch.where(column == 1, POSITIVES_WEIGH, 1.0).double() * (column >= 0)
-        start = None if init is None else torch.cat([init.weight[k], init.bias[k : k + 1]])
-        machine = fit_svm(ones, 2.0 * (column == 1) - 1.0, each, init=start, max_iter=max_iter, tol=tol)
-        weights.append(machine.weight)
-        converged &= machine.converged
-    stacked = torch.stack(weights)
-    return SVMs(stacked[:, :-1], stacked[:, -1], costs, converged)
+    columns = targets.T
+    there, absent = (columns == 1).any(1), (columns == 0).any(1)
+    told = there & absent  # else there is nothing to tell apart
+    positives = columns[told] == 1
+    weighed = costs[told, None] * torch.where(positives, POSITIVES_WEIGH, 1.0).double() * (columns[told] >= 0)
+    start = None if init is None else torch.cat([init.weight, init.bias[:, None]], 1)[told]
+    found = on.fit(2.0 * positives - 1.0, weighed, init=start, max_iter=max_iter, tol=tol)
+    stacked = found.weight.new_zeros(len(columns), found.weight.shape[1])
+    stacked[:, -1] = torch.where(there, 1.0, -1.0)
+    stacked[told] = found.weight
+    return SVMs(stacked[:, :-1], stacked[:, -1], costs, bool(found.converged.all()))
 
 
 def fit_cross_validated(
@@ -184,27 +183,22 @@ def fit_cross_validated(
         one_label: Whether each image shows exactly one class.
         max_iter: Steps of the solver at most.
     """
-    if len(x) < x.shape[1]:  # the weights lie in the span of the images: solved with as many numbers
-        basis = torch.linalg.qr(x.T).Q  # (D, N)
-        small = fit_cross_validated(
-            x @ basis, targets, candidates, folds, one_label=one_label, max_iter=max_iter
-        )
-        return SVMs(small.weight @ basis.T, small.bias, small.costs, small.converged)
-    candidates, part = sorted(candidates), deal(targets, folds, one_label=one_label)
-    merit, converged = x.new_zeros(len(candidates), folds, targets.shape[1]), True
-    if len(candidates) == 1:
-        folds = 0  # nothing to choose
-    for fold in range(folds):
-        machines = None
-        learned, left_out = torch.where(part == fold, -1, targets), torch.where(part == fold, targets, -1)
+    candidates, on, classes = sorted(candidates), solver(x), targets.shape[1]
+    merit, converged = x.new_zeros(len(candidates), folds, classes), True
+    if len(candidates) > 1:  # else there is nothing to choose
+        is_out = deal(targets, folds, one_label=one_label) == torch.arange(folds)[:, None, None]  # (F, N, K)
+        learned = torch.where(is_out, -1, targets).movedim(0, 1).flatten(1)  # (N, F * K)
+        left_out, machines = torch.where(is_out, targets, -1), None
         for row, cost in enumerate(candidates):
-            each = x.new_full(targets.shape[1:], cost)
-            machines = fit(x, learned, each, max_iter=max_iter, tol=SELECT_TOL, init=machines)
+            each = x.new_full((folds * classes,), cost)
+            machines = fit(on, learned, each, max_iter=max_iter, tol=SELECT_TOL, init=machines)
             converged &= machines.converged
-            merit[row, fold] = _merit(machines.scores(x), left_out, one_label)
+            scores = machines.scores(x).unflatten(1, (folds, classes)).unbind(1)
+            for fold in range(folds):
+                merit[row, fold] = _merit(scores[fold], left_out[fold], one_label)
     means = merit.nanmean(1).nan_to_num(-1.0)  # (candidates, K)
     best = (means == means.amax(0)).int().argmax(0)  # the first of equals
-    chosen = fit(x, targets, x.new_tensor(candidates)[best], max_iter=max_iter)
+    chosen = fit(on, targets, x.new_tensor(candidates)[best], max_iter=max_iter)
     return SVMs(chosen.weight, chosen.bias, chosen.costs, converged and chosen.converged)
 
 

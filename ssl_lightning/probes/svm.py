@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ssl_lightning.encoding import Features
-from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, figure, fit, fit_cross_validated
+from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, figure, fit, fit_cross_validated, solver
 from ssl_lightning.probes.base import Record, make_record
 
 
@@ -64,7 +64,7 @@ class SVMProbe(LinearSVMProbe):
                 max_iter=self.max_iter,
             )
             both, all_targets = (torch.cat([part["train"], part["heldout"]]) for part in (x, targets))
-            final = fit(both, all_targets, chosen.costs, max_iter=self.max_iter)
+            final = fit(solver(both), all_targets, chosen.costs, max_iter=self.max_iter)
             protocol |= {
                 "C": chosen.costs[0].item() if one_label else chosen.costs.tolist(),
                 "candidates": self.costs,

@@ -19,7 +19,7 @@ from ssl_lightning.ops.average_precision import average_precision, mean_average_
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
 from ssl_lightning.ops.logistic import cross_entropy_residual, fit_logistic, second_moments
 from ssl_lightning.ops.rank import dead_channels, effective_rank
-from ssl_lightning.ops.svm import fit_svm
+from ssl_lightning.ops.svm import SVMSolver
 from ssl_lightning.ops.voc_ap import box_iou, eleven_points, first_of_each, voc_ap
 from tests.ops._drawn import (
     ALL,
@@ -384,23 +384,22 @@ def test_impossible_fits_are_refused(count: int, classes: int, l2: list[float], 
 @pytest.mark.slow
 @drawn(40)
 @given(st.integers(0, 30), st.integers(1, 5), st.floats(1e-3, 10), LAID, SEEDS)
-def test_fit_svm(count: int, dims: int, cost: float, layout: str, seed: int) -> None:
+def test_svm(count: int, dims: int, cost: float, layout: str, seed: int) -> None:
     x = features(count, dims, seed, torch.float64, layout)
     signs = 2.0 * labels_of(count, 2, seed).double() - 1
     costs = cost * (labels_of(count, 4, seed + 1) > 0).double()  # some are not looked at
     with unchanged(x, signs, costs):
-        fit = fit_svm(x, signs, costs)
-    assert fit.converged
-    weight = fit.weight.clone().requires_grad_()
+        fit = SVMSolver(x).fit(torch.stack([signs, -signs]), costs.expand(2, -1))
+    assert fit.converged.all()
+    weight = fit.weight[0].clone().requires_grad_()
     hinge = (1 - signs * (x @ weight)).clamp(min=0).square()
     (weight.square().sum() / 2 + (costs * hinge).sum()).backward()
     assert weight.grad.abs().max() <= 1e-6 * max(1.0, cost * count)  # type: ignore[union-attr]
-    torch.testing.assert_close(fit_svm(x, -signs, costs).weight, -fit.weight, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(fit.weight[1], -fit.weight[0], rtol=1e-6, atol=1e-9)
     kept = costs > 0
-    torch.testing.assert_close(
-        fit_svm(x[kept].repeat(2, 1), signs[kept].repeat(2), costs[kept].repeat(2) / 2).weight,
-        fit.weight, rtol=1e-6, atol=1e-9,
-    )  # fmt: skip
+    halves = (signs[kept].repeat(1, 2), costs[kept].repeat(1, 2) / 2)
+    twice = SVMSolver(x[kept].repeat(2, 1)).fit(*halves).weight
+    torch.testing.assert_close(twice, fit.weight[:1], rtol=1e-6, atol=1e-9)
 
 
 # --- arrays on disk ---

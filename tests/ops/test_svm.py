@@ -1,4 +1,4 @@
-"""Linear SVM: against scikit-learn and the conditions of a minimum; what is not looked at does not matter."""
+"""Linear SVMs: against scikit-learn and the conditions of a minimum; what is not looked at has no part."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from ssl_lightning.ops.svm import fit_svm
+from ssl_lightning.ops import svm
+from ssl_lightning.ops.svm import SVMFit, SVMSolver
 from ssl_lightning.seeding import generator
 
 
@@ -17,10 +18,17 @@ def data(n: int = 200, dims: int = 12, shift: float = 0.5) -> tuple[Tensor, Tens
     return torch.cat([x, x.new_ones(n, 1)], 1), signs
 
 
-@pytest.mark.parametrize("cost", [1e-3, 1.0, 1e3])
-def test_weights_are_scikit_learns(cost: float) -> None:
-    x, signs = data()
-    found = fit_svm(x, signs, cost * torch.where(signs > 0, 2.0, 1.0).double())
+def fit_one(x: Tensor, signs: Tensor, costs: Tensor, init: Tensor | None = None, **options: int) -> SVMFit:
+    start = None if init is None else init[None]
+    found = SVMSolver(x).fit(signs[None], costs[None], init=start, **options)
+    return SVMFit(found.weight[0], found.iterations[0], found.converged[0])
+
+
+# 300 are more than samples, of which liblinear does not solve the last
+@pytest.mark.parametrize(("dims", "cost"), [(12, 1e-3), (12, 1.0), (12, 1e3), (300, 1e-3), (300, 1.0)])
+def test_weights_are_scikit_learns(dims: int, cost: float) -> None:
+    x, signs = data(dims=dims)
+    found = fit_one(x, signs, cost * torch.where(signs > 0, 2.0, 1.0).double())
     model = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=False, tol=1e-10, max_iter=100_000)
     model.fit(x[:, :-1].numpy(), signs.numpy())
     np.testing.assert_allclose(found.weight[:-1], model.coef_[0], rtol=1e-4, atol=1e-6)
@@ -33,7 +41,7 @@ def test_weights_are_scikit_learns(cost: float) -> None:
 def test_the_gradient_of_the_objective_is_zero(shift: float) -> None:
     x, signs = data(80, 30, shift)
     costs = 5 * torch.rand(80, generator=generator("costs")).double()
-    weight = fit_svm(x, signs, costs).weight.requires_grad_()
+    weight = fit_one(x, signs, costs).weight.requires_grad_()
     objective = weight.square().sum() / 2 + (costs * (1 - signs * (x @ weight)).clamp_min(0).square()).sum()
     (gradient,) = torch.autograd.grad(objective, weight)
     assert gradient.abs().max() < 1e-6
@@ -42,23 +50,41 @@ def test_the_gradient_of_the_objective_is_zero(shift: float) -> None:
 def test_samples_without_cost_are_not_there() -> None:
     x, signs = data()
     costs = torch.where(torch.arange(200) < 150, 2.0, 0.0).double()
-    expected = fit_svm(x[:150], signs[:150], costs[:150]).weight
-    torch.testing.assert_close(fit_svm(x, signs, costs).weight, expected, rtol=1e-8, atol=1e-10)
+    expected = fit_one(x[:150], signs[:150], costs[:150]).weight
+    torch.testing.assert_close(fit_one(x, signs, costs).weight, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_the_start_does_not_change_the_end() -> None:
     x, signs = data()
     costs = torch.ones(200).double()
-    expected = fit_svm(x, signs, costs)
+    expected = fit_one(x, signs, costs)
     for scale in (0.1, 100.0):
         init = scale * torch.randn(13, generator=generator("init")).double()
         torch.testing.assert_close(
-            fit_svm(x, signs, costs, init=init).weight, expected.weight, rtol=1e-6, atol=1e-8
+            fit_one(x, signs, costs, init=init).weight, expected.weight, rtol=1e-6, atol=1e-8
         )
-    assert fit_svm(x, signs, costs, init=expected.weight).iterations == 0
+    assert fit_one(x, signs, costs, init=expected.weight).iterations == 0
 
 
 def test_too_few_steps_are_said() -> None:
     x, signs = data()
-    found = fit_svm(x, signs, torch.full((200,), 100.0).double(), max_iter=1)
-    assert (found.converged, found.iterations) == (False, 1)
+    found = fit_one(x, signs, torch.full((200,), 100.0).double(), max_iter=1)
+    assert (found.converged.item(), found.iterations.item()) == (False, 1)
+
+
+@pytest.mark.parametrize("at_once", [2**24, 500])  # in one part, and two by two
+def test_machines_solved_together_are_those_solved_alone(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(svm, "AT_ONCE", at_once)
+    x, _ = data(200, 30)
+    stream = generator("together")
+    signs = torch.where(torch.rand(7, 200, generator=stream) < 0.3, 1.0, -1.0).double()
+    signs[6] = x[:, 0].sign()  # one that is told without an error
+    costs = torch.rand(7, 200, generator=stream).double() * torch.logspace(-3, 3, 7).double()[:, None]
+    together = SVMSolver(x).fit(signs, costs)
+    assert together.converged.all()
+    assert together.iterations.unique().numel() > 1  # some end before others
+    for number in range(7):
+        alone = fit_one(x, signs[number], costs[number])
+        torch.testing.assert_close(together.weight[number], alone.weight, rtol=1e-7, atol=1e-9)

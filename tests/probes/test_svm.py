@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_lightning.encoding import Features
 from ssl_lightning.ops.average_precision import mean_average_precision
-from ssl_lightning.probes._svm import as_targets, deal, fit, fit_cross_validated
+from ssl_lightning.probes._svm import as_targets, deal, fit, fit_cross_validated, solver
 from ssl_lightning.probes.svm import SVMProbe
 from ssl_lightning.seeding import generator
 
@@ -140,7 +140,7 @@ def features_targets() -> Tensor:
 def test_a_class_that_is_never_or_always_there_gets_a_constant_answer() -> None:
     x = torch.randn(6, 3, generator=generator("x")).double()
     targets = torch.tensor([[0, 1, -1, 1]] * 3 + [[0, 1, -1, 0]] * 3)
-    machines = fit(x, targets, torch.ones(4), max_iter=100)
+    machines = fit(solver(x), targets, torch.ones(4), max_iter=100)
     assert machines.scores(x)[:, :3].tolist() == [[-1.0, 1.0, -1.0]] * 6
     assert machines.weight[3].abs().sum() > 0
 
