@@ -132,26 +132,8 @@ class Run:
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
             self.task = cast(PretextTask, synchronise_batch_norm(self.task, on_gpu=on_gpu))
         self.preparation: Preparation = instantiate(cfg.encoding)
-        # refused now, not after the training
-        fed = self.preparation.feed(self.task)(to_float(self.unlabelled(1)))
         self.trunks: dict[str, nn.Module] = {}  # as they were probed
-        probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe))
-        labels = self.data.targets if self.data.has_downstream else "none"
-        self.probes = {name: p for name, p in probes.items() if {labels, "none"} & set(p.targets)}
-        self.skipped = sorted(set(probes) - set(self.probes))
-        if self.skipped and self.data.has_downstream:
-            name = self.skipped[0]
-            raise ValueError(
-                f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
-                f"{self.data.name} has {labels}; choose other probes: probe=[...]"
-            )
-        shapes = [map_shapes(trunk, fed) for trunk in self.task.branches().values()]
-        for name, probe in self.probes.items():
-            if fed.ndim == 5 and not probe.takes_views:
-                raise ValueError(f"probe {name} needs whole images, no tiles: encoding.input=image")
-            probe.check(self.data.label_counts)
-            for maps in shapes:
-                probe.check_trunk(maps, self.data.label_counts)
+        self.probes, self.skipped = self.fitting_probes()
         self.compiled = bool(cfg.get("compile")) and self.task.needs_training
         if self.compiled:
             check_compiler(self.trainer.strategy.root_device)
@@ -164,6 +146,35 @@ class Run:
             recordable=self.task.recordable,
         ):
             self.task.graph = StepGraph(self.task)
+
+    def fitting_probes(self) -> tuple[dict[str, BaseProbe], list[str]]:
+        """Make the probes, and check each against the labels and the trunks: refused now, not after training.
+
+        Returns:
+            Those to be run, and the names of those that want labels where there are none.
+
+        Raises:
+            ValueError: One does not fit.
+        """
+        fed = self.preparation.feed(self.task)(to_float(self.unlabelled(1)))
+        probes: dict[str, BaseProbe] = dict(instantiate(self.cfg.probe))
+        labels = self.data.targets if self.data.has_downstream else "none"
+        chosen = {name: p for name, p in probes.items() if {labels, "none"} & set(p.targets)}
+        skipped = sorted(set(probes) - set(chosen))
+        if skipped and self.data.has_downstream:
+            name = skipped[0]
+            raise ValueError(
+                f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
+                f"{self.data.name} has {labels}; choose other probes: probe=[...]"
+            )
+        shapes = [map_shapes(trunk, fed) for trunk in self.task.branches().values()]
+        for name, probe in chosen.items():
+            if fed.ndim == 5 and not probe.takes_views:
+                raise ValueError(f"probe {name} needs whole images, no tiles: encoding.input=image")
+            probe.check(self.data.label_counts)
+            for maps in shapes:
+                probe.check_trunk(maps, self.data.label_counts)
+        return chosen, skipped
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""
