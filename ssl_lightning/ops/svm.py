@@ -53,6 +53,11 @@ class SVMSolver:
         self._axes = axes if span is None else span @ axes  # (D, R)
         self._x = inner @ axes  # (N, R)
 
+    @property
+    def at_once(self) -> int:
+        """How many machines `fit` may be given in one call with little memory."""
+        return max(1, AT_ONCE // max(1, len(self._x)))
+
     def fit(
         self,
         signs: Tensor,
@@ -71,19 +76,9 @@ class SVMSolver:
             max_iter: Newton steps at most.
             tol: Length of the gradient that counts as 0, relative to the one at w = 0.
         """
-        few = max(1, AT_ONCE // max(1, len(self._x)))
-        starts = costs.new_zeros(len(costs), len(self._axes)) if init is None else init
-        parts = [
-            self._fit(*each, max_iter=max_iter, tol=tol)
-            for each in zip(signs.split(few), costs.split(few), starts.split(few), strict=True)
-        ]
-        weight, iterations, converged = (torch.cat(each) for each in zip(*parts, strict=True))
-        return SVMFit(weight @ self._axes.T, iterations, converged)
-
-    def _fit(
-        self, signs: Tensor, costs: Tensor, init: Tensor, *, max_iter: int, tol: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weight = init @ self._axes  # (M, R)
+        weight = costs.new_zeros(len(costs), len(self._scale))  # (M, R)
+        if init is not None:
+            weight = init @ self._axes
         start = (2 * (costs * signs) @ self._x).norm(dim=1).clamp_min(1)  # (M,)
         iterations = torch.zeros(len(signs), dtype=torch.int64)
         converged = torch.zeros(len(signs), dtype=torch.bool)
@@ -109,7 +104,7 @@ class SVMSolver:
             at_work = at_work[length > 0]
             if len(at_work) == 0:
                 break
-        return weight, iterations, converged
+        return SVMFit(weight @ self._axes.T, iterations, converged)
 
     def _newton_step(self, gradient: Tensor, curvature: Tensor, wanted: Tensor) -> Tensor:
         """Solve `(I + X^T diag(curvature) X) step = -gradient` until what is left is as short as `wanted`."""

@@ -154,17 +154,26 @@ def fit(
         tol: See `SVMSolver`.
         init: Machines to start from, which makes the way shorter and does not change where it ends.
     """
-    columns = targets.T
-    there, absent = (columns == 1).any(1), (columns == 0).any(1)
-    told = there & absent  # else there is nothing to tell apart
-    positives = columns[told] == 1
-    weighed = costs[told, None] * torch.where(positives, POSITIVES_WEIGH, 1.0).double() * (columns[told] >= 0)
-    start = None if init is None else torch.cat([init.weight, init.bias[:, None]], 1)[told]
-    found = on.fit(2.0 * positives - 1.0, weighed, init=start, max_iter=max_iter, tol=tol)
-    stacked = found.weight.new_zeros(len(columns), found.weight.shape[1])
-    stacked[:, -1] = torch.where(there, 1.0, -1.0)
-    stacked[told] = found.weight
-    return SVMs(stacked[:, :-1], stacked[:, -1], costs, bool(found.converged.all()))
+    start = None if init is None else torch.cat([init.weight, init.bias[:, None]], 1)
+    weights, converged = [], True
+    for few in torch.arange(len(costs)).split(on.at_once):
+        columns = targets.T[few]
+        there, absent = (columns == 1).any(1), (columns == 0).any(1)
+        told = there & absent  # else there is nothing to tell apart
+        columns, some = columns[told], few[told]
+        weighed = (
+            costs[some, None] * torch.where(columns == 1, POSITIVES_WEIGH, 1.0).double() * (columns >= 0)
+        )
+        signs = 2.0 * (columns == 1).double() - 1.0
+        begin = None if start is None else start[some]
+        found = on.fit(signs, weighed, init=begin, max_iter=max_iter, tol=tol)
+        weight = found.weight.new_zeros(len(few), found.weight.shape[1])
+        weight[:, -1] = torch.where(there, 1.0, -1.0)  # the constant answer of a bias alone
+        weight[told] = found.weight
+        weights.append(weight)
+        converged &= bool(found.converged.all())
+    stacked = torch.cat(weights)
+    return SVMs(stacked[:, :-1], stacked[:, -1], costs, converged)
 
 
 def fit_cross_validated(
@@ -187,8 +196,9 @@ def fit_cross_validated(
     merit, converged = x.new_zeros(len(candidates), folds, classes), True
     if len(candidates) > 1:  # else there is nothing to choose
         is_out = deal(targets, folds, one_label=one_label) == torch.arange(folds)[:, None, None]  # (F, N, K)
-        learned = torch.where(is_out, -1, targets).movedim(0, 1).flatten(1)  # (N, F * K)
-        left_out, machines = torch.where(is_out, targets, -1), None
+        small = targets.to(torch.int8)  # there may be a thousand classes
+        learned = torch.where(is_out, -1, small).movedim(0, 1).flatten(1)  # (N, F * K)
+        left_out, machines = torch.where(is_out, small, -1), None
         for row, cost in enumerate(candidates):
             each = x.new_full((folds * classes,), cost)
             machines = fit(on, learned, each, max_iter=max_iter, tol=SELECT_TOL, init=machines)

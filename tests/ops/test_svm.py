@@ -6,7 +6,6 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from ssl_lightning.ops import svm
 from ssl_lightning.ops.svm import SVMFit, SVMSolver
 from ssl_lightning.seeding import generator
 
@@ -72,11 +71,7 @@ def test_too_few_steps_are_said() -> None:
     assert (found.converged.item(), found.iterations.item()) == (False, 1)
 
 
-@pytest.mark.parametrize("at_once", [2**24, 500])  # in one part, and two by two
-def test_machines_solved_together_are_those_solved_alone(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(svm, "AT_ONCE", at_once)
+def test_machines_solved_together_are_those_solved_alone() -> None:
     x, _ = data(200, 30)
     stream = generator("together")
     signs = torch.where(torch.rand(7, 200, generator=stream) < 0.3, 1.0, -1.0).double()

@@ -8,6 +8,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from ssl_lightning.encoding import Features
+from ssl_lightning.ops import svm
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.probes._svm import as_targets, deal, fit, fit_cross_validated, solver
 from ssl_lightning.probes.svm import SVMProbe
@@ -135,6 +136,19 @@ def test_parts_have_their_share_of_every_class() -> None:
 
 def features_targets() -> Tensor:
     return make(several=True).labels["train"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_machines_fitted_a_few_at_a_time_are_the_same(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = make(several=several)
+    x, targets = torch.from_numpy(unit(features, "train")), as_targets(features.labels["train"], CLASSES)
+    found = []
+    for at_once in (svm.AT_ONCE, 3 * len(x)):  # of four classes, and of three folds of them
+        monkeypatch.setattr(svm, "AT_ONCE", at_once)
+        one_label = not several
+        found.append(fit_cross_validated(x, targets, [0.25, 4.0], 3, one_label=one_label, max_iter=100))
+    torch.testing.assert_close(found[0].weight, found[1].weight, rtol=1e-7, atol=1e-9)
+    assert torch.equal(found[0].costs, found[1].costs)
 
 
 def test_a_class_that_is_never_or_always_there_gets_a_constant_answer() -> None:
