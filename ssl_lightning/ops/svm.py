@@ -113,16 +113,16 @@ class SVMSolver:
         along = rest / diagonal
         product = (rest * along).sum(1)
         for _ in range(MAX_PRODUCTS):
-            bent = along + ((along @ self._x.T) * curvature) @ self._x
-            open_ = rest.norm(dim=1) > wanted
-            if not open_.any():
+            unsolved = rest.norm(dim=1) > wanted
+            if not unsolved.any():
                 break
-            length = torch.where(open_, product / (along * bent).sum(1), 0)[:, None]
+            bent = along + ((along @ self._x.T) * curvature) @ self._x
+            length = torch.where(unsolved, product / (along * bent).sum(1), 0)[:, None]
             step += length * along
             rest -= length * bent
             turned = rest / diagonal
             before, product = product, (rest * turned).sum(1)
-            along = turned + torch.where(open_, product / before, 0)[:, None] * along
+            along = turned + torch.where(unsolved, product / before, 0)[:, None] * along
         return step
 
 
