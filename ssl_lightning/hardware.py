@@ -69,7 +69,7 @@ def make_trainer(
     processes = int(devices) * num_nodes
     if find_unused_parameters and strategy in ("auto", "ddp") and processes > 1:
         strategy = "ddp_find_unused_parameters_true"
-    precision = choose_precision(on_gpu) if precision == "auto" else precision
+    precision = choose_precision(on_gpu, precision)
     chosen: str | Strategy = strategy
     if strategy == FSDP:
         chosen = sharded(processes, precision, several=find_unused_parameters)
@@ -137,11 +137,13 @@ def of_first_process(read: Callable[[], T]) -> T:
     return cast(T, found[0])
 
 
-def choose_precision(on_gpu: bool) -> str:
-    """bf16-mixed where the hardware computes in bfloat16, else 32-true.
+def choose_precision(on_gpu: bool, named: str = "auto") -> str:
+    """The one named; for auto bf16-mixed where the hardware computes in bfloat16, else 32-true.
 
     A CPU without bfloat16 instructions (AMX or AVX-512 BF16) emulates them, many times slower than fp32.
     """
+    if named != "auto":
+        return named
     if on_gpu:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     return "bf16-mixed" if _cpu_has_bf16() else "32-true"

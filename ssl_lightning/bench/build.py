@@ -63,8 +63,7 @@ def batches_of(data: PairedDataModule, task: PretextTask, count: int) -> list[tu
 
 def precision_of(cfg: DictConfig) -> str:
     """The precision of a run: what its config names, or what `auto` is where it computes."""
-    named: str = cfg.trainer.precision
-    return choose_precision(device(cfg.trainer.accelerator).type == "cuda") if named == "auto" else named
+    return choose_precision(device(cfg.trainer.accelerator).type == "cuda", cfg.trainer.precision)
 
 
 def autocast(precision: str, kind_of_device: str) -> Any:

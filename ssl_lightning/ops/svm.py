@@ -7,7 +7,7 @@ samples within the margin the same ends at the very minimum, after five to twent
 
 Machines on the same features, one a class and part of a cross-validation, are solved together. The features
 are turned onto their principal axes first, where the Hessian of every machine is nearly diagonal: conjugate
-gradients then find a step in some ten products of matrices, and no Hessian is ever made.
+gradients then find a step in some ten products with it, and it is never made.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_lightning.bench import build
+from ssl_lightning import hardware
 from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import alone, batches_of, composed, precision_of
 from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
@@ -54,10 +54,10 @@ def test_both_take_turns_and_are_timed_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("named", "gpus", "expected"),
     [
-        ([], False, "that of the CPU"),
-        ([], True, "that of the GPU"),
-        (["trainer=cpu"], True, "that of the CPU"),
-        (["trainer.precision=32-true"], True, "32-true"),
+        ([], False, "32-true"),
+        ([], True, "bf16-mixed"),
+        (["trainer=cpu"], True, "32-true"),
+        (["trainer.precision=16-mixed"], True, "16-mixed"),
         (["trainer=cpu", "trainer.precision=bf16-mixed"], True, "bf16-mixed"),
     ],
 )
@@ -65,7 +65,8 @@ def test_precision_is_that_of_the_run(
     named: list[str], gpus: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
-    monkeypatch.setattr(build, "choose_precision", lambda on_gpu: f"that of the {'GPU' if on_gpu else 'CPU'}")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: False)
     assert precision_of(composed(["task=rotation", "data=fake", *named], tmp_path)) == expected
 
 
