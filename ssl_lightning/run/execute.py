@@ -21,7 +21,7 @@ from ssl_lightning.artifacts.results import SCHEMA, Record, git_revision, versio
 from ssl_lightning.artifacts.results_schema import earlier_results
 from ssl_lightning.artifacts.run_folder import RESULTS, accept_config
 from ssl_lightning.artifacts.weights import save_backbone
-from ssl_lightning.callbacks.divergence import DivergenceGuard
+from ssl_lightning.callbacks.health import HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
@@ -103,7 +103,7 @@ class Run:
         self.data.setup()
         self.task, self.loaded = first.build(self.data)
         # the guard before the figures, so that those of a validation that failed are not the run's
-        own = [self.restored, self.throughput, DivergenceGuard(folder, cfg.get("diverged")), self.metrics]
+        own = [self.restored, self.throughput, HealthGuard(folder, cfg.get("diverged")), self.metrics]
         callbacks = [*own, *instantiate(cfg.callbacks).values()]
         loggers = instantiate(cfg.logger).values()
         options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
