@@ -14,7 +14,8 @@ from ssl_lightning.bench.build import batches_of, composed
 from ssl_lightning.bench.graphed import GraphedLoop
 from ssl_lightning.bench.steps import bare_task
 from ssl_lightning.engine.cuda_graphs import WARM_UP, StepGraph, use_graphs
-from ssl_lightning.run.execute import Run
+from ssl_lightning.run.execute import fit
+from ssl_lightning.run.parts import build_parts
 
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
 TASKS += ["super_resolution"]
@@ -50,10 +51,10 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
     """Weights after a short run; each run has a folder of its own."""
     folder.mkdir()
     cfg = composed([*QUICK, *overrides], folder)
-    job = Run(cfg, folder)
+    job = build_parts(cfg, folder)
     if graph is not None:
         job.task.graph = graph(job.task)
-    job.fit()
+    fit(job)
     return {name: value.cpu() for name, value in job.task.state_dict().items()}
 
 
@@ -88,7 +89,7 @@ def test_what_a_graph_cannot_do_is_refused_or_left(given: dict[str, Any], messag
 
 def test_a_run_refuses_it_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cuda_graphs is true, but this run is on cpu"):
-        Run(composed(["data=fake", "trainer=cpu", "cuda_graphs=true"], tmp_path), tmp_path)
+        build_parts(composed(["data=fake", "trainer=cpu", "cuda_graphs=true"], tmp_path), tmp_path)
 
 
 class Small(torch.nn.Sequential):
@@ -176,7 +177,7 @@ def test_replayed_steps_are_those_that_are_not_recorded(task: str, tmp_path: Pat
 def test_the_graphed_loop_ends_where_the_bare_one_does(task: str, tmp_path: Path, exact: None) -> None:
     given = [f"task={task}", "trainer=gpu", "optimizer=sgd", "optimizer.lr=0.001"]
     cfg = composed([*QUICK, *given], tmp_path)
-    job = Run(cfg, tmp_path)
+    job = build_parts(cfg, tmp_path)
     ends = []
     for kind in (BareLoop, GraphedLoop):
         bare, optimizers = bare_task(cfg, job.data)
