@@ -195,7 +195,8 @@ class Run:
         with self.restored.naming():
             self.trainer.fit(self.task, datamodule=self.data, ckpt_path=self.resumed_from)
         self.task = whole_task(self.trainer, self.task)
-        self.task.graph = None  # and its memory is free for the probes
+        self.task.graph = None
+        self.task.zero_grad()  # and the memory of both is free for the probes
         if self.compiled:
             torch.compiler.set_stance("force_eager")
 

@@ -15,6 +15,7 @@ from ssl_lightning.bench.graphed import GraphedLoop
 from ssl_lightning.bench.steps import bare_task
 from ssl_lightning.graphs import WARM_UP, StepGraph, use_graphs
 from ssl_lightning.run import Run
+from tests._stand_in import StandIn
 
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
 TASKS += ["super_resolution"]
@@ -35,17 +36,6 @@ FINE: dict[str, Any] = {
 }
 
 
-class Recomputed(StepGraph):
-    """Computes again what a graph would replay."""
-
-    def _record(self, images: Tensor, labels: Tensor) -> None:
-        self._images, self._labels, self._stream = images.clone(), labels.clone(), torch.Generator()
-        self._graph = self  # type: ignore[assignment]
-
-    def replay(self) -> None:
-        self._values = self._compute()
-
-
 def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = None) -> dict[str, Tensor]:
     """Weights after a short run; each run has a folder of its own."""
     folder.mkdir()
@@ -62,7 +52,7 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
 def test_a_task_leaves_its_backward_passes_to_a_graph(task: str, options: list[str], tmp_path: Path) -> None:
     given = [*f"task={task}".split(), "trainer=cpu", *options]
     plain = trained(given, tmp_path / "plain")
-    replayed = trained(given, tmp_path / "replayed", Recomputed)
+    replayed = trained(given, tmp_path / "replayed", StandIn)
     for name, value in plain.items():
         torch.testing.assert_close(replayed[name], value, rtol=0, atol=0, msg=name)
 
@@ -118,8 +108,10 @@ def test_recording_leaves_gradients_and_no_trace_in_the_statistics(no_cuda: None
     task = Small()
     before = {name: value.clone() for name, value in task.state_dict().items()}
     images = torch.rand(4, 3, 5, 5)
-    scores = StepGraph(task)(images, torch.zeros(4), 0)
-    assert task.passes == WARM_UP + 1
+    graph = StepGraph(task)
+    ((loss_name, scores),) = graph.rounds(images, torch.zeros(4), 0)
+    assert (loss_name, task.passes) == ("loss", WARM_UP + 1)
+    graph.hand_over()
     for name, value in task.state_dict().items():
         assert torch.equal(value, before[name]), name
     found = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
@@ -147,7 +139,7 @@ def test_only_what_recording_forbids_is_laid_on_graphs(
     no_cuda: None, fails_at: int, error: type[Exception], raised: type[Exception], message: str
 ) -> None:
     with pytest.raises(raised, match=message):
-        StepGraph(Small(fails_at, error))(torch.rand(4, 3, 5, 5), torch.zeros(4), 0)
+        next(StepGraph(Small(fails_at, error)).rounds(torch.rand(4, 3, 5, 5), torch.zeros(4), 0))
 
 
 @pytest.fixture
