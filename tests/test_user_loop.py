@@ -21,7 +21,8 @@ from tests.test_resume import digest
 LOOP = [
     "data=fake", "data.num_train=48", "data.heldout=16", "data.num_test=16", "data.batch_size=8",
     "trainer.max_epochs=3", "trainer.val_check_interval=0.5", "trainer.log_every_n_steps=1",
-    "callbacks.checkpoint.every_n_steps=1", "callbacks.panel.images=1", "probe=[knn]", "probe.knn.ks=[2]",
+    "callbacks.checkpoint.every_n_steps=1", "callbacks.panel.images=1", "callbacks.panel.keep=false",
+    "probe=[knn]", "probe.knn.ks=[2]",
     "backbone.widths=[8,16]", "backbone.strides=[2,2]", "scheduler=constant",
 ]  # fmt: skip
 CASES = {

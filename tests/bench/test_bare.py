@@ -12,6 +12,8 @@ from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
 from ssl_lightning.hardware import peak_memory_gb
 from ssl_lightning.run import Run
 
+# Both loops here are steps alone. That validation and callbacks change no weight: tests/test_user_loop.py.
+
 # tasks without random draws of their own
 SAME = {
     "supervised": ["task=supervised"],
