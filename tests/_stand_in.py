@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ssl_lightning.graphs import StepGraph
+from ssl_lightning.engine.cuda_graphs import StepGraph
 
 
 class StandIn(StepGraph):

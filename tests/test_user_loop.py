@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.bench.build import composed
-from ssl_lightning.checkpoints import load_checkpoint
-from ssl_lightning.run import Run
+from ssl_lightning.run.execute import Run
 from tests._stand_in import StandIn
 from tests.test_resume import digest
 
@@ -53,7 +53,7 @@ class Stop(Callback):
 
 
 def carry_out(folder: Path, overrides: list[str], *callbacks: Callback, stand_in: bool = False) -> Run:
-    """Do what a rank process does, `ssl_lightning.run.run`; a folder with a checkpoint is resumed."""
+    """Do what a rank process does, `ssl_lightning.run.execute.run`; a folder with a checkpoint is resumed."""
     folder.mkdir(exist_ok=True)
     cfg = composed([*LOOP, *overrides], folder)
     cfg.overrides = [*LOOP, *overrides]  # as the launcher does, for the model card

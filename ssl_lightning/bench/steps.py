@@ -31,11 +31,11 @@ from ssl_lightning.bench.build import (
     wait,
 )
 from ssl_lightning.bench.graphed import GraphedLoop
-from ssl_lightning.build import build_task
-from ssl_lightning.hardware import peak_memory_gb
-from ssl_lightning.optim import use_fused_kernels
-from ssl_lightning.run import Run
-from ssl_lightning.targets import CONF
+from ssl_lightning.config.targets import CONF
+from ssl_lightning.engine.optim import use_fused_kernels
+from ssl_lightning.engine.trainer import peak_memory_gb
+from ssl_lightning.run.build import build_task
+from ssl_lightning.run.execute import Run
 from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.base import PretextTask
 

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 
 from ssl_lightning.bench.build import composed, seconds, wait
 from ssl_lightning.callbacks.collapse import Collapse
-from ssl_lightning.run import Run
+from ssl_lightning.run.execute import Run
 
 BLOCK = 20  # steps that are timed at once
 

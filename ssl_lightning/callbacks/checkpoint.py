@@ -12,11 +12,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks
 
+from ssl_lightning.artifacts.checkpoints import SCHEMA, SCHEMA_KEY
+from ssl_lightning.artifacts.run_folder import BEST, LAST, PREVIOUS
 from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
-from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS, SCHEMA, SCHEMA_KEY
-from ssl_lightning.files import remove_leftovers
-from ssl_lightning.interrupts import STOP, requeue_if_slurm
-from ssl_lightning.sharding import first_says, is_sharded
+from ssl_lightning.core.atomic_files import remove_leftovers
+from ssl_lightning.core.stop_signals import STOP, requeue_if_slurm
+from ssl_lightning.engine.fsdp import first_says, is_sharded
 
 
 class Checkpoint(callbacks.Checkpoint):

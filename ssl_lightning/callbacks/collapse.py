@@ -11,9 +11,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.callbacks.online_knn import OnlineKNN
-from ssl_lightning.encoding import class_labels, encode
+from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import dead_channels, effective_rank
-from ssl_lightning.sharding import whole_task
 
 FEWEST = 16  # images that a rank can be judged by
 LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
@@ -89,7 +89,7 @@ class Collapse(Callback):
             return
         features = self.features(trainer, pl_module)  # by all processes together
         if trainer.is_global_zero:
-            found = {name: judge(x) for name, x in features.items()}
+            found = {name: feature_health(x) for name, x in features.items()}
             self.report(trainer, found)
 
     def loader(self, trainer: pl.Trainer) -> Any:
@@ -136,7 +136,7 @@ class Collapse(Callback):
             )
 
 
-def judge(x: Tensor) -> Health:
+def feature_health(x: Tensor) -> Health:
     """Judge features `(N, D)`."""
     dead = int(dead_channels(x).sum())
     return Health(float(effective_rank(x)), min(x.shape), dead, x.shape[1])

@@ -14,11 +14,10 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from ssl_lightning.checkpoints import FOLDER, LAST
-from ssl_lightning.files import atomic_file
-from ssl_lightning.sharding import local_parts
+from ssl_lightning.artifacts.run_folder import BAD_BATCH, CHECKPOINTS, LAST
+from ssl_lightning.core.atomic_files import atomic_file
+from ssl_lightning.engine.fsdp import local_parts
 
-BAD_BATCH = "bad_batch.json"
 NEVER = 2**62  # no mark is so high
 LOSSES = 8  # of a task at most; a mark is the step, and a bit for each loss, and one for the gradient
 GRADIENT = 2**LOSSES
@@ -175,7 +174,7 @@ class DivergenceGuard(Callback):
             named = ", ".join(map(str, facts["images"][:SHOWN]))
             rest = ", ..." if len(facts["images"]) > SHOWN else ""
             parts.append(f"its {len(facts['images'])} images, all named in {path}, are {named}{rest}")
-        last = self.run_dir / FOLDER / LAST
+        last = self.run_dir / CHECKPOINTS / LAST
         if last.exists():
             parts.append(f"the last good checkpoint is {last}; a new run may start from it, init_from={last}")
         else:

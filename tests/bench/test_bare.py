@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_lightning import hardware
 from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import alone, batches_of, composed, precision_of
 from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
-from ssl_lightning.hardware import peak_memory_gb
-from ssl_lightning.run import Run
+from ssl_lightning.engine import trainer as trainer_module
+from ssl_lightning.engine.trainer import peak_memory_gb
+from ssl_lightning.run.execute import Run
 
 # Both loops here are steps alone. That validation and callbacks change no weight: tests/test_user_loop.py.
 
@@ -68,7 +68,7 @@ def test_precision_is_that_of_the_run(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(trainer_module, "_cpu_has_bf16", lambda: False)
     assert precision_of(composed(["task=rotation", "data=fake", *named], tmp_path)) == expected
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.callbacks.checkpoint import Checkpoint
 from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
-from ssl_lightning.checkpoints import load_checkpoint
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.hardware import make_trainer
+from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks.rotation import Rotation
 

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 
 import ssl_lightning
 from ssl_lightning.bench.build import composed
-from ssl_lightning.evaluation import evaluate
-from ssl_lightning.launch import save_config
-from ssl_lightning.resume import check_checkpoint, resumed_config
-from ssl_lightning.run import Run, run
-from ssl_lightning.targets import CONF
+from ssl_lightning.config.targets import CONF
+from ssl_lightning.launch.resume import check_checkpoint, resumed_config
+from ssl_lightning.launch.train import save_config
+from ssl_lightning.run.evaluate import evaluate
+from ssl_lightning.run.execute import Run, run
 
 # one epoch, which `resume` makes two; tests/test_user_loop.py resumes with every callback
 TINY = [

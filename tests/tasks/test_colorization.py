@@ -13,15 +13,15 @@ from skimage.color import lab2rgb, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 
 import ssl_lightning
+from ssl_lightning.artifacts.weights import load_weights
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.ops.ab_bins import smooth_prior
 from ssl_lightning.ops.ab_prior import AbStatistics, measure, pixels, shrink
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
-from ssl_lightning.run import Run
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
+from ssl_lightning.run.execute import Run
 from ssl_lightning.tasks.colorization import Colorization
-from ssl_lightning.weights import load_weights
 
 ROOT = Path(__file__).parent.parent.parent
 CIFAR = Path.home() / ".cache/ssl_lightning/cifar10"
