@@ -211,6 +211,7 @@ def run_tiny(place: Path, *overrides: str, ok: bool = True) -> subprocess.Comple
     command = [sys.executable, str(ROOT / "train.py"), "budget=tiny", *overrides]
     command += ["trainer=cpu", "output_dir=out", "encoding.images=4", "data.pretrain_size=null"]
     command += ["data.max_labels=null", "data.batch_size=2", "data.eval_batch_size=8"]
+    # one step: every row is built and probed; training itself is in tests/test_user_loop.py
     command += ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "callbacks.panel.images=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SSL_LIGHTNING_DATA": str(place / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=place)

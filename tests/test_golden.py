@@ -27,7 +27,7 @@ TASKS = (
     "inpainting",
     "super_resolution",
 )
-STEPS = 4
+STEPS = 4  # of one epoch, without callbacks, which change no weight: tests/test_user_loop.py
 
 
 class Losses(pl.Callback):

@@ -16,6 +16,7 @@ from ssl_lightning.run.parts import build_parts
 from tests.data.test_in_memory import cache
 from tests.test_cluster import train
 from tests.test_train import results_of
+from tests.test_user_loop import assert_moved_alike, first_weights
 
 pytestmark = pytest.mark.gpu
 
@@ -34,12 +35,13 @@ CASES = {
     "supervised": ["task=supervised"],
 }
 FAKE = ["data=fake", "trainer=gpu"]
-STEPS = [*FAKE, "data.num_train=2624", "probe=[]", "callbacks=[progress]", "logger=[csv]"]
-STEPS += ["trainer.max_steps=-1", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
+# two epochs of 80 steps with a validation after each; the panel, which takes seconds, is in test_user_loop.py
+STEPS = [*FAKE, "data.num_train=2624", "probe=[]", "callbacks=[checkpoint,progress,collapse]", "logger=[csv]"]
+STEPS += ["trainer.max_epochs=2"]
 
 
 class NoWaiting(Callback):
-    """Make torch refuse to wait for the device, once the first steps have warmed everything up."""
+    """Make torch refuse to wait for the device in steps, once the first ones have warmed everything up."""
 
     def __init__(self) -> None:
         self.watched = 0
@@ -47,12 +49,13 @@ class NoWaiting(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx >= 5:
+        if trainer.current_epoch or batch_idx >= 5:
             torch.cuda.set_sync_debug_mode("error")
             self.watched += 1
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.cuda.set_sync_debug_mode("default")
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.is_last_batch:  # validation follows, and may wait
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(("resident", "graphs"), [(False, "false"), (True, "false"), (True, "auto")])
@@ -69,7 +72,7 @@ def test_no_step_waits_for_the_device(name: str, resident: bool, graphs: str, tm
         fit(job)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert watch.watched == 75  # of 80, with the divergence guard's look at 64 steps among them
+    assert watch.watched == 155  # of 160, with the divergence guard's look at 64 steps among them
     assert all(torch.isfinite(value).all() for value in job.task.state_dict().values())
 
 
@@ -78,8 +81,9 @@ def test_no_step_waits_for_the_device(name: str, resident: bool, graphs: str, tm
 def test_steps_on_a_gpu_are_those_of_a_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ["trainer.precision=32-true", "trainer.limit_train_batches=8", "scheduler=constant"]
+    few = ["trainer.precision=32-true", "trainer.limit_train_batches=4", "scheduler=constant"]
     few += [*CASES[name], "optimizer=sgd", "optimizer.lr=0.001"]  # Adam would make much of rounding
+    first = first_weights(tmp_path, [*STEPS, *few, "trainer=cpu"])
     states: list[dict[str, Tensor]] = []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for device in ("cpu", "gpu"):
@@ -90,6 +94,7 @@ def test_steps_on_a_gpu_are_those_of_a_cpu(
         states.append({key: value.cpu() for key, value in job.task.state_dict().items()})
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)
+    assert_moved_alike(first, *states)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +109,7 @@ def test_steps_on_a_gpu_are_those_of_a_cpu(
     ],
 )
 def test_whole_runs(task: str, precision: str, tmp_path: Path) -> None:
-    few = [*FAKE, "name=run", f"task={task}", "trainer.max_epochs=1", f"trainer.precision={precision}"]
+    few = [*FAKE, "name=run", f"task={task}", "trainer.max_epochs=2", f"trainer.precision={precision}"]
     probes = ["probe=[linear,knn,lowshot,rankme,nonlinear,finetune]", "probe.knn.ks=[5]"]
     probes += ["probe_untrained=true", "probe.lowshot.ks=[1,4]", "probe.nonlinear.epochs=2"]
     probes += ["probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
@@ -132,7 +137,7 @@ def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) ->
 @pytest.mark.parametrize("probe", ["linear,knn,lowshot", "nonlinear,finetune"])
 def test_images_that_stay_on_the_gpu_are_probed(probe: str, tmp_path: Path) -> None:
     few = ["data=cifar10", f"data.root={cache(tmp_path, 'cifar10', 32, 3)}", "data.heldout=20", "trainer=gpu"]
-    few += ["task=colorization", "data.batch_size=8", "trainer.max_epochs=1", "trainer.precision=32-true"]
+    few += ["task=colorization", "data.batch_size=8", "trainer.max_epochs=2", "trainer.precision=32-true"]
     few += [f"probe=[{probe}]", "deterministic=true"]
     if probe == "nonlinear,finetune":
         few += ["probe.nonlinear.epochs=1", "probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
@@ -149,8 +154,9 @@ def test_images_that_stay_on_the_gpu_are_probed(probe: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("task", ["rotation", "inpainting"])  # one network; two with an optimizer each
 def test_compiled_steps_are_those_that_are_not_compiled(task: str, tmp_path: Path) -> None:
-    few = [*FAKE, f"task={task}", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "probe=[]"]
+    few = [*FAKE, f"task={task}", "trainer.max_epochs=2", "trainer.limit_train_batches=2", "probe=[]"]
     few += ["optimizer=sgd", "optimizer.lr=0.01", "trainer.precision=32-true"]
+    first = first_weights(tmp_path, few)
     states = []
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         train(tmp_path, *few, f"compile={compiled}", f"name={name}")
@@ -158,6 +164,7 @@ def test_compiled_steps_are_those_that_are_not_compiled(task: str, tmp_path: Pat
         states.append(load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)
+    assert_moved_alike(first, *states)
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])

@@ -20,6 +20,7 @@ from ssl_lightning.artifacts.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
+# three steps of one epoch; tests/test_user_loop.py and tests/test_resume.py run three epochs
 SMALL = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "probe_untrained=true"]
 
 

@@ -79,7 +79,8 @@ def fit(parts: Parts) -> PretextTask:
     with parts.restored.naming():
         parts.trainer.fit(parts.task, datamodule=parts.data, ckpt_path=parts.resumed_from)
     task: PretextTask = whole_task(parts.trainer, parts.task)
-    task.graph = None  # its memory is free for the probes
+    task.graph = None
+    task.zero_grad()  # its memory and that of the gradients is free for the probes
     if parts.compiled:
         torch.compiler.set_stance("force_eager")
     return task

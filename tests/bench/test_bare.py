@@ -12,6 +12,8 @@ from ssl_lightning.engine import trainer as trainer_module
 from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.run.parts import build_parts
 
+# Both loops here are steps alone. That validation and callbacks change no weight: tests/test_user_loop.py.
+
 # tasks without random draws of their own
 SAME = {
     "supervised": ["task=supervised"],

@@ -123,6 +123,7 @@ def test_nothing_is_asked_of_the_device_between_two_readings(
     reads = []
     plain = HealthGuard.read
     monkeypatch.setattr(HealthGuard, "read", lambda *a, **k: (reads.append(1), plain(*a, **k))[1])
+    # one epoch, so that the readings can be counted; the tests above have several
     fit(tmp_path, poison=10**9, saves=None, max_epochs=1, log_every_n_steps=100)
     assert len(reads) == 4  # before validation, before best.ckpt, at the end of the epoch, before last.ckpt
 

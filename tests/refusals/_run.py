@@ -20,6 +20,7 @@ from ssl_lightning.run.evaluate import evaluate
 from ssl_lightning.run.execute import run
 from ssl_lightning.run.parts import build_parts
 
+# one epoch, which `resume` makes two; tests/test_user_loop.py resumes with every callback
 TINY = [
     "data=fake", "data.num_train=32", "data.num_test=16", "data.heldout=16", "data.batch_size=8",
     "data.image_size=16", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "logger=[]",

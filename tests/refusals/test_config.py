@@ -21,6 +21,7 @@ from ssl_lightning.run.parts import build_parts
 
 ROOT = Path(__file__).parents[2]
 DATA = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "data.batch_size=8", "data.image_size=16"]
+# nothing is trained here
 TINY = ["data=fake", "trainer=cpu", "trainer.precision=32-true", "callbacks=[]", "logger=[]", "probe=[]"]
 
 WHOLE = "allowed is a whole number"
