@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.bench.build import composed
-from ssl_lightning.run.execute import fit
+from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from tests.data.test_in_memory import cache
 from tests.test_cluster import train
@@ -69,7 +69,7 @@ def test_no_step_waits_for_the_device(name: str, resident: bool, graphs: str, tm
     watch = NoWaiting()
     job.trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     try:
-        fit(job)
+        pretrain(job)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert watch.watched == 155  # of 160, with the divergence guard's look at 64 steps among them
@@ -90,7 +90,7 @@ def test_steps_on_a_gpu_are_those_of_a_cpu(
         folder = tmp_path / device
         folder.mkdir()
         job = build_parts(composed([*STEPS, *few, f"trainer={device}"], folder), folder)
-        fit(job)
+        pretrain(job)
         states.append({key: value.cpu() for key, value in job.task.state_dict().items()})
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.bench.build import composed
-from ssl_lightning.run.execute import execute, fit
+from ssl_lightning.run.execute import execute, pretrain
 from ssl_lightning.run.parts import Parts, build_parts
 from ssl_lightning.run.writer import RunWriter
 from tests._stand_in import StandIn
@@ -156,7 +156,7 @@ def test_validation_callbacks_and_probes_change_no_weight(
     off = ["trainer.limit_val_batches=0", "callbacks=[]", "probe=[]", "logger=[]"]
     loop = [option for option in LOOP if not option.startswith(("callbacks", "probe"))]
     job = build_parts(composed([*loop, *case, *off], tmp_path), tmp_path)
-    fit(job)
+    pretrain(job)
     found = job.task.state_dict()
     assert not [
         name for name, value in last_weights(pair.plain).items() if not torch.equal(value, found[name])

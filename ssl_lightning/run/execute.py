@@ -64,7 +64,7 @@ def execute(parts: Parts, writer: RunWriter) -> PretextTask:
             writer.add(probe(parts, task), trained=False)
             writer.write("interrupted")  # in case the run is killed
     if task.needs_training:
-        task = fit(parts)
+        task = pretrain(parts)
     probed = probe(parts, task)
     writer.add(probed, trained=task.needs_training or bool(parts.loaded))
     if parts.trainer.is_global_zero:
@@ -72,7 +72,7 @@ def execute(parts: Parts, writer: RunWriter) -> PretextTask:
     return task
 
 
-def fit(parts: Parts) -> PretextTask:
+def pretrain(parts: Parts) -> PretextTask:
     """Pretrain; return the task, whole, and neither compiled nor recorded, as `evaluate.py` builds it."""
     if parts.compiled:
         compile_networks(parts.task)

@@ -20,7 +20,7 @@ from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.cuda_graphs import WARM_UP, StepGraph, use_graphs
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.run.execute import fit
+from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.inpainting import Inpainting
@@ -59,7 +59,7 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
     job = build_parts(cfg, folder)
     if graph is not None:
         job.task.graph = graph(job.task)
-    fit(job)
+    pretrain(job)
     return {name: value.cpu() for name, value in job.task.state_dict().items()}
 
 
@@ -98,7 +98,7 @@ class Loop:
         self.task.graph = self.graph
         self.first = self.weights()
 
-    def fit(self, *callbacks: Callback, **options: Any) -> None:
+    def pretrain(self, *callbacks: Callback, **options: Any) -> None:
         trainer = make_trainer(
             accelerator=self.device, devices=1, precision="32-true", callbacks=callbacks,
             enable_progress_bar=False, **{"max_epochs": 3, "val_check_interval": 0.5} | options,
