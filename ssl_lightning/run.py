@@ -221,7 +221,7 @@ class Run:
             self.trunks,
             self.preparation.feed(self.task),
             self.probes,
-            {split: self.data.downstream(split) for split in SPLITS if self.data.has_downstream},
+            {split: self.data.downstream(split) for split in SPLITS if self.data.label_counts.get(split)},
             class_names=self.data.spec.class_names or (),
             folder=self.folder,
             data=self.data,
