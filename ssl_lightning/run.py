@@ -115,6 +115,9 @@ class Run:
         callbacks = [*own, *instantiate(cfg.callbacks).values()]
         loggers = instantiate(cfg.logger).values()
         options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
+        self.validates = len(self.data.val_dataloader().indices) > 0
+        if not self.validates:
+            options["limit_val_batches"] = 0  # or Lightning would warn of an empty loader
         self.trainer = make_trainer(**self.task.trainer_options(options), callbacks=callbacks, logger=loggers)
         self.data.place(self.trainer.strategy.root_device)
         if self.task.needs_training:
@@ -318,6 +321,8 @@ class Run:
             views, base = self.task.views_per_image, self.cfg.optimizer.lr
             facts["batch"] = f"{batch} images x {views} views = {batch * views} through the trunk"
             facts["lr"] = f"{base * self.task.lr_factor(batch):g} (base {base:g})"
+        if self.task.needs_training and not self.validates:
+            facts["held out"] = "nothing (data.heldout is 0): no validation, no best.ckpt"
         if places := [f"{key} {self.cfg.data[key]}" for key in PLACES if self.cfg.data.get(key)]:
             facts["data"] = ", ".join(places)
         if self.loaded:

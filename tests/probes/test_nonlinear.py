@@ -247,17 +247,23 @@ def test_epochs_are_those_of_the_paper_unless_given() -> None:
     assert NonLinearProbe(epochs=10).milestones == [4, 8, 9]
 
 
+def _both_ways() -> list[Record]:
+    kept = probe_once(make(), epochs=2, max_memory_gb=1e-5)
+    fresh = probe_once(make(crop_padding=2, eval_batch_size=9), epochs=2, batch_size=4, augment=True)
+    return [kept, fresh]
+
+
 def _probe_a_share(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    torch.save(probe_once(make(), epochs=2, max_memory_gb=1e-5), f"{folder}/{rank}.pt")
+    torch.save(_both_ways(), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
     mp.spawn(_probe_a_share, (2, str(tmp_path)), nprocs=2)
-    alone = probe_once(make(), epochs=2, max_memory_gb=1e-5)
-    assert alone["protocol"]["maps"] == "bfloat16"
+    alone = _both_ways()
+    assert alone[0]["protocol"]["maps"] == "bfloat16"
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == alone
 
