@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.models import vgg19
 
-from ssl_lightning.spec import ImageSpec
+from ssl_lightning.core.image_spec import ImageSpec
 from tests.test_conf import CONF, NEEDED, options, resolved
 
 ROOT = Path(__file__).parent.parent

@@ -11,15 +11,16 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.bench.build import composed
-from ssl_lightning.checkpoints import load_checkpoint
 from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.networks.nin import NIN
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps
 from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
 from ssl_lightning.probes.nonlinear import NonLinearProbe, Training, recorded
-from ssl_lightning.run import Run
+from ssl_lightning.run.execute import fit
+from ssl_lightning.run.parts import build_parts
 from tests.data.test_in_memory import cache
 from tests.test_cluster import train
 from tests.test_train import results_of
@@ -67,13 +68,13 @@ class NoWaiting(Callback):
 def test_no_step_waits_for_the_device(name: str, resident: bool, graphs: str, tmp_path: Path) -> None:
     few = [*STEPS, *CASES[name], "trainer.log_every_n_steps=1000", f"cuda_graphs={graphs}"]
     cfg = composed(few, tmp_path)
-    job = Run(cfg, tmp_path)
+    job = build_parts(cfg, tmp_path)
     if resident:
         job.data._loaded.pretrain.place(torch.device("cuda"))  # type: ignore[attr-defined]
     watch = NoWaiting()
     job.trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     try:
-        job.fit()
+        fit(job)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert watch.watched == 75  # of 80, with the divergence guard's look at 64 steps among them
@@ -92,8 +93,8 @@ def test_steps_on_a_gpu_are_those_of_a_cpu(
     for device in ("cpu", "gpu"):
         folder = tmp_path / device
         folder.mkdir()
-        job = Run(composed([*STEPS, *few, f"trainer={device}"], folder), folder)
-        job.fit()
+        job = build_parts(composed([*STEPS, *few, f"trainer={device}"], folder), folder)
+        fit(job)
         states.append({key: value.cpu() for key, value in job.task.state_dict().items()})
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ssl_lightning.checkpoints import load_checkpoint
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
@@ -137,7 +137,7 @@ def rank_process(folder: Path, rank: int) -> int:
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().decode().split("\0")
                 ranked = f"RANK={rank}" in (entry / "environ").read_bytes().decode().split("\0")
-                if "ssl_lightning.worker" in words and str(folder) in words and ranked:
+                if "ssl_lightning.run" in words and str(folder) in words and ranked:
                     return int(entry.name)
     raise AssertionError(f"no rank {rank} is running")
 

@@ -11,9 +11,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.callbacks.online_knn import OnlineKNN
-from ssl_lightning.encoding import class_labels, encode
+from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import dead_channels, effective_rank
-from ssl_lightning.sharding import whole_task
 
 FEWEST = 16  # images that a rank can be judged by
 LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
@@ -90,7 +90,7 @@ class Collapse(Callback):
             return
         features = self.features(trainer, pl_module)  # by all processes together
         if trainer.is_global_zero:
-            found = {name: judge(x) for name, x in features.items()}
+            found = {name: feature_health(x) for name, x in features.items()}
             self.report(trainer, found)
 
     def loader(self, trainer: pl.Trainer) -> Any:
@@ -99,7 +99,7 @@ class Collapse(Callback):
         Where none are held out, pretraining images.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not len(data.val_dataloader().indices):
+        if not data.holds_out:
             return data.unlabelled(self.images)
         if data.has_downstream and data.targets == "classes":
             heldout = data.downstream("heldout").sample(self.images)
@@ -142,7 +142,7 @@ class Collapse(Callback):
             )
 
 
-def judge(x: Tensor) -> Health:
+def feature_health(x: Tensor) -> Health:
     """Judge features `(N, D)`."""
     dead = int(dead_channels(x).sum())
     return Health(float(effective_rank(x)), min(x.shape), dead, x.shape[1])

@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from ssl_lightning.encoding import Features, encode
+from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.features.encode import Features, encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
-from ssl_lightning.sharding import whole_task
 
 SPLITS = ("train", "heldout")
 

@@ -10,15 +10,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.cache import cache_root
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing, Splits, draw_splits, heldout_pool
 from ssl_lightning.data.io.augment import EvalView
-from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.folders import usable
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import FileSource, ImageSource
 from ssl_lightning.data.io.splits import stratified
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 
 SPLITS = ("train", "heldout", "test")
 MAX_PIXELS = 50_000_000  # of a picture in a folder that is not a data set of its own
@@ -112,6 +112,11 @@ class PairedDataModule(pl.LightningDataModule):
     def has_downstream(self) -> bool:
         """Whether there are labelled splits; known from the start."""
         return True
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out images, once `setup` has run."""
+        return len(self._splits.val) > 0
 
     @property
     def spec(self) -> ImageSpec:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.encoding import gather_batches
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import gather_batches
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._shared_maps import Wanted, gather_maps
 from ssl_lightning.probes.base import Setting
-from ssl_lightning.seeding import generator
 
 EVAL_BATCH = 1024
 TOGETHER = 8  # augmented batches that the frozen trunk encodes at once

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.seeding import generator
+from ssl_lightning.core.seeding import generator
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 WARMUP = 0.05  # of the steps, before the cosine
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How a head is trained: the keywords that the dense probes share.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.encoding import Loader, evaluating, gather_batches, stage_maps
+from ssl_lightning.features.encode import Loader, evaluating, gather_batches, stage_maps
 
 Split = tuple[Tensor, Tensor]  # maps (N, C, rows, columns) and labels (N,)
 

@@ -15,10 +15,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.encoding import Features, Loader, encode
+from ssl_lightning.artifacts.results import Record
+from ssl_lightning.features.encode import Features, Loader, encode
 from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
-
-Record = dict[str, Any]  # one row of results.json (DESIGN.md, section 3)
 
 
 class BaseProbe:

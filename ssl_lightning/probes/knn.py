@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
 from ssl_lightning.probes.base import Probe, Record, make_record
 

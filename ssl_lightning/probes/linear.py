@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
 from ssl_lightning.probes.base import Probe, Record, make_record

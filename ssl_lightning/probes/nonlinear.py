@@ -11,12 +11,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, ThreeLayerClassifier
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps, KeptMaps, MapSource
 from ssl_lightning.probes._shared_maps import Wanted
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
-from ssl_lightning.seeding import stream_seed
 
 # of their CIFAR-10 runs: epochs, and where among them the learning rate is multiplied by DECAY
 SCHEDULES = {"mlp": (50, (0.4, 0.8, 0.9)), "conv": (100, (0.35, 0.7, 0.85))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_lightning.encoding import class_labels, encode
+from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import effective_rank
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
 

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.reading import printable
-from ssl_lightning.results import Record, best_stage
+from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.core.untrusted import printable
 
 # Metrics that are shown, and what a column says of them; all but the rank are in %
 UNITS = {

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.discriminator import Discriminator, discriminator_stages, frozen, unrecorded
 from ssl_lightning.networks.heads import PooledClassifier
 from ssl_lightning.ops.adversarial import discriminator_scores, generator_loss
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import Batch, PretextTask
 
 

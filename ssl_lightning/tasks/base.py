@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graphs import StepGraph
-from ssl_lightning.optim import use_fused_kernels
-from ssl_lightning.seeding import generator, stream_seed
-from ssl_lightning.spec import ImageSpec
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator, stream_seed
+from ssl_lightning.engine.cuda_graphs import StepGraph
+from ssl_lightning.engine.optim import use_fused_kernels
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -1 where there is none
 
@@ -234,7 +234,7 @@ class PretextTask(pl.LightningModule):
         return int(self.trainer.max_steps)
 
     def configure_model(self) -> None:
-        """Let the strategy shard the networks, if it is one that does (`ssl_lightning.sharding`)."""
+        """Let the strategy shard the networks, if it is one that does (`ssl_lightning.engine.fsdp`)."""
         strategy: Any = self.trainer.strategy
         if hasattr(strategy, "shard"):
             strategy.shard(self)

@@ -17,7 +17,7 @@ from ssl_lightning.callbacks.collapse import Collapse, Health, line
 from ssl_lightning.callbacks.csv_logger import CSVLogger
 from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.hardware import make_trainer
+from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks.rotation import Rotation
 

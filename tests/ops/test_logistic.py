@@ -9,9 +9,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops import logistic
 from ssl_lightning.ops.logistic import cross_entropy_residual, fit_logistic
-from ssl_lightning.seeding import generator
 
 N, D, K = 400, 12, 4
 STRENGTHS = (1e-1, 1e-2, 1e-3)

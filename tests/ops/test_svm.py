@@ -6,8 +6,8 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.svm import SVMFit, SVMSolver
-from ssl_lightning.seeding import generator
 
 
 def data(n: int = 200, dims: int = 12, shift: float = 0.5) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.hardware import make_trainer
+from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes.base import Record, run_probes
 from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, loss, weights_behind

@@ -8,9 +8,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import Features
 from ssl_lightning.probes.linear import LinearProbe, standardisation
-from ssl_lightning.seeding import generator
 
 CLASSES = 6
 SIZES = {"train": 300, "heldout": 100, "test": 200}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import FeatureInfo
 from ssl_lightning.probes.base import Record, run_probes
 from ssl_lightning.probes.segmentation import SegmentationProbe
-from ssl_lightning.seeding import generator
 
 NAMES = ("left", "right", "absent")
 SIZES = {"train": 12, "heldout": 4, "test": 8}

@@ -15,9 +15,9 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.bench.build import composed
-from ssl_lightning.errors import RunError
-from ssl_lightning.launch import check_devices
-from ssl_lightning.run import Run
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.train import check_devices
+from ssl_lightning.run.parts import build_parts
 
 ROOT = Path(__file__).parents[2]
 DATA = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "data.batch_size=8", "data.image_size=16"]
@@ -213,7 +213,7 @@ def refused(overrides: list[str], folder: Path) -> Exception:
     try:
         cfg = composed([*base, *overrides], folder)
         check_devices(cfg)
-        Run(cfg, folder)
+        build_parts(cfg, folder)
     except Exception as error:
         while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # as the worker does

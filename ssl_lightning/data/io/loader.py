@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.sources import ImageSource, OrderedSource, Share
-from ssl_lightning.seeding import generator
 
 
 class BatchLoader:
