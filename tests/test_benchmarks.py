@@ -313,8 +313,10 @@ def test_dry_run_of_a_setting_that_is_in_no_table(option: str, place: Path) -> N
 @pytest.mark.slow
 def test_dry_run_of_rotnet(tmp_path: Path) -> None:
     small = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "probe.knn.ks=[20]"]
-    small += [f"probe.nonlinear_stage{n}.epochs=1" for n in range(1, 5)] + ["probe.conv_stage2.epochs=1"]
-    small += ["probe.finetune.epochs=1", "probe.finetune.min_steps=1", "callbacks.online_knn.k=2"]
+    for whose in ("paper", "ours"):
+        small += [f"probe.{whose}_{name}.epochs=1" for name in ("mlp", "conv", "finetune")]
+        small += [f"probe.{whose}_finetune.min_steps=1"]
+    small += ["callbacks.online_knn.k=2"]
     run_table(tmp_path, "rotnet_cifar10", "data=fake", *small)
     check_filled(tmp_path, "rotnet_cifar10")
 

@@ -1,6 +1,8 @@
 """What a run does on a GPU: the same as on a CPU, and without waiting for the device in every step."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,12 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.bench.build import composed
+from ssl_lightning.data.cifar10 import CIFAR10
+from ssl_lightning.networks.nin import NIN
+from ssl_lightning.probes._choice import Choice
+from ssl_lightning.probes._map_sources import FreshMaps
+from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
+from ssl_lightning.probes.nonlinear import NonLinearProbe, Training, recorded
 from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from tests.data.test_in_memory import cache
@@ -175,3 +183,78 @@ def test_a_run_with_graphs_is_probed_and_resumed(compiled: str, tmp_path: Path) 
     assert {r["trained"] for r in results_of(folder)["probes"]} == {False, True}
     train(tmp_path, f"resume={folder}", "trainer.max_epochs=3")
     assert results_of(folder)["run"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_recorded_classifiers_train_as_those_that_are_not(kind: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    shape = torch.Size([12, 8, 8])
+    maps = torch.randn(10, 16, *shape, generator=torch.Generator().manual_seed(0)).cuda()
+    labels = (torch.arange(16) % 4).cuda()
+    probe = NonLinearProbe(classifier=kind)
+    states = []
+    for graphs in (False, True):
+        network = probe.build(shape, 4, 0).cuda()
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        if graphs:
+            recorded(network, maps[0])
+            assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+        training = Training(network, 0.1, [1])
+        for batch in maps:
+            training.step(batch, labels)
+        states.append({key: value.clone() for key, value in network.state_dict().items()})
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_no_step_of_an_augmented_classifier_waits_for_the_device(tmp_path: Path) -> None:
+    root, device = cache(tmp_path, "cifar10", 32, 3), torch.device("cuda")
+    data = CIFAR10(root=root, heldout=20, batch_size=8, crop_padding=4, device_resident=True)
+    data.prepare_data()
+    data.setup()
+    data.place(device)
+    trunk = NIN(blocks=3).to(device)
+    wanted = [Wanted(f"stage{n}", 8, 4.0) for n in (1, 2, 3)]
+    loaders = {"test": data.downstream("test")}
+    maps = SharedMaps(trunk, lambda x: x, loaders, 0, (), precision=nullcontext, device=device)
+    setting: Any = SimpleNamespace(maps=maps, data=data, device=device, loaders=loaders)
+    source = FreshMaps(setting, wanted, Choice("nonlinear", "last", "train"), 8)
+    probe = NonLinearProbe()
+    trainings = []
+    for size in source.shapes:
+        network = recorded(probe.build(size, 10, 0).to(device), torch.zeros(8, *size, device=device))
+        trainings.append(Training(network, 0.1, [1]))
+    for epoch in range(3):
+        steps = 0
+        for batch, labels in source.batches(epoch):
+            if epoch:
+                torch.cuda.set_sync_debug_mode("error")
+            for training, x in zip(trainings, batch, strict=True):
+                training.step(x, labels)
+            steps += 1
+        torch.cuda.set_sync_debug_mode("default")
+        assert steps == 5
+    assert all(0 <= value <= 1 for value in source.accuracies([t.network for t in trainings], "test"))
+
+
+def test_the_protocol_of_rotnet(tmp_path: Path) -> None:
+    few = [
+        *FAKE,
+        "name=run",
+        "task=rotation",
+        "trainer.max_epochs=1",
+        "data.crop_padding=2",
+        "data.heldout=0",
+    ]
+    few += ["probe=[nonlinear,finetune]", "callbacks=[checkpoint,progress,collapse]"]
+    few += [
+        "probe.nonlinear.stage=[stage1,stage2]",
+        "probe.nonlinear.augment=true",
+        "probe.nonlinear.epochs=2",
+    ]
+    few += ["probe.finetune.classifier=conv", "probe.finetune.stage=stage2", "probe.finetune.epochs=1"]
+    few += ["probe.finetune.min_steps=1", "probe.finetune.fractions=[1.0]"]
+    train(tmp_path, *few, *(f"probe.{name}.selection=last" for name in ("nonlinear", "finetune")))
+    results = results_of(tmp_path / "rotation/fake/convnet/run")
+    assert results["run"]["status"] == "finished"
+    assert [r["stage"] for r in results["probes"]] == ["stage1", "stage2", "stage2"]

@@ -111,6 +111,8 @@ def build_parts(
     # the guard comes before the figures, so that the run does not report those of a failed validation
     callbacks = [restored, throughput, health, metrics, *instantiate(cfg.callbacks).values()]
     options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
+    if not data.holds_out:
+        options["limit_val_batches"] = 0  # or Lightning would warn of an empty loader
     trainer = make_trainer(
         **task.trainer_options(options), callbacks=callbacks, logger=instantiate(cfg.logger).values()
     )

@@ -47,7 +47,7 @@ def probe(parts: Parts, task: PretextTask) -> Probed:
         backbones,
         parts.preparation.feed(task),
         parts.probes,
-        {split: data.downstream(split) for split in SPLITS if data.has_downstream},
+        {split: data.downstream(split) for split in SPLITS if data.label_counts.get(split)},
         class_names=data.spec.class_names or (),
         folder=parts.folder,
         data=data,

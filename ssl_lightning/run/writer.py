@@ -118,6 +118,8 @@ class RunWriter:
             views, base = parts.task.views_per_image, cfg.optimizer.lr
             facts["batch"] = f"{batch} images x {views} views = {batch * views} through the backbone"
             facts["lr"] = f"{base * parts.task.lr_factor(batch):g} (base {base:g})"
+        if parts.task.needs_training and not parts.data.holds_out:
+            facts["held out"] = "nothing (data.heldout is 0): no validation, no best.ckpt"
         if places := [f"{key} {cfg.data[key]}" for key in PLACES if cfg.data.get(key)]:
             facts["data"] = ", ".join(places)
         if parts.loaded:
