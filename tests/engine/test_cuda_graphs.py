@@ -98,7 +98,7 @@ class Loop:
         self.task.graph = self.graph
         self.first = self.weights()
 
-    def pretrain(self, *callbacks: Callback, **options: Any) -> None:
+    def fit(self, *callbacks: Callback, **options: Any) -> None:
         trainer = make_trainer(
             accelerator=self.device, devices=1, precision="32-true", callbacks=callbacks,
             enable_progress_bar=False, **{"max_epochs": 3, "val_check_interval": 0.5} | options,
