@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +10,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
-from ssl_lightning.artifacts.state_dicts import AllocationLimit, misfits
+from ssl_lightning.artifacts.state_dicts import mismatches
 from ssl_lightning.artifacts.weights import read_state
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.run.build import build_task
@@ -67,15 +66,11 @@ class FirstState:
         published = bool(cfg.backbone.get("pretrained"))
         if published and self.replaced:  # nothing is fetched that is not used
             cfg = cast(DictConfig, OmegaConf.merge(cfg, {"backbone": {"pretrained": False}}))
-        limit: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-        if self.path is not None:
-            limit = AllocationLimit(self.path.stat().st_size, str(self.path))
-        with limit:
-            task, loaded = build_task(cfg, data, self.weights)
+        task, loaded = build_task(cfg, data, self.weights)
         if self.content is None:
             return task, loaded
         state, self.content = self.content["state_dict"], None
-        if wrong := misfits(task.state_dict(), state):
+        if wrong := mismatches(task.state_dict(), state):
             raise ValueError(f"{self.path} is of another task or trunk: {'; '.join(wrong)}")
         if self.resumes:
             return task, loaded or "published, by timm" * published
