@@ -37,8 +37,7 @@ from ssl_lightning.features.prepare import Preparation
 from ssl_lightning.probes.base import BaseProbe, run_probes
 from ssl_lightning.report.model_card import write_model_card
 from ssl_lightning.report.summary import print_header, print_summary
-from ssl_lightning.run.build import check_compiler, compile_networks, map_shapes
-from ssl_lightning.run.first_state import FirstState
+from ssl_lightning.run.build import StartingPoint, check_compiler, compile_networks, map_shapes
 from ssl_lightning.tasks.base import PretextTask, to_float
 
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
@@ -96,12 +95,12 @@ class Run:
         self.metrics = Metrics(self.throughput)
         check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))
         # files that are going to be read are looked at before the data are fetched and unpacked
-        first = FirstState(cfg, self.resumed_from, checkpoint, self.untrained_before())
-        self.restored = Restored(self.resumed_from, first.content if self.resumed_from else None)
+        start = StartingPoint(cfg, self.resumed_from, checkpoint, self.untrained_before())
+        self.restored = Restored(self.resumed_from, start.content if self.resumed_from else None)
         self.data: PairedDataModule = instantiate(cfg.data)
         self.data.prepare_data()
         self.data.setup()
-        self.task, self.loaded = first.build(self.data)
+        self.task, self.loaded = start.build(self.data)
         # the guard before the figures, so that those of a validation that failed are not the run's
         own = [self.restored, self.throughput, DivergenceGuard(folder, cfg.get("diverged")), self.metrics]
         callbacks = [*own, *instantiate(cfg.callbacks).values()]
