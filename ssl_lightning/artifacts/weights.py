@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.checkpoints import MAX_BYTES, load_checkpoint, resume_point
 from ssl_lightning.artifacts.results import write_json
 from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
-from ssl_lightning.artifacts.state_dicts import AllocationLimit, misfits
+from ssl_lightning.artifacts.state_dicts import mismatches
 from ssl_lightning.config.types import accepted, check_values
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
@@ -64,33 +64,25 @@ def load_backbone(path: str | Path) -> nn.Module:
         target = config["_target_"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{beside} is needed beside {file.name} and cannot be read: {error}") from error
-    trunk = _build(target, {key: value for key, value in config.items() if key != "_target_"}, beside, file)
+    trunk = _build(target, {key: value for key, value in config.items() if key != "_target_"}, beside)
     load_weights(trunk, file)
     return trunk.eval()
 
 
-def _build(target: Any, arguments: dict[str, Any], source: Path, file: Path) -> nn.Module:
-    """Build the trunk that `source` asks for, not larger than the weights in `file`."""
+def _build(target: Any, arguments: dict[str, Any], source: Path) -> nn.Module:
+    """Build the backbone that `source` describes."""
     if "pretrained" in arguments:
         arguments["pretrained"] = False  # the weights are here: nothing is fetched
     make = _trunk_class(target, source)
     kinds, anything = accepted(make)
     try:
         check_values(arguments, kinds, "backbone.", anything)
-        with AllocationLimit(_bytes_of(file), str(file)):
-            trunk = make(**arguments)
+        trunk = make(**arguments)
     except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{source} asks for a trunk that cannot be built: {error}") from error
     if not isinstance(trunk, nn.Module):
         raise ValueError(f"{source} asks for {target!r}, which is no trunk")
     return trunk
-
-
-def _bytes_of(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
 
 
 def _trunk_class(target: Any, source: Path) -> Any:
@@ -130,7 +122,7 @@ def load_weights(
     """
     state = rename(read_state(Path(path)) if state is None else state, prefix_map or {})
     own = trunk.state_dict()
-    report = misfits(own, state)
+    report = mismatches(own, state)
     first = next((n for n, w in own.items() if n in state and w.dim() == state[n].dim() == 4), None)
     if first and (takes := own[first].shape[1]) != (taught := state[first].shape[1]):
         report.append(f"it was trained on images of {taught} channels, this trunk takes {takes}")

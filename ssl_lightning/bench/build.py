@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ssl_lightning.config.targets import CONF
+from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import choose_precision
-from ssl_lightning.launch.ranks import ALLOCATOR
 from ssl_lightning.run.__main__ import keep_quiet
 from ssl_lightning.tasks.base import PretextTask
 

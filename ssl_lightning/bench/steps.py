@@ -181,7 +181,7 @@ def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
 def defaults_against_fp32(overrides: Sequence[str], steps: int) -> dict[str, float]:
     """Images/s of bare steps as they are by default, and in fp32 NCHW, in turns.
 
-    The defaults have a part in which freed memory is kept (`ranks.ALLOCATOR`): fp32 is timed without, as
+    The defaults have a part in which freed memory is kept (`cpu.ALLOCATOR`): fp32 is timed without, as
     PyTorch has it, and with. Each turn is a process of its own: memory that one way leaves behind does not
     fit the other.
     """

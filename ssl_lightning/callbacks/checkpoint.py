@@ -17,14 +17,14 @@ from ssl_lightning.artifacts.run_folder import BEST, LAST, PREVIOUS
 from ssl_lightning.callbacks.health import DivergedError, HealthGuard
 from ssl_lightning.core.atomic_files import remove_leftovers
 from ssl_lightning.core.stop_signals import STOP, requeue_if_slurm
-from ssl_lightning.engine.fsdp import first_says, is_sharded
+from ssl_lightning.engine.fsdp import broadcast_flag, is_sharded
 
 
 class Checkpoint(callbacks.Checkpoint):
     """Keep the two newest states of the run, and the best one.
 
-    The first process writes alone and the others need not wait, for all hold the same state. Of a sharded
-    state the first process says when, and all gather it. A state is taken only where a resumed run repeats
+    The first process writes alone and the others need not wait, for all hold the same state. A sharded state
+    is gathered by all processes when the first one says so. A state is taken only where a resumed run repeats
     nothing and skips nothing: after an optimizer step, not just before a validation, and at the end of an
     epoch. Non-finite weights are never written.
 
@@ -84,7 +84,7 @@ class Checkpoint(callbacks.Checkpoint):
         if before_validation or done % pl_module.accumulated_batches:  # type: ignore[operator]
             return
         due = self._is_due() or STOP.signum is not None
-        if first_says(due) if is_sharded(trainer) else due:
+        if broadcast_flag(due) if is_sharded(trainer) else due:
             self._save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

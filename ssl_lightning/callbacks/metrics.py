@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_lightning.callbacks.csv_logger import CSVLogger
 from ssl_lightning.callbacks.throughput import Throughput
-from ssl_lightning.engine.fsdp import is_sharded, total_norm
+from ssl_lightning.engine.fsdp import total_norm
 
 
 class Metrics(Callback):
@@ -48,10 +48,7 @@ class Metrics(Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        # of sharded gradients all processes together make the norm
-        if not (
-            self._row_is_due(trainer, self.steps + 1) and (trainer.is_global_zero or is_sharded(trainer))
-        ):
+        if not self._row_is_due(trainer, self.steps + 1):
             return
         grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         name = "train/grad_norm" + (f"_{len(self._norms)}" if self._norms else "")  # one per optimizer

@@ -1,23 +1,86 @@
-"""A task from its config, its weights from a checkpoint, and the shapes that its trunk makes."""
+"""Task construction from a config, with the weights that the run starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.weights import load_weights
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.artifacts.state_dicts import mismatches
+from ssl_lightning.artifacts.weights import load_weights, read_state
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import memory_format
 from ssl_lightning.features.encode import evaluating, stage_maps
 from ssl_lightning.networks.features import check_input_size
 from ssl_lightning.tasks.base import PretextTask
+
+PROBED = {"state_dict": dict}  # what a checkpoint must hold to be probed, and below to be resumed
+RESUMED = {
+    "state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str, "loops": dict,
+    "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+}  # fmt: skip
+OWN = ("Throughput", "DivergenceGuard", "Metrics")  # callbacks of every run, whose counts must be there
+
+
+class StartingPoint:
+    """Weights that a run starts from besides its seed: `init_from`, or a checkpoint. Read before the data.
+
+    Args:
+        cfg: Resolved.
+        resumed_from: The checkpoint that the run resumes from; Lightning restores it.
+        checkpoint: The checkpoint to be probed; ignored for a task that is not trained.
+        untrained: Records of the untrained backbone, if they exist already.
+
+    Raises:
+        ValueError: A file is absent, broken, foreign, or of a newer version.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        resumed_from: Path | None,
+        checkpoint: Path | None,
+        untrained: Sequence[Any] = (),
+    ) -> None:
+        task_class = cast(type[PretextTask], get_class(cfg.task._target_))
+        self.cfg, self.resumes = cfg, resumed_from is not None
+        self.path = resumed_from or (checkpoint if task_class.needs_training else None)
+        self.content = None if self.path is None else load_checkpoint(self.path)
+        if self.content is not None:
+            check_complete(self.content, str(self.path), RESUMED if self.resumes else PROBED)
+        # the first weights are replaced at once, except where they are still to be probed
+        probed_first = self.resumes and cfg.probe_untrained and not untrained
+        self.replaced = self.path is not None and not probed_first
+        self.weights = None if cfg.init_from is None else read_state(Path(cfg.init_from))
+
+    def build(self, data: PairedDataModule) -> tuple[PretextTask, str]:
+        """Build the task with these weights; see `build_task`.
+
+        Raises:
+            ValueError: The parts do not fit each other, or the checkpoint not the task.
+        """
+        cfg = self.cfg
+        published = bool(cfg.backbone.get("pretrained"))
+        if published and self.replaced:  # nothing is fetched that is not used
+            cfg = cast(DictConfig, OmegaConf.merge(cfg, {"backbone": {"pretrained": False}}))
+        task, loaded = build_task(cfg, data, self.weights)
+        if self.content is None:
+            return task, loaded
+        state, self.content = self.content["state_dict"], None
+        if wrong := mismatches(task.state_dict(), state):
+            raise ValueError(f"{self.path} is of another task or trunk: {'; '.join(wrong)}")
+        if self.resumes:
+            return task, loaded or "published, by timm" * published
+        task.load_state_dict(state)
+        return task, str(self.path)
 
 
 def build_task(
@@ -56,6 +119,24 @@ def build_task(
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded
 
 
+def check_complete(content: Mapping[str, Any], path: str, needed: Mapping[str, type]) -> None:
+    """Check that a checkpoint holds what a run needs.
+
+    Raises:
+        ValueError: An entry is missing or of another type.
+    """
+    if "callbacks" in needed and isinstance(content.get("callbacks"), dict):
+        states = {f"the state of {name}": content["callbacks"].get(name) or None for name in OWN}
+        content, needed = {**content, **states}, {**needed, **dict.fromkeys(states, dict)}
+    for key, kind in needed.items():
+        if type(content.get(key)) is not kind and not (kind is dict and isinstance(content.get(key), dict)):
+            found = f"is of type {type(content[key]).__name__}" if key in content else "is missing"
+            raise ValueError(
+                f"{path} is no checkpoint of a run: {key} {found}. Mere weights are given as init_from= or "
+                "evaluate.py weights="
+            )
+
+
 def compile_networks(task: PretextTask) -> None:
     """Let torch.compile have the networks of a task, in place: modules and weights keep their names."""
     for network in task.children():
@@ -63,7 +144,7 @@ def compile_networks(task: PretextTask) -> None:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile a trifle.
+    """Compile a trivial function to check that a compiler exists.
 
     Raises:
         ValueError: There is no compiler for this device.

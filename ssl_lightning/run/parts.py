@@ -26,8 +26,7 @@ from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.prepare import Preparation
 from ssl_lightning.probes.base import BaseProbe
-from ssl_lightning.run.build import check_compiler, map_shapes
-from ssl_lightning.run.first_state import FirstState
+from ssl_lightning.run.build import StartingPoint, check_compiler, map_shapes
 from ssl_lightning.tasks.base import PretextTask, to_float
 
 OURS = ("sync_batchnorm", "launcher")  # keys of the trainer that are not Lightning's
@@ -100,12 +99,12 @@ def build_parts(
     previous = earlier_results(folder) if resumed_from else None
     check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))
     # files are checked before the data are fetched and unpacked
-    first = FirstState(cfg, resumed_from, checkpoint, untrained_records(previous))
-    restored = Restored(resumed_from, first.content if resumed_from else None)
+    start = StartingPoint(cfg, resumed_from, checkpoint, untrained_records(previous))
+    restored = Restored(resumed_from, start.content if resumed_from else None)
     data: PairedDataModule = instantiate(cfg.data)
     data.prepare_data()
     data.setup()
-    task, loaded = first.build(data)
+    task, loaded = start.build(data)
     throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
     metrics = Metrics(throughput)
     # the guard comes before the figures, so that the run does not report those of a failed validation

@@ -1,8 +1,6 @@
 """Batch norm of two processes against torch's own on the whole batch."""
 
 import copy
-import platform
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,7 @@ import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from ssl_lightning.engine.sync_batch_norm import FEW, _add_scaled, synchronise_batch_norm
-from ssl_lightning.networks import exchange
+from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 
 
 def network() -> nn.Module:
@@ -53,18 +50,7 @@ def one_rank(rank: int, folder: str) -> None:
         if rank == 0:
             grads = {name: p.grad for name, p in net.named_parameters()}
             torch.save({"grads": grads, "state": net.state_dict()}, Path(folder) / f"{bf16}.pt")
-    check_exchange(rank)
     dist.destroy_process_group()
-
-
-def check_exchange(rank: int) -> None:
-    """What is gathered, by shared memory where that can be had, against torch's gather."""
-    assert (exchange._of_group() is not None) == (sys.platform == "linux" and platform.machine() == "x86_64")
-    for own in (torch.rand(2, 5), torch.rand(2, 5, dtype=torch.float64), torch.rand(2, exchange.CAPACITY)):
-        own += rank  # the draws of both are the same
-        expected = [torch.empty_like(own) for _ in range(2)]
-        dist.all_gather(expected, own)
-        assert torch.equal(exchange.all_gather(own), torch.stack(expected)), rank
 
 
 @pytest.fixture(scope="module")
@@ -89,23 +75,6 @@ def test_two_processes_compute_what_one_does(two_processes: Path, bf16: bool) ->
     half = network()
     train(half, *(part.chunk(2)[0] for part in batch()), bf16)
     assert not torch.allclose(half.state_dict()["1.running_mean"], two["state"]["1.running_mean"], atol=2e-2)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "shape", [(3, 5), (3, 5, 7), (3, FEW, 4, 5), (3, FEW + 1, 5, 4), (3, FEW, 1, 1), (0, 5, 4, 4)]
-)
-def test_channels_are_added_with_a_factor_each(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(2)
-    x, start = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
-    factors = torch.randn(shape[1], generator=generator).to(dtype)
-    expected = start.double() + x.double() * factors.double().view(-1, *[1] * (len(shape) - 2))
-    formats = [torch.contiguous_format, *[torch.channels_last] * (len(shape) == 4)]
-    for first in formats:
-        for second in formats:
-            to = start.clone(memory_format=first)
-            assert _add_scaled(to, x.contiguous(memory_format=second), factors) is to
-            torch.testing.assert_close(to, expected.to(dtype))
 
 
 def test_evaluation_and_a_single_process_are_torchs_own() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch import ranks
 from ssl_lightning.launch.cluster import this_machine
@@ -53,7 +54,7 @@ def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (rank0, world0, port0, *memory), (rank1, world1, port1, *_) = (
         (tmp_path / r).read_text().split() for r in "01"
     )
-    assert memory == [ranks.ALLOCATOR["MALLOC_TRIM_THRESHOLD_"], "1"]
+    assert memory == [ALLOCATOR["MALLOC_TRIM_THRESHOLD_"], "1"]
     assert (rank0, rank1, world0, world1) == ("0", "1", "2", "2")
     assert port0 == port1
 

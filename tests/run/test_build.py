@@ -1,12 +1,13 @@
-"""What is built beside the parts themselves: compiled networks."""
+"""Compiled networks, and checkpoints that a run may start from."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
-from ssl_lightning.run.build import check_compiler
+from ssl_lightning.run.build import OWN, PROBED, RESUMED, check_compiler, check_complete
 from tests.test_train import SMALL, results_of, train
 
 
@@ -36,3 +37,31 @@ def test_without_a_compiler_it_is_said_before_anything_runs(monkeypatch: pytest.
         ValueError, match=r"compile is true, .* here \(no C\+\+ compiler was found\); leave it false"
     ):
         check_compiler(torch.device("cpu"))
+
+
+def checkpoint(**changes: Any) -> dict[str, Any]:
+    content = {key: kind() for key, kind in RESUMED.items()}
+    content["callbacks"] = {name: {"some": 1} for name in OWN}
+    return content | changes
+
+
+@pytest.mark.parametrize("needed", [PROBED, RESUMED])
+def test_a_complete_checkpoint_is_taken(needed: dict[str, type]) -> None:
+    check_complete(checkpoint(), "last.ckpt", needed)
+
+
+@pytest.mark.parametrize(
+    ("content", "needed", "message"),
+    [
+        ({}, PROBED, "state_dict is missing"),
+        (checkpoint(state_dict=[]), PROBED, "state_dict is of type list"),
+        ({"state_dict": {}}, RESUMED, "epoch is missing"),
+        (checkpoint(epoch=True), RESUMED, "epoch is of type bool"),
+        (checkpoint(callbacks={}), RESUMED, f"the state of {OWN[0]} is of type NoneType"),
+    ],
+)
+def test_an_incomplete_checkpoint_is_refused(
+    content: dict[str, Any], needed: dict[str, type], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"last.ckpt is no checkpoint of a run: {message}.*init_from="):
+        check_complete(content, "last.ckpt", needed)
