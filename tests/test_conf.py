@@ -11,8 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.bench.build import composed
 from ssl_lightning.config.types import check_config
+from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.engine.trainer import make_trainer
+from ssl_lightning.launch.train import check_start
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.run.parts import OURS
 from ssl_lightning.tasks.base import PretextTask
@@ -71,8 +73,8 @@ def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Pat
     if group == "trainer":
         options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
         if cfg.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-            with pytest.raises(ValueError, match="sees no GPU"):
-                make_trainer(**options)
+            with pytest.raises(RunError, match="sees no GPU"):
+                check_start(cfg)
         else:
             assert isinstance(make_trainer(**options), pl.Trainer)
     elif group in LISTS:

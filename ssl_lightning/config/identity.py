@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ssl_lightning.config.keys import KEYS
+
 ABSENT = "(absent)"  # a key of a config that another has
 # Targets in the configs of old runs, and their names today
 RENAMED = {
@@ -16,34 +18,16 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
-# Where a run computes and writes and what it shows of itself, not what it computes
-NOT_SCIENCE = (
-    "name",
-    "run_dir",
-    "folder",
-    "output_dir",
-    "logger",
-    "callbacks",
-    "objective",
-    "diverged",
-    "deterministic",
-    "compile",
-    "cuda_graphs",
-    "skip_finished",
-    "go_on",
-    "benchmark",
-    "overrides",
-)
-NOT_SCIENCE_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "launcher", "log_every_n_steps")
-NOT_SCIENCE_DATA = ("root", "num_workers", "device_resident")
+NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # where and how a run computes, not what
+SPLIT = ("trainer", "data")  # groups of which only some keys are science
 
 
 def science(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that changes what is computed."""
-    left_out = {"trainer": NOT_SCIENCE_TRAINER, "data": NOT_SCIENCE_DATA}
     kept = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
-    for group, keys in left_out.items():
-        kept[group] = {key: value for key, value in config.get(group, {}).items() if key not in keys}
+    for group in SPLIT:
+        values = config.get(group, {})
+        kept[group] = {key: value for key, value in values.items() if f"{group}.{key}" not in NOT_SCIENCE}
     return kept
 
 

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.config.identity import leaves, rename_targets
+from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.targets import check_targets
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.untrusted import MAX_DEPTH, read_text
@@ -25,10 +26,8 @@ from ssl_lightning.core.untrusted import MAX_DEPTH, read_text
 MAX_BYTES = 1 << 20  # of a config; those of this project have some 5 kB
 MAX_FILES = 100_000  # of a run folder
 GROUPS = ("task", "data", "backbone", "optimizer", "scheduler", "trainer", "choices")
-READ_ONLY = ("data", "init_from", "weights", "checkpoint", "prefix_map", "overrides")  # not written to
-READ_ONLY_KEYS = ("probe.embedding.folder", "task.vgg_weights")
-CACHES = ("data.root", "task.cache_dir")
-UNUSED = ("output_dir", "folder", "name", "resume", "run")  # a run that exists goes by its own folder
+NOT_WRITTEN = tuple(key.name for key in KEYS if key.place != "written")  # groups and keys
+CACHES = tuple(key.name for key in KEYS if key.place == "cache")
 PLACE = re.compile(r"(dir|dirpath|folder|path)$")  # keys of what is written to
 CHOICE = re.compile(r"[\w./+-]{1,100}")
 CACHED = (
@@ -97,11 +96,7 @@ def check_config(config: Mapping[str, Any], folder: Path, source: Path, given: I
     home = os.path.realpath(folder)
     for key, value in leaves(dict(config)).items():
         group = key.partition(".")[0]
-        if (
-            group in (*READ_ONLY, *UNUSED)
-            or key in (*READ_ONLY_KEYS, *CACHES, *given)
-            or not isinstance(value, str)
-        ):
+        if group in NOT_WRITTEN or key in (*NOT_WRITTEN, *given) or not isinstance(value, str):
             continue
         parts = Path(value).parts
         elsewhere = os.path.isabs(value) or value.startswith("~") or ".." in parts or PLACE.search(key)

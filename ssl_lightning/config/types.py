@@ -1,8 +1,4 @@
-"""Values of a config against what the constructors say that they take: the annotations are the schema.
-
-Constructors check ranges; that text is no number is seen here, for every key of every group alike, before
-anything is built.
-"""
+"""Check of config values: special keys by their rows, all others by the annotations of constructors."""
 
 from __future__ import annotations
 
@@ -10,83 +6,23 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from hydra.utils import get_object
 
-TOP = {
-    "seed": int,
-    "name": str | int | float,  # a number too: YAML reads name=42 as one
-    "output_dir": str,
-    "folder": str,
-    "run_dir": str,
-    "choices": Mapping,
-    "overrides": Sequence[str],
-    "resume": str | None,
-    "skip_finished": bool,
-    "go_on": bool,
-    "init_from": str | None,
-    "prefix_map": Mapping[str, str | None] | None,
-    "probe_untrained": bool,
-    "diverged": float | None,
-    "deterministic": bool,
-    "channels_last": bool,
-    "compile": bool,
-    "cuda_graphs": typing.Literal["auto", True, False],
-    "encoding": Mapping,
-    "objective": str | None,
-    "benchmark": Mapping,
-    "run": str | None,  # of evaluate.py, as the next two
-    "checkpoint": str,
-    "weights": str | None,
-    **dict.fromkeys(("task", "data", "backbone", "optimizer", "scheduler", "trainer"), Mapping),
-    **dict.fromkeys(("probe", "logger", "callbacks"), Mapping),
-}
-PART = "a number of batches above 0, or a fraction of them, above 0.0 to 1.0"
-TRAINER = {
-    "accelerator": typing.Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
-    "devices": int | str,
-    "num_nodes": int,
-    "launcher": typing.Literal["local", "slurm", "torchrun"],
-    "strategy": str,
-    "precision": int | str,
-    "max_epochs": int,
-    "max_steps": int,
-    "limit_train_batches": int | float | None,
-    "limit_val_batches": int | float | None,
-    "accumulate_grad_batches": int,
-    "gradient_clip_val": float | None,
-    "check_val_every_n_epoch": int,
-    "val_check_interval": int | float,
-    "log_every_n_steps": int,
-    "sync_batchnorm": bool,
-    "enable_progress_bar": bool,
-}
-PRECISIONS = ("auto", "32-true", "16-mixed", "bf16-mixed")  # images and corruptions are float32 in all
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of what is not null
-    "num_nodes": (lambda n: n >= 1, "1 or more"),
-    "precision": (lambda p: p in PRECISIONS, ", ".join(PRECISIONS)),
-    "max_epochs": (lambda n: n >= 1 or n == -1, "1 or more, or -1 with trainer.max_steps"),
-    "max_steps": (lambda n: n >= 1 or n == -1, "1 or more, or -1 for as many as the epochs make"),
-    "limit_train_batches": (lambda n: 0 < n <= (1 if isinstance(n, float) else n), PART),
-    "limit_val_batches": (lambda n: 0 <= n <= (1 if isinstance(n, float) else n), f"0, {PART}"),
-    "accumulate_grad_batches": (lambda n: n >= 1, "1 or more"),
-    "gradient_clip_val": (lambda n: n > 0, "a number above 0, or null for no clipping"),
-    "check_val_every_n_epoch": (lambda n: n >= 1, "1 or more"),
-    "val_check_interval": (lambda n: 0 < n <= (1 if isinstance(n, float) else n), PART),
-    "log_every_n_steps": (lambda n: n >= 1, "1 or more"),
-}
+from ssl_lightning.config.keys import TOP, TRAINER, Key
+
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
 UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, Sequence)
 MAPPINGS = (dict, Mapping)
-SPECIAL = ("_target_", "_partial_")  # keys of Hydra that this project's configs use
+HYDRA_KEYS = ("_target_", "_partial_")
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse the first value of a config that is of another type than its key takes, and unknown keys.
+    """Raise on the first value of a config with the wrong type or out of its range, and on unknown keys.
 
     Args:
         config: Resolved, of plain dictionaries and lists.
@@ -96,19 +32,34 @@ def check_config(config: Mapping[str, Any]) -> None:
     """
     import pytorch_lightning as pl
 
-    check_values(config, TOP, "")
-    if config.get("name") == "":
-        raise ValueError("name is empty; it is the last part of the run folder")
-    others = dict.fromkeys(inspect.signature(pl.Trainer).parameters, Any)
+    check_special(config)
     trainer = config.get("trainer", {})
-    check_values(trainer, others | TRAINER, "trainer.")
-    for key, (fine, allowed) in RANGES.items():
-        value = trainer.get(key)
-        if value is not None and not fine(value):
-            raise ValueError(f"trainer.{key} is {value!r}; allowed is {allowed}")
+    _refuse_unknown(trainer, {*TRAINER, *inspect.signature(pl.Trainer).parameters}, "trainer.")
     for key, value in config.items():
         if key != "trainer" and isinstance(value, Mapping):
             _check_targets(value, f"{key}.")
+
+
+def check_special(config: Mapping[str, Any]) -> None:
+    """Do the part of `check_config` that needs no torch: the keys of `config.keys`.
+
+    Args:
+        config: Resolved, of plain dictionaries and lists.
+
+    Raises:
+        ValueError: Names the key, what was given, and what is allowed.
+    """
+    _refuse_unknown(config, TOP, "")
+    for place, values, keys in (("", config, TOP), ("trainer.", config.get("trainer", {}), TRAINER)):
+        for name, value in values.items():
+            key = keys.get(name)
+            if key and not _is_allowed(value, key):
+                allowed = key.range.text if key.range else describe(key.kind)
+                raise ValueError(f"{place}{name} is {value!r}; allowed is {allowed}")
+
+
+def _is_allowed(value: Any, key: Key) -> bool:
+    return fits(value, key.kind) and (value is None or key.range is None or key.range.holds(value))
 
 
 def check_length(trainer: Mapping[str, Any], *, batches: int, batch_size: int, processes: int) -> None:
@@ -168,7 +119,7 @@ def accepted(target: Any) -> tuple[dict[str, Any], bool]:
 def _check_targets(node: Mapping[str, Any], place: str) -> None:
     """Check what every `_target_` of nested dictionaries is given."""
     if "_target_" in node:
-        values = {key: value for key, value in node.items() if key not in SPECIAL}
+        values = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
         kinds, anything = accepted(get_object(node["_target_"]))
         check_values(values, kinds, place, anything)
     for key, value in node.items():
@@ -190,13 +141,19 @@ def check_values(
     Raises:
         ValueError: Names the key, what was given, and what is allowed.
     """
+    if not anything:
+        _refuse_unknown(values, kinds, place)
     for key, value in values.items():
-        if key in kinds:
-            if not fits(value, kinds[key]):
-                raise ValueError(f"{place}{key} is {value!r}; allowed is {describe(kinds[key])}")
-        elif not anything and not str(key).startswith("_"):
-            close = get_close_matches(str(key), kinds, n=3)
-            hint = f"did you mean {', '.join(close)}?" if close else f"it takes {', '.join(sorted(kinds))}"
+        if key in kinds and not fits(value, kinds[key]):
+            raise ValueError(f"{place}{key} is {value!r}; allowed is {describe(kinds[key])}")
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Collection[str], place: str) -> None:
+    """Raise on the first key that is not taken; keys of Hydra begin with an underscore."""
+    for key in values:
+        if key not in known and not str(key).startswith("_"):
+            close = get_close_matches(str(key), known, n=3)
+            hint = f"did you mean {', '.join(close)}?" if close else f"it takes {', '.join(sorted(known))}"
             raise ValueError(f"{place}{key} is no key of {place.rstrip('.') or 'the config'}; {hint}")
 
 
@@ -236,14 +193,14 @@ def fits(value: Any, kind: Any) -> bool:
 def describe(kind: Any) -> str:
     """Say in words which values are of an annotated type.
 
-    >>> describe(int | None), describe(Sequence[float]), describe(typing.Literal["a", "b"])
-    ('a whole number or null', 'a list, each a finite number', 'a or b')
+    >>> describe(int | None), describe(Sequence[float]), describe(typing.Literal["a", "b", "c"])
+    ('a whole number or null', 'a list, each a finite number', 'a, b or c')
     """
     general, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if general in UNIONS:
         return " or ".join(dict.fromkeys(describe(each) for each in inner if _is_plain(each)))
     if general is typing.Literal:
-        return " or ".join(map(str, inner))
+        return " or ".join(", ".join(map(str, inner)).rsplit(", ", 1))
     if general is type(None):
         return "null"
     if general in LISTS:

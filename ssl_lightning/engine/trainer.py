@@ -40,7 +40,8 @@ def make_trainer(
 
     Args:
         accelerator: "auto", "cpu", "gpu", or any of Lightning's.
-        devices: Processes on this machine; "auto" and -1 take as many as the launcher started.
+        devices: Processes on this machine; the launcher has checked that there are as many GPUs. "auto" and
+            -1 take as many as it started.
         num_nodes: Machines.
         strategy: "fsdp", or Lightning's name; "auto" is DDP for several processes.
         precision: Lightning's name, or "auto": see `choose_precision`.
@@ -51,21 +52,11 @@ def make_trainer(
         **options: Further keywords of `pytorch_lightning.Trainer`.
 
     Raises:
-        ValueError: A GPU is asked for and there is none, or "fsdp" cannot do what is asked for.
+        ValueError: "fsdp" cannot do what is asked for.
     """
-    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"trainer.accelerator is {accelerator!r}, but torch sees no GPU here; "
-            "use trainer=cpu, or check the driver with `python -m torch.utils.collect_env`"
-        )
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if devices in ("auto", -1):
         devices = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if on_gpu and int(devices) > torch.cuda.device_count():
-        raise ValueError(
-            f"trainer.devices is {devices}, but there are {torch.cuda.device_count()} GPUs; "
-            "lower it, or use trainer=cpu"
-        )
     processes = int(devices) * num_nodes
     if find_unused_parameters and strategy in ("auto", "ddp") and processes > 1:
         strategy = "ddp_find_unused_parameters_true"

@@ -18,6 +18,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.run_folder import CONFIG, RESULTS
+from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.previous_runs import finished_facts
@@ -26,8 +27,8 @@ from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_
 TRAIN = Path(__file__).parents[2] / "train.py"
 PLAN_NAME = "audit.json"
 OWN = "audit."  # what the keys of the audit itself begin with
-PLACED = ("name", "output_dir", "probe_untrained")  # given anew for every row
-REFUSED = {"seed": "audit.seeds=[...]", "folder": "name=", "run_dir": "name=", "resume": "the same name="}
+SET = tuple(key.name for key in KEYS if key.audit_sets)  # for each row
+INSTEAD = {key.name: key.audit_use for key in KEYS if key.audit_use}  # of keys that are refused
 
 
 def run_audit(cfg: DictConfig) -> list[Row]:
@@ -40,9 +41,9 @@ def run_audit(cfg: DictConfig) -> list[Row]:
     overrides = list(HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     for key in map(_key, overrides):
-        if key in REFUSED:
-            raise RunError(f"error: {key}= cannot be given to an audit; use {REFUSED[key]}")
-    given = [o for o in overrides if not o.lstrip("+").startswith(OWN) and _key(o) not in PLACED]
+        if key in INSTEAD:
+            raise RunError(f"error: {key}= cannot be given to an audit; use {INSTEAD[key]}")
+    given = [o for o in overrides if not o.lstrip("+").startswith(OWN) and _key(o) not in SET]
     rows = {ALL: [], **guards_off(cfg.task._target_, cfg.audit.guards)}
     plan = {"overrides": given, "rows": rows, "seeds": list(cfg.audit.seeds)}
     remember(folder / PLAN_NAME, plan)

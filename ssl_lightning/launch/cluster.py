@@ -8,6 +8,7 @@ process. They say in the environment which one it is, and where all of them meet
 from __future__ import annotations
 
 import itertools
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ from dataclasses import dataclass
 from ssl_lightning.core.errors import RunError
 
 LOCAL, SLURM, TORCHRUN = "local", "slurm", "torchrun"  # trainer.launcher
+RANK_NAMES = {SLURM: "SLURM_PROCID", TORCHRUN: "RANK"}  # environment variables
+GPU = ("gpu", "cuda")  # trainer.accelerator
+GPU_FILES = ("/dev/nvidiactl", "/dev/kfd")
 PORTS = range(20000, 32000)  # where the processes of a SLURM job meet; below those that systems give out
 NAME, NUMBERS = r"[\w.-]+", r"\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"
 HOSTS = f"(?:{NAME}|{NUMBERS})+"  # hosts in SLURM's short form, such as node[001-003,007]
@@ -77,6 +81,44 @@ def this_machine(processes: int) -> Place:
     return Place(processes, world=processes, per_node=processes)
 
 
+def count_devices(accelerator: str, devices: int | str) -> int:
+    """Count the processes on this machine.
+
+    Args:
+        accelerator: `trainer.accelerator`.
+        devices: `trainer.devices`: 1 or more; "auto" or -1: one for each GPU, or one on the CPU.
+
+    Raises:
+        RunError: The GPUs that are asked for are not on this machine.
+
+    >>> count_devices("cpu", "auto"), count_devices("cpu", 2)
+    (1, 2)
+    """
+    gpus = _count_gpus(accelerator)
+    if accelerator in GPU and not gpus:
+        raise RunError(
+            f"error: trainer.accelerator is {accelerator!r}, but torch sees no GPU here; "
+            "use trainer=cpu, or check the driver with `python -m torch.utils.collect_env`"
+        )
+    if devices in ("auto", -1):
+        return max(1, gpus)
+    if 0 < gpus < int(devices):
+        raise RunError(
+            f"error: trainer.devices is {devices}, but torch sees {gpus} GPUs here; lower it, or use "
+            "trainer=cpu; srun needs --gpus-per-node, not --gpus-per-task"
+        )
+    return int(devices)
+
+
+def _count_gpus(accelerator: str) -> int:
+    """GPUs that may be used; torch, whose import takes seconds, is asked only where there can be one."""
+    if accelerator not in GPU and not (accelerator == "auto" and any(map(os.path.exists, GPU_FILES))):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def find_place(launcher: str, nodes: int, devices: int, environment: Mapping[str, str]) -> Place:
     """Find out which processes of a run are to be started here.
 
@@ -87,19 +129,15 @@ def find_place(launcher: str, nodes: int, devices: int, environment: Mapping[str
         environment: Variables of this process.
 
     Raises:
-        RunError: The launcher is none of these, is not the one that started us, or started other processes.
+        RunError: The launcher is not the one that started us, or started other processes.
     """
     if launcher == LOCAL:
-        if isinstance(nodes, int) and nodes > 1:  # what is wrong otherwise is said where all values are
+        if nodes > 1:
             raise RunError(
                 f"error: trainer.num_nodes is {nodes}, but trainer.launcher=local starts processes on this "
                 "machine only; use trainer=slurm under srun, or trainer=torchrun"
             )
         return this_machine(devices)
-    if launcher not in PLACES:
-        raise RunError(f"error: trainer.launcher is {launcher!r}; allowed are {', '.join([LOCAL, *PLACES])}")
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise RunError(f"error: trainer.num_nodes is {nodes!r}; allowed is a whole number, 1 or more")
     return PLACES[launcher](nodes, devices, environment)
 
 
@@ -155,11 +193,25 @@ def check_name(place: Place, overrides: Sequence[str]) -> None:
     """
     if place.is_alone or any(each.lstrip("+").startswith(("name=", "folder=")) for each in overrides):
         return
-    raise _said_once(
+    raise said_once(
         place.first,
         "error: each of the launchers on several devices finds the run folder for itself; "
         "give it a name, which must be new: name=$SLURM_JOB_ID",
     )
+
+
+def launcher_rank(launcher: object, environment: Mapping[str, str]) -> int:
+    """Rank of this launcher among all of a run, whatever `trainer.launcher` is."""
+    rank = environment.get(RANK_NAMES.get(str(launcher), ""), "")
+    return int(rank) if rank.isdigit() else 0
+
+
+def said_once(rank: int, message: str) -> BaseException:
+    """The error of the first launcher, and the quiet end of all others, which find the same."""
+    if rank == 0:
+        return RunError(message)
+    time.sleep(LAST_WORDS_S)
+    return SystemExit(1)
 
 
 def expand_hosts(hosts: str) -> list[str]:
@@ -203,16 +255,8 @@ def _numbers(names: Sequence[str], environment: Mapping[str, str], launcher: str
 
 def _check_number(rank: int, started: int, nodes: int, devices: int, what: str, options: str) -> None:
     if started != nodes * devices:
-        raise _said_once(
+        raise said_once(
             rank,
             f"error: {what}, but trainer.num_nodes={nodes} and trainer.devices={devices} make "
             f"{nodes * devices}; start one for each device: {options}",
         )
-
-
-def _said_once(rank: int, message: str) -> BaseException:
-    """The error of the first launcher, and the quiet end of all others, which find the same."""
-    if rank == 0:
-        return RunError(message)
-    time.sleep(LAST_WORDS_S)
-    return SystemExit(1)

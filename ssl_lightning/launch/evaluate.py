@@ -9,15 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.artifacts.run_folder import CHECKPOINTS, CONFIG, EVALUATION
 from ssl_lightning.config.identity import leaves
+from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.cluster import check_name
 from ssl_lightning.launch.previous_runs import read_objective
 from ssl_lightning.launch.resume import check_loaded, read_config
-from ssl_lightning.launch.train import check_devices, resolve, save_config, start_run
+from ssl_lightning.launch.train import check_start, resolve, save_config, start_run
 
-# What may be given anew for a run that exists
-GROUPS = ("probe", "data", "trainer", "encoding", "deterministic")
-WITHOUT_MEANING = ("task", "backbone", "optimizer", "scheduler", "seed", "weights", "prefix_map", "name")
+# Given with run=: in place of the run's own, and refused
+TAKEN = tuple(key.name for key in KEYS if key.evaluate == "taken")
+REFUSED = tuple(key.name for key in KEYS if key.evaluate == "refused")
 MODE = "evaluate"
 
 
@@ -43,7 +44,7 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
         )
     resolved = resolve(cfg)
     resolved.update(overrides=given, run_dir=str(folder))
-    check_name(check_devices(resolved), given)
+    check_name(check_start(resolved), given)
     start_run(folder, resolved, lambda: save_config(resolved, folder))
     return read_objective(folder, cfg.objective)
 
@@ -56,10 +57,10 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
     """
     stored = read_config(folder)
     touched = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in given}
-    if wrong := sorted(touched & set(WITHOUT_MEANING)):
+    if wrong := sorted(touched & set(REFUSED)):
         raise RunError(f"error: {', '.join(wrong)} cannot be given with run=; the run has its own")
     new = resolve(cfg)
-    for group in GROUPS:
+    for group in TAKEN:
         if group in touched or group not in stored:
             stored[group] = new[group]
     if "data" in touched:
@@ -73,4 +74,4 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
 
 def _keys_of(new: DictConfig, touched: set[str]) -> list[str]:
     """Dotted keys of the groups that were taken from the command line."""
-    return list(leaves({group: OmegaConf.to_container(new[group]) for group in GROUPS if group in touched}))
+    return list(leaves({group: OmegaConf.to_container(new[group]) for group in TAKEN if group in touched}))

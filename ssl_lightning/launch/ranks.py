@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ssl_lightning.artifacts.run_folder import ERROR, NOT_FIRST, PARENT_PIPE, UNREPORTED
 from ssl_lightning.core.cpu import ALLOCATOR, available_cores
@@ -31,28 +30,6 @@ RANK_VARIABLES = (
 
 class Stopped(BaseException):
     """A signal asked the launcher to stop."""
-
-
-def count_devices(accelerator: str, devices: Any) -> int:
-    """Number of processes on this machine for `trainer.devices`: a count, or "auto" for every GPU.
-
-    >>> count_devices("cpu", "auto"), count_devices("cpu", 2)
-    (1, 2)
-    """
-    if isinstance(devices, int) and not isinstance(devices, bool) and devices > 0:
-        return devices
-    if devices not in ("auto", -1):
-        raise RunError(
-            f"error: trainer.devices is {devices!r}; allowed are a number above 0 and 'auto'. "
-            "To choose GPUs, set CUDA_VISIBLE_DEVICES."
-        )
-    # torch is asked only where there can be a GPU: importing it costs seconds
-    has_gpu = any(Path(name).exists() for name in ("/dev/nvidiactl", "/dev/kfd"))
-    if accelerator == "cpu" or not has_gpu:
-        return 1
-    import torch
-
-    return max(1, torch.cuda.device_count())
 
 
 def start_ranks(folder: Path, place: Place, *mode: str) -> None:

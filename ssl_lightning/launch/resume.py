@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.artifacts.run_folder import CONFIG, NEXT_CONFIG
 from ssl_lightning.config.identity import ABSENT, leaves
+from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.targets import check_targets
 from ssl_lightning.config.trust import (
     check_config,
@@ -31,28 +32,11 @@ from ssl_lightning.config.trust import (
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.untrusted import printable
-from ssl_lightning.launch.train import check_devices, save_config, start_run
+from ssl_lightning.launch.train import check_start, save_config, start_run
 
 MODE = "resume"  # of the worker
-# Length, hardware, paths, what is shown and logged: nothing that changes what a step computes
-MAY_CHANGE = (
-    "trainer.max_epochs",
-    "trainer.devices",
-    "trainer.accelerator",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.launcher",
-    "trainer.log_every_n_steps",
-    "data.root",
-    "data.num_workers",
-    "data.device_resident",
-    "logger",
-    "callbacks",
-    "objective",
-    "diverged",
-    "compile",
-    "cuda_graphs",
-)
+# Length, hardware, paths, and what is shown and logged: nothing that changes what a step computes
+MAY_CHANGE = tuple(key.name for key in KEYS if key.resume)
 
 
 def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
@@ -70,7 +54,7 @@ def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
         folder = Path(name).expanduser().resolve()
         overrides = [a for a in arguments if not is_resume([a])]
         cfg = resumed_config(folder, overrides, config_dir)
-        place = check_devices(cfg)
+        place = check_start(cfg)
         check_checkpoint(folder, cfg)
         try:
             start_run(folder, cfg, lambda: save_config(cfg, folder, NEXT_CONFIG), MODE)

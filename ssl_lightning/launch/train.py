@@ -12,6 +12,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -19,11 +20,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.artifacts.run_folder import CONFIG, LOCK
+from ssl_lightning.config.types import check_special
 from ssl_lightning.core.atomic_files import DiskFullError, naming_full_disk, remove_leftovers, write_file
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.cluster import LOCAL, Place, check_name, find_place, restarts
+from ssl_lightning.launch.cluster import (
+    LOCAL,
+    Place,
+    check_name,
+    count_devices,
+    find_place,
+    launcher_rank,
+    restarts,
+    said_once,
+)
 from ssl_lightning.launch.previous_runs import check_same_run, finished_facts, finished_run, read_objective
-from ssl_lightning.launch.ranks import count_devices, start_ranks
+from ssl_lightning.launch.ranks import start_ranks
 
 
 def launch(cfg: DictConfig) -> float | None:
@@ -38,7 +49,7 @@ def launch(cfg: DictConfig) -> float | None:
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     resolved = resolve(cfg)
     resolved.overrides = list(HydraConfig.get().overrides.task)  # what resume and the model card start from
-    place = check_devices(resolved)
+    place = check_start(resolved)
     check_name(place, resolved.overrides)
     check_budget(resolved)
     if cfg.skip_finished and (done := finished_run(resolved)):
@@ -106,7 +117,7 @@ def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode:
     Raises:
         RunError: Another process runs in the folder, or a worker failed.
     """
-    place = check_devices(cfg)
+    place = check_start(cfg)
     if not place.is_first:
         return start_ranks(folder, place, *mode)
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,37 +137,23 @@ def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode:
         lock.release()
 
 
-def check_devices(cfg: DictConfig) -> Place:
-    """Refuse more GPUs than there are, before anything is written.
+def check_start(cfg: DictConfig) -> Place:
+    """Check a config as far as the launcher can, before anything is written.
 
     Returns:
         The processes that are to be started here.
 
     Raises:
-        RunError: `trainer.devices` is not a number of devices, or there are not so many, or
+        RunError: A special key (`config.keys`) has a wrong value, there are not as many GPUs as asked for, or
             `trainer.launcher` started other processes than these.
     """
-    wanted = count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
-    place = find_place(cfg.trainer.get("launcher", LOCAL), cfg.trainer.num_nodes, wanted, os.environ)
-    if cfg.trainer.accelerator not in ("gpu", "cuda"):
-        return place
-    import torch
-
-    if not torch.cuda.is_available():
-        raise RunError(
-            f"error: trainer.accelerator is {cfg.trainer.accelerator!r}, but torch sees no GPU here; "
-            "use trainer=cpu, or check the driver with `python -m torch.utils.collect_env`"
-        )
-    if wanted > torch.cuda.device_count():
-        raise RunError(
-            f"error: trainer.devices is {wanted}, but there are {torch.cuda.device_count()} GPUs; "
-            + (
-                "lower it, or use trainer=cpu"
-                if place.is_alone
-                else "srun needs --gpus-per-node, not per task"
-            )
-        )
-    return place
+    launcher = cfg.trainer.get("launcher", LOCAL)
+    try:
+        check_special(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+    except ValueError as error:
+        raise said_once(launcher_rank(launcher, os.environ), f"error: {error}") from None
+    devices = count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    return find_place(launcher, cfg.trainer.num_nodes, devices, os.environ)
 
 
 def check_budget(cfg: DictConfig) -> None:

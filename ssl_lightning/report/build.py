@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 
+from ssl_lightning.config.keys import KEYS
 from ssl_lightning.report import notes
 from ssl_lightning.report.benchmark import Benchmark, Column
 from ssl_lightning.report.collect import Collection, ReportedRun
@@ -13,9 +14,8 @@ from ssl_lightning.report.summary import column, headline
 from ssl_lightning.report.table import Table, compare, group_by, make_rows
 
 FULL = "full"  # the budget of runs that name none
-# Of a command, what does not tell one series from another, or is in the label already
-PLACES = {"seed", "name", "output_dir", "folder", "run_dir", "skip_finished", "resume", "budget"}
-NAMED = {"task", "data", "backbone"}
+NAMED = tuple(key.name for key in KEYS if key.series == "named")  # facts that begin the label of a series
+HIDDEN = tuple(key.name for key in KEYS if key.series == "hidden")  # overrides that a label leaves out
 
 
 def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None) -> list[Table]:
@@ -100,10 +100,7 @@ def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]
 
     Where these do not tell it either, the folder of its first run does.
     """
-    plain = {
-        key: " · ".join(runs[0].facts[name] for name in ("task", "data", "backbone"))
-        for key, runs in series.items()
-    }
+    plain = {key: " · ".join(runs[0].facts[name] for name in NAMED) for key, runs in series.items()}
     labels: dict[str, str] = {}
     for label, keys in _inverted(plain).items():
         given = {key: shown_overrides(series[key][0]) for key in keys}
@@ -121,7 +118,7 @@ def shown_overrides(run: ReportedRun) -> list[str]:
     except ValueError:  # an open quote, in a file from elsewhere
         words = []
     keys = {word: word.lstrip("+~").partition("=")[0] for word in words if "=" in word}
-    return [word for word, key in keys.items() if key not in PLACES | NAMED and not key.startswith("hydra.")]
+    return [word for word, key in keys.items() if key not in NAMED + HIDDEN and not key.startswith("hydra.")]
 
 
 def _table(

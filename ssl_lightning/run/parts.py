@@ -17,6 +17,7 @@ from ssl_lightning.callbacks.health import HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.config.keys import TRAINER
 from ssl_lightning.config.types import check_config, check_length
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.cuda_graphs import StepGraph, use_graphs
@@ -29,7 +30,7 @@ from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.run.build import StartingPoint, check_compiler, map_shapes
 from ssl_lightning.tasks.base import PretextTask, to_float
 
-OURS = ("sync_batchnorm", "launcher")  # keys of the trainer that are not Lightning's
+OURS = tuple(name for name, key in TRAINER.items() if not key.lightning)  # keys that Lightning lacks
 
 
 @dataclass(frozen=True)

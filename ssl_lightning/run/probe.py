@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.config.keys import TRAINER
 from ssl_lightning.engine.fsdp import is_sharded
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.run.parts import Parts
 from ssl_lightning.tasks.base import PretextTask
 
-HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
+HARDWARE = tuple(name for name, key in TRAINER.items() if key.probes)  # keys of the trainer
 SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from ssl_lightning.artifacts.results import SCHEMA, Record, git_revision, versions, write_json
 from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.config.identity import config_sha256, series_sha256
+from ssl_lightning.config.keys import DATA
 from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.report.model_card import write_model_card
@@ -22,7 +23,7 @@ from ssl_lightning.run.parts import Parts
 from ssl_lightning.run.probe import Probed
 
 UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
-PLACES = ("root", "dir", "pretrain_dir", "train_dir", "test_dir")  # keys of data: where it is read from
+PLACES = tuple(name for name, key in DATA.items() if key.place != "written")  # where it is read from
 
 
 class RunWriter:

@@ -7,20 +7,76 @@ import time
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import torch
+from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch import ranks
-from ssl_lightning.launch.cluster import this_machine
-from ssl_lightning.launch.ranks import count_devices, start_ranks
-from ssl_lightning.launch.train import check_budget
+from ssl_lightning.launch import cluster, ranks
+from ssl_lightning.launch.cluster import count_devices, this_machine
+from ssl_lightning.launch.ranks import start_ranks
+from ssl_lightning.launch.train import check_budget, check_start
 
 
-@pytest.mark.parametrize("devices", [0, -2, "two", "0,1", True, 1.5])
+def config(**trainer: object) -> DictConfig:
+    given = {"accelerator": "cpu", "devices": 1, "num_nodes": 1} | trainer
+    return OmegaConf.create({"seed": 0, "trainer": given})
+
+
+@pytest.mark.parametrize("devices", [0, -2, "two", "0,1", True, 1.5, [0, 1], None])
 def test_devices_that_are_no_count_are_refused(devices: object) -> None:
-    with pytest.raises(RunError, match=r"trainer\.devices is .*allowed"):
-        count_devices("cpu", devices)
+    with pytest.raises(RunError, match=r"trainer\.devices is .*; allowed is auto or a whole number"):
+        check_start(config(devices=devices))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "expected"),
+    [
+        ("cpu", "auto", 1),
+        ("cpu", 4, 4),
+        ("gpu", "auto", 2),
+        ("auto", -1, 2),
+        ("auto", 1, 1),
+        ("cuda", 2, 2),
+        ("gpu", 3, "trainer.devices is 3, but torch sees 2 GPUs here"),
+        ("auto", 3, "trainer.devices is 3, but torch sees 2 GPUs here"),
+    ],
+)
+def test_devices_are_counted_against_the_gpus(
+    accelerator: str, devices: int | str, expected: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "GPU_FILES", (str(tmp_path),))  # exists
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    if isinstance(expected, int):
+        assert count_devices(accelerator, devices) == expected
+        return
+    with pytest.raises(RunError, match=expected):
+        count_devices(accelerator, devices)
+
+
+def test_an_absent_gpu_is_refused_unless_it_is_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "GPU_FILES", (str(tmp_path),))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert count_devices("auto", "auto") == 1
+    assert count_devices("auto", 3) == 3  # processes on the CPU
+    with pytest.raises(RunError, match="torch sees no GPU here; use trainer=cpu"):
+        count_devices("gpu", "auto")
+
+
+def test_of_several_launchers_the_first_says_what_is_wrong_with_the_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cluster, "LAST_WORDS_S", 0.0)
+    wrong = config(launcher="slurm", max_epochs="many")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    with pytest.raises(SystemExit):
+        check_start(wrong)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    with pytest.raises(RunError, match="max_epochs is 'many'"):
+        check_start(wrong)
 
 
 def test_a_budget_of_another_benchmark_is_refused() -> None:
@@ -35,6 +91,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None
     """Put a stand-in for the worker module on the path of the rank processes."""
     package = tmp_path / "stand_in" / "ssl_lightning"
     (package / "run").mkdir(parents=True)
+    (package / "__init__.py").touch()
     (package / "run/__main__.py").write_text(
         f"import os, sys, time, pathlib\nfolder = pathlib.Path(sys.argv[1])\n{body}"
     )

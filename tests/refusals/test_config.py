@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.bench.build import composed
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.train import check_devices
+from ssl_lightning.launch.train import check_start
 from ssl_lightning.run.parts import build_parts
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ CASES = {
     "seed=null": f"seed is None; {WHOLE}",
     "sedd=1": "Could not override 'sedd'",
     "+sedd=1": "sedd is no key of the config; did you mean seed",
-    "name=": "name is empty",
+    "name=": "name is ''; allowed is text that is not empty",
     "channels_last=maybe": "channels_last is 'maybe'; allowed is true or false",
     "deterministic=yes_please": "deterministic is 'yes_please'; allowed is true or false",
     "objective=3": "objective is 3; allowed is text or null",
@@ -135,25 +135,28 @@ CASES = {
     "scheduler=multistep scheduler.milestones=0.5": "scheduler.milestones is 0.5; allowed is a list",
     "scheduler=multistep scheduler.gamma=0": "scheduler.gamma is 0; it must be above 0",
     # trainer
-    "trainer.max_epochs=0": "trainer.max_epochs is 0; allowed is 1 or more, or -1",
+    "trainer.max_epochs=0": f"trainer.max_epochs is 0; {WHOLE}, 1 or more, or -1 with trainer.max_steps",
     "trainer.max_epochs=-1": "max_epochs and trainer.max_steps are both -1; a schedule needs an end",
     "trainer.max_epochs=null": f"trainer.max_epochs is None; {WHOLE}",
-    "trainer.max_steps=-7": "trainer.max_steps is -7; allowed is 1 or more, or -1",
+    "trainer.max_steps=-7": f"trainer.max_steps is -7; {WHOLE}, 1 or more, or -1",
     "trainer.limit_train_batches=0": f"trainer.limit_train_batches is 0; {BEGINS}",
     "trainer.limit_train_batches=1.5": f"trainer.limit_train_batches is 1.5; {BEGINS}",
     "trainer.limit_train_batches=0.001": "limit_train_batches is 0.001: of 4 batches none is left",
     "trainer.limit_val_batches=2.5": "trainer.limit_val_batches is 2.5; allowed is 0, a number of batches",
-    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches is 0; allowed is 1 or more",
-    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val is -1; allowed is a number above 0, or null",
-    "trainer.check_val_every_n_epoch=0": "trainer.check_val_every_n_epoch is 0; allowed is 1 or more",
+    "trainer.accumulate_grad_batches=0": f"trainer.accumulate_grad_batches is 0; {WHOLE}, 1 or more",
+    "trainer.gradient_clip_val=-1": f"trainer.gradient_clip_val is -1; {FINITE} above 0, or null",
+    "trainer.check_val_every_n_epoch=0": f"trainer.check_val_every_n_epoch is 0; {WHOLE}, 1 or more",
     "trainer.val_check_interval=1000": "trainer.val_check_interval is 1000; .*1 to 4, the batches",
     "trainer.log_every_n_steps=x": f"trainer.log_every_n_steps is 'x'; {WHOLE}",
     "trainer.precision=fp8": "trainer.precision is 'fp8'; allowed is auto, 32-true",
     "trainer.precision=bf16-true": "trainer.precision is 'bf16-true'; allowed is auto, 32-true, 16-mixed",
     "trainer.precision=64-true": "trainer.precision is '64-true'; allowed is auto",
-    "trainer.accelerator=npu": "trainer.accelerator is 'npu'; allowed is auto or cpu or gpu",
-    "trainer.devices=[0,1]": r"trainer.devices is \[0, 1\]; allowed are a number above 0 and 'auto'",
-    "trainer.num_nodes=0": "trainer.num_nodes is 0; allowed is 1 or more",
+    "trainer.accelerator=npu": "trainer.accelerator is 'npu'; allowed is auto, cpu, gpu",
+    "trainer.devices=[0,1]": r"trainer.devices is \[0, 1\]; allowed is auto or a whole number, 1 or more",
+    "trainer.num_nodes=0": f"trainer.num_nodes is 0; {WHOLE}, 1 or more",
+    "trainer.num_nodes=two": f"trainer.num_nodes is 'two'; {WHOLE}, 1 or more",
+    "trainer.launcher=mpi": "trainer.launcher is 'mpi'; allowed is local, slurm or torchrun",
+    "cuda_graphs=1": "cuda_graphs is 1; allowed is auto or true or false",
     "trainer.strategy=magic": "invalid strategy name: `strategy='magic'`",
     "trainer.sync_batchnorm=3": "trainer.sync_batchnorm is 3; allowed is true or false",
     "+trainer.foo=1": "trainer.foo is no key of trainer",
@@ -213,7 +216,7 @@ def refused(overrides: list[str], folder: Path) -> Exception:
     base += ["data.image_size=16"] if overrides[0] == "backbone=alexnet" else []
     try:
         cfg = composed([*base, *overrides], folder)
-        check_devices(cfg)
+        check_start(cfg)
         build_parts(cfg, folder)
     except Exception as error:
         while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):

@@ -21,7 +21,7 @@ from ssl_lightning.config.targets import CONF
 from ssl_lightning.config.trust import check_config, check_folder, given_overrides, load_config, moved
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.evaluate import GROUPS, evaluation_config
+from ssl_lightning.launch.evaluate import TAKEN, evaluation_config
 from ssl_lightning.launch.resume import resumed_config
 from ssl_lightning.networks.timm_backbone import create_timm
 from ssl_lightning.run.writer import command
@@ -230,7 +230,7 @@ def test_an_attack_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
 def test_an_attack_is_refused_by_both_commands(name: str, folder: Path) -> None:
     spoil, answer = ATTACKS[name]
     spoil(folder)
-    cfg = OmegaConf.create({group: {} for group in GROUPS})
+    cfg = OmegaConf.create({group: {} for group in TAKEN})
     cfg.update(checkpoint="last", choices={"data": "fake"})
     if name == "another cache that is none":  # the reader's own takes its place
         assert evaluation_config(folder, cfg, [f"run={folder}"]).task.cache_dir == str(cache_root())

@@ -1,0 +1,171 @@
+"""Table of the config keys that a part of the project treats in a special way; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+
+class Range(NamedTuple):
+    """The values that a key takes.
+
+    Args:
+        holds: Whether a value of the right kind is allowed; null is not asked about.
+        text: The allowed values in words, after "allowed is".
+    """
+
+    holds: Callable[[Any], bool]
+    text: str
+
+
+@dataclass(frozen=True)
+class Key:
+    """A special config key.
+
+    A key without a row has these defaults: the constructor of its group checks it, it enters the digests, and
+    it may not change on resume.
+
+    Args:
+        name: Dotted.
+        kind: Annotation that the value must match; None: the constructor of its group checks it.
+        range: Further limits; None for none.
+        science: Whether the value enters `config_sha256`.
+        resume: Whether `train.py resume=` may change it.
+        place: What a run does with a path in it. A `written` one must lie in the run folder, a `read` one may
+            lie anywhere, a `cache` keeps data that can be made again, and an `unused` one is ignored once the
+            run folder exists.
+        evaluate: Whether `evaluate.py run=` ignores it, takes it in place of the run's value, or refuses it.
+        audit_sets: Whether `audit.py` sets it for each row.
+        audit_use: What to give `audit.py` instead, which refuses this key; empty: it takes the key.
+        series: Whether a report's label of a series shows an override of it, hides it because runs of one
+            series may differ in it, or begins with its value (`named`).
+        lightning: For keys of the trainer: whether Lightning's Trainer takes it.
+        probes: For keys of the trainer: whether the trainers of probes get it too.
+    """
+
+    name: str
+    kind: Any = None
+    range: Range | None = None
+    science: bool = True
+    resume: bool = False
+    place: Literal["written", "read", "cache", "unused"] = "written"
+    evaluate: Literal["ignored", "taken", "refused"] = "ignored"
+    audit_sets: bool = False
+    audit_use: str = ""
+    series: Literal["shown", "hidden", "named"] = "shown"
+    lightning: bool = True
+    probes: bool = False
+
+
+def is_part(value: float) -> bool:
+    """Whether a value is a number of batches above 0, or a fraction of them."""
+    return 0 < value <= 1 if isinstance(value, float) else value > 0
+
+
+ONE_OR_MORE = Range(lambda n: n >= 1, "a whole number, 1 or more")
+PART = "a number of batches above 0, or a fraction of them, above 0.0 to 1.0"
+EPOCHS = Range(lambda n: n >= 1 or n == -1, "a whole number, 1 or more, or -1 with trainer.max_steps")
+STEPS = Range(lambda n: n >= 1 or n == -1, "a whole number, 1 or more, or -1 for as many as the epochs make")
+CLIP = Range(lambda n: n > 0, "a finite number above 0, or null for no clipping")
+DEVICES = Range(
+    lambda n: n in ("auto", -1) or n >= 1,
+    "auto or a whole number, 1 or more; to choose GPUs, set CUDA_VISIBLE_DEVICES",
+)
+NOT_EMPTY = Range(lambda text: text != "", "text that is not empty: the last part of the run folder")
+
+KEYS = (
+    # Groups of conf/
+    Key("task", Mapping, evaluate="refused", series="named"),
+    Key("data", Mapping, place="read", evaluate="taken", series="named"),
+    Key("backbone", Mapping, evaluate="refused", series="named"),
+    Key("optimizer", Mapping, evaluate="refused"),
+    Key("scheduler", Mapping, evaluate="refused"),
+    Key("trainer", Mapping, evaluate="taken"),
+    Key("probe", Mapping, evaluate="taken"),
+    Key("encoding", Mapping, evaluate="taken"),
+    Key("budget", series="hidden"),  # a choice on the command line, which leaves no key of its own
+    Key("benchmark", Mapping, science=False),
+    # Length
+    Key("trainer.max_epochs", int, EPOCHS, resume=True),
+    Key("trainer.max_steps", int, STEPS),
+    Key("trainer.limit_train_batches", int | float | None, Range(is_part, PART)),
+    Key("trainer.limit_val_batches", int | float | None, Range(lambda n: n == 0 or is_part(n), f"0, {PART}")),
+    # Hardware
+    Key("trainer.devices", int | Literal["auto"], DEVICES, science=False, resume=True, probes=True),
+    Key(
+        "trainer.accelerator",
+        Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"],
+        science=False,
+        resume=True,
+        probes=True,
+    ),
+    Key("trainer.num_nodes", int, ONE_OR_MORE, science=False, resume=True, probes=True),
+    Key("trainer.strategy", str, science=False, resume=True, probes=True),
+    Key(
+        "trainer.launcher", Literal["local", "slurm", "torchrun"], science=False, resume=True, lightning=False
+    ),
+    # Images and corruptions are float32 in all of these
+    Key("trainer.precision", Literal["auto", "32-true", "16-mixed", "bf16-mixed"], probes=True),
+    Key("trainer.sync_batchnorm", bool, lightning=False),
+    # Steps
+    Key("trainer.accumulate_grad_batches", int, ONE_OR_MORE),
+    Key("trainer.gradient_clip_val", float | None, CLIP),
+    Key("trainer.check_val_every_n_epoch", int, ONE_OR_MORE),
+    Key("trainer.val_check_interval", int | float, Range(is_part, PART)),
+    Key("trainer.log_every_n_steps", int, ONE_OR_MORE, science=False, resume=True),
+    Key("trainer.enable_progress_bar", bool),
+    # Paths and processes of the groups
+    Key("data.root", science=False, resume=True, place="cache"),
+    Key("data.dir", place="read"),
+    Key("data.pretrain_dir", place="read"),
+    Key("data.train_dir", place="read"),
+    Key("data.test_dir", place="read"),
+    Key("data.num_workers", science=False, resume=True),
+    Key("data.device_resident", science=False, resume=True),
+    Key("task.cache_dir", place="cache"),
+    Key("task.vgg_weights", place="read"),
+    Key("probe.embedding.folder", place="read"),
+    # What a run shows
+    Key("logger", Mapping, science=False, resume=True),
+    Key("callbacks", Mapping, science=False, resume=True),
+    Key("objective", str | None, science=False, resume=True),
+    # How it computes
+    Key("seed", int, evaluate="refused", audit_use="audit.seeds=[...]", series="hidden"),
+    Key("diverged", float | None, science=False, resume=True),
+    Key("deterministic", bool, science=False, evaluate="taken"),
+    Key("channels_last", bool),
+    Key("compile", bool, science=False, resume=True),
+    Key("cuda_graphs", Literal["auto"] | bool, science=False, resume=True),
+    Key("probe_untrained", bool, audit_sets=True),
+    # Weights that it begins with
+    Key("init_from", str | None, place="read"),
+    Key("prefix_map", Mapping[str, str | None] | None, place="read", evaluate="refused"),
+    Key("weights", str | None, place="read", evaluate="refused"),
+    Key("checkpoint", str, place="read"),
+    # Its identity: a name may be a number, since YAML reads name=42 as one
+    Key(
+        "name",
+        str | int | float,
+        NOT_EMPTY,
+        science=False,
+        place="unused",
+        evaluate="refused",
+        audit_sets=True,
+        series="hidden",
+    ),
+    Key("output_dir", str, science=False, place="unused", audit_sets=True, series="hidden"),
+    Key("folder", str, science=False, place="unused", audit_use="name=", series="hidden"),
+    Key("run_dir", str, science=False, audit_use="name=", series="hidden"),
+    Key("choices", Mapping),
+    Key("overrides", Sequence[str], science=False, place="read"),
+    # Runs that exist
+    Key("resume", str | None, place="unused", audit_use="the same name=", series="hidden"),
+    Key("run", str | None, place="unused"),
+    Key("skip_finished", bool, science=False, series="hidden"),
+    Key("go_on", bool, science=False),
+)
+
+TOP = {key.name: key for key in KEYS if "." not in key.name and key.kind is not None}
+TRAINER = {key.name.removeprefix("trainer."): key for key in KEYS if key.name.startswith("trainer.")}
+DATA = {key.name.removeprefix("data."): key for key in KEYS if key.name.startswith("data.")}
