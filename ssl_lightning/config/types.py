@@ -85,7 +85,7 @@ MAPPINGS = (dict, Mapping)
 SPECIAL = ("_target_", "_partial_")  # keys of Hydra that this project's configs use
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_types(config: Mapping[str, Any]) -> None:
     """Refuse the first value of a config that is of another type than its key takes, and unknown keys.
 
     Args:
@@ -115,7 +115,7 @@ def check_length(trainer: Mapping[str, Any], *, batches: int, batch_size: int, p
     """Refuse a training that would have no end, no step or no validation, or that cannot be shared out.
 
     Args:
-        trainer: The group of the config, which `check_config` has passed.
+        trainer: The group of the config, which `check_types` has passed.
         batches: Of an epoch.
         batch_size: Images of a batch, over all processes.
         processes: Of the run.

@@ -27,7 +27,7 @@ from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.config.identity import config_sha256, series_sha256
 from ssl_lightning.config.trust import given_overrides
-from ssl_lightning.config.types import check_config, check_length
+from ssl_lightning.config.types import check_length, check_types
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.cuda_graphs import StepGraph, use_graphs
 from ssl_lightning.engine.fsdp import check_sharded, is_sharded, whole_task
@@ -87,7 +87,7 @@ class Run:
     ) -> None:
         self.cfg, self.folder = cfg, folder
         self.began = time.perf_counter()
-        check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+        check_types(cast(dict[str, Any], OmegaConf.to_container(cfg)))
         self.resumed_from = resume_point(folder) if resume else None
         self.before = earlier_results(folder) if self.resumed_from else None
         self.records: list[Record] = []
