@@ -39,6 +39,7 @@ class EmbeddingProbe(TrunkProbe):
     """
 
     targets = ("none",)
+    selects = False
 
     def __init__(
         self,
