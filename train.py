@@ -1,11 +1,11 @@
 """Pretrain a trunk by a pretext task and probe it: `python train.py task=rotation data=cifar10`."""
 
 import sys
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
+from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.launch.resume import is_resume, resume_main
 from ssl_lightning.launch.train import launch
 
@@ -18,5 +18,5 @@ def main(cfg: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     if is_resume(sys.argv[1:]):
-        sys.exit(resume_main(sys.argv[1:], Path(__file__).parent / "conf"))
+        sys.exit(resume_main(sys.argv[1:], conf_dir()))
     main()

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.bench.build import composed
-from ssl_lightning.config.types import check_config
+from ssl_lightning.config.types import check_types
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.engine.trainer import make_trainer
@@ -65,7 +65,7 @@ def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Pat
     chosen = f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
     added = "+" if group == "benchmark" else ""
     cfg = resolved(added + chosen, *NEEDED.get(option, []), tmp_path=tmp_path)
-    check_config(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    check_types(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     if group in ("experiment", "benchmark", "budget"):
         return
     if option == "wandb":

@@ -18,7 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ssl_lightning.config.targets import CONF
+from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import choose_precision
@@ -36,7 +36,7 @@ def device(accelerator: str = "auto") -> torch.device:
 
 def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
     """Compose `conf/train.yaml` with overrides, resolved, for a run in `folder`."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         cfg = compose("train", list(overrides), return_hydra_config=True)
     OmegaConf.update(cfg, "hydra.runtime.output_dir", str(folder), force_add=True)
     HydraConfig.instance().set_config(cfg)

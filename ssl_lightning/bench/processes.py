@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.config.targets import CONF
+from ssl_lightning.config.paths import conf_dir
 
-TRAIN = CONF.parent / "train.py"
+TRAIN = conf_dir().parent / "train.py"
 BATCH = 64  # images of a step of each process
 TWO = ["trainer.devices=2", f"data.batch_size={2 * BATCH}"]
 WAYS = {

@@ -31,7 +31,7 @@ from ssl_lightning.bench.build import (
     wait,
 )
 from ssl_lightning.bench.graphed import GraphedLoop
-from ssl_lightning.config.targets import CONF
+from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.engine.optim import use_fused_kernels
 from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.run.build import build_task
@@ -40,7 +40,7 @@ from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.base import PretextTask
 
-TASKS = sorted({path.stem for path in CONF.glob("task/*.yaml")} - {"random"})  # which takes no step
+TASKS = sorted({path.stem for path in conf_dir().glob("task/*.yaml")} - {"random"})  # which takes no step
 PREPARED = 8  # batches made beforehand
 BLOCK = 10  # steps that are timed at once
 LOOPS = {"bare": BareLoop, "graphed": GraphedLoop}  # the second on GPUs

@@ -1,15 +1,11 @@
-"""A run folder that may come from someone else: what its config may say, and what may lie in it.
-
-Nothing of it names code but this project's, looks into the environment, or makes a run write elsewhere.
-Imports no torch.
-"""
+"""Checks of a run folder that may come from someone else: its config and its links."""
 
 from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,160 +13,157 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_lightning.config.identity import leaves, rename_targets
+from ssl_lightning.config.identity import rename_targets
 from ssl_lightning.config.keys import KEYS
-from ssl_lightning.config.targets import check_targets
-from ssl_lightning.core.cache import cache_root
-from ssl_lightning.core.untrusted import MAX_DEPTH, read_text
+from ssl_lightning.config.paths import conf_dir
+from ssl_lightning.core.untrusted import read_text
 
-MAX_BYTES = 1 << 20  # of a config; those of this project have some 5 kB
-MAX_FILES = 100_000  # of a run folder
+MAX_BYTES = 1 << 20  # of a config; this project writes about 5 kB
 GROUPS = ("task", "data", "backbone", "optimizer", "scheduler", "trainer", "choices")
-NOT_WRITTEN = tuple(key.name for key in KEYS if key.place != "written")  # groups and keys
+NOT_WRITTEN = {key.name for key in KEYS if key.place != "written"}  # groups and keys
 CACHES = tuple(key.name for key in KEYS if key.place == "cache")
-PLACE = re.compile(r"(dir|dirpath|folder|path)$")  # keys of what is written to
-CHOICE = re.compile(r"[\w./+-]{1,100}")
-CACHED = (
-    "cifar10", "stl10", "fashion_mnist", "voc2007", "voc2012", "folders", "packed", "permutations",
-    "ab_priors",
-)  # fmt: skip
+WRITTEN = re.compile(r"(dir|dirpath|folder|path)$")  # keys that name a place to write to
+TRUST = "SSL_LIGHTNING_TRUST"  # environment variable: packages of the user, separated by commas
+SPECIAL_KEYS = ("_target_", "_partial_")  # keys of Hydra that this project uses
+TARGET = re.compile(r"^\s*_target_:\s*(\S+)", re.MULTILINE)
 
 
 def load_config(path: Path) -> DictConfig:
-    """Read a config that is resolved: of plain values, without references, aliases, or classes of YAML.
+    """Read the resolved config of a run, with today's names for renamed `_target_`s.
 
-    Its `overrides` are texts of the command line, and may hold what looks like a reference: read them by
-    `given_overrides`, which leaves them alone.
+    `overrides` holds the command line as given, which may contain `${`: read it with `given_overrides`.
 
     Raises:
-        ValueError: It is something else; names the file.
+        ValueError: The file is too large, is not the config of a run, or has aliases or interpolations.
     """
     try:
         text = read_text(path, MAX_BYTES)
-        _check_events(text)
-        config = OmegaConf.create(text)
-        content = cast(dict[str, Any], OmegaConf.to_container(config))
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise ValueError("it has YAML aliases, with which a small file can expand without bound")
+        content: Any = OmegaConf.to_container(OmegaConf.create(text))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} cannot be read as a config: {reason}") from None
-    groups = [content.get(key) for key in GROUPS] if isinstance(content, dict) else [None]
-    whole = all(isinstance(group, dict) for group in groups) and "overrides" in content
-    if not whole or not isinstance(content.get("run_dir"), str):
+    complete = isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in GROUPS)
+    if not complete or not isinstance(content.get("run_dir"), str):
         raise ValueError(f"{path} is not the config of a run of this project")
-    overrides = content.pop("overrides")
+    overrides = content.pop("overrides", None)
     if not isinstance(overrides, list) or not all(isinstance(each, str) for each in overrides):
         raise ValueError(f"{path}: overrides is not a list of texts")
-    for key, value in leaves(content).items():
-        for word in (key, *map(str, value if isinstance(value, list) else [value])):
-            if "${" in word or word == "???":
-                raise ValueError(
-                    f"{path}: {key} is {word!r}; a run folder holds a config that is resolved, and nothing "
-                    "of it is looked up in the environment of whoever reads it"
-                )
-    named = cast(DictConfig, OmegaConf.create(rename_targets(content)))
-    named.overrides = overrides
-    return named
+    for key, value in _walk(content):
+        word = value if isinstance(value, str) else ""
+        if "${" in key + word or word == "???":
+            raise ValueError(f"{path}: {key} is {word!r}; a stored config holds resolved values only")
+    config = cast(DictConfig, OmegaConf.create(rename_targets(content)))
+    config.overrides = overrides
+    return config
 
 
 def given_overrides(cfg: DictConfig) -> list[str]:
-    """The overrides that a run was composed with, as they were given."""
+    """Return the command-line overrides that a run was composed with, unresolved."""
     return cast(list[str], OmegaConf.to_container(cfg.overrides))
 
 
-def check_config(config: Mapping[str, Any], folder: Path, source: Path, given: Iterable[str] = ()) -> None:
-    """Refuse a config that names foreign code, would write outside of its folder, or would fetch weights.
+def check_trusted(config: Mapping[str, Any], folder: Path, source: Path, given: Collection[str] = ()) -> None:
+    """Raise if a stored config names unknown code, writes outside its folder or downloads weights.
 
     Args:
-        config: Of plain dictionaries and lists.
+        config: Resolved, of plain dictionaries and lists.
         folder: The run folder.
-        source: The file that the config is from.
-        given: Dotted keys that whoever runs it gave on the command line: they know what they want.
+        source: The file that the config comes from, for the message.
+        given: Dotted keys from the command line. The user chose their values, so they are allowed.
 
     Raises:
         ValueError: Names the key.
     """
     check_targets(config, source)
-    for key, value in config["choices"].items():
-        if value is not None and not CHOICE.fullmatch(str(value)):
-            raise ValueError(f"{source}: choices.{key} is {value!r}, which is no name of a choice")
-    home = os.path.realpath(folder)
-    for key, value in leaves(dict(config)).items():
-        group = key.partition(".")[0]
-        if group in NOT_WRITTEN or key in (*NOT_WRITTEN, *given) or not isinstance(value, str):
-            continue
-        parts = Path(value).parts
-        elsewhere = os.path.isabs(value) or value.startswith("~") or ".." in parts or PLACE.search(key)
-        if elsewhere and not _inside(value, home):
+    for key, value in _walk(config):
+        used = not {key, key.partition(".")[0]} & NOT_WRITTEN
+        if used and key not in given and _leads_out(key, value, folder):
             raise ValueError(
-                f"{source} would write to {value!r} ({key}), which is not in {folder}; if that is "
-                f"meant, give {key}= on the command line"
+                f"{source} would write to {value!r} ({key}), which is not in {folder}; if you want this, "
+                f"give {key}= on the command line"
             )
     trained = any((folder / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
     if config["backbone"].get("pretrained") and not trained and "backbone.pretrained" not in given:
         raise ValueError(
-            f"{source} would fetch published weights (backbone.pretrained); if that is meant, give "
+            f"{source} would fetch published weights (backbone.pretrained); if you want this, give "
             "backbone.pretrained=true on the command line, of train.py resume= or of evaluate.py without run="
         )
-    for key in CACHES:
-        group, _, name = key.partition(".")
-        root = config[group].get(name)
-        if root is not None and key not in given and not is_cache(root):
+
+
+def check_targets(config: Any, source: Path) -> None:
+    """Raise if a config names code that is neither in `conf/` nor in a trusted package.
+
+    Hydra calls any function of any module by `_target_`. Allowed are the targets that `conf/` has for the
+    same group, and packages in the environment variable `SSL_LIGHTNING_TRUST`.
+
+    Args:
+        config: Nested dictionaries and lists.
+        source: The file that it comes from, for the message.
+
+    Raises:
+        ValueError: Names the first such target and its key.
+    """
+    known = _known_targets()
+    trusted = tuple(f"{name.strip()}." for name in os.environ.get(TRUST, "").split(",") if name.strip())
+    for place, value in _walk(config):
+        key = place.rpartition(".")[2]
+        if key.startswith("_") and key not in SPECIAL_KEYS:
             raise ValueError(
-                f"{source} names the cache {root!r} ({key}), which is not here, or is no cache of this "
-                f"project; give {key}= on the command line"
+                f"{source} has {place}, which Hydra would act on; allowed are {' and '.join(SPECIAL_KEYS)}"
+            )
+        allowed = known[place.partition(".")[0]]
+        fine = isinstance(value, str) and (value in allowed or value.startswith(trusted))
+        if key == "_target_" and not fine:
+            raise ValueError(
+                f"{source} would run {value!r} ({place}), which is not in conf/ for that group. "
+                f"Trust a package of your own by {TRUST}=<package>; else the file may be malicious"
             )
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a run folder out of which links lead, which writing would follow, or that holds more than files.
+def check_links(folder: Path) -> None:
+    """Raise if a symbolic link in a run folder leads out of it: a run would write through it.
 
     Raises:
-        ValueError: Names the first such entry.
+        ValueError: Names the first such link.
     """
-    home, count = os.path.realpath(folder), 0
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path, count = os.path.join(place, name), count + 1
-            mode = os.lstat(path).st_mode
-            if stat.S_ISLNK(mode) and not _inside(path, home):
-                raise ValueError(
-                    f"{path} is a link that leads out of the run folder, and a run writes there; put what it "
-                    "leads to in its place"
-                )
-            if not (stat.S_ISLNK(mode) or stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-                raise ValueError(f"{path} is a pipe, socket or device; remove it")
-            if count > MAX_FILES:
-                raise ValueError(f"{folder} holds more than {MAX_FILES:,} files, which no run leaves")
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not _is_inside(path, folder):
+            raise ValueError(f"{path} is a link that leads out of the run folder; replace it by its target")
 
 
-def moved(node: Any, old: str, new: str) -> Any:
-    """Write the folder's new place into every path that begins with its old one."""
-    if isinstance(node, dict):
-        return {key: moved(value, old, new) for key, value in node.items()}
-    if isinstance(node, list):
-        return [moved(value, old, new) for value in node]
-    if isinstance(node, str) and (node == old or node.startswith(old + "/")):
-        return new + node[len(old) :]
-    return node
+def _known_targets() -> dict[str, set[str]]:
+    """Collect the targets of `conf/` by group; the files at its top have `encoding` only."""
+    known = defaultdict(set)
+    conf = conf_dir()
+    for path in conf.rglob("*.yaml"):
+        group = path.parent.name if path.parent != conf else "encoding"
+        known[group].update(TARGET.findall(path.read_text()))
+    return known
 
 
-def _check_events(text: str) -> None:
-    """Refuse aliases, by which a small file makes a large config, and deep nesting; nothing is built yet."""
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"it has an alias (*{event.anchor}), which no config of a run has")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+def _walk(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every node; entries of a list have the key of the list."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            here = f"{place}.{key}" if place else str(key)
+            yield here, value
+            yield from _walk(value, here)
+    elif isinstance(node, list):
+        for value in node:
+            yield place, value
+            yield from _walk(value, place)
 
 
-def _inside(path: str, home: str) -> bool:
-    real = os.path.realpath(path)
-    return os.path.isabs(path) and (real == home or real.startswith(home + os.sep))
+def _leads_out(key: str, value: Any, folder: Path) -> bool:
+    """Whether a value names a place outside of the folder, or one relative to where the command starts."""
+    if not isinstance(value, str):
+        return False
+    path = Path(value)
+    is_place = path.is_absolute() or value.startswith("~") or ".." in path.parts or WRITTEN.search(key)
+    return bool(is_place) and not (path.is_absolute() and _is_inside(path, folder))
 
 
-def is_cache(root: Any) -> bool:
-    """Whether a folder is where this user keeps data, or one where this project has put some."""
-    place = Path(str(root)).expanduser()
-    return place.absolute() == cache_root() or any((place / name).is_dir() for name in CACHED)
+def _is_inside(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

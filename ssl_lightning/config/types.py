@@ -21,7 +21,7 @@ MAPPINGS = (dict, Mapping)
 HYDRA_KEYS = ("_target_", "_partial_")
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_types(config: Mapping[str, Any]) -> None:
     """Raise on the first value of a config with the wrong type or out of its range, and on unknown keys.
 
     Args:
@@ -41,7 +41,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def check_special(config: Mapping[str, Any]) -> None:
-    """Do the part of `check_config` that needs no torch: the keys of `config.keys`.
+    """Do the part of `check_types` that needs no torch: the keys of `config.keys`.
 
     Args:
         config: Resolved, of plain dictionaries and lists.
@@ -66,7 +66,7 @@ def check_length(trainer: Mapping[str, Any], *, batches: int, batch_size: int, p
     """Refuse a training that would have no end, no step or no validation, or that cannot be shared out.
 
     Args:
-        trainer: The group of the config, which `check_config` has passed.
+        trainer: The group of the config, which `check_types` has passed.
         batches: Of an epoch.
         batch_size: Images of a batch, over all processes.
         processes: Of the run.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,15 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ssl_lightning.artifacts.run_folder import CONFIG, NEXT_CONFIG
 from ssl_lightning.config.identity import ABSENT, leaves
 from ssl_lightning.config.keys import KEYS
-from ssl_lightning.config.targets import check_targets
-from ssl_lightning.config.trust import (
-    check_config,
-    check_folder,
-    given_overrides,
-    is_cache,
-    load_config,
-    moved,
-)
+from ssl_lightning.config.trust import CACHES, check_links, check_trusted, given_overrides, load_config
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.untrusted import printable
@@ -117,34 +109,46 @@ def read_config(folder: Path) -> DictConfig:
     """Read the config of a run folder, with its paths where the folder is now; `check_loaded` is to follow.
 
     Raises:
-        RunError: The folder is absent or holds no run of this project, or what no run leaves.
+        RunError: The folder is absent, holds no run of this project, or has a link that leads out.
     """
     path = folder / CONFIG
     if not os.path.lexists(path):
         what = f"has no {CONFIG}, so it is no run folder" if folder.is_dir() else "is not there"
         raise RunError(f"error: {folder} {what}; a run folder is outputs/<task>/<data>/<backbone>/<name>")
     try:
-        check_folder(folder)
+        check_links(folder)
         stored = load_config(path)
-        check_targets(OmegaConf.to_container(stored), path)  # and again in the end, by `check_loaded`
     except ValueError as error:
         raise RunError(f"error: {error}") from None
     content = OmegaConf.to_container(stored)
     here = cast(DictConfig, OmegaConf.create(moved(content, str(stored.run_dir), str(folder))))
     here.run_dir = str(folder)
-    if here.task.get("cache_dir") and not is_cache(here.task.cache_dir):
-        here.task.cache_dir = str(cache_root())  # of another machine; what is kept there is computed anew
+    for key in CACHES:  # one of another machine is replaced by this user's
+        place = OmegaConf.select(here, key)
+        if place and not Path(str(place)).expanduser().is_dir():
+            OmegaConf.update(here, key, str(cache_root()))
     return here
 
 
-def check_loaded(cfg: DictConfig, folder: Path, source: Path, given: Iterable[str]) -> None:
-    """Check a config from a run folder, with what the command line changed in it; see `foreign.check_config`.
+def moved(node: Any, old: str, new: str) -> Any:
+    """Replace the folder `old` by `new` in every path of nested dictionaries and lists."""
+    if isinstance(node, dict):
+        return {key: moved(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [moved(value, old, new) for value in node]
+    if isinstance(node, str) and (node == old or node.startswith(old + "/")):
+        return new + node[len(old) :]
+    return node
+
+
+def check_loaded(cfg: DictConfig, folder: Path, source: Path, given: Collection[str]) -> None:
+    """Call `check_trusted` on a config from a run folder, with the changes of the command line.
 
     Raises:
         RunError: It is refused.
     """
     try:
-        check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, source, given)
+        check_trusted(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, source, given)
     except ValueError as error:
         raise RunError(f"error: {error}") from None
 

@@ -29,7 +29,7 @@ from ssl_lightning.artifacts.run_folder import (
     PARENT_PIPE,
     UNREPORTED,
 )
-from ssl_lightning.config.trust import check_config, check_folder, load_config
+from ssl_lightning.config.trust import check_links, check_trusted, load_config
 from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.stop_signals import STOP
 from ssl_lightning.core.untrusted import printable
@@ -70,8 +70,8 @@ def main() -> int:
         keep_quiet()
         cfg = of_first_process(partial(load_config, folder / config))
         if PARENT_PIPE not in os.environ:  # no launcher has looked at it
-            check_folder(folder)
-            check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
+            check_links(folder)
+            check_trusted(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
         resumes = mode != "evaluate" and "resume" in cfg  # which the config of an evaluation has not
         again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
         wanted = cfg.get("deterministic") is True

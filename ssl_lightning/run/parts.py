@@ -18,7 +18,7 @@ from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.config.keys import TRAINER
-from ssl_lightning.config.types import check_config, check_length
+from ssl_lightning.config.types import check_length, check_types
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.cuda_graphs import StepGraph, use_graphs
 from ssl_lightning.engine.fsdp import check_sharded, is_sharded
@@ -95,7 +95,7 @@ def build_parts(
     Raises:
         ValueError: A value is wrong, a file is broken, or the parts do not fit each other.
     """
-    check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+    check_types(cast(dict[str, Any], OmegaConf.to_container(cfg)))
     resumed_from = resume_point(folder) if resume else None
     previous = earlier_results(folder) if resumed_from else None
     check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))

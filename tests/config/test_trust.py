@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ssl_lightning.config.targets import TRUST, check_targets
+from ssl_lightning.config.paths import conf_dir
+from ssl_lightning.config.trust import TRUST, check_targets
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path("config.yaml")
@@ -23,18 +24,21 @@ EVIL = {
     "nested in a list": {"callbacks": {"x": {"_target_": "torch.optim.SGD", "a": [{"_target_": "eval"}]}}},
     "no text": {"data": {"_target_": ["os.system"]}},
     "a path that begins alike": {"data": {"_target_": "torch.optim.SGD.step.__globals__"}},
+    "in a group that conf/ does not have": {"extra": {"_target_": "torch.optim.SGD"}},
 }
 
 
 @pytest.mark.parametrize("name", EVIL)
 def test_foreign_code_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is not in this project's conf"):
+    with pytest.raises(ValueError, match="is not in conf/"):
         check_targets(EVIL[name], SOURCE)
 
 
 def test_what_the_project_ships_is_allowed() -> None:
-    for path in (ROOT / "conf").rglob("*.yaml"):
-        check_targets(OmegaConf.to_container(OmegaConf.load(path), resolve=False), path)
+    for path in conf_dir().glob("*/*.yaml"):
+        content = OmegaConf.to_container(OmegaConf.load(path))
+        whole = "@package _global_" in path.read_text()
+        check_targets(content if whole else {path.parent.name: content}, path)
 
 
 def test_code_of_ones_own_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

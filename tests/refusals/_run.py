@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import ssl_lightning
 from ssl_lightning.bench.build import composed
-from ssl_lightning.config.targets import CONF
+from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.launch.resume import check_checkpoint, resumed_config
 from ssl_lightning.launch.train import save_config
 from ssl_lightning.run.evaluate import evaluate
@@ -62,7 +62,7 @@ def begin(path: Path) -> bytes:
 
 def resume(folder: Path) -> None:
     """What `train.py resume=` does in its process, then what the worker does, to the end."""
-    cfg = resumed_config(folder, ["trainer.max_epochs=2"], CONF)
+    cfg = resumed_config(folder, ["trainer.max_epochs=2"], conf_dir())
     check_checkpoint(folder, cfg)
     run(cfg, folder)
 
@@ -74,7 +74,7 @@ def init_from(path: Path) -> None:
 
 def evaluate_run(folder: Path) -> None:
     """What `evaluate.py run=` does."""
-    cfg = resumed_config(folder, [], CONF)
+    cfg = resumed_config(folder, [], conf_dir())
     cfg.update(init_from=None, checkpoint="last", callbacks={}, logger={})
     evaluate(cfg, folder)
 

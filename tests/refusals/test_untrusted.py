@@ -1,4 +1,4 @@
-"""Attacks by a run folder from elsewhere, each of which fails: what its config says, and what lies in it.
+"""Attacks by a run folder from elsewhere, each of which fails: by its config, or by links in the folder.
 
 `enter` is what `train.py resume=`, `evaluate.py run=` and a worker that is started by hand all go through.
 """
@@ -17,12 +17,12 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ssl_lightning.config.targets import CONF
-from ssl_lightning.config.trust import check_config, check_folder, given_overrides, load_config, moved
+from ssl_lightning.config.paths import conf_dir
+from ssl_lightning.config.trust import check_links, check_trusted, given_overrides, load_config
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.evaluate import TAKEN, evaluation_config
-from ssl_lightning.launch.resume import resumed_config
+from ssl_lightning.launch.resume import moved, read_config, resumed_config
 from ssl_lightning.networks.timm_backbone import create_timm
 from ssl_lightning.run.writer import command
 from tests.refusals._run import make_run
@@ -54,10 +54,10 @@ Spoil = Callable[[Path], Any]
 
 def enter(folder: Path) -> None:
     """Look at a run folder as every entrance does."""
-    check_folder(folder)
+    check_links(folder)
     cfg = load_config(folder / "config.yaml")
     config: Any = moved(OmegaConf.to_container(cfg), str(cfg.run_dir), str(folder))
-    check_config(config, folder, folder / "config.yaml")
+    check_trusted(config, folder, folder / "config.yaml")
 
 
 def says(place: str, value: Any) -> Spoil:
@@ -115,9 +115,9 @@ def pipe(name: str) -> Spoil:
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
 )
-NOT_OURS = "which is not in this project's conf/ for that"
+NOT_OURS = "which is not in conf/ for that group"
 ACTED_ON = "which Hydra would act on; allowed are _target_ and _partial_"
-RESOLVED = "a run folder holds a config that is resolved"
+RESOLVED = "a stored config holds resolved values only"
 WRITES = "would write to .* on the command line"
 ATTACKS: dict[str, tuple[Spoil, str]] = {
     # code
@@ -145,9 +145,9 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "no recursion": (says("data/_recursive_", False), ACTED_ON),
     # YAML
     "a class of YAML": (more("x: !!python/object/apply:os.system [touch x]\n"), "cannot be read as a config"),
-    "a bomb of aliases": (more(BOMB), r"it has an alias \(\*a0\)"),
-    "a merge of an alias": (more("x: &x {a: 1}\ny: {<<: *x}\n"), r"it has an alias \(\*x\)"),
-    "lists nested deeply": (more("x: " + "[" * 5000 + "]" * 5000 + "\n"), "nested more than 32 deep"),
+    "a bomb of aliases": (more(BOMB), "it has YAML aliases"),
+    "a merge of an alias": (more("x: &x {a: 1}\ny: {<<: *x}\n"), "it has YAML aliases"),
+    "lists nested deeply": (more(f"x: {'[' * 5000 + ']' * 5000}\n"), "cannot be read .*: maximum recursion"),
     "a key twice": (more("seed: 1\n"), "cannot be read as a config: .*duplicate key"),
     "16 MB": (text(b"#" * (1 << 24)), "it has 16,777,216 bytes; allowed are at most 1,048,576"),
     "not UTF-8": (text(b"task: \xff\n"), "cannot be read as a config: .*utf-8"),
@@ -156,7 +156,7 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "a task in words": (says("task", "rotation"), "is not the config of a run"),
     "a number of a folder": (says("run_dir", 3), "is not the config of a run"),
     "overrides in words": (says("overrides", "task=rotation"), "overrides is not a list of texts"),
-    "a pipe for the config": (pipe("config.yaml"), "is a pipe, socket or device"),
+    "a pipe for the config": (pipe("config.yaml"), "no plain file"),
     "a link in a circle": (link("config.yaml", "config.yaml"), "a link that leads out|Too many levels"),
     # what is looked up
     "the environment": (says("name", "${oc.env:HOME}"), f"name is '.*HOME.*'; {RESOLVED}"),
@@ -179,18 +179,14 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "a log of a name that leads up": (says("logger/csv/version", "../../.."), WRITES),
     "a root of Lightning": (says("trainer/default_root_dir", "/root"), WRITES),
     "a folder that was the root": (says("run_dir", "/"), WRITES),
-    "a cache that is none": (says("data/root", "/etc"), "names the cache '/etc'"),
-    "a cache that is not there": (says("data/root", "/nowhere"), "names the cache '/nowhere'"),
-    "another cache that is none": (says("task/cache_dir", "/etc"), "names the cache '/etc' .task.cache_dir."),
+    "a log in an object in a list": (says("callbacks/panel/more", [{"save_dir": "/var/log"}]), WRITES),
     "published weights": (says("backbone/pretrained", True), "would fetch published weights"),
-    # names that a terminal would obey, and what lies in the folder
-    "a name of escape codes": (says("choices/task", "\x1b[2Jrotation"), "choices.task is .* no name of"),
-    "a name that is code": (says("choices/task", "<script>"), "choices.task is .* no name of a choice"),
+    # links in the folder
     "checkpoints behind a link": (link("checkpoints", "/tmp"), "checkpoints is a link that leads out"),
     "a log behind a link": (link("metrics.csv", "/etc/passwd"), "metrics.csv is a link that leads out"),
     "a lock behind a link": (link(".lock", "/etc/passwd"), ".lock is a link that leads out"),
     "a link to what is not there": (link("results.json", "/nowhere/x"), "results.json is a link that leads"),
-    "a log that is a pipe": (pipe("metrics.csv"), "metrics.csv is a pipe, socket or device"),
+    "a link deep in the folder": (link("tensorboard/events", "/etc/passwd"), "is a link that leads out"),
 }  # fmt: skip
 
 
@@ -232,11 +228,8 @@ def test_an_attack_is_refused_by_both_commands(name: str, folder: Path) -> None:
     spoil(folder)
     cfg = OmegaConf.create({group: {} for group in TAKEN})
     cfg.update(checkpoint="last", choices={"data": "fake"})
-    if name == "another cache that is none":  # the reader's own takes its place
-        assert evaluation_config(folder, cfg, [f"run={folder}"]).task.cache_dir == str(cache_root())
-        return
     with pytest.raises(RunError, match=answer):
-        resumed_config(folder, [], CONF)
+        resumed_config(folder, [], conf_dir())
     if answer == WRITES and name != "a root of Lightning":
         taken = evaluation_config(folder, cfg, [f"run={folder}"])  # where it logs and saves is not taken over
         assert taken.callbacks == taken.logger == {}
@@ -247,13 +240,21 @@ def test_an_attack_is_refused_by_both_commands(name: str, folder: Path) -> None:
 
 def test_what_was_given_on_the_command_line_is_meant(folder: Path) -> None:
     config = CONFIG | {"run_dir": str(folder)}
-    for place, value in (("logger.csv.save_dir", "/scratch/logs"), ("data.root", "/scratch/data")):
+    for place, value in (("logger.csv.save_dir", "/scratch/logs"), ("backbone.pretrained", True)):
         cfg = OmegaConf.create(moved(config, HOME, str(folder)))
         OmegaConf.update(cfg, place, value)
         changed: Any = OmegaConf.to_container(cfg)
         with pytest.raises(ValueError, match=place):
-            check_config(changed, folder, folder / "config.yaml")
-        check_config(changed, folder, folder / "config.yaml", [place])
+            check_trusted(changed, folder, folder / "config.yaml")
+        check_trusted(changed, folder, folder / "config.yaml", [place])
+
+
+def test_a_cache_of_another_machine_is_replaced_by_the_users(folder: Path, tmp_path: Path) -> None:
+    says("data/root", str(tmp_path / "absent"))(folder)
+    says("task/cache_dir", str(tmp_path))(folder)
+    cfg = read_config(folder)
+    assert cfg.data.root == str(cache_root())
+    assert cfg.task.cache_dir == str(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,13 @@
+"""Location of the Hydra configs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def conf_dir() -> Path:
+    """Return the folder `conf`: the installed package's own, else the repository's."""
+    packaged = PACKAGE / "conf"
+    return packaged if packaged.is_dir() else PACKAGE.parent / "conf"
