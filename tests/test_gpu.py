@@ -10,8 +10,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
-from ssl_lightning.bench.build import composed
 from ssl_lightning.run.execute import Run
+from tests._composed import composed
 from tests.data.test_in_memory import cache
 from tests.test_cluster import train
 from tests.test_train import results_of

@@ -12,12 +12,12 @@ import torch
 from omegaconf import OmegaConf
 
 import ssl_lightning
-from ssl_lightning.bench.build import composed
 from ssl_lightning.config.targets import CONF
 from ssl_lightning.launch.resume import check_checkpoint, resumed_config
 from ssl_lightning.launch.train import save_config
 from ssl_lightning.run.evaluate import evaluate
 from ssl_lightning.run.execute import Run, run
+from tests._composed import composed
 
 TINY = [
     "data=fake", "data.num_train=32", "data.num_test=16", "data.heldout=16", "data.batch_size=8",
