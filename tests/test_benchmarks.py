@@ -25,7 +25,8 @@ from PIL import Image
 from torchvision.models import vgg19
 
 from ssl_lightning.core.image_spec import ImageSpec
-from tests.test_conf import CONF, NEEDED, options, resolved
+from tests._composed import CONF, composed
+from tests.test_conf import NEEDED, options
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
@@ -53,7 +54,7 @@ def sweep(name: str) -> list[list[str]]:
 def job(name: str, budget: str, number: int) -> DictConfig:
     """The resolved config of one job of a table."""
     given = [f"+benchmark={name}", f"budget={budget}", *sweep(name)[number], *NEEDED.get(name, [])]
-    return resolved(*given, tmp_path=Path("run"))
+    return composed(given, Path("run"))
 
 
 def jobs(name: str) -> list[DictConfig]:
@@ -189,7 +190,7 @@ PAPERS = [
 @pytest.mark.parametrize("option", PAPERS)
 def test_the_setting_of_a_paper_fits_its_trunk(option: str) -> None:
     overrides = ["task.content=null"] if option.startswith("ledig") else []  # VGG19 is a download
-    cfg = resolved(f"experiment={option}", *NEEDED.get(option, []), *overrides, tmp_path=Path("run"))
+    cfg = composed([f"experiment={option}", *NEEDED.get(option, []), *overrides], Path("run"))
     spec = ImageSpec(3, cfg.data.image_size, (0.5,) * 3, (0.2,) * 3, ("a", "b"), pretrain_labels=True)
     task_class = get_class(cfg.task._target_)
     trunk = instantiate(cfg.backbone, in_channels=task_class.trunk_channels(spec))

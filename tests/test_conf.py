@@ -7,9 +7,8 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from ssl_lightning.bench.build import composed
 from ssl_lightning.config.types import check_types
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.image_spec import ImageSpec
@@ -18,18 +17,13 @@ from ssl_lightning.launch.train import check_start
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.run.parts import OURS
 from ssl_lightning.tasks.base import PretextTask
+from tests._composed import CONF, composed
 
-CONF = Path(__file__).parent.parent / "conf"
 LISTS = ("probe", "logger", "callbacks")  # groups of which several options are chosen at once
 
 
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def resolved(*overrides: str, tmp_path: Path) -> DictConfig:
-    """Compose conf/train.yaml as `train.py` does, with every interpolation resolved."""
-    return composed(overrides, tmp_path)
 
 
 def every_choice() -> list[tuple[str, str]]:
@@ -64,7 +58,7 @@ NEEDED |= dict.fromkeys(ON_IMAGENET, NEEDED["imagenet"])
 def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Path) -> None:
     chosen = f"{group}=[{option}]" if group in LISTS else f"{group}={option}"
     added = "+" if group == "benchmark" else ""
-    cfg = resolved(added + chosen, *NEEDED.get(option, []), tmp_path=tmp_path)
+    cfg = composed([added + chosen, *NEEDED.get(option, [])], tmp_path)
     check_types(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     if group in ("experiment", "benchmark", "budget"):
         return
@@ -94,21 +88,21 @@ def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Pat
 
 
 def test_the_run_folder_follows_the_choices(tmp_path: Path) -> None:
-    cfg = resolved("task=random", "data=fake", "backbone=nin", "name=x", tmp_path=tmp_path)
+    cfg = composed(["task=random", "data=fake", "backbone=nin", "name=x"], tmp_path)
     assert cfg.folder == "random/fake/nin/x"
     assert cfg.run_dir == str(tmp_path)
 
 
 def test_probes_are_a_list_and_may_be_none(tmp_path: Path) -> None:
-    assert list(resolved("probe=[knn]", tmp_path=tmp_path).probe) == ["knn"]
-    assert resolved("probe=[]", tmp_path=tmp_path).probe == {}
+    assert list(composed(["probe=[knn]"], tmp_path).probe) == ["knn"]
+    assert composed(["probe=[]"], tmp_path).probe == {}
 
 
 def test_a_wrong_option_lists_the_right_ones(tmp_path: Path) -> None:
     with pytest.raises(MissingConfigException, match=r"(?s)Available options in 'task':.*rotation"):
-        resolved("task=rotaton", tmp_path=tmp_path)
+        composed(["task=rotaton"], tmp_path)
 
 
 def test_an_unknown_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigCompositionException, match=r"Could not override 'optimizer\.learning_rate'"):
-        resolved("optimizer.learning_rate=1", tmp_path=tmp_path)
+        composed(["optimizer.learning_rate=1"], tmp_path)

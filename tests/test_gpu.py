@@ -12,7 +12,6 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
-from ssl_lightning.bench.build import composed
 from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.networks.nin import NIN
 from ssl_lightning.probes._choice import Choice
@@ -21,6 +20,7 @@ from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
 from ssl_lightning.probes.nonlinear import NonLinearProbe, Training, recorded
 from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
+from tests._composed import composed
 from tests.data.test_in_memory import cache
 from tests.test_cluster import train
 from tests.test_train import results_of

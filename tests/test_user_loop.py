@@ -12,10 +12,10 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
-from ssl_lightning.bench.build import composed
 from ssl_lightning.run.execute import execute, pretrain
 from ssl_lightning.run.parts import Parts, build_parts
 from ssl_lightning.run.writer import RunWriter
+from tests._composed import composed
 from tests._stand_in import StandIn
 from tests.test_resume import digest
 

@@ -66,67 +66,17 @@ def bench_ops(options: argparse.Namespace) -> Rows:
 
 
 def bench_probes(options: argparse.Namespace) -> Rows:
-    """Probes against an encode pass, and against encoding anew in every epoch."""
+    """Probes against an encode pass, and against encoding again in every epoch."""
     from ssl_lightning.bench.probing import probes_against_encoding
 
     return [probes_against_encoding(["task=random", *options.overrides])]
 
 
 def bench_files(options: argparse.Namespace) -> Rows:
-    """Epochs of JPEG files against the packed cache."""
+    """Epochs of JPEG files against the packed cache and shards."""
     from ssl_lightning.bench.files import files_against_pack
 
     return files_against_pack(2400, options.repeats)
-
-
-def bench_watching(options: argparse.Namespace) -> Rows:
-    """The line on collapsed features against an epoch of the quick start."""
-    from ssl_lightning.bench.watching import collapse_against_an_epoch
-
-    quick = ["experiment=quick_start", *options.overrides]
-    return [{"task": "rotation", **collapse_against_an_epoch(quick, options.repeats)}]
-
-
-def bench_shards(options: argparse.Namespace) -> Rows:
-    """Epochs of shards against the JPEG files in them, and webdataset's pipeline."""
-    from ssl_lightning.bench.shards import shards_against_files
-
-    return shards_against_files(1000, min(3, options.repeats))
-
-
-def bench_reads(options: argparse.Namespace) -> Rows:
-    """Reads of files and shards from the disk, not decoded."""
-    from ssl_lightning.bench.shards import plain_reads
-
-    return plain_reads(4000, min(3, options.repeats))
-
-
-def bench_communication(options: argparse.Namespace) -> Rows:
-    """Megabytes that each of 2, 8 and 64 processes sends in a step."""
-    from ssl_lightning.bench.communication import TRUNKS, volumes
-
-    return [volumes(trunk, options.overrides) for trunk in TRUNKS]
-
-
-def bench_prediction(options: argparse.Namespace) -> Rows:
-    """Efficiencies of 8 and 64 GPUs, predicted and not measured."""
-    from ssl_lightning.bench.communication import TRUNKS, prediction
-
-    return [prediction(trunk, options.overrides) for trunk in TRUNKS]
-
-
-def bench_traffic(options: argparse.Namespace) -> Rows:
-    """The same megabytes, counted at the loopback of two processes."""
-    from ssl_lightning.bench.communication import COUNTED, computed_and_counted
-
-    return [row for trunk in COUNTED for row in computed_and_counted(trunk)]
-
-
-def bench_scaling(options: argparse.Namespace) -> Rows:
-    """Whole runs of two processes against one, a core each."""
-    from ssl_lightning.bench.processes import scaling
-
-    return scaling(options.overrides, min(5, options.repeats))
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
@@ -136,13 +86,6 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "ops": bench_ops,
     "probes": bench_probes,
     "files": bench_files,
-    "watching": bench_watching,
-    "shards": bench_shards,
-    "reads": bench_reads,
-    "communication": bench_communication,
-    "traffic": bench_traffic,
-    "prediction": bench_prediction,
-    "scaling": bench_scaling,
 }
 
 

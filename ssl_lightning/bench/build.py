@@ -13,15 +13,15 @@ from typing import Any, TypeVar
 
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import choose_precision
+from ssl_lightning.launch.train import resolve
 from ssl_lightning.run.__main__ import keep_quiet
 from ssl_lightning.tasks.base import PretextTask
 
@@ -35,14 +35,13 @@ def device(accelerator: str = "auto") -> torch.device:
 
 
 def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
-    """Compose `conf/train.yaml` with overrides, resolved, for a run in `folder`."""
+    """Compose `conf/train.yaml` with overrides, resolved, for steps that keep their files in `folder`."""
+    where = [
+        f"run_dir='{folder}'",
+        "choices={task: bench, data: bench, backbone: bench}",
+    ]  # else by the command
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        cfg = compose("train", list(overrides), return_hydra_config=True)
-    OmegaConf.update(cfg, "hydra.runtime.output_dir", str(folder), force_add=True)
-    HydraConfig.instance().set_config(cfg)
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[return-value]
+        return resolve(compose("train", [*overrides, *where]))
 
 
 def made_data(cfg: DictConfig) -> PairedDataModule:

@@ -1,4 +1,4 @@
-"""Epochs of image files: decoded again in each epoch, against cut from the packed cache.
+"""Epochs of image files against the packed cache and against shards of the same pictures.
 
 The pictures are CIFAR-10's photographs, enlarged (bicubic) to 500 x 375 px, with noise as of a sensor (the
 enlarged ones have no fine detail, and would be decoded too fast), saved as JPEG of quality 90: about 60 kB.
@@ -9,18 +9,49 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.data.folder import Folder
 from ssl_lightning.data.io.arrays import load
+from ssl_lightning.data.pack.__main__ import main as pack
+from ssl_lightning.data.shards import Shards
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
 NOISE = 6.0  # standard deviation, of 255
+SHARDS, WINDOW = 8, 4
+VIEWS = ((64, 0), (64, 2), (224, 0), (224, 2))  # pixels, and decoding processes
+
+
+def files_against_pack(images: int, epochs: int) -> list[dict[str, Any]]:
+    """Images a second of training batches with random crops, by view and workers; sources take turns."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures, shards, root = (Path(scratch, name) for name in ("pictures", "shards", "cache"))
+        write_pictures(pictures, images)
+        if pack([str(pictures), str(shards), "--samples-per-shard", str(-(-images // SHARDS))]):
+            raise RuntimeError("the pictures could not be packed")
+        for image_size, workers in VIEWS:
+            files: dict[str, Any] = {"pretrain_dir": str(pictures), "root": str(root), "verify": False}
+            view: dict[str, Any] = {"image_size": image_size, "num_workers": workers}
+            packed = Folder(**files, **view, cache=True)
+            sources = {
+                "jpeg": Folder(**files, **view),
+                "packed": packed,
+                "shards": Shards(pretrain_dir=str(shards), window=WINDOW, **view),
+            }
+            rates = in_turns(sources, epochs)
+            found = {"view": image_size, "workers": workers, "cached_side": min(packed.cache_side, HEIGHT)}
+            found |= {f"{name}_images_per_s": rate for name, rate in rates.items()}
+            times = {f"{name}_times": rates[name] / rates["jpeg"] for name in ("packed", "shards")}
+            rows.append(found | times)
+    return rows
 
 
 def write_pictures(folder: Path, count: int) -> None:
@@ -35,36 +66,16 @@ def write_pictures(folder: Path, count: int) -> None:
         )
 
 
-def images_a_second(data: Folder, epochs: int) -> float:
-    """Median over epochs of training batches, after one that is not counted."""
-    loader, rates = data.train_dataloader(), []
+def in_turns(sources: Mapping[str, PairedDataModule], epochs: int) -> dict[str, float]:
+    """Median images a second of each, after an epoch that is not counted."""
+    loaders: dict[str, Iterable[Any]] = {}
+    for name, data in sources.items():
+        data.setup()
+        loaders[name] = data.train_dataloader()
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(epochs + 1):
-        began = time.perf_counter()
-        seen = sum(len(images) for images, _ in loader)
-        rates.append(seen / (time.perf_counter() - began))
-    return statistics.median(rates[1:])
-
-
-def files_against_pack(images: int, epochs: int) -> list[dict[str, Any]]:
-    """Images a second of training batches with random crops, as files and packed, for views and workers."""
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        pictures, root = Path(scratch, "pictures"), Path(scratch, "cache")
-        write_pictures(pictures, images)
-        for image_size, workers in ((64, 0), (64, 2), (224, 0), (224, 2)):
-            rates = {}
-            for cache in (False, True):
-                data = Folder(
-                    pretrain_dir=str(pictures),
-                    root=str(root),
-                    image_size=image_size,
-                    num_workers=workers,
-                    verify=False,
-                    cache=cache,
-                )
-                data.setup()
-                rates[cache] = images_a_second(data, epochs)
-            found = {"view": image_size, "workers": workers, "cached_side": min(data.cache_side, HEIGHT)}
-            speeds = {"jpeg_images_per_s": rates[False], "packed_images_per_s": rates[True]}
-            rows.append(found | speeds | {"times": rates[True] / rates[False]})
-    return rows
+        for name, batches in loaders.items():
+            began = time.perf_counter()
+            seen = sum(len(images) for images, _ in batches)
+            rates[name].append(seen / (time.perf_counter() - began))
+    return {name: statistics.median(found[1:]) for name, found in rates.items()}

@@ -1,8 +1,9 @@
-"""The bare loop as a CUDA graph: what a GPU does when nobody keeps it waiting."""
+"""The bare loop as a CUDA graph: the ceiling of a GPU that never waits for Python."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import wait
@@ -20,33 +21,30 @@ class GraphedLoop(BareLoop):
 
     def step(self) -> None:
         """Train on the next batch."""
+        if self.done < WARM_UP:
+            return self._warm_up()
         images, labels = self.batches[self.done % len(self.batches)]
-        if self.done == 0:
-            self._stream = torch.Generator(images.device)
-            self._images, self._labels = images.clone(), labels.clone()
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    if "capturable" in group:  # Adam, which else counts its steps on the host
-                        group["capturable"] = True
         if self.done == WARM_UP:
-            self._record()
+            self._record(images, labels)
         self._images.copy_(images)
         self._labels.copy_(labels)
         self._stream.manual_seed(stream_seed("bench", self.done))
-        if self.done < WARM_UP:
-            self._warm_up()
-        else:
-            self._graph.replay()
+        self._graph.replay()
         self.done += 1
 
     def _warm_up(self) -> None:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            if "capturable" in group:  # Adam, which else counts its steps on the host
+                group["capturable"] = True
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            self.train_on(self._images, self._labels, self._stream)
+            super().step()
         current.wait_stream(side)
 
-    def _record(self) -> None:
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        self._images, self._labels = images.clone(), labels.clone()
+        self._stream = torch.Generator(images.device)
         wait()
         self._graph = torch.cuda.CUDAGraph()
         self._graph.register_generator_state(self._stream)

@@ -1,11 +1,10 @@
-"""What the data sets share whose images are of one size and are held in memory."""
+"""Base class for data sets of images of one size, held in memory."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,8 +33,8 @@ class InMemory(PairedDataModule):
         flip: Whether half of the training images are mirrored left to right.
         device_resident: Whether all images are kept on the GPU, so that a step moves none, and they are
             cropped there; "auto": where they take a tenth of its free memory at most. On a CPU no difference.
-        batch_size, eval_batch_size, seed, mean, std, heldout, max_labels, pretrain_size:
-            See `PairedDataModule`.
+        eval_batch_size, heldout: See `PairedDataModule`.
+        **base: The other keywords of `PairedDataModule`.
 
     Raises:
         ValueError: The resized images would take more than half of the machine's memory, or see
@@ -51,31 +50,17 @@ class InMemory(PairedDataModule):
         self,
         *,
         root: str | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int = 500,
         image_size: int | None = None,
-        seed: int = 0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        heldout: int | None = 1000,
-        max_labels: int | None = None,
-        pretrain_size: int | None = None,
         crop_padding: int = 0,
         flip: bool = True,
         device_resident: Literal["auto", True, False] = "auto",
+        eval_batch_size: int = 500,
+        heldout: int | None = 1000,
+        **base: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            image_size=self.published_size if image_size is None else image_size,
-            channels=self.published_channels,
-            seed=seed,
-            mean=mean,
-            std=std,
-            heldout=heldout,
-            max_labels=max_labels,
-            pretrain_size=pretrain_size,
-        )
+        size = self.published_size if image_size is None else image_size
+        super().__init__(image_size=size, eval_batch_size=eval_batch_size, heldout=heldout, **base)
+        self.channels = self.published_channels
         self.root = cache_root(root)
         self.augment = CropFlip(crop_padding, flip)
         self.device_resident = device_resident

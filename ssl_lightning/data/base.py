@@ -35,7 +35,6 @@ class PairedDataModule(pl.LightningDataModule):
         batch_size: Images of a pretraining batch, over all processes.
         eval_batch_size: Images of a batch elsewhere, over all processes.
         image_size: Height and width in pixels.
-        channels: 1 for grey, 3 for RGB.
         seed: Of the order and the augmentation of the pretraining images.
         mean: Per-channel mean in [0, 1]; None measures it on pretraining images.
         std: Per-channel standard deviation; None measures it.
@@ -50,6 +49,7 @@ class PairedDataModule(pl.LightningDataModule):
     """
 
     name: str = "data"
+    channels: int = 3  # 1 for grey, 3 for RGB
     targets: str = "classes"  # kind of the labels: classes, multilabel, masks or boxes
     eval_view: EvalView | None = None  # what evaluation sees of an image file, where the images are files
     num_workers: int = 2  # processes that decode image files
@@ -57,16 +57,15 @@ class PairedDataModule(pl.LightningDataModule):
     def __init__(
         self,
         *,
-        batch_size: int,
-        eval_batch_size: int,
-        image_size: int,
-        channels: int,
-        seed: int,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
-        heldout: int | None,
-        max_labels: int | None,
-        pretrain_size: int | None,
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        image_size: int = 64,
+        seed: int = 0,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        heldout: int | None = None,
+        max_labels: int | None = None,
+        pretrain_size: int | None = None,
     ) -> None:
         super().__init__()
         positive = {
@@ -81,14 +80,11 @@ class PairedDataModule(pl.LightningDataModule):
                 raise ValueError(f"data.{key} is {value}; it must be at least 1")
         if heldout is not None and heldout < 0:
             raise ValueError(f"data.heldout is {heldout}; it must be at least 0")
-        if channels not in (1, 3):
-            raise ValueError(f"data.channels is {channels}; allowed are 1 (grey) and 3 (RGB)")
         if (mean is None) != (std is None):
             raise ValueError("data.mean and data.std must both be given, or both be null")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.image_size = image_size
-        self.channels = channels
         self.seed = seed
         self.heldout = heldout
         self.max_labels = max_labels
@@ -356,3 +352,14 @@ class PairedDataModule(pl.LightningDataModule):
         values = self.train_sample(min(MEASURED, len(self._splits.pretrain))).float() / 255  # (n, C, H, W)
         mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
         return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def check_channels(channels: int) -> int:
+    """Return the number of channels of images.
+
+    Raises:
+        ValueError: It is neither 1 nor 3.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"data.channels is {channels}; allowed are 1 (grey) and 3 (RGB)")
+    return channels

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.data.base import PairedDataModule, check_channels
 from ssl_lightning.data.io.augment import CropFlip
 from ssl_lightning.data.io.sources import ArraySource
 
@@ -28,8 +28,8 @@ class Fake(PairedDataModule):
         channels: 1 or 3.
         crop_padding: Pixels by which training images are padded, by reflection, before the random crop.
         flip: Whether half of the training images are mirrored left to right.
-        batch_size, eval_batch_size, image_size, seed, mean, std, heldout, max_labels, pretrain_size:
-            See `PairedDataModule`.
+        batch_size, eval_batch_size, image_size, heldout: See `PairedDataModule`.
+        **base: The other keywords of `PairedDataModule`.
     """
 
     name = "fake"
@@ -41,35 +41,27 @@ class Fake(PairedDataModule):
         num_test: int = 64,
         num_classes: int = 4,
         channels: int = 3,
+        crop_padding: int = 0,
+        flip: bool = False,
         batch_size: int = 32,
         eval_batch_size: int = 64,
         image_size: int = 32,
-        seed: int = 0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         heldout: int | None = 64,
-        max_labels: int | None = None,
-        pretrain_size: int | None = None,
-        crop_padding: int = 0,
-        flip: bool = False,
+        **base: Any,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             image_size=image_size,
-            channels=channels,
-            seed=seed,
-            mean=mean,
-            std=std,
             heldout=heldout,
-            max_labels=max_labels,
-            pretrain_size=pretrain_size,
+            **base,
         )
         if num_classes < 2 or min(num_train, num_test) < num_classes:
             raise ValueError(
                 f"data.num_classes is {num_classes}, num_train {num_train} and num_test {num_test}; "
                 "allowed are 2 classes or more, with an image of each in both splits"
             )
+        self.channels = check_channels(channels)
         self.num_train = num_train
         self.num_test = num_test
         self.num_classes = num_classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +42,8 @@ class Scenes(DenseDataModule):
         scenes_seed: Other scenes for every value, the same ones for every seed of a run.
         crop_padding: Pixels by which training images are padded, by reflection, before the random crop.
         flip: Whether half of the training images of the pretext are mirrored left to right.
-        batch_size, eval_batch_size, image_size, seed, mean, std, heldout, max_labels, pretrain_size:
-            See `PairedDataModule`.
+        eval_batch_size, heldout: See `PairedDataModule`.
+        **base: The other keywords of `PairedDataModule`.
 
     Raises:
         ValueError: A value is out of range.
@@ -60,30 +61,13 @@ class Scenes(DenseDataModule):
         objects: Sequence[int] = (1, 3),
         object_size: Sequence[float] = (0.3, 0.6),
         scenes_seed: int = 0,
-        batch_size: int = 64,
-        eval_batch_size: int = 250,
-        image_size: int = 64,
-        seed: int = 0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        heldout: int | None = 500,
-        max_labels: int | None = None,
-        pretrain_size: int | None = None,
         crop_padding: int = 0,
         flip: bool = True,
+        eval_batch_size: int = 250,
+        heldout: int | None = 500,
+        **base: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            image_size=image_size,
-            channels=3,
-            seed=seed,
-            mean=mean,
-            std=std,
-            heldout=heldout,
-            max_labels=max_labels,
-            pretrain_size=pretrain_size,
-        )
+        super().__init__(eval_batch_size=eval_batch_size, heldout=heldout, **base)
         if targets not in KINDS:
             raise ValueError(f"data.targets is {targets!r}; allowed are {', '.join(KINDS)}")
         if min(num_train, num_test) < 1:

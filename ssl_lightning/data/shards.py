@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
-from ssl_lightning.data._files import check_both, check_decoding, check_same_classes
+from ssl_lightning.data._files import check_both, check_same_classes
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.base import PairedDataModule
-from ssl_lightning.data.io.augment import EvalView, TrainView
+from ssl_lightning.data._pictures import Pictures
 from ssl_lightning.data.io.shard_index import ShardIndex, read_index
 from ssl_lightning.data.io.shards import ShardSource
-from ssl_lightning.data.io.sources import default_workers
 
 
-class Shards(PairedDataModule):
+class Shards(Pictures):
     """Folders that `python -m ssl_lightning.data.pack` made, decoded by worker processes.
 
     An epoch goes through the shards in a new order and mixes the images of `window` of them. Copies are known
@@ -29,17 +27,10 @@ class Shards(PairedDataModule):
         pretrain_dir: Shards to pretrain on; labels are not needed.
         train_dir: Shards packed with labels for the probes; None for no probes.
         test_dir: The same for the reported figures; needed with `train_dir`.
-        channels: 1 for grey, 3 for RGB.
-        crop_scale: Smallest and largest share of a training picture's area that is cut out.
-        crop_ratio: Side of the central square that evaluation sees, over the shorter side.
-        flip: Whether half of the training images are mirrored left to right.
-        max_pixels: Folders with larger pictures are refused.
         window: Shards whose images are mixed. The system should have room to keep twice as many in memory.
         read_ahead: Read the next window from front to back while this one is trained on; with it a disk is
             read in order, without it one picture at a time.
-        num_workers: Decoding processes for each rank; None for one per core, at most 8.
-        batch_size, eval_batch_size, image_size, seed, mean, std, heldout, max_labels, pretrain_size:
-            See `PairedDataModule`.
+        **base: The keywords of `Pictures`; folders with pictures above `max_pixels` are refused.
 
     Raises:
         ValueError: If a value is out of range, or only one of `train_dir` and `test_dir` is given; in `setup`
@@ -48,7 +39,6 @@ class Shards(PairedDataModule):
     """
 
     name = "shards"
-    eval_view: EvalView
 
     def __init__(
         self,
@@ -56,49 +46,19 @@ class Shards(PairedDataModule):
         pretrain_dir: str,
         train_dir: str | None = None,
         test_dir: str | None = None,
-        batch_size: int = 64,
-        eval_batch_size: int = 128,
-        image_size: int = 64,
-        channels: int = 3,
-        seed: int = 0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        heldout: int | None = None,
-        max_labels: int | None = None,
-        pretrain_size: int | None = None,
-        crop_scale: Sequence[float] = (0.2, 1.0),
-        crop_ratio: float = 0.875,
-        flip: bool = True,
-        max_pixels: int = 50_000_000,
         window: int = 16,
         read_ahead: bool = True,
-        num_workers: int | None = None,
+        **base: Any,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            image_size=image_size,
-            channels=channels,
-            seed=seed,
-            mean=mean,
-            std=std,
-            heldout=heldout,
-            max_labels=max_labels,
-            pretrain_size=pretrain_size,
-        )
+        super().__init__(**base)
         check_both(train_dir, test_dir)
-        check_decoding(max_pixels, num_workers)
         if window < 1:
             raise ValueError(f"data.window is {window}; allowed is 1 shard or more")
         self.pretrain_dir = Path(pretrain_dir).expanduser()
         self.train_dir = None if train_dir is None else Path(train_dir).expanduser()
         self.test_dir = None if test_dir is None else Path(test_dir).expanduser()
-        self.train_view = TrainView(image_size, tuple(crop_scale), flip)  # type: ignore[arg-type]
-        self.eval_view = EvalView(image_size, crop_ratio)
-        self.max_pixels = max_pixels
         self.window = window
         self.read_ahead = read_ahead
-        self.num_workers = default_workers() if num_workers is None else num_workers
 
     @property
     def has_downstream(self) -> bool:
@@ -141,17 +101,7 @@ class Shards(PairedDataModule):
         return index
 
     def _source(self, index: ShardIndex, keep: np.ndarray | None = None) -> ShardSource:
-        return ShardSource(
-            index,
-            keep,
-            window=self.window,
-            read_ahead=self.read_ahead,
-            channels=self.channels,
-            train_view=self.train_view,
-            eval_view=self.eval_view,
-            max_pixels=self.max_pixels,
-            num_workers=self.num_workers,
-        )
+        return ShardSource(index, keep, window=self.window, read_ahead=self.read_ahead, **self.decoding)
 
 
 def check_labelled(train: ShardIndex, test: ShardIndex) -> None:

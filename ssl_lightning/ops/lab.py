@@ -1,4 +1,9 @@
-"""CIE Lab: lightness and two opponent colours, of sRGB under D65 (CIE 15:2004, IEC 61966-2-1)."""
+"""CIE Lab: lightness and two opponent colours, of sRGB under D65 (CIE 15:2004, IEC 61966-2-1).
+
+The way back is kornia's. The way there, part of every training step, is our own: kornia's takes three
+times as long on a CPU, is off by up to 3 units under autocast, and copies constants to the GPU in each call,
+which waits for it.
+"""
 
 from __future__ import annotations
 

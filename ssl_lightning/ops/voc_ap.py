@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 Detections = Mapping[str, Tensor]  # of one image: boxes (n, 4), labels (n,), scores (n,)
 Truth = Mapping[str, Tensor]  # of one image: boxes (m, 4), labels (m,), difficult (m,) bool
@@ -19,8 +20,7 @@ def voc_ap(
     A detection is compared with the object of its class that it overlaps most. It is right if they overlap by
     `iou` or more and no detection with a higher score took that object; it counts nowhere if the object is
     difficult, and else it is wrong. Boxes are left, top, right, bottom with right and bottom outside, where
-    VOC's
-    code counts whole pixels: the overlaps are the same.
+    VOC's code counts whole pixels: the overlaps are the same.
 
     Args:
         detections: For each image; more than one of a score keep their order.
@@ -81,15 +81,6 @@ def first_of_each(values: Tensor) -> Tensor:
     return first
 
 
-def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of boxes `(n, 4)` with boxes `(m, 4)`: `(n, m)`, 0 where both are empty."""
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])  # (n, m, 2)
-    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
-    return shared / (areas[0][:, None] + areas[1] - shared).clamp(min=torch.finfo(shared.dtype).tiny)
-
-
 def _best_objects(
     detections: Sequence[Detections], truth: Sequence[Truth], label: int, iou: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,7 +98,7 @@ def _best_objects(
         difficult.append(there["difficult"][wanted])
         if wanted.any():
             overlap, best = box_iou(found["boxes"][mine].double(), there["boxes"][wanted].double()).max(1)
-            objects.append(torch.where(overlap >= iou, best + count, -1))
+            objects.append(torch.where(overlap >= iou, best + count, -1))  # NaN of two empty boxes too
         else:
             objects.append(torch.full((int(mine.sum()),), -1, device=mine.device))
         count += int(wanted.sum())

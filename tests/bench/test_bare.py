@@ -7,6 +7,7 @@ import torch
 
 from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import alone, batches_of, composed, precision_of
+from ssl_lightning.bench.graphed import GraphedLoop
 from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
 from ssl_lightning.engine import trainer as trainer_module
 from ssl_lightning.engine.trainer import peak_memory_gb
@@ -70,6 +71,27 @@ def test_precision_is_that_of_the_run(
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(trainer_module, "_cpu_has_bf16", lambda: False)
     assert precision_of(composed(["task=rotation", "data=fake", *named], tmp_path)) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ["jigsaw", "super_resolution", "inpainting"])
+def test_the_graphed_loop_ends_where_the_bare_one_does(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # full fp32
+    given = [f"task={task}", "data=fake", "trainer=gpu", "trainer.precision=32-true", "scheduler=constant"]
+    given += ["optimizer=sgd", "optimizer.lr=0.001", "callbacks=[]", "probe=[]"]
+    cfg = composed(given, tmp_path)
+    job = build_parts(cfg, tmp_path)
+    ends = []
+    for kind in (BareLoop, GraphedLoop):
+        bare, optimizers = bare_task(cfg, job.data)
+        loop = kind(bare, batches_of(job.data, bare, 4), optimizers, "32-true")
+        for _ in range(7):
+            loop.step()
+        ends.append({name: value.cpu() for name, value in bare.state_dict().items()})
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 @pytest.mark.slow

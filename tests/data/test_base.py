@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 
+from ssl_lightning.config.types import accepted
 from ssl_lightning.data.fake import Fake
+from tests._composed import CONF
 
 
 def keys(loader) -> list[bytes]:
@@ -100,6 +106,14 @@ def test_loaders_take_their_part_from_the_process_group(monkeypatch):
 def test_numbers_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Fake(**changes).setup()
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("data/*.yaml")), ids=lambda path: path.stem)
+def test_a_constructor_takes_the_keys_of_its_config_and_no_other(path: Path) -> None:
+    config = OmegaConf.load(path)
+    taken, anything = accepted(get_class(config._target_))
+    assert not anything
+    assert {"_target_", *taken} == set(config)
 
 
 def test_unknown_split_is_refused():

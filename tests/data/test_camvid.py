@@ -2,12 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_lightning.data.camvid import CamVid
+from tests.data._ready import ready
 
 COUNTS = {"train": 8, "val": 3, "test": 4}
 
@@ -27,12 +29,9 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def data(tree: Path, **options: object) -> CamVid:
-    values = {"root": str(tree.parent / "cache"), "image_size": 16, "size": [24, 32], "batch_size": 4}
-    made = CamVid(dir=str(tree), num_workers=0, **values | options)  # type: ignore[arg-type]
-    made.prepare_data()
-    made.setup()
-    return made
+def data(tree: Path, **options: Any) -> CamVid:
+    values: dict[str, Any] = {"image_size": 16, "size": [24, 32], "batch_size": 4}
+    return ready(CamVid, tree, **values | options)
 
 
 def test_the_published_validation_part_is_held_out_and_never_pretrained_on(tree: Path) -> None:

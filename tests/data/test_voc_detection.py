@@ -1,12 +1,14 @@
 """Boxes in VOC's layout: lists, classes of one's own, pictures without objects, what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from ssl_lightning.data.voc_detection import VOCDetection
+from tests.data._ready import ready
 
 LISTS = {"train": range(6), "val": range(6, 9), "test": range(9, 13)}
 
@@ -34,18 +36,14 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def data(tree: Path, **options: object) -> VOCDetection:
-    values = {
-        "root": str(tree.parent / "cache"),
+def data(tree: Path, **options: Any) -> VOCDetection:
+    values: dict[str, Any] = {
         "class_names": ["red", "white"],
         "image_size": 8,
         "size": [20, 40],
         "batch_size": 4,
     }
-    made = VOCDetection(dir=str(tree), num_workers=0, **values | options)  # type: ignore[arg-type]
-    made.prepare_data()
-    made.setup()
-    return made
+    return ready(VOCDetection, tree, **values | options)
 
 
 def test_lists_and_boxes(tree: Path) -> None:

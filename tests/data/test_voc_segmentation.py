@@ -3,6 +3,7 @@
 import hashlib
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy.io import savemat
 
 from ssl_lightning.data.io.voc import obtain_voc
 from ssl_lightning.data.voc_segmentation import VOCSegmentation
+from tests.data._ready import ready
 
 TRAIN, VAL = [f"2007_{i:06}" for i in range(12)], [f"2008_{i:06}" for i in range(3)]
 PALETTE = [value for i in range(256) for value in (i, 255 - i, i // 2)]
@@ -38,12 +40,9 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def data(tree: Path, **options: object) -> VOCSegmentation:
-    values = {"root": str(tree.parent / "cache"), "image_size": 8, "size": [16, 20], "batch_size": 4}
-    made = VOCSegmentation(dir=str(tree), num_workers=0, **values | options)  # type: ignore[arg-type]
-    made.prepare_data()
-    made.setup()
-    return made
+def data(tree: Path, **options: Any) -> VOCSegmentation:
+    values: dict[str, Any] = {"image_size": 8, "size": [16, 20], "batch_size": 4}
+    return ready(VOCSegmentation, tree, **values | options)
 
 
 def test_train_trains_and_val_tests(tree: Path) -> None:

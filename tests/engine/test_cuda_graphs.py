@@ -12,10 +12,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from ssl_lightning.bench.bare import BareLoop
-from ssl_lightning.bench.build import batches_of, composed
-from ssl_lightning.bench.graphed import GraphedLoop
-from ssl_lightning.bench.steps import bare_task
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.cuda_graphs import WARM_UP, StepGraph, use_graphs
 from ssl_lightning.engine.trainer import make_trainer
@@ -25,6 +21,7 @@ from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.rotation import Rotation
+from tests._composed import composed
 from tests._stand_in import StandIn
 from tests.test_user_loop import assert_moved_alike
 
@@ -322,20 +319,3 @@ def test_replayed_steps_are_those_that_are_not_recorded(task: str, tmp_path: Pat
         # as close as a second run comes, whose additions may have another order
         spread = float((again[name] - value).abs().max())
         torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-4 + 10 * spread, msg=name)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("task", ["jigsaw", "super_resolution", "inpainting"])
-def test_the_graphed_loop_ends_where_the_bare_one_does(task: str, tmp_path: Path, exact: None) -> None:
-    given = [f"task={task}", "trainer=gpu", "optimizer=sgd", "optimizer.lr=0.001"]
-    cfg = composed([*QUICK, *given], tmp_path)
-    job = build_parts(cfg, tmp_path)
-    ends = []
-    for kind in (BareLoop, GraphedLoop):
-        bare, optimizers = bare_task(cfg, job.data)
-        loop = kind(bare, batches_of(job.data, bare, 4), optimizers, "32-true")
-        for _ in range(7):
-            loop.step()
-        ends.append({name: value.cpu() for name, value in bare.state_dict().items()})
-    for name, value in ends[0].items():
-        torch.testing.assert_close(ends[1][name], value, rtol=1e-3, atol=1e-4, msg=name)

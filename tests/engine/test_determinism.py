@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
-from ssl_lightning.bench.build import composed
 from ssl_lightning.core.stop_signals import SIGNALS
 from ssl_lightning.engine.determinism import NotDeterministicError, deterministic
 from ssl_lightning.run import __main__ as rank
 from ssl_lightning.run import execute
+from tests._composed import composed
 
 ROOT = Path(__file__).parents[2]
 # and what is told of the surroundings: the folder in the command, and whether the working tree is clean

@@ -5,9 +5,10 @@ from fractions import Fraction
 import pytest
 import torch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.ops.voc_ap import box_iou, eleven_points, voc_ap
+from ssl_lightning.ops.voc_ap import eleven_points, voc_ap
 
 
 def truth(*boxes: list[float], difficult: tuple[int, ...] = (), label: int = 0) -> dict[str, Tensor]:

@@ -12,13 +12,13 @@ import torch
 from omegaconf import OmegaConf
 
 import ssl_lightning
-from ssl_lightning.bench.build import composed
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.launch.resume import check_checkpoint, resumed_config
 from ssl_lightning.launch.train import save_config
 from ssl_lightning.run.evaluate import evaluate
 from ssl_lightning.run.execute import run
 from ssl_lightning.run.parts import build_parts
+from tests._composed import composed
 
 # one epoch, which `resume` makes two; tests/test_user_loop.py resumes with every callback
 TINY = [

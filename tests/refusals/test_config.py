@@ -14,10 +14,10 @@ import pytest
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_lightning.bench.build import composed
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.train import check_start
 from ssl_lightning.run.parts import build_parts
+from tests._composed import composed
 
 ROOT = Path(__file__).parents[2]
 DATA = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "data.batch_size=8", "data.image_size=16"]

@@ -24,9 +24,9 @@ from ssl_lightning.run.execute import execute
 from ssl_lightning.run.parts import build_parts
 from ssl_lightning.run.writer import RunWriter
 from ssl_lightning.tasks.colorization import Colorization
+from tests.tasks._learning import learn, needs_cifar10
 
 ROOT = Path(__file__).parent.parent.parent
-CIFAR = Path.home() / ".cache/ssl_lightning/cifar10"
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 LABELS = torch.full((8,), -1)
 STEPS = 120
@@ -226,30 +226,18 @@ def test_the_colours_of_the_data_are_in_the_checkpoint() -> None:
     assert (task.prior * task.weights).sum().item() == pytest.approx(1, rel=1e-5)
 
 
-def learn(task: Colorization, images: torch.Tensor, steps: int, lr: float) -> dict[str, float]:
-    taught(task, images)
-    optimizer = torch.optim.AdamW(task.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for step in range(steps):
-        optimizer.zero_grad()
-        task.step(images, LABELS, generator("train", step))["loss"].backward()
-        optimizer.step()
-        schedule.step()
-    task.eval()
-    with torch.no_grad():
-        return {name: value.item() for name, value in task.step(images, LABELS, generator(0)).items()}
-
-
 @pytest.mark.parametrize("target", ["bins", "l2"])
 def test_a_few_textures_are_coloured(target: str) -> None:
-    scores = learn(make(target=target), textured(24), STEPS, 1e-2)
+    task, images = make(target=target), textured(24)
+    taught(task, images)
+    scores = learn(task, images, torch.optim.AdamW(task.parameters(), lr=1e-2), STEPS)
     assert scores["ab_mse"] < 0.25 * scores["mean_ab_mse"]
     assert scores["loss"] < 0.5 * scores["constant_loss"]
     assert scores["psnr"] > scores["mean_ab_psnr"] + 3
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR.exists(), reason="no CIFAR-10 in the cache")
+@needs_cifar10
 @pytest.mark.parametrize("target", ["bins", "l2"])
 def test_a_few_real_images_are_coloured(target: str) -> None:
     from ssl_lightning.data.cifar10 import CIFAR10
@@ -259,7 +247,8 @@ def test_a_few_real_images_are_coloured(target: str) -> None:
     images = data.train_sample(48).float() / 255
     torch.manual_seed(0)
     task = Colorization(ConvNet(in_channels=1), SPEC, target=target, reduction=2)
-    scores = learn(task, images, 150, 5e-3)
+    taught(task, images)
+    scores = learn(task, images, torch.optim.AdamW(task.parameters(), lr=5e-3), 150)
     assert scores["ab_mse"] < 0.5 * scores["mean_ab_mse"]
 
 

@@ -12,6 +12,7 @@ from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.timm_backbone import create_timm
 from ssl_lightning.ops.tile_grid import NEIGHBOURS
 from ssl_lightning.tasks.context_prediction import ContextPrediction
+from tests.tasks._learning import learn, seen_by
 
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 PLAIN = ImageSpec(3, 32, (0.0,) * 3, (1.0,) * 3)  # normalising changes nothing
@@ -24,12 +25,6 @@ def make(spec: ImageSpec = SPEC, *, widths: tuple[int, ...] = (8, 16), **options
     torch.manual_seed(0)
     trunk = ConvNet(widths=widths, strides=(2, 2, 1)[: len(widths)], in_channels=spec.channels)
     return ContextPrediction(trunk, spec, **{"embedding": 32, "hidden": 64} | options)
-
-
-def seen_by(module: torch.nn.Module) -> list[torch.Tensor]:
-    seen: list[torch.Tensor] = []
-    module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    return seen
 
 
 @pytest.mark.parametrize("hidden", [0, 64])
@@ -145,15 +140,7 @@ def test_64_images_are_solved() -> None:
     blobs = torch.rand(64, 3, 5, 5, generator=generator("context"))  # every place has a look of its own
     images = F.interpolate(blobs, (32, 32), mode="bicubic").clamp(0, 1)
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=STEPS)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        task.step(images, LABELS, generator("train", step))["loss"].backward()
-        optimizer.step()
-        schedule.step()
-    task.eval()
-    with torch.no_grad():  # places that were not drawn before
-        assert task.step(images, LABELS, generator("val"))["acc"].item() >= 0.95
+    assert learn(task, images, optimizer, STEPS)["acc"] >= 0.95  # places that were not drawn before
 
 
 def test_the_panel_shows_the_pair_with_its_place() -> None:

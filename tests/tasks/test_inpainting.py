@@ -1,7 +1,5 @@
 """Inpainting: what the trunk sees, what counts, that holes are filled, and what is shown."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +14,10 @@ from ssl_lightning.networks.alexnet import AlexNet
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.srresnet import SRResNet
 from ssl_lightning.tasks.inpainting import Inpainting
+from tests.tasks._learning import learn, needs_cifar10, photographs
 
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 LABELS = torch.full((8,), -1)
-CIFAR10 = Path(os.environ.get("SSL_LIGHTNING_DATA", "~/.cache/ssl_lightning")).expanduser() / "cifar10"
 
 
 def make(spec: ImageSpec = SPEC, **options: Any) -> Inpainting:
@@ -128,33 +126,19 @@ def test_equal_streams_give_equal_steps() -> None:
     assert first == again != other
 
 
-def learn(task: Inpainting, images: Tensor, steps: int, lr: float = 3e-3) -> dict[str, float]:
-    """Train the generator on the same images, and score it on them with masks that it has not had."""
-    optimizer = torch.optim.Adam(task.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for step in range(steps):
-        optimizer.zero_grad()
-        task.step(images, LABELS, generator("train", step))["loss"].backward()
-        optimizer.step()
-        schedule.step()
-    task.eval()
-    with torch.no_grad():
-        return {k: v.item() for k, v in task.step(images, LABELS, generator("val")).items()}
-
-
 @pytest.mark.parametrize("mask", ["center", "region"])
 def test_24_images_are_filled(mask: str) -> None:
     images = striped(24, 4, 3, 32, "inpainting")[0].permute(0, 3, 1, 2) / 255
-    found = learn(make(mask=mask, adversarial_weight=0), images, 60)
+    task = make(mask=mask, adversarial_weight=0)
+    found = learn(task, images, torch.optim.Adam(task.parameters(), lr=3e-3), 60)
     assert found["hole_psnr"] > found["mean_fill_psnr"] + 3
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not in the cache")
+@needs_cifar10
 def test_48_photographs_are_filled() -> None:
-    images = torch.from_numpy(np.load(CIFAR10 / "train_images.npy", mmap_mode="r")[:48].copy())
-    images = (images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)) / 255
-    found = learn(make(adversarial_weight=0), images, 300)
+    task = make(adversarial_weight=0)
+    found = learn(task, photographs(48), torch.optim.Adam(task.parameters(), lr=3e-3), 300)
     assert found["hole_psnr"] > found["mean_fill_psnr"] + 4
 
 

@@ -13,6 +13,7 @@ from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.timm_backbone import create_timm
 from ssl_lightning.ops.patches import draw_corners
 from ssl_lightning.tasks.jigsaw import Jigsaw
+from tests.tasks._learning import learn, seen_by
 
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 LABELS = torch.full((8,), -1)
@@ -22,12 +23,6 @@ def make(spec: ImageSpec = SPEC, **options) -> Jigsaw:
     torch.manual_seed(0)
     trunk = ConvNet(widths=(8, 16), strides=(2, 2), in_channels=spec.channels)
     return Jigsaw(trunk, spec, **{"embedding": 32, "hidden": 64} | options)
-
-
-def seen_by(module: torch.nn.Module) -> list[torch.Tensor]:
-    seen: list[torch.Tensor] = []
-    module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    return seen
 
 
 @pytest.mark.parametrize("hidden", [0, 64])
@@ -145,15 +140,7 @@ def test_64_images_are_solved() -> None:
     task = make()
     images = striped(64, 4, 3, 32, "jigsaw")[0].permute(0, 3, 1, 2) / 255
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=STEPS)
-    for step in range(STEPS):
-        optimizer.zero_grad()
-        task.step(images, LABELS, generator("train", step))["loss"].backward()
-        optimizer.step()
-        schedule.step()
-    task.eval()
-    with torch.no_grad():  # gaps and orders that were not drawn before
-        assert task.step(images, LABELS, generator("val"))["acc"].item() >= 0.95
+    assert learn(task, images, optimizer, STEPS)["acc"] >= 0.95  # gaps and orders that were not drawn before
 
 
 STEPS = 150

@@ -1,6 +1,5 @@
 """Super-resolution: degradation and metrics against other libraries, that it sharpens, and what it shows."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.srresnet import SRResNet
 from ssl_lightning.networks.vgg import CONV5_4
 from ssl_lightning.tasks.super_resolution import SuperResolution
+from tests.tasks._learning import learn, needs_cifar10, photographs
 
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 LABELS = torch.full((8,), -1)
-CIFAR10 = Path(os.environ.get("SSL_LIGHTNING_DATA", "~/.cache/ssl_lightning")).expanduser() / "cifar10"
 
 
 def make(spec: ImageSpec = SPEC, trunk: nn.Module | None = None, **options: Any) -> SuperResolution:
@@ -123,34 +122,21 @@ def test_without_a_discriminator_there_is_no_feature_matching() -> None:
     assert task.step(torch.rand(2, 3, 32, 32), LABELS, generator(0)).keys() == {"loss", "pixel"}
 
 
-def learn(task: SuperResolution, images: Tensor, steps: int, lr: float = 3e-3) -> dict[str, float]:
-    optimizer = torch.optim.Adam(task.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    for step in range(steps):
-        optimizer.zero_grad()
-        task.step(images, LABELS, generator("train", step))["loss"].backward()
-        optimizer.step()
-        schedule.step()
-    task.eval()
-    with torch.no_grad():
-        return {k: v.item() for k, v in task.step(images, LABELS, generator("val")).items()}
-
-
 @pytest.mark.parametrize("input", ["enlarged", "small"])
 def test_12_images_become_sharper_than_bicubic(input: str) -> None:
     images = striped(12, 4, 3, 32, "super-resolution")[0].permute(0, 3, 1, 2) / 255
     trunk = small_srresnet() if input == "small" else None
-    found = learn(make(trunk=trunk, input=input, adversarial_weight=0), images, 30)
+    task = make(trunk=trunk, input=input, adversarial_weight=0)
+    found = learn(task, images, torch.optim.Adam(task.parameters(), lr=3e-3), 30)
     assert found["psnr"] > found["bicubic_psnr"] + 1
     assert found["ssim"] > found["bicubic_ssim"]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not in the cache")
+@needs_cifar10
 def test_48_photographs_become_sharper_than_bicubic() -> None:
-    images = torch.from_numpy(np.load(CIFAR10 / "train_images.npy", mmap_mode="r")[:48].copy())
-    images = (images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)) / 255
-    found = learn(make(adversarial_weight=0), images, 200)
+    task = make(adversarial_weight=0)
+    found = learn(task, photographs(48), torch.optim.Adam(task.parameters(), lr=3e-3), 200)
     assert found["psnr"] > found["bicubic_psnr"] + 1
 
 

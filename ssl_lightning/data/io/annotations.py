@@ -60,7 +60,7 @@ def read_mask(
         ValueError: The file has other ids, colours instead of ids, or another size; names it.
     """
     if path.suffix == ".mat":
-        from scipy.io import loadmat  # comes with scikit-learn
+        from scipy.io import loadmat  # here, since only SBD needs it
 
         try:
             ids = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])

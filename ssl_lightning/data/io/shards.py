@@ -33,7 +33,7 @@ class ShardSource(PictureSource):
         index: Of the folder.
         keep: (N,) int64, which images of the table; None for all.
         window: Shards whose images are mixed.
-        read_ahead: Whether a window is read from front to back before its images are asked for.
+        read_ahead: Whether the system is asked to read a window from front to back before its turn.
         **base: The keywords of `PictureSource` but `labels`.
     """
 
@@ -116,7 +116,7 @@ class ShardSource(PictureSource):
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
-        if self.read_ahead:
+        if self.read_ahead and hasattr(os, "posix_fadvise"):  # macOS has none
             limit = self.window * max(self.index.shard_bytes)
             shares = ahead(shares, self.rows, self.index.shards, limit)
         yield from super().iterate(shares, augment)

@@ -1,17 +1,15 @@
-"""What is read before it is asked for, against loops by hand."""
+"""Pictures of shards are requested before their turn, in order, and once."""
 
 from __future__ import annotations
 
-import threading
-import time
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ssl_lightning.data.io import read_ahead
-from ssl_lightning.data.io.read_ahead import ahead, spans
+from ssl_lightning.data.io.read_ahead import STEP, ahead
 from ssl_lightning.data.io.shard_index import ROW
 from ssl_lightning.data.io.sources import Share
 
@@ -49,114 +47,62 @@ def window_order() -> torch.Tensor:
 
 
 @pytest.fixture
-def touched(monkeypatch) -> list[tuple[str, int, int]]:
-    """What the thread has read: shard, start and end."""
+def requested(monkeypatch) -> list[tuple[str, int]]:
+    """What the system was asked for: shard and place in it."""
     seen = []
 
-    def touch(self, number, path, start, end, buffer):
-        seen.append((path.stem, start, end))
+    def note(number: int, place: int, size: int, advice: int) -> None:
+        assert (size, advice) == (STEP, os.POSIX_FADV_WILLNEED)
+        seen.append((Path(os.readlink(f"/proc/self/fd/{number}")).stem, place))
 
-    monkeypatch.setattr(read_ahead._Reader, "_touch", touch)
+    monkeypatch.setattr(os, "posix_fadvise", note)
     return seen
 
 
-def settled(seen: list, count: int) -> None:
-    start = time.monotonic()
-    while len(seen) < count and time.monotonic() - start < 10:
-        time.sleep(0.001)
-    assert len(seen) == count
+def places(table: np.ndarray, share: Share) -> set[tuple[str, int]]:
+    rows = table[share.indices.numpy()]
+    return {(str(row["shard"]), int(row["offset"])) for row in rows}
 
 
-def test_each_window_is_read_once_and_in_order_before_its_turn(shards, table, touched):
+def test_each_window_is_requested_once_and_in_order_before_its_turn(shards, table, requested):
     given = shares(window_order())
-    running = ahead(iter(given), table, shards, 10**9)
-    whole = EACH * ROOM - (ROOM - SIZE)
+    running = ahead(iter(given), table, shards, 2 * EACH * SIZE)
     for number, expected in enumerate(given):
         assert next(running) is expected
-        window = number // 4  # 16 images are 4 shares
-        settled(touched, min(2 * window + 4, 6))  # this one and the next
-    assert touched == [(shard, 0, whole) for shard in "140523"]
+        assert places(table, expected) <= set(requested)
+        window, part = divmod(
+            number, 4
+        )  # 16 images are 4 shares, and with each come 4 images of the next window
+        assert len(requested) == min(16 * (window + 1) + 4 * (part + 1), 48)
+    order = [(str(shard), place * ROOM) for shard in (1, 4, 0, 5, 2, 3) for place in range(EACH)]
+    assert requested == order
     assert list(running) == []
 
 
-def test_spans_are_those_of_a_loop(table, monkeypatch):
-    monkeypatch.setattr(read_ahead, "GAP", 200)  # to the next image but one it is 220
-    for seed in range(20):
-        indices = torch.randperm(48, generator=torch.Generator().manual_seed(seed))[:20]
-        expected: list[list[int]] = []
-        for index in sorted(indices.tolist()):
-            shard, start = index // EACH, index % EACH * ROOM
-            if expected and expected[-1][0] == shard and start - expected[-1][2] <= 200:
-                expected[-1][2] = start + SIZE
-            else:
-                expected.append([shard, start, start + SIZE])
-        assert spans(shares(indices), table) == [tuple(each) for each in expected]
-    assert spans([], table) == []
+def test_each_picture_is_requested_once_before_its_turn_whatever_the_limit(shards, table, requested):
+    given = shares(window_order(), size=5)  # the shares do not end where the windows end
+    for limit in (1, 4 * SIZE, 13 * SIZE, 10**9):
+        requested.clear()
+        for found, expected in zip(ahead(iter(given), table, shards, limit), given, strict=True):
+            assert found is expected
+            assert places(table, expected) <= set(requested)
+        assert sorted(requested) == sorted((str(row["shard"]), row["offset"]) for row in table)
+    assert list(ahead(iter([]), table, shards, 1)) == []
 
 
-def test_no_more_than_the_limit_is_read_ahead(shards, table, touched, monkeypatch):
-    monkeypatch.setattr(read_ahead, "GAP", -1)  # each image by itself
-    given = shares(torch.arange(16).reshape(2, EACH).T.flatten())  # of two shards in turns: one window
-    running = ahead(iter(given), table, shards, 4 * SIZE)
-    for number, expected in enumerate(given):
-        assert next(running) is expected
-        settled(touched, min(8 + 4 * number, 16))  # this group of 4 images and the next
-    assert len(set(touched)) == 16
+def test_a_large_picture_is_requested_in_steps(shards, table, requested):
+    table["size"][3] = 2 * STEP + 1
+    list(ahead(iter(shares(torch.tensor([3]))), table, shards, 1))
+    assert requested == [("0", 3 * ROOM + step * STEP) for step in range(3)]
 
 
-def test_what_was_passed_is_given_up_and_the_thread_ends(shards, table, monkeypatch):
-    begun, go = threading.Event(), threading.Event()
-    read = []
-
-    def slow(self, number, path, start, end, buffer):
-        begun.set()
-        go.wait(10)
-        read.append(path.stem)
-
-    monkeypatch.setattr(read_ahead._Reader, "_touch", slow)
-    before = threading.active_count()
-    running = ahead(iter(shares(window_order())), table, shards, 10**9)
-    for _ in range(9):  # into the last window
-        next(running)
-    assert begun.wait(10)
-    go.set()
-    settled(read, 3)
-    assert read == ["1", "2", "3"]  # 1 was being read; 4, 0 and 5 are no longer worth it
-    running.close()
-    start = time.monotonic()
-    while threading.active_count() > before and time.monotonic() - start < 10:
-        time.sleep(0.001)
-    assert threading.active_count() == before
-
-
-def test_the_thread_reads_what_it_should_and_survives_a_missing_shard(shards, table, monkeypatch):
-    monkeypatch.setattr(read_ahead, "CHUNK", 300)
-    counted: list[int] = []
-
-    class File:
-        def __init__(self, path, *_, **__):
-            self.file = open(path, "rb", buffering=0)  # noqa: SIM115
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.file.close()
-
-        def seek(self, place):
-            self.file.seek(place)
-
-        def readinto(self, buffer):
-            counted.append(self.file.readinto(buffer))
-            return counted[-1]
-
-    monkeypatch.setattr(read_ahead, "open", File, raising=False)
+def test_a_missing_shard_is_left_to_who_reads_it(shards, table, requested):
     shards[1].unlink()
     given = shares(window_order())
-    running = ahead(iter(given), table, shards, 10**9)
-    next(running)
-    start = time.monotonic()
-    while sum(counted) < 3 * (EACH * ROOM - 60) and time.monotonic() - start < 10:
-        time.sleep(0.001)
-    assert sum(counted) == 3 * (EACH * ROOM - 60)  # 4, 0 and 5; shard 1 is gone
-    assert max(counted) == 300
+    assert list(ahead(iter(given), table, shards, 10**9)) == given
+    assert {shard for shard, _ in requested} == set("02345")
+
+
+def test_the_system_takes_the_requests(shards, table):
+    given = shares(window_order())
+    assert list(ahead(iter(given), table, shards, 10**9)) == given

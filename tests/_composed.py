@@ -1,0 +1,21 @@
+"""The config that `train.py` composes, for tests that build its parts in their own process."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
+    """Compose `conf/train.yaml` with overrides, resolved, for a run in `folder`."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
+    OmegaConf.update(cfg, "hydra.runtime.output_dir", str(folder), force_add=True)
+    HydraConfig.instance().set_config(cfg)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[return-value]
