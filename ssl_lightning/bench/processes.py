@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.config.targets import CONF
 
 TRAIN = CONF.parent / "train.py"
@@ -60,4 +60,4 @@ def images_per_s(overrides: Sequence[str]) -> float:
         if done.returncode:
             raise ValueError(f"a run of the benchmark failed: {done.stderr}")
         (results,) = Path(folder).rglob("results.json")
-        return float(json.loads(results.read_text())["run"]["images_per_s"])
+        return read_results(results).run.images_per_s

@@ -14,13 +14,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
 from ssl_lightning.networks.heads import global_average
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
-from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.probes.base import Setting, TrunkProbe
 
 EVALUATIONS = 20  # on held-out images, at most, however many epochs a small share needs
 
@@ -129,7 +130,7 @@ class FineTuneProbe(TrunkProbe):
             "selected_on": "heldout",
             "heldout": module.best,
         }
-        return make_record(module.deepest, module.metric, value, n, protocol)
+        return Record(module.deepest, module.metric, value, n, protocol)
 
 
 class FineTuning(pl.LightningModule):

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, ThreeLayerClassifier
 from ssl_lightning.ops.knn import topk_accuracy
-from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.probes.base import Setting, TrunkProbe
 
 # of their CIFAR-10 runs: epochs, and where among them the learning rate is multiplied by DECAY
 SCHEDULES = {"mlp": (50, (0.4, 0.8, 0.9)), "conv": (100, (0.35, 0.7, 0.85))}
@@ -124,7 +125,7 @@ class NonLinearProbe(TrunkProbe):
             "labels": {"train": len(x), "heldout": len(heldout[0])},
             "heldout": max(by_epoch),
         }
-        return [make_record(self.stage, "top1", accuracy(classifier, *test), len(test[0]), protocol)]
+        return [Record(self.stage, "top1", accuracy(classifier, *test), len(test[0]), protocol)]
 
     def maps(self, setting: Setting, split: str) -> tuple[Tensor, Tensor]:
         """Encode a split once: maps `(N, C, rows, columns)` and labels `(N,)`, on the device."""

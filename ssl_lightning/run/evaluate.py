@@ -6,8 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ssl_lightning.artifacts.results import add_records, git_revision, write_json
-from ssl_lightning.artifacts.results_schema import earlier_results
+from ssl_lightning.artifacts.provenance import git_revision
+from ssl_lightning.artifacts.results import Evaluation, add_records, earlier_results, write_results
 from ssl_lightning.artifacts.run_folder import CHECKPOINTS, RESULTS
 from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.engine.trainer import join_processes
@@ -34,14 +34,14 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     job.probe(trained=job.task.needs_training or bool(job.loaded))
     if not job.trainer.is_global_zero:
         return
-    stamp = {
-        "data": cfg.choices.data,
-        "checkpoint": name,
-        "git": git_revision(),
-        "command": command("evaluate.py", given_overrides(cfg)),
-    }
+    stamp = Evaluation(
+        data=cfg.choices.data,
+        checkpoint=name,
+        git=git_revision(),
+        command=command("evaluate.py", given_overrides(cfg)),
+    )
     same = add_records(results, job.records, stamp)
-    write_json(folder / RESULTS, results)
+    write_results(folder / RESULTS, results)
     print_probes(job.records, job.probe_s)
     if not job.records:
         print(f"what the probes wrote is in {folder}")

@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from ssl_lightning.artifacts.checkpoints import resume_point
-from ssl_lightning.artifacts.results import SCHEMA, Record, git_revision, versions, write_json
-from ssl_lightning.artifacts.results_schema import earlier_results
+from ssl_lightning.artifacts.provenance import git_revision, versions
+from ssl_lightning.artifacts.results import (
+    BenchmarkRow,
+    Record,
+    Results,
+    RunFacts,
+    Status,
+    earlier_results,
+    write_results,
+)
 from ssl_lightning.artifacts.run_folder import RESULTS, accept_config
 from ssl_lightning.artifacts.weights import save_backbone
 from ssl_lightning.callbacks.divergence import DivergenceGuard
@@ -200,7 +209,7 @@ class Run:
 
     def untrained_before(self) -> list[Record]:
         """Figures of the trunk as initialised that this run left when it was broken off."""
-        return [r for r in (self.before or {}).get("probes", []) if not r["trained"]]
+        return [r for r in self.before.probes if not r.trained] if self.before else []
 
     def probe(self, *, trained: bool) -> None:
         """Make every branch ready as it is now, run every probe on it, and keep the records."""
@@ -223,7 +232,7 @@ class Run:
             device=self.trainer.strategy.root_device,
             protocol=self.preparation.protocol(self.task, self.data.pretrain_images),
         )
-        self.records += [record | {"trained": trained} for record in records]
+        self.records += [replace(record, trained=trained) for record in records]
 
     def hardware(self) -> dict[str, Any]:
         """Options of the trainers of probes, which hold a whole trunk in every process."""
@@ -234,49 +243,45 @@ class Run:
         """At most n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""
         return self.data.train_sample(min(n, self.data.pretrain_images))
 
-    def write(self, status: str) -> dict[str, Any]:
-        """Write results.json from the first process; return its content."""
+    def write(self, status: Status) -> Results:
+        """Write results.json from the first process; return what it holds."""
         results = self.results(status)
         if self.trainer.is_global_zero:
             if status == "finished":  # before the results: where these are finished, everything is there
                 write_model_card(self.folder, results, self.export_config())
-            write_json(self.folder / RESULTS, results)
+            write_results(self.folder / RESULTS, results)
         return results
 
-    def results(self, status: str) -> dict[str, Any]:
-        """The content of results.json as things stand."""
+    def results(self, status: Status) -> Results:
+        """The results as things stand."""
         config = cast(dict[str, Any], OmegaConf.to_container(self.cfg))
         task, data, backbone = self.choices()
-        earlier = self.before["run"] if self.before else {}
+        earlier = self.before.run if self.before else None
         table = self.cfg.get("benchmark")
-        return {
-            "schema": SCHEMA,
-            "run": {
-                "task": task,
-                "data": data,
-                "backbone": backbone,
-                "seed": self.cfg.seed,
-                "devices": self.trainer.world_size,
-                "precision": self.trainer.precision,
-                "epochs": self.trainer.current_epoch if self.task.needs_training else 0,
-                "wall_s": earlier.get("wall_s", 0.0) + time.perf_counter() - self.began,
-                "images_per_s": self.throughput.images_per_s,
-                "probe_s": self.probe_s,
-                "peak_memory_gb": peak_memory_gb(),
-                "resumed": earlier.get("resumed", 0) + 1 if self.resumed_from else 0,
-                "git": git_revision(),
-                "versions": versions(),
-                "config_sha256": config_sha256(config),
-                "series_sha256": series_sha256(config),
-                "benchmark": {key: table[key] for key in ("name", "budget", "row")} if table else None,
-                "command": command("train.py", given_overrides(self.cfg)),
-                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-                "labels": UNKNOWN_LABELS if self.loaded else self.task.labels_seen,
-                "status": status,
-            },
-            "pretext": self.metrics.validation,
-            "probes": self.records,
-        }
+        facts = RunFacts(
+            task=task,
+            data=data,
+            backbone=backbone,
+            seed=self.cfg.seed,
+            devices=self.trainer.world_size,
+            precision=self.trainer.precision,
+            epochs=self.trainer.current_epoch if self.task.needs_training else 0,
+            wall_s=(earlier.wall_s if earlier else 0.0) + time.perf_counter() - self.began,
+            images_per_s=self.throughput.images_per_s,
+            probe_s=self.probe_s,
+            peak_memory_gb=peak_memory_gb(),
+            resumed=(earlier.resumed if earlier else 0) + 1 if self.resumed_from else 0,
+            git=git_revision(),
+            versions=versions(),
+            config_sha256=config_sha256(config),
+            series_sha256=series_sha256(config),
+            benchmark=BenchmarkRow(table.name, table.row, table.get("budget")) if table else None,
+            command=command("train.py", given_overrides(self.cfg)),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            labels=UNKNOWN_LABELS if self.loaded else self.task.labels_seen,
+            status=status,
+        )
+        return Results(facts, self.metrics.validation, self.records)
 
     def choices(self) -> tuple[str, str, str]:
         """Names of the chosen task, data and backbone, as in the run folder."""

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.probes.base import Record, run_probes
+from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, loss, weights_behind
 
 CLASSES = ("a", "b", "c", "d")
@@ -46,9 +47,9 @@ def test_records_of_each_fraction_and_that_they_are_the_same_again() -> None:
     network = trunk()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     records = tune(network, make(), fractions=[0.5, 1.0])
-    assert [(r["stage"], r["metric"], r["n"]) for r in records] == [("stage2", "top1", 24)] * 2
-    assert [r["protocol"]["labels"] for r in records] == [{"train": n, "heldout": 24} for n in (24, 48)]
-    assert [r["protocol"]["fraction"] for r in records] == [0.5, 1.0]
+    assert [(r.stage, r.metric, r.n) for r in records] == [("stage2", "top1", 24)] * 2
+    assert [r.protocol["labels"] for r in records] == [{"train": n, "heldout": 24} for n in (24, 48)]
+    assert [r.protocol["fraction"] for r in records] == [0.5, 1.0]
     for name, value in network.state_dict().items():  # it trained a copy
         assert torch.equal(value, before[name])
     assert all(weight.grad is None for weight in network.parameters())
@@ -66,21 +67,21 @@ class Same(Fake):
 def test_a_few_images_are_learned_by_heart() -> None:
     data = Same(num_train=24, num_test=4, heldout=4, batch_size=4, image_size=16)
     (record,) = tune(trunk(), data, epochs=60, batch_size=10, lr=0.05, patience=100)
-    assert record["value"] == record["protocol"]["heldout"] == 1.0
-    assert 1 < record["protocol"]["epoch"] <= 60
+    assert record.value == record.protocol["heldout"] == 1.0
+    assert 1 < record.protocol["epoch"] <= 60
 
 
 def test_training_ends_early_and_the_best_weights_are_tested() -> None:
     (record,) = tune(trunk(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # never better
-    protocol = record["protocol"]
+    protocol = record.protocol
     assert (protocol["epoch"], protocol["patience"]) == (2, 2)  # two epochs between evaluations
     assert protocol["epochs_run"] == 4
 
 
 def test_a_small_share_is_passed_over_more_often() -> None:
     (record,) = tune(trunk(), make(), fractions=[0.25], min_steps=7, batch_size=6, patience=9)
-    assert record["protocol"]["labels"]["train"] == 12
-    assert record["protocol"]["epochs"] == 4  # 2 steps each
+    assert record.protocol["labels"]["train"] == 12
+    assert record.protocol["epochs"] == 4  # 2 steps each
 
 
 def test_frozen_stages_keep_weights_and_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +91,7 @@ def test_frozen_stages_keep_weights_and_statistics(monkeypatch: pytest.MonkeyPat
     network = trunk()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     (record,) = tune(network, make(), freeze_until="stage1", epochs=1)
-    assert record["protocol"]["trained"] == "what follows stage1"
+    assert record.protocol["trained"] == "what follows stage1"
     after = trained[-1].trunk.state_dict()
     kept = {name for name, value in after.items() if torch.equal(value, before[name])}
     assert kept == {name for name in before if name.startswith("stages.0.")}

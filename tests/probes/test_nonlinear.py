@@ -10,8 +10,9 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.probes.base import Record, run_probes
+from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.nonlinear import NonLinearProbe, accuracy
 
 TEST = 24
@@ -55,12 +56,12 @@ def test_a_few_images_are_learned_by_heart(classifier: str) -> None:
 
 def test_the_record_and_that_it_is_the_same_again() -> None:
     record = probe_once(make(), stage="stage1", pool=4, epochs=4, batch_size=20)
-    assert (record["stage"], record["metric"], record["n"]) == ("stage1", "top1", TEST)
-    protocol = record["protocol"]
+    assert (record.stage, record.metric, record.n) == ("stage1", "top1", TEST)
+    protocol = record.protocol
     assert (protocol["pool"], protocol["dims"], protocol["maps"]) == ([4, 4], 48, "float32")
     assert 1 <= protocol["epoch"] <= 4
     assert protocol["labels"] == {"train": 60, "heldout": 20}
-    assert 0 <= record["value"] <= 1
+    assert 0 <= record.value <= 1
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     assert record == probe_once(make(seed=1), stage="stage1", pool=4, epochs=4, batch_size=20)
@@ -81,7 +82,7 @@ def test_the_weights_of_the_best_epoch_are_kept() -> None:
 def test_maps_that_do_not_fit_are_halved_and_then_refused_before_any_work() -> None:
     numbers = 104 * 3 * 4 * 4  # of all splits
     small = NonLinearProbe(max_memory_gb=numbers * 2.1 / 1e9, epochs=1)
-    assert probe_once(make(), max_memory_gb=numbers * 2.1 / 1e9, epochs=1)["protocol"]["maps"] == "bfloat16"
+    assert probe_once(make(), max_memory_gb=numbers * 2.1 / 1e9, epochs=1).protocol["maps"] == "bfloat16"
     shapes, counts = {"stage1": (3, 8, 8), "stage2": (3, 4, 4)}, {"train": 60, "heldout": 20, "test": 24}
     small.check_trunk(shapes, counts)
     with pytest.raises(ValueError, match=r"maps of stage2 take .* GB in bfloat16, and probe\.nonlinear\.max"):
@@ -107,7 +108,7 @@ def _probe_a_share(rank: int, world: int, folder: str) -> None:
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
     mp.spawn(_probe_a_share, (2, str(tmp_path)), nprocs=2)
     alone = probe_once(make(), epochs=2, max_memory_gb=1e-5)
-    assert alone["protocol"]["maps"] == "bfloat16"
+    assert alone.protocol["maps"] == "bfloat16"
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == alone
 
