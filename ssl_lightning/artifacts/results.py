@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
 from ssl_lightning.artifacts.run_folder import RESULTS
-from ssl_lightning.artifacts.typed_json import NEEDED, Limits, decode, encode, refusal
+from ssl_lightning.artifacts.typed_json import NEEDED, Limits, from_json, refusal, to_json
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.untrusted import check_schema, read_json
 
@@ -26,6 +26,7 @@ RANKS = ("rankme",)  # metrics that are ranks; all others are fractions
 RANK = Limits("a rank, 1 or more", minimum=1)
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
 Status = Literal["finished", "failed", "interrupted"]
+BAD_VERDICTS = ("dead", "diverged")
 GONE = 0.5  # a run with zero gradients in more than this share of looks learned nothing
 
 Name = Annotated[str, Limits("a text of at most 200 characters", longest=200)]  # names of files hold it too
@@ -137,7 +138,7 @@ class Health:
         min_grad_norm: Smallest gradient norm of all looks, None without a look.
         max_grad_norm: Largest gradient norm of all looks, None without a look.
         zero_grad_share: Share of looks at which all gradients were zero.
-        verdict: One word: "dead" says that the training learned nothing.
+        verdict: "healthy", or "dead" or "diverged" for a training that was stopped.
     """
 
     steps: Count
@@ -150,7 +151,7 @@ class Health:
     @property
     def bad(self) -> bool:
         """Whether the training cannot have learned what its figures seem to say."""
-        return self.verdict == "dead" or self.zero_grad_share > GONE
+        return self.verdict in BAD_VERDICTS or self.zero_grad_share > GONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +245,7 @@ class Results:
     def to_json(self) -> dict[str, Any]:
         """The content of its results.json."""
         protocols, stored = _share_protocols(self.probes)
-        content = encode(ResultsFile(SCHEMA, self.run, self.pretext, protocols, stored))
+        content = to_json(ResultsFile(SCHEMA, self.run, self.pretext, protocols, stored))
         return cast(dict[str, Any], content)
 
     @classmethod
@@ -257,10 +258,10 @@ class Results:
         """
         check_schema(content, SCHEMA)
         if content["schema"] == 1:
-            old: ResultsFile1 = decode(ResultsFile1, content)
+            old: ResultsFile1 = from_json(ResultsFile1, content)
             run, pretext, records = old.run, old.pretext, old.probes
         else:
-            file: ResultsFile = decode(ResultsFile, content)
+            file: ResultsFile = from_json(ResultsFile, content)
             run, pretext, records = file.run, file.pretext, _whole_records(file)
         for number, record in enumerate(records):
             _check_figures(record, f"probes[{number}]")
@@ -430,8 +431,8 @@ def _check_figures(record: Record, place: str) -> None:
         ValueError: One is out of bounds; the message names it.
     """
     for key in PROTOCOL_NUMBERS:
-        decode(float | None, record.protocol.get(key), f"{place}.protocol.{key}")
+        from_json(float | None, record.protocol.get(key), f"{place}.protocol.{key}")
     limits = RANK if record.metric in RANKS else FRACTION
-    decode(Annotated[float, limits], record.value, f"{place}.value")
+    from_json(Annotated[float, limits], record.value, f"{place}.value")
     if record.metric not in RANKS:
-        decode(Annotated[float, limits] | None, record.heldout, f"{place}.protocol.heldout")
+        from_json(Annotated[float, limits] | None, record.heldout, f"{place}.protocol.heldout")

@@ -61,17 +61,17 @@ class Limits:
         return {key: value for key, value in keywords.items() if value is not None}
 
 
-def encode(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """Turn a dataclass into a JSON object, without the fields that are None; other values stay."""
     if dataclasses.is_dataclass(value):
         pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return {name: encode(each) for name, each in pairs if each is not None}
+        return {name: to_json(each) for name, each in pairs if each is not None}
     if isinstance(value, list):
-        return [encode(each) for each in value]
+        return [to_json(each) for each in value]
     return value
 
 
-def decode(kind: Any, value: Any, place: str = "") -> Any:
+def from_json(kind: Any, value: Any, place: str = "") -> Any:
     """Check a value that was read from JSON, and make it one of a type.
 
     Args:
@@ -99,9 +99,9 @@ def decode(kind: Any, value: Any, place: str = "") -> Any:
     if limits is not None and not limits.allow(value):
         raise refusal(place, value, limits.words)
     if general is dict and inner:
-        return {key: decode(inner[1], each, _join(place, key)) for key, each in value.items()}
+        return {key: from_json(inner[1], each, _join(place, key)) for key, each in value.items()}
     if general is list and inner:
-        return [decode(inner[0], each, f"{place}[{number}]") for number, each in enumerate(value)]
+        return [from_json(inner[0], each, f"{place}[{number}]") for number, each in enumerate(value)]
     return value
 
 
@@ -111,7 +111,7 @@ def refusal(place: str, value: Any, allowed: str) -> ValueError:
 
 
 def json_schema(kind: Any) -> dict[str, Any]:
-    """Make the JSON schema of what `encode` writes of a type."""
+    """Make the JSON schema of what `to_json` writes of a type."""
     base, limits, optional = _parts(kind)
     general, inner = _general(base), typing.get_args(base)
     schema: dict[str, Any] = {}
@@ -142,7 +142,7 @@ def _decode_fields(kind: type, value: Mapping[str, Any], place: str) -> Any:
     found = {}
     for name, (its, needed) in hints.items():
         if value.get(name) is not None:
-            found[name] = decode(its, value[name], _join(place, name))
+            found[name] = from_json(its, value[name], _join(place, name))
         elif needed and name not in value:
             raise ValueError(f"foreign: it has no {_join(place, name)}")
         elif needed:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_lightning.artifacts.results import Record, best_stage
-from ssl_lightning.artifacts.typed_json import encode
+from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS
@@ -128,7 +128,7 @@ def settings(run: ReportedRun, branch: str, column: Column, *, trained: bool) ->
     for record in run.probes:
         fits = (record.branch, record.trained) == (branch, trained)
         if fits and column.matches(record, run.probed(record), run.facts.data):
-            key = json.dumps([encode(record.evaluation), treatment(record)], sort_keys=True)
+            key = json.dumps([to_json(record.evaluation), treatment(record)], sort_keys=True)
             groups.setdefault(key, []).append(record)
     metrics = list(UNITS)
 

@@ -37,7 +37,7 @@ def render(tables: Sequence[Table], pictures: Mapping[str, Sequence[Picture]]) -
     )
     environment.globals |= {
         name: getattr(writers, name)
-        for name in ("figure", "gain", "signed", "published", "pretext", "duration", "is_best")
+        for name in ("format_figure", "gain", "signed", "published", "pretext", "duration", "is_best")
     }
     environment.globals |= {
         "png": png,
