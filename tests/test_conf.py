@@ -14,7 +14,7 @@ from ssl_lightning.config.types import check_config
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.run.execute import OURS
+from ssl_lightning.run.parts import OURS
 from ssl_lightning.tasks.base import PretextTask
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -27,7 +27,7 @@ RANK = Limits("a rank, 1 or more", minimum=1)
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
 Status = Literal["finished", "failed", "interrupted"]
 BAD_VERDICTS = ("dead", "diverged")
-GONE = 0.5  # a run with zero gradients in more than this share of looks learned nothing
+GONE = 0.5  # a run with zero gradients at more than this share of steps learned nothing
 
 Name = Annotated[str, Limits("a text of at most 200 characters", longest=200)]  # names of files hold it too
 Count = Annotated[int, Limits("a whole number, 0 or more", minimum=0)]
@@ -135,9 +135,9 @@ class Health:
     Args:
         steps: Batches.
         optimizer_steps: Steps of the optimizer.
-        min_grad_norm: Smallest gradient norm of all looks, None without a look.
-        max_grad_norm: Largest gradient norm of all looks, None without a look.
-        zero_grad_share: Share of looks at which all gradients were zero.
+        min_grad_norm: Smallest finite gradient norm, None if none was measured.
+        max_grad_norm: Likewise the largest.
+        zero_grad_share: Share of optimizer steps at which all gradients were zero.
         verdict: "healthy", or "dead" or "diverged" for a training that was stopped.
     """
 

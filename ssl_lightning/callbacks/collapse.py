@@ -47,14 +47,15 @@ class FeatureHealth:
 class Collapse(Callback):
     """Report the effective rank and the dead channels of every branch after an epoch, in one line.
 
-    The features are those of the deepest stage, averaged over its map, of plain held-out images: always the
-    same ones, in evaluation mode. The rank is RankMe (see `ops.rank`); a channel is dead if it is the same
-    for all images. Logged as `features/<branch>/rank` and `features/<branch>/dead_channels`. A rank below 2,
-    or more than half of the channels dead, makes the line a warning, and the run goes on. The training is
-    what it is without: no weight, no statistic and no random number changes.
+    The features are those of the deepest stage, averaged over its map, of plain held-out images (with
+    `data.heldout=0` of pretraining images): always the same ones, in evaluation mode. The rank is RankMe (see
+    `ops.rank`); a channel is dead if it is the same for all images. Logged as `features/<branch>/rank` and
+    `features/<branch>/dead_channels`. A rank below 2, or more than half of the channels dead, makes the line
+    a warning, and the run goes on. The training is what it is without: no weight, no statistic and no random
+    number changes.
 
-    Where `OnlineKNN` encodes these images too, nothing is encoded twice. With fewer than 16 held-out images
-    nothing is reported, and that is said at the start.
+    Where `OnlineKNN` encodes these images too, nothing is encoded twice. With fewer than 16 held-out images,
+    but not with none, nothing is reported, and that is said at the start.
 
     Args:
         images: Held-out images, or all if there are fewer; they bound the rank.
@@ -93,8 +94,13 @@ class Collapse(Callback):
             self.report(trainer, found)
 
     def loader(self, trainer: pl.Trainer) -> Any:
-        """The images: of the labelled held-out ones where there are enough, as `OnlineKNN` takes them."""
+        """The images: of the labelled held-out ones where there are enough, as `OnlineKNN` takes them.
+
+        Where none are held out, pretraining images.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if not data.holds_out:
+            return data.unlabelled(self.images)
         if data.has_downstream and data.targets == "classes":
             heldout = data.downstream("heldout").sample(self.images)
             if len(heldout.indices) == self.images:

@@ -45,6 +45,10 @@ class OnlineKNN(Callback):
                 f"callbacks.online_knn votes on classes, and data {data.name} has {data.targets}; "
                 "leave it out"
             )
+        if data.has_downstream and not data.label_counts["heldout"]:
+            raise ValueError(
+                "callbacks.online_knn votes on held-out images, and data.heldout is 0; leave it out"
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._features = {}

@@ -90,7 +90,8 @@ class DetectionProbe(TrunkProbe):
         self.plan = TrainingPlan("detection", steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals)
 
     def check(self, counts: Mapping[str, int]) -> None:
-        self.plan.check(counts["train"], counts["heldout"])
+        super().check(counts)
+        self.plan.check(counts["train"])
 
     def run(self, setting: Setting) -> list[Record]:
         info: Any = setting.trunk.feature_info

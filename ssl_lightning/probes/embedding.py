@@ -40,6 +40,7 @@ class EmbeddingProbe(TrunkProbe):
     """
 
     targets = ("none",)
+    selects = False
 
     def __init__(
         self,

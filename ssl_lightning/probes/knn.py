@@ -42,6 +42,7 @@ class KNNProbe(Probe):
         return (self.pool,)
 
     def check(self, counts: Mapping[str, int]) -> None:
+        super().check(counts)
         if max(self.ks) > counts["train"]:
             raise ValueError(
                 f"probe.knn.ks asks for {max(self.ks)} neighbours, but the bank holds "

@@ -68,6 +68,7 @@ class LowShotProbe(LinearSVMProbe):
         self.ks, self.draws, self.cost = sorted(set(ks)), draws, float(cost)
 
     def check(self, counts: Mapping[str, int]) -> None:
+        super().check(counts)
         if counts["train"] < 2 * self.ks[0]:
             raise ValueError(
                 f"probe.lowshot.ks begins with {self.ks[0]} images a class, and there are "

@@ -23,6 +23,7 @@ class RankMeProbe(TrunkProbe):
     """
 
     targets = ("none",)
+    selects = False
 
     def __init__(self, *, images: int = 25_600, pool: int = 1) -> None:
         if images < 2:

@@ -88,7 +88,8 @@ class SegmentationProbe(TrunkProbe):
         self.cache_gb, self.pictures = cache_gb, pictures
 
     def check(self, counts: Mapping[str, int]) -> None:
-        self.plan.check(counts["train"], counts["heldout"])
+        super().check(counts)
+        self.plan.check(counts["train"])
 
     def run(self, setting: Setting) -> list[Record]:
         info: Any = setting.trunk.feature_info

@@ -43,6 +43,7 @@ class SVMProbe(LinearSVMProbe):
         )
 
     def check(self, counts: Mapping[str, int]) -> None:
+        super().check(counts)
         if counts["train"] < self.folds:
             raise ValueError(
                 f"probe.svm.folds is {self.folds}, and there are {counts['train']} labelled training images"

@@ -1,7 +1,8 @@
-"""Probes on the trunk of a run that exists, whose figures are added to its results.json."""
+"""Evaluation of an existing run: more probes, whose figures are added to its results.json."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -12,11 +13,13 @@ from ssl_lightning.artifacts.run_folder import CHECKPOINTS, RESULTS
 from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.engine.trainer import join_processes
 from ssl_lightning.report.summary import print_probes
-from ssl_lightning.run.execute import Run, command
+from ssl_lightning.run.parts import build_parts
+from ssl_lightning.run.probe import probe
+from ssl_lightning.run.writer import RunWriter, command
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:
-    """Probe the trunk of a run that exists, and add the figures to its `results.json`.
+    """Probe the backbone of an existing run, and add the figures to its `results.json`.
 
     Raises:
         ValueError: The checkpoint is absent, torn, or of another network; nothing is written then.
@@ -27,12 +30,13 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         raise ValueError(f"{folder} has no {RESULTS} to add to; finish the run first: resume={folder}")
     name = str(cfg.checkpoint)
     path = folder / CHECKPOINTS / f"{name}.ckpt" if name in ("last", "best") else Path(name)
-    job = Run(cfg, folder, resume=False, checkpoint=path)
-    if not job.probes:
+    parts = build_parts(cfg, folder, resume=False, checkpoint=path)
+    if not parts.probes:
         raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
-    job.print_header()
-    job.probe(trained=job.task.needs_training or bool(job.loaded))
-    if not job.trainer.is_global_zero:
+    writer = RunWriter(parts, time.perf_counter())
+    writer.print_header()
+    writer.add(probe(parts, parts.task), trained=parts.task.needs_training or bool(parts.loaded))
+    if not parts.trainer.is_global_zero:
         return
     stamp = Evaluation(
         data=cfg.choices.data,
@@ -40,11 +44,13 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         git=git_revision(),
         command=command("evaluate.py", given_overrides(cfg)),
     )
-    same = add_records(results, job.records, stamp)
+    same = add_records(results, writer.records, stamp)
     write_results(folder / RESULTS, results)
-    print_probes(job.records, job.probe_s)
-    if not job.records:
+    print_probes(writer.records, writer.probe_s)
+    total = len(writer.records)
+    if not total:
         print(f"what the probes wrote is in {folder}")
-        return
-    found = f"{same} of {len(job.records)} figures were in {folder / RESULTS}, exactly equal"
-    print(found if same == len(job.records) else f"{found}; the rest was added")
+    elif same == total:
+        print(f"{total} of {total} figures were in {folder / RESULTS}, exactly equal")
+    else:
+        print(f"{total - same} new figures added to {folder / RESULTS}; {same} were there, exactly equal")

@@ -180,17 +180,21 @@ class PretextTask(pl.LightningModule):
         if self.graph is None:
             scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
         else:
-            scores = self.graph(images, labels, self._seed("train", batch_idx))
+            _, scores = next(self.graph.rounds(images, labels, self._seed("train", batch_idx)))
         self.log_training(scores)
         return scores["loss"]
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self.graph is None or not self.automatic_optimization:  # else it has been done
+        # The one place where gradients appear, with a graph as without: `zero_grad` and
+        # `on_validation_model_zero_grad` may set them to None as Lightning has it.
+        if self.graph is None or loss.requires_grad:  # a replayed loss does not
             super().backward(loss, *args, **kwargs)
+        else:
+            self.graph.hand_over()
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if self.graph is None:  # else it has been done: Lightning asks for it between step and backward
-            optimizer.zero_grad()
+    def on_fit_start(self) -> None:
+        if self.graph is not None:
+            self.graph.forget()  # at the end of a fit Lightning moves the weights to the CPU
 
     def fix_dropout(self, batch_idx: int) -> None:
         """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""

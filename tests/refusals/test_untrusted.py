@@ -24,7 +24,7 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.evaluate import GROUPS, evaluation_config
 from ssl_lightning.launch.resume import resumed_config
 from ssl_lightning.networks.timm_backbone import create_timm
-from ssl_lightning.run.execute import command
+from ssl_lightning.run.writer import command
 from tests.refusals._run import make_run
 
 ROOT = Path(__file__).parents[2]

@@ -73,7 +73,9 @@ def test_a_run_that_learned_nothing_is_marked(
     (table,) = make_tables(tmp_path / "outputs", small_table, None)
     page = render([table], {table.name: []})
     assert page.count('<p class="bad">') == 2
-    assert '<p class="bad">Bad training: verdict dead, zero gradients at 0% of the looks.</p>' in page
+    assert (
+        '<p class="bad">Bad training: verdict dead, zero gradients at 0% of the optimizer steps.</p>' in page
+    )
     assert '<small class="bad">bad training</small>' in page
 
 

@@ -8,7 +8,7 @@ from ssl_lightning.artifacts.results import Record
 from ssl_lightning.report.summary import summary_table, summary_tables
 
 
-def record(stage: str, trained: bool, value: float, heldout: float, metric: str = "top1") -> Record:
+def record(stage: str, trained: bool, value: float, heldout: float | None, metric: str = "top1") -> Record:
     protocol = {"k": 20, "heldout": heldout}
     return Record(stage, metric, value, 1000, protocol, probe="knn", branch="backbone", trained=trained)
 
@@ -40,6 +40,13 @@ def test_a_control_has_one_figure_and_no_gain() -> None:
     assert "→" not in line
 
 
+def test_no_stage_is_marked_where_nothing_was_held_out() -> None:
+    rows = [record(f"stage{n}", True, n / 10, None) for n in (1, 2)]
+    _, first, second = shown(rows)
+    assert "10.0 " in first
+    assert "20.0 " in second
+
+
 def test_of_a_low_shot_curve_three_numbers_of_labels_are_shown() -> None:
     rows = []
     for k in (1, 2, 4, 8, 16):
@@ -62,9 +69,8 @@ def test_mean_precision_and_rank_say_what_they_are() -> None:
 
 
 def test_a_table_that_is_too_wide_is_cut_between_columns() -> None:
-    rows = [
-        replace(record("stage1", on, 0.3, 0.3), probe=f"probe{n}") for n in range(5) for on in (False, True)
-    ]
+    both = [record("stage1", on, 0.3, 0.3) for on in (False, True)]
+    rows = [replace(each, probe=f"probe{n}") for n in range(5) for each in both]
     console = Console(width=70, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     tables = summary_tables(rows, console)
     assert [len(table.columns) for table in tables] == [3, 3, 2]  # the trunk, and two probes side by side

@@ -1,16 +1,19 @@
-"""A run that is poisoned at a step that the test knows: it stops there, and names the images it was fed."""
+"""A run that is poisoned, or no longer gets gradients, from a known step on: it stops and says where."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.callbacks.checkpoint import Checkpoint
-from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
+from ssl_lightning.callbacks.health import DeadRunError, DivergedError, HealthGuard
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
@@ -38,20 +41,21 @@ class Poisoned(Rotation):
 
 def fit(
     folder: Path, *, poison: int, what: str = "loss", scale: float = 1.0, factor: float | None = None,
-    precision: str = "32-true", resume: bool = False, saves: int | None = 1, **options: Any,
+    precision: str = "32-true", resume: bool = False, saves: int | None = 1, more: Sequence[Callback] = (),
+    guard: HealthGuard | None = None, lr: float = 0.01, **options: Any,
 ) -> None:  # fmt: skip
     data = Fake(num_train=128, batch_size=16, image_size=16)  # 4 batches an epoch
     data.setup()
     torch.manual_seed(0)
     Poisoned.fed.clear()
     trunk = ConvNet(widths=[8], strides=[2])
-    task = Poisoned(trunk, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
+    task = Poisoned(trunk, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=lr))
     task.poison, task.what, task.scale = poison, what, scale
     given = {"max_epochs": 3, "log_every_n_steps": 3} | options
     checkpoint = Checkpoint(str(folder / "checkpoints"), every_n_steps=saves)
     trainer = make_trainer(
         accelerator="cpu", precision=precision, enable_progress_bar=False, **given,
-        callbacks=[DivergenceGuard(folder, factor), checkpoint],
+        callbacks=[*more, guard or HealthGuard(folder, factor), checkpoint],
     )  # fmt: skip
     trainer.fit(task, datamodule=data, ckpt_path=folder / "checkpoints/last.ckpt" if resume else None)
 
@@ -110,14 +114,95 @@ def test_a_loss_far_above_its_start_stops_the_run(tmp_path: Path) -> None:
     fit(tmp_path, poison=5, what="scale", scale=8.0, factor=10.0, log_every_n_steps=2)
     fit(tmp_path, poison=5, what="scale", scale=12.0, factor=None, log_every_n_steps=2)
     with pytest.raises(ValueError, match=r"diverged is 1.0; allowed are null and numbers above 1"):
-        DivergenceGuard(tmp_path, 1.0)
+        HealthGuard(tmp_path, 1.0)
 
 
 def test_nothing_is_asked_of_the_device_between_two_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
-    plain = DivergenceGuard.read
-    monkeypatch.setattr(DivergenceGuard, "read", lambda *a, **k: (reads.append(1), plain(*a, **k))[1])
+    plain = HealthGuard.read
+    monkeypatch.setattr(HealthGuard, "read", lambda *a, **k: (reads.append(1), plain(*a, **k))[1])
+    # one epoch, so that the readings can be counted; the tests above have several
     fit(tmp_path, poison=10**9, saves=None, max_epochs=1, log_every_n_steps=100)
     assert len(reads) == 4  # before validation, before best.ckpt, at the end of the epoch, before last.ckpt
+
+
+class Cut(Callback):
+    """Take something away from step `after` on: all gradients, or what an optimizer step changes."""
+
+    def __init__(self, what: str, after: int) -> None:
+        self.what, self.after, self.steps = what, after, 0
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.steps += 1
+        if self.steps <= self.after:
+            return
+        if self.what == "gradients":
+            optimizer.zero_grad()  # sets them to None
+        elif self.what == "values":
+            optimizer.zero_grad(set_to_none=False)
+        else:
+            self.before = [p.detach().clone() for p in pl_module.parameters()]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        if self.what == "steps" and self.steps > self.after:
+            for parameter, value in zip(pl_module.parameters(), self.before, strict=True):
+                parameter.data.copy_(value)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("gradients", r"gradient norm is exactly 0 at step 15, .*rate of 0.01: 8 of 8 parameters have no"),
+        ("values", r"gradient norm is exactly 0 at step 15, .*: 0 of 8 parameters have no"),
+        ("steps", r"no weight changes at step 18, for 3 looks in a row \(every 3 steps\)"),
+    ],
+)
+def test_a_run_that_no_longer_learns_stops_within_three_looks(
+    tmp_path: Path, what: str, message: str
+) -> None:
+    guard = HealthGuard(tmp_path)
+    last = tmp_path / "checkpoints/last.ckpt"
+    with pytest.raises(DeadRunError, match=message + rf".*{last}"):
+        fit(tmp_path, poison=10**9, max_epochs=9, guard=guard, more=[Cut(what, after=7)])
+    health = guard.health()
+    assert health.verdict == "dead"
+    if what == "steps":
+        assert health.zero_grad_share == 0
+        return
+    assert (health.steps, health.optimizer_steps) == (15, 15)
+    assert health.zero_grad_share == pytest.approx(8 / 15)
+    # no state without a gradient was written, so that the run resumes from the step before
+    assert load_checkpoint(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 7
+    whole = HealthGuard(tmp_path)
+    fit(tmp_path, poison=10**9, guard=whole, resume=True)
+    assert whole.health().steps == 12
+    assert whole.health().zero_grad_share == 0
+
+
+def test_a_learning_rate_that_falls_to_nothing_is_no_dead_run(tmp_path: Path) -> None:
+    class Falls(Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+            trainer.optimizers[0].param_groups[0]["lr"] = 0.01 if trainer.global_step < 8 else 1e-30
+
+    guard = HealthGuard(tmp_path)
+    fit(tmp_path, poison=10**9, max_epochs=6, guard=guard, more=[Falls()])
+    assert guard.health().verdict == "healthy"
+
+
+def test_gradient_norms_are_counted_over_the_whole_run(tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Norms(Callback):
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            grads = [p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]
+            norms.append(float(torch.cat(grads).norm()))
+
+    guard = HealthGuard(tmp_path)
+    fit(tmp_path, poison=10**9, max_epochs=2, more=[Norms()])
+    fit(tmp_path, poison=10**9, guard=guard, resume=True, more=[Norms()])  # a third epoch
+    health = guard.health()
+    assert (health.steps, health.optimizer_steps) == (12, 12)
+    assert health.min_grad_norm == pytest.approx(min(norms), rel=1e-5)
+    assert health.max_grad_norm == pytest.approx(max(norms), rel=1e-5)
