@@ -5,16 +5,13 @@ The dry runs are on a few generated pictures in the layouts of ImageNet and VOC;
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -24,12 +21,13 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.models import vgg19
 
+from ssl_lightning.artifacts.results import BenchmarkRow, Record
 from ssl_lightning.core.image_spec import ImageSpec
 from tests._composed import CONF, composed
 from tests.test_conf import NEEDED, options
+from tests.test_train import results_of
 
 ROOT = Path(__file__).parent.parent
-SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
 TABLES = options("benchmark")
 SELECTORS = ("name", "probe", "metric", "stage", "data")  # keys of a column; others name the protocol
 
@@ -226,25 +224,24 @@ def check_filled(place: Path, name: str, rows: list[str] | None = None) -> None:
         cfg = job(name, "tiny", number)
         if rows is not None and cfg.benchmark.row not in rows:
             continue
-        results = json.loads((place / "out" / cfg.folder / "results.json").read_text())
-        jsonschema.validate(results, SCHEMA)
-        assert results["run"]["status"] == "finished"
-        assert results["run"]["benchmark"] == {"name": name, "budget": "tiny", "row": cfg.benchmark.row}
+        results = results_of(place / "out" / cfg.folder)
+        assert results.run.status == "finished"
+        assert results.run.benchmark == BenchmarkRow(name, cfg.benchmark.row, "tiny")
         for column in cfg.benchmark.columns:
             if column.get("data", cfg.choices.data) == cfg.choices.data:
-                found = [record for record in results["probes"] if selects(column, record)]
+                found = [record for record in results.probes if selects(column, record)]
                 assert found, (cfg.folder, column)
-                assert all(0 <= record["value"] <= 1 for record in found)
+                assert all(0 <= record.value <= 1 for record in found)
 
 
-def selects(column: DictConfig, record: dict[str, Any]) -> bool:
+def selects(column: DictConfig, record: Record) -> bool:
     """Whether a record is one that a column asks for."""
     protocol = {str(key): value for key, value in column.items() if key not in SELECTORS}
     return (
-        (record["probe"], record["branch"]) == (column.probe, "backbone")
-        and column.get("metric", record["metric"]) == record["metric"]
-        and column.get("stage", "best") in ("best", record["stage"])
-        and all(record["protocol"].get(key) == value for key, value in protocol.items())
+        (record.probe, record.branch) == (column.probe, "backbone")
+        and column.get("metric", record.metric) == record.metric
+        and column.get("stage", "best") in ("best", record.stage)
+        and all(record.protocol.get(key) == value for key, value in protocol.items())
     )
 
 
@@ -303,12 +300,11 @@ def test_dry_run_of_a_setting_that_is_in_no_table(option: str, place: Path) -> N
         given += ["task.vgg_weights=vgg19.pth", "task.warmup_steps=0", "backbone.blocks=4"]
     run_tiny(place, *given)
     (path,) = (place / "out").glob(f"{option.partition('_')[2]}/imagenet/*/run/results.json")
-    results = json.loads(path.read_text())
-    jsonschema.validate(results, SCHEMA)
-    assert results["run"]["status"] == "finished"
-    assert {record["trained"] for record in results["probes"]} == {True}
+    results = results_of(path.parent)
+    assert results.run.status == "finished"
+    assert {record.trained for record in results.probes} == {True}
     labels = "those of ImageNet, by VGG19 in the loss" if option.startswith("ledig") else "none"
-    assert results["run"]["labels"] == labels
+    assert results.run.labels == labels
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Runs on several devices and machines: sharded weights, SLURM, torchrun, and sweeps by submitit."""
 
-import json
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from torch import nn
 
 import ssl_lightning
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.artifacts.results import Results, read_results
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.engine import trainer as trainer_module
 from ssl_lightning.engine.fsdp import blocks
@@ -58,8 +58,8 @@ def train(tmp_path: Path, *overrides: str, ok: bool = True, **how: Any) -> str:
     return end(start(tmp_path, *overrides, **how), ok)
 
 
-def results_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "results.json").read_text())
+def results_of(folder: Path) -> Results:
+    return read_results(folder / "results.json")
 
 
 def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
@@ -116,8 +116,8 @@ def test_sharded_weights_learn_what_whole_ones_do(tmp_path: Path, task: str, opt
     atol = 1e-4 if "optimizer=adamw" in options else 1e-5
     assert_same_state(ddp, fsdp, rtol=1e-3, atol=atol)
     one, two = results_of(ddp), results_of(fsdp)
-    assert two["pretext"] == pytest.approx(one["pretext"], rel=1e-2)
-    assert len(two["probes"]) == len(one["probes"])
+    assert two.pretext == pytest.approx(one.pretext, rel=1e-2)
+    assert len(two.probes) == len(one.probes)
     assert (fsdp / "panel.png").exists()
     ssl_lightning.load_backbone(fsdp)
 
@@ -192,7 +192,7 @@ def test_tasks_of_slurm_on_two_nodes_compute_what_one_machine_does(tmp_path: Pat
     assert follower == ""
     here, there = (tmp_path / "rotation/fake/convnet" / name for name in ("here", "4711"))
     assert_same_state(here, there, rtol=0, atol=0)
-    assert results_of(there)["probes"] == results_of(here)["probes"]
+    assert results_of(there).probes == results_of(here).probes
     # the same job again, as a requeued one: it goes on, here with nothing left to do
     env |= {"SLURM_RESTART_COUNT": "1"} | meeting()
     tasks = [start(tmp_path, *nodes, env=env | {"SLURM_PROCID": n, "SLURM_NODEID": n}) for n in "01"]
@@ -359,5 +359,5 @@ def test_submitit_runs_a_sweep(tmp_path: Path) -> None:
         for path in tmp_path.rglob("results.json")
     }
     assert found.keys() == {"random/fake/convnet/job_0", "rotation/fake/convnet/job_1"}
-    assert {results["run"]["status"] for results in found.values()} == {"finished"}
-    assert {results["run"]["devices"] for results in found.values()} == {2}
+    assert {results.run.status for results in found.values()} == {"finished"}
+    assert {results.run.devices for results in found.values()} == {2}

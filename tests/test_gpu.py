@@ -123,8 +123,8 @@ def test_whole_runs(task: str, precision: str, tmp_path: Path) -> None:
     probes += ["probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
     train(tmp_path, *few, *probes)
     results = results_of(tmp_path / f"{task}/fake/convnet/run")
-    assert results["run"]["status"] == "finished"
-    assert results["run"]["peak_memory_gb"]["gpu"] > 0
+    assert results.run.status == "finished"
+    assert results.run.peak_memory_gb["gpu"] > 0
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) ->
         train(tmp_path, *few, "deterministic=true")
         folder = tmp_path / f"{task}/fake/convnet" / name
         states.append(load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
-        probes.append(results_of(folder)["probes"])
+        probes.append(results_of(folder).probes)
     assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
     assert probes[0] == probes[1]
 
@@ -156,8 +156,8 @@ def test_images_that_stay_on_the_gpu_are_probed(probe: str, tmp_path: Path) -> N
     for resident in ("auto", "false"):
         train(tmp_path, *few, f"data.device_resident={resident}", f"name={resident}.")
         found.append(results_of(tmp_path / f"colorization/cifar10/convnet/{resident}."))
-    assert found[0]["probes"] == found[1]["probes"]
-    assert found[0]["pretext"] == found[1]["pretext"]
+    assert found[0].probes == found[1].probes
+    assert found[0].pretext == found[1].pretext
 
 
 @pytest.mark.parametrize("task", ["rotation", "inpainting"])  # one network; two with an optimizer each
@@ -180,9 +180,9 @@ def test_a_run_with_graphs_is_probed_and_resumed(compiled: str, tmp_path: Path) 
     few = [*FAKE, "name=run", "task=rotation", "trainer.max_epochs=2", "probe=[linear]"]
     train(tmp_path, *few, "probe_untrained=true", "cuda_graphs=true", f"compile={compiled}")
     folder = tmp_path / "rotation/fake/convnet/run"
-    assert {r["trained"] for r in results_of(folder)["probes"]} == {False, True}
+    assert {r.trained for r in results_of(folder).probes} == {False, True}
     train(tmp_path, f"resume={folder}", "trainer.max_epochs=3")
-    assert results_of(folder)["run"]["epochs"] == 3
+    assert results_of(folder).run.epochs == 3
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
@@ -256,5 +256,5 @@ def test_the_protocol_of_rotnet(tmp_path: Path) -> None:
     few += ["probe.finetune.min_steps=1", "probe.finetune.fractions=[1.0]"]
     train(tmp_path, *few, *(f"probe.{name}.selection=last" for name in ("nonlinear", "finetune")))
     results = results_of(tmp_path / "rotation/fake/convnet/run")
-    assert results["run"]["status"] == "finished"
-    assert [r["stage"] for r in results["probes"]] == ["stage1", "stage2", "stage2"]
+    assert results.run.status == "finished"
+    assert [r.stage for r in results.probes] == ["stage1", "stage2", "stage2"]

@@ -1,12 +1,10 @@
 """A run folder of an older version still evaluates, resumes and loads (tests/fixtures/README.md)."""
 
 import importlib
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 import ssl_lightning
+from ssl_lightning.artifacts.results import Results, read_results
 from ssl_lightning.config.identity import RENAMED, config_sha256, series_sha256
 from ssl_lightning.config.trust import load_config
 
@@ -33,8 +32,8 @@ def command(*words: str) -> str:
     return done.stdout
 
 
-def results_of(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "results.json").read_text()))
+def results_of(folder: Path) -> Results:
+    return read_results(folder / "results.json")
 
 
 @pytest.mark.parametrize("old", RENAMED)
@@ -44,11 +43,11 @@ def test_a_renamed_target_exists(old: str) -> None:
 
 
 def test_its_digests_are_unchanged() -> None:
-    facts = results_of(STORED)["run"]
+    facts = results_of(STORED).run
     for config in (OmegaConf.load(STORED / "config.yaml"), load_config(STORED / "config.yaml")):
         content = OmegaConf.to_container(config)
-        assert config_sha256(content) == facts["config_sha256"]  # type: ignore[arg-type]
-        assert series_sha256(content) == facts["series_sha256"]  # type: ignore[arg-type]
+        assert config_sha256(content) == facts.config_sha256  # type: ignore[arg-type]
+        assert series_sha256(content) == facts.series_sha256  # type: ignore[arg-type]
 
 
 def test_its_backbone_loads(old_run: Path) -> None:
@@ -59,17 +58,17 @@ def test_its_backbone_loads(old_run: Path) -> None:
 def test_it_is_evaluated(old_run: Path) -> None:
     before = results_of(old_run)
     command("evaluate.py", f"run={old_run}")
-    added = results_of(old_run)["probes"][len(before["probes"]) :]
-    stored = {(r["probe"], r["stage"], r["metric"]): r["value"] for r in before["probes"] if r["trained"]}
+    added = results_of(old_run).probes[len(before.probes) :]
+    stored = {(r.probe, r.stage, r.metric): r.value for r in before.probes if r.trained}
     for record in added:  # those that another processor rounds otherwise: three of 32 test images at most
-        key = (record["probe"], record["stage"], record["metric"])
-        assert record["value"] == pytest.approx(stored[key], abs=3 / 32)
+        key = (record.probe, record.stage, record.metric)
+        assert record.value == pytest.approx(stored[key], abs=3 / 32)
 
 
 def test_it_is_resumed(old_run: Path) -> None:
     command("train.py", f"resume={old_run}", "trainer.max_epochs=3")
     results = results_of(old_run)
-    assert (results["run"]["epochs"], results["run"]["resumed"], results["run"]["status"]) == (
+    assert (results.run.epochs, results.run.resumed, results.run.status) == (
         3,
         1,
         "finished",

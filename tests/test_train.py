@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.artifacts.results import Results, read_results
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
@@ -32,21 +33,21 @@ def train(tmp_path: Path, *overrides: str, ok: bool = True) -> subprocess.Comple
     return done
 
 
-def results_of(folder: Path) -> dict:
-    results = json.loads((folder / "results.json").read_text())
-    jsonschema.validate(results, SCHEMA)
-    return results
+def results_of(folder: Path) -> Results:
+    path = folder / "results.json"
+    jsonschema.validate(json.loads(path.read_text()), SCHEMA)
+    return read_results(path)
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
     done = train(tmp_path, *SMALL, "task=rotation", "logger=[csv,tensorboard]")
     folder = tmp_path / "rotation/fake/convnet/run"
     results = results_of(folder)
-    assert results["run"]["status"] == "finished"
-    assert (results["run"]["task"], results["run"]["data"]) == ("rotation", "fake")
-    assert results["run"]["labels"] == "none"
-    assert results["pretext"].keys() == {"val/loss", "val/acc"}
-    rows = {(r["probe"], r["stage"], r["trained"], r["metric"]) for r in results["probes"]}
+    assert results.run.status == "finished"
+    assert (results.run.task, results.run.data) == ("rotation", "fake")
+    assert results.run.labels == "none"
+    assert results.pretext.keys() == {"val/loss", "val/acc"}
+    rows = {(r.probe, r.stage, r.trained, r.metric) for r in results.probes}
     for stage in ("stage1", "stage2", "stage3"):
         for trained in (False, True):
             assert ("linear", stage, trained, "top1") in rows
@@ -61,8 +62,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
 def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "task=rotation", "seed=3", "logger=[]")
     train(tmp_path, *SMALL, "task=random", "seed=3", "logger=[]")
-    before = [r for r in results_of(tmp_path / "rotation/fake/convnet/run")["probes"] if not r["trained"]]
-    assert results_of(tmp_path / "random/fake/convnet/run")["probes"] == before
+    before = [r for r in results_of(tmp_path / "rotation/fake/convnet/run").probes if not r.trained]
+    assert results_of(tmp_path / "random/fake/convnet/run").probes == before
 
 
 @pytest.mark.slow
@@ -97,8 +98,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, task: str, options:
     train(tmp_path, *few, "name=two", "trainer.devices=2")
     folders = [tmp_path / f"{task}/fake/convnet/{name}" for name in ("one", "two")]
     one, two = (results_of(folder) for folder in folders)
-    assert (one["run"]["devices"], two["run"]["devices"]) == (1, 2)
-    assert len(two["probes"]) == len(one["probes"])
+    assert (one.run.devices, two.run.devices) == (1, 2)
+    assert len(two.probes) == len(one.probes)
     weights = [load_file(folder / "backbone.safetensors") for folder in folders]
     assert weights[0].keys() == weights[1].keys()
     for name, value in weights[0].items():  # batch norm's statistics included
@@ -106,12 +107,12 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, task: str, options:
     states = [load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"] for folder in folders]
     for name, value in states[0].items():  # heads, decoders, discriminators
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
-    assert two["pretext"] == pytest.approx(one["pretext"], rel=1e-3)
+    assert two.pretext == pytest.approx(one.pretext, rel=1e-3)
     # the same images in the same order: nothing is lost or doubled on the way through two processes
-    untrained = [[r for r in result["probes"] if not r["trained"]] for result in (one, two)]
+    untrained = [[r for r in result.probes if not r.trained] for result in (one, two)]
     for left, right in zip(*untrained, strict=True):
-        assert right["n"] == left["n"]
-        assert right["value"] == pytest.approx(left["value"], abs=1 / left["n"] + 1e-9)
+        assert right.n == left.n
+        assert right.value == pytest.approx(left.value, abs=1 / left.n + 1e-9)
 
 
 @pytest.mark.slow
@@ -152,15 +153,15 @@ def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
     assert results_of(folder) == before
     evaluate(tmp_path, f"run={folder}", "probe=[linear]", "probe.linear.pool=1")
     after = results_of(folder)
-    assert after["probes"][: len(before["probes"])] == before["probes"]
-    added = after["probes"][len(before["probes"]) :]
-    assert {(r["probe"], r["evaluation"]["data"]) for r in added} == {("linear", "fake")}
+    assert after.probes[: len(before.probes)] == before.probes
+    added = after.probes[len(before.probes) :]
+    assert {(r.probe, r.evaluation.data) for r in added} == {("linear", "fake")}
     assert len(added) == 3
     # the exported trunk, as one from elsewhere
     small = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "name=again", f"output_dir={tmp_path}"]
     evaluate(tmp_path, f"weights={folder}/backbone.safetensors", *small)
-    elsewhere = results_of(tmp_path / "evaluate/fake/convnet/again")["probes"]
-    assert elsewhere == [r for r in before["probes"] if r["trained"]]
+    elsewhere = results_of(tmp_path / "evaluate/fake/convnet/again").probes
+    assert elsewhere == [r for r in before.probes if r.trained]
     assert (
         "6 of 6 figures were in" in evaluate(tmp_path, f"run={tmp_path}/evaluate/fake/convnet/again").stdout
     )
@@ -213,9 +214,9 @@ def test_training_that_diverges_names_the_step_and_the_checkpoint(
     assert f"at step {facts['step']} (epoch 1, batch {facts['batch']})" in done.stderr
     assert len(set(facts["images"])) == len(facts["images"])
     assert len(facts["images"]) in (8, 16)
-    results = json.loads((folder / "results.json").read_text())
-    assert results["run"]["status"] == "failed"
-    assert results["probes"]  # of the untrained trunk
+    results = results_of(folder)
+    assert results.run.status == "failed"
+    assert results.probes  # of the untrained trunk
     for path in (folder / "checkpoints").glob("*.ckpt"):
         state = load_checkpoint(path)["state_dict"]
         assert all(value.isfinite().all() for value in state.values()), path
@@ -260,7 +261,7 @@ def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(tmp_path: Path) -
     )
     assert again.returncode == 0, again.stderr
     assert f"resumed   from {folder}" in again.stdout
-    assert results_of(folder)["run"]["status"] == "finished"
+    assert results_of(folder).run.status == "finished"
 
 
 @pytest.mark.parametrize(
@@ -315,8 +316,8 @@ def test_weights_from_elsewhere_are_said(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "task=rotation", "logger=[]", "name=first")
     first = tmp_path / "rotation/fake/convnet/first"
     train(tmp_path, *SMALL, "task=random", "logger=[]", f"init_from={first}")
-    run = results_of(tmp_path / "random/fake/convnet/run")["run"]
-    assert run["labels"] == "unknown: the trunk's first weights come from elsewhere"
+    run = results_of(tmp_path / "random/fake/convnet/run").run
+    assert run.labels == "unknown: the trunk's first weights come from elsewhere"
 
 
 @pytest.mark.slow
@@ -358,12 +359,12 @@ def test_two_processes_fine_tune_as_one_does(tmp_path: Path) -> None:
     for devices in (1, 2):
         train(tmp_path, *some, f"name=on{devices}", f"trainer.devices={devices}")
         results = results_of(tmp_path / f"rotation/fake/convnet/on{devices}")
-        assert results["run"]["devices"] == devices
-        found.append(results["probes"])
+        assert results.run.devices == devices
+        found.append(results.probes)
     (one,), (two,) = found
-    assert one["protocol"]["labels"] == two["protocol"]["labels"]
-    assert two["value"] == pytest.approx(one["value"], abs=2 / one["n"] + 1e-9)
-    assert two["protocol"]["heldout"] == pytest.approx(one["protocol"]["heldout"], abs=2 / 64 + 1e-9)
+    assert one.protocol["labels"] == two.protocol["labels"]
+    assert two.value == pytest.approx(one.value, abs=2 / one.n + 1e-9)
+    assert two.protocol["heldout"] == pytest.approx(one.protocol["heldout"], abs=2 / 64 + 1e-9)
 
 
 @pytest.mark.slow
@@ -375,7 +376,7 @@ def test_every_probe_of_classes_leaves_valid_figures(tmp_path: Path) -> None:
     done = train(tmp_path, *some, *few)
     folder = tmp_path / "random/fake/convnet/run"
     results = results_of(folder)  # each record is as the schema says
-    assert {r["probe"] for r in results["probes"]} == set(names) - {"embedding"}
+    assert {r.probe for r in results.probes} == set(names) - {"embedding"}
     for column in ("lowshot 1-shot", "lowshot 4-shot", "svm", "nonlinear", "finetune 50 %", "rankme (rank)"):
         assert column in done.stdout
     assert (folder / "embedding.npz").exists()
@@ -399,21 +400,21 @@ def test_a_run_that_holds_nothing_out_trains_resumes_and_tests_the_last_weights(
     assert "zero" not in done.stderr  # Lightning would warn of an empty loader
     folder = tmp_path / "rotation/fake/convnet/run"
     results = results_of(folder)
-    assert results["pretext"] == {}
-    assert [(r["probe"], r["stage"]) for r in results["probes"]][:3] == [
+    assert results.pretext == {}
+    assert [(r.probe, r.stage) for r in results.probes][:3] == [
         ("nonlinear", "stage1"),
         ("nonlinear", "stage2"),
         ("finetune", "stage3"),
     ]
-    for record in results["probes"][:3]:
-        assert record["protocol"]["labels"] == {"train": 64, "heldout": 0}
-        assert (record["protocol"]["selected_on"], record["protocol"]["heldout"]) == ("nothing", None)
+    for record in results.probes[:3]:
+        assert record.protocol["labels"] == {"train": 64, "heldout": 0}
+        assert (record.protocol["selected_on"], record.protocol["heldout"]) == ("nothing", None)
     assert not (folder / "checkpoints/best.ckpt").exists()
     (folder / "results.json").unlink()
     (folder / "checkpoints/previous.ckpt").replace(folder / "checkpoints/last.ckpt")  # after epoch 2
     again = train(tmp_path, f"resume={folder}")
     assert "epoch 2: features" not in again.stdout
-    assert results_of(folder)["probes"] == results["probes"]
+    assert results_of(folder).probes == results.probes
 
 
 @pytest.mark.slow
@@ -427,7 +428,7 @@ def test_images_without_labels_have_their_rank_and_their_embedding(tmp_path: Pat
     done = train(tmp_path, *some, "probe=[linear,rankme,embedding]", "objective=probe/rankme/rankme")
     assert "linear skipped: the data have no labelled images" in done.stdout
     results = results_of(tmp_path / "rotation/folder/convnet/run")
-    found = [(r["probe"], r["stage"], r["trained"]) for r in results["probes"]]
+    found = [(r.probe, r.stage, r.trained) for r in results.probes]
     assert found == [("rankme", f"stage{s}", trained) for trained in (False, True) for s in (1, 2, 3)]
     with np.load(tmp_path / "rotation/folder/convnet/run/embedding.npz") as embedding:
         assert embedding["features"].shape == (36, 128)

@@ -1,89 +1,350 @@
-"""results.json: the one file that a run leaves for the report. Written whole or not at all."""
+"""Results of a run as dataclasses, and results.json, the file that holds them; imports no torch.
+
+The fields of this module define results.json. Every change of them raises `SCHEMA`, and
+`python -m ssl_lightning.report.results_schema` writes the JSON schema again.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
-import platform
-import subprocess
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Final, Literal, cast
 
+from ssl_lightning.artifacts.run_folder import RESULTS
+from ssl_lightning.artifacts.typed_json import NEEDED, Limits, from_json, refusal, to_json
 from ssl_lightning.core.atomic_files import write_file
+from ssl_lightning.core.untrusted import check_schema, read_json
 
-SCHEMA = 1
-STATUSES = ("finished", "failed", "interrupted")
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "ssl-lightning")
+SCHEMA: Final = 2
+MAX_BYTES = 1 << 25  # of a results.json; a run leaves some 50 kB
+PROTOCOL_NUMBERS = ("heldout", "k", "k_shot", "fraction", "sd")  # numbers or null in a protocol
+RANKS = ("rankme",)  # metrics that are ranks; all others are fractions
+RANK = Limits("a rank, 1 or more", minimum=1)
+FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
+Status = Literal["finished", "failed", "interrupted"]
+BAD_VERDICTS = ("dead", "diverged")
+GONE = 0.5  # a run with zero gradients at more than this share of steps learned nothing
 
-Record = dict[str, Any]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file atomically: a reader sees the old file or the new one, never a part."""
-    write_file(path, json.dumps(content, indent=1))
-
-
-def git_revision() -> str:
-    """Commit of the code, with "-dirty" after local changes; "" outside a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a figure can depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+Name = Annotated[str, Limits("a text of at most 200 characters", longest=200)]  # names of files hold it too
+Count = Annotated[int, Limits("a whole number, 0 or more", minimum=0)]
+OneOrMore = Annotated[int, Limits("a whole number, 1 or more", minimum=1)]
+Amount = Annotated[float, Limits("a number, 0 or more", minimum=0)]
+Share = Annotated[float, FRACTION]
+Digest = Annotated[str, Limits("a SHA-256 of 64 hex digits", pattern="[0-9a-f]{64}")]
+Stage = Annotated[str, Limits("stage and a number, such as stage3", pattern="stage[1-9][0-9]{0,5}")]
+Time = Annotated[str, Limits("a time of ISO 8601", time=True)]
+Protocol = dict[str, Any]
 
 
-def add_records(results: dict[str, Any], records: list[Record], evaluation: dict[str, str]) -> int:
-    """Add the records of a later evaluation to the content of a results.json, in place.
+@dataclass(frozen=True)
+class Evaluation:
+    """Origin of a record that `evaluate.py` added.
 
     Args:
-        results: The content; nothing of it is lost.
-        records: The new ones. One that is there already, with the same protocol and value, is not repeated.
-        evaluation: Says where the others come from: data, checkpoint, git.
+        data: Name of the data that were probed.
+        checkpoint: "last", "best" or a path.
+        git: Commit of the code.
+        command: Shell line that made it.
+    """
+
+    data: Name
+    checkpoint: str | None = None
+    git: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One figure of a probe, without its protocol.
+
+    Args:
+        probe: Name of the probe; the runner of the probes fills it in, as the next two.
+        branch: Name of the backbone.
+        trained: Whether the backbone was pretrained.
+        stage: Such as "stage3".
+        split: "test", or "pretrain" for a figure of unlabelled pretraining images.
+        metric: Such as "top1".
+        value: In [0, 1]; a rank is at least 1.
+        n: Number of images that were measured.
+        evaluation: Set where `evaluate.py` added the figure to a finished run.
+    """
+
+    probe: Name = field(default="", kw_only=True, metadata=NEEDED)
+    branch: Name = field(default="", kw_only=True, metadata=NEEDED)
+    trained: bool = field(default=False, kw_only=True, metadata=NEEDED)
+    stage: Stage
+    split: Literal["test", "pretrain"] = field(default="test", kw_only=True)
+    metric: Name
+    value: float
+    n: OneOrMore
+    evaluation: Evaluation | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Record(Measured):
+    """One figure of a probe.
+
+    Args:
+        protocol: Everything that a comparison needs to know; `heldout` is the figure on held-out images.
+    """
+
+    protocol: Protocol
+
+    @property
+    def heldout(self) -> float | None:
+        """The same figure on held-out images, None without labels."""
+        return cast(float | None, self.protocol.get("heldout"))
+
+
+@dataclass(frozen=True)
+class StoredRecord(Measured):
+    """A record as results.json holds it.
+
+    Args:
+        protocol: Place in the list of protocols that the record shares with others.
+        own: The rest of its protocol.
+    """
+
+    protocol: Count
+    own: Protocol
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """Place of a run in a benchmark.
+
+    Args:
+        name: Of the benchmark.
+        row: Of its table.
+        budget: Such as "cpu".
+    """
+
+    name: Name
+    row: Name
+    budget: str | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """Gradients of a training, as the health callback saw them.
+
+    Args:
+        steps: Batches.
+        optimizer_steps: Steps of the optimizer.
+        min_grad_norm: Smallest finite gradient norm, None if none was measured.
+        max_grad_norm: Likewise the largest.
+        zero_grad_share: Share of optimizer steps at which all gradients were zero.
+        verdict: "healthy", or "dead" or "diverged" for a training that was stopped.
+    """
+
+    steps: Count
+    optimizer_steps: Count
+    min_grad_norm: Amount | None
+    max_grad_norm: Amount | None
+    zero_grad_share: Share
+    verdict: Name
+
+    @property
+    def bad(self) -> bool:
+        """Whether the training cannot have learned what its figures seem to say."""
+        return self.verdict in BAD_VERDICTS or self.zero_grad_share > GONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """Facts about a run; None where an older version did not write them.
+
+    Args:
+        task: Name of the task.
+        data: Name of the data.
+        backbone: Name of the backbone.
+        seed: Of the run.
+        devices: Number of processes.
+        precision: Of Lightning, such as "bf16-mixed".
+        epochs: Pretrained.
+        wall_s: Seconds of the whole run, over all resumes.
+        images_per_s: In pretraining, 0 without one.
+        probe_s: Seconds by probe, and of the encode pass.
+        peak_memory_gb: By place: host, gpu.
+        resumed: How many times the run was resumed.
+        git: Commit of the code, "" outside a checkout.
+        versions: Of Python and of packages.
+        config_sha256: Digest of the config, `config.identity`.
+        series_sha256: The same without the seeds.
+        benchmark: The row of a table that the run fills.
+        command: Shell line that makes the same run.
+        ended: Time of ISO 8601.
+        labels: Labels that the backbone has seen; "none" for a self-supervised one.
+        health: Gradients of the training.
+        status: Whether it came to its end.
+    """
+
+    task: Name
+    data: Name
+    backbone: Name
+    seed: int
+    devices: OneOrMore | None = None
+    precision: str | None = None
+    epochs: Count
+    wall_s: Amount
+    images_per_s: Amount
+    probe_s: dict[str, Amount] = field(default_factory=dict)
+    peak_memory_gb: dict[str, Amount] = field(default_factory=dict)
+    resumed: Count = 0
+    git: str
+    versions: dict[str, str]
+    config_sha256: Digest
+    series_sha256: Digest | None = None
+    benchmark: BenchmarkRow | None = None
+    command: str | None = None
+    ended: Time | None = None
+    labels: str | None = None
+    health: Health | None = None
+    status: Status
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """Content of a results.json: protocols stand once, for all records that share them."""
+
+    schema: Literal[2]
+    run: RunFacts
+    pretext: dict[str, float]
+    protocols: list[Protocol]
+    probes: list[StoredRecord]
+
+
+@dataclass(frozen=True)
+class ResultsFile1:
+    """Content of a results.json of schema 1: each record holds its whole protocol."""
+
+    schema: Literal[1]
+    run: RunFacts
+    pretext: dict[str, float]
+    probes: list[Record]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a run measured.
+
+    Args:
+        run: Facts about it.
+        pretext: Validation figures of the pretext task.
+        probes: Figures of the probes.
+    """
+
+    run: RunFacts
+    pretext: dict[str, float]
+    probes: list[Record]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of its results.json."""
+        protocols, stored = _share_protocols(self.probes)
+        content = to_json(ResultsFile(SCHEMA, self.run, self.pretext, protocols, stored))
+        return cast(dict[str, Any], content)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Results:
+        """Check the content of a results.json, of this schema or an older one.
+
+        Raises:
+            ValueError: It is of a newer version, or a field is missing, unknown, of another type or out of
+                bounds; the message names the field.
+        """
+        check_schema(content, SCHEMA)
+        if content["schema"] == 1:
+            old: ResultsFile1 = from_json(ResultsFile1, content)
+            run, pretext, records = old.run, old.pretext, old.probes
+        else:
+            file: ResultsFile = from_json(ResultsFile, content)
+            run, pretext, records = file.run, file.pretext, _whole_records(file)
+        for number, record in enumerate(records):
+            _check_figures(record, f"probes[{number}]")
+        return cls(run, pretext, records)
+
+
+def read_results(path: Path, clean: Callable[[Any], Any] = lambda content: content) -> Results:
+    """Read a results.json, which may be broken, foreign, or of a newer version.
+
+    Args:
+        path: The file.
+        clean: Applied to its content before the checks, such as `core.untrusted.printable_all`.
+
+    Raises:
+        ValueError: It is; the message says what is wrong, and does not name the file.
+        OSError: It cannot be read.
+    """
+    return Results.from_json(clean(read_json(path, MAX_BYTES)))
+
+
+def earlier_results(folder: Path) -> Results | None:
+    """Read the results.json of a run folder, if there is one.
+
+    Raises:
+        ValueError: It is broken, foreign, or of a newer version.
+    """
+    path = folder / RESULTS
+    try:
+        return read_results(path) if os.path.lexists(path) else None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: {error}; to do without it, move it away") from None
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write a results.json atomically, with one line for each fact, protocol and record."""
+    parts = []
+    for key, value in results.to_json().items():
+        text = json.dumps(value)
+        if isinstance(value, dict) and value:
+            lines = [f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in value.items()]
+            text = "{\n" + ",\n".join(lines) + "\n }"
+        elif isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(f"  {json.dumps(each)}" for each in value) + "\n ]"
+        parts.append(f" {json.dumps(key)}: {text}")
+    write_file(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def add_records(results: Results, records: list[Record], evaluation: Evaluation) -> int:
+    """Add the records of a later evaluation, in place.
+
+    Args:
+        results: Of the run.
+        records: The new ones. One that is there already, with the same data, protocol and value, is not
+            added.
+        evaluation: Their origin.
 
     Returns:
         How many were there already.
     """
-    present = [{key: r[key] for key in r if key != "evaluation"} for r in results["probes"]]
-    stamps = [r.get("evaluation", {"data": results["run"]["data"]}) for r in results["probes"]]
-    same = 0
-    for record in records:
-        if any(
-            record == known and stamp["data"] == evaluation["data"]
-            for known, stamp in zip(present, stamps, strict=True)
-        ):
-            same += 1
-        else:
-            results["probes"].append(record | {"evaluation": evaluation})
-    return same
+    known = [
+        (replace(r, evaluation=None), (r.evaluation or results.run).data)
+        for r in results.probes  # those of a run carry no evaluation
+    ]
+    new = [r for r in records if (r, evaluation.data) not in known]
+    results.probes.extend(replace(r, evaluation=evaluation) for r in new)
+    return len(records) - len(new)
 
 
 def best_stage(records: list[Record]) -> Record | None:
     """The record whose stage did best on held-out images; without such a figure the deepest stage."""
-    if not records:
-        return None
 
-    def key(record: Record) -> tuple[float, str]:
-        heldout = record["protocol"].get("heldout")
-        return (-math.inf if heldout is None else heldout, record["stage"])
+    def key(record: Record) -> tuple[float, int]:
+        heldout = -math.inf if record.heldout is None else record.heldout
+        return heldout, int(record.stage.removeprefix("stage"))
 
-    return max(records, key=key)
+    return max(records, key=key, default=None)
 
 
-def objective_value(results: dict[str, Any], objective: str) -> float:
+def objective_value(results: Results, objective: str) -> float:
     """Read one figure of a run, for a sweeper to optimise.
 
     Args:
-        results: The content of a results.json.
+        results: Of the run.
         objective: `probe/<probe>/<metric>` (trained backbone, held-out figure of its best stage: a
             sweep must not select on test; of a figure that needs no labels, such as `probe/rankme/rankme`,
             that of the deepest stage), or `pretext/<name>` such as `pretext/val/loss`.
@@ -92,16 +353,16 @@ def objective_value(results: dict[str, Any], objective: str) -> float:
         ValueError: The run has no such figure; the message names those that it has.
     """
     kind, _, rest = objective.partition("/")
-    if kind == "pretext" and rest in results["pretext"]:
-        return float(results["pretext"][rest])
+    if kind == "pretext" and rest in results.pretext:
+        return float(results.pretext[rest])
     probe, _, metric = rest.partition("/")
-    rows = [r for r in results["probes"] if r["branch"] == "backbone" and "evaluation" not in r]
-    trained = any(r["trained"] for r in rows)  # a control that trains nothing has only untrained rows
-    rows = [r for r in rows if r["trained"] == trained and _selectable(r) is not None]
-    best = best_stage([r for r in rows if kind == "probe" and (r["probe"], r["metric"]) == (probe, metric)])
+    rows = [r for r in results.probes if r.branch == "backbone" and r.evaluation is None]
+    trained = any(r.trained for r in rows)  # a control that trains nothing has only untrained rows
+    rows = [r for r in rows if r.trained == trained and _selectable(r) is not None]
+    best = best_stage([r for r in rows if kind == "probe" and (r.probe, r.metric) == (probe, metric)])
     if best is None:
-        names = {f"probe/{r['probe']}/{r['metric']}" for r in rows}
-        names |= {f"pretext/{name}" for name in results["pretext"]}
+        names = {f"probe/{r.probe}/{r.metric}" for r in rows}
+        names |= {f"pretext/{name}" for name in results.pretext}
         raise ValueError(
             f"objective is {objective!r}; this run has {', '.join(sorted(names)) or 'no figures'}"
         )
@@ -110,7 +371,68 @@ def objective_value(results: dict[str, Any], objective: str) -> float:
 
 def _selectable(record: Record) -> float | None:
     """The figure by which a run may be chosen, if any: on held-out, or on unlabelled pretraining images."""
-    if record.get("split") == "pretrain":
-        return float(record["value"])
-    heldout = record["protocol"].get("heldout")
-    return None if heldout is None else float(heldout)
+    return float(record.value) if record.split == "pretrain" else record.heldout
+
+
+def _share_protocols(records: list[Record]) -> tuple[list[Protocol], list[StoredRecord]]:
+    """Split protocols into what all figures of a probe and an evaluation share, and the rest of each."""
+    groups: dict[tuple[str, Evaluation | None], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.probe, record.evaluation), []).append(record)
+    shared = {key: _common([r.protocol for r in group]) for key, group in groups.items()}
+    places = {key: number for number, key in enumerate(shared)}
+    stored = []
+    for record in records:
+        key = (record.probe, record.evaluation)
+        own = {name: value for name, value in record.protocol.items() if name not in shared[key]}
+        stored.append(StoredRecord(**_figure(record), protocol=places[key], own=own))
+    return list(shared.values()), stored
+
+
+def _common(protocols: list[Protocol]) -> Protocol:
+    """What all protocols say alike; `heldout` is a figure, and stays with its record."""
+    first, *others = ({key: json.dumps(value) for key, value in each.items()} for each in protocols)
+    return {
+        key: value
+        for key, value in protocols[0].items()
+        if key != "heldout" and all(other.get(key) == first[key] for other in others)
+    }
+
+
+def _whole_records(file: ResultsFile) -> list[Record]:
+    """Give each record its whole protocol.
+
+    Raises:
+        ValueError: One names a protocol that the file does not have, or so many share large ones that the
+            file would have exceeded `MAX_BYTES` without sharing.
+    """
+    records, unfolded = [], 0
+    sizes = [len(json.dumps(each)) for each in file.protocols]
+    for number, stored in enumerate(file.probes):
+        if stored.protocol >= len(file.protocols):
+            allowed = f"a place in the list of {len(file.protocols)} protocols"
+            raise refusal(f"probes[{number}].protocol", stored.protocol, allowed)
+        unfolded += sizes[stored.protocol]
+        if unfolded > MAX_BYTES:
+            raise ValueError(f"foreign: its records share protocols of more than {MAX_BYTES:,} bytes in all")
+        protocol = file.protocols[stored.protocol] | stored.own
+        records.append(Record(**_figure(stored), protocol=protocol))
+    return records
+
+
+def _figure(record: Measured) -> dict[str, Any]:
+    return {each.name: getattr(record, each.name) for each in fields(Measured)}
+
+
+def _check_figures(record: Record, place: str) -> None:
+    """Check the figures of a record, whose bounds depend on its metric.
+
+    Raises:
+        ValueError: One is out of bounds; the message names it.
+    """
+    for key in PROTOCOL_NUMBERS:
+        from_json(float | None, record.protocol.get(key), f"{place}.protocol.{key}")
+    limits = RANK if record.metric in RANKS else FRACTION
+    from_json(Annotated[float, limits], record.value, f"{place}.value")
+    if record.metric not in RANKS:
+        from_json(Annotated[float, limits] | None, record.heldout, f"{place}.protocol.heldout")

@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ssl_lightning.artifacts.checkpoints import MAX_BYTES, load_checkpoint, resume_point
-from ssl_lightning.artifacts.results import write_json
 from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
 from ssl_lightning.artifacts.state_dicts import mismatches
 from ssl_lightning.config.types import accepted, check_values
-from ssl_lightning.core.atomic_files import atomic_file
+from ssl_lightning.core.atomic_files import atomic_file, write_json
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 
 TRUNKS = "ssl_lightning.networks."  # where the target of an exported trunk may lie

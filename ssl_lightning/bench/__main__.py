@@ -14,7 +14,8 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import git_revision, versions, write_json
+from ssl_lightning.artifacts.provenance import git_revision, versions
+from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.report.summary import print_table
 from ssl_lightning.run.__main__ import keep_quiet

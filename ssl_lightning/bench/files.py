@@ -47,7 +47,11 @@ def files_against_pack(images: int, epochs: int) -> list[dict[str, Any]]:
                 "shards": Shards(pretrain_dir=str(shards), window=WINDOW, **view),
             }
             rates = in_turns(sources, epochs)
-            found = {"view": image_size, "workers": workers, "cached_side": min(packed.cache_side, HEIGHT)}
+            found: dict[str, Any] = {
+                "view": image_size,
+                "workers": workers,
+                "cached_side": min(packed.cache_side, HEIGHT),
+            }
             found |= {f"{name}_images_per_s": rate for name, rate in rates.items()}
             times = {f"{name}_times": rates[name] / rates["jpeg"] for name in ("packed", "shards")}
             rows.append(found | times)

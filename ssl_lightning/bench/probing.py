@@ -46,8 +46,8 @@ def probes_against_encoding(overrides: list[str], pool: int = 2) -> dict[str, fl
                 precision=lambda: autocast(precision, task.device.type),
                 device=task.device,
             )
-    linear = [r for r in records if r["probe"] == "linear" and r["metric"] == "top1"]
-    ours = max(linear, key=lambda r: r["protocol"]["heldout"])["value"]
+    linear = [r for r in records if r.probe == "linear" and r.metric == "top1"]
+    ours = max(linear, key=lambda r: r.protocol["heldout"]).value
     began = time.perf_counter()
     theirs = train_heads(task, loaders, len(data.spec.class_names or ()), pool, precision)
     elsewhere = time.perf_counter() - began

@@ -20,7 +20,7 @@ LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
 
 
 @dataclass(frozen=True)
-class Health:
+class FeatureHealth:
     """What the pooled last stage of a trunk says of some images.
 
     Args:
@@ -130,7 +130,7 @@ class Collapse(Callback):
             taken[name] = each.get("heldout", each.stages[-1], 1)
         return taken
 
-    def report(self, trainer: pl.Trainer, found: Mapping[str, Health]) -> None:
+    def report(self, trainer: pl.Trainer, found: Mapping[str, FeatureHealth]) -> None:
         """Print the line, and send the figures to the loggers."""
         print(line(trainer.current_epoch + 1, found), flush=True)
         row: dict[str, float] = {}
@@ -142,16 +142,16 @@ class Collapse(Callback):
             )
 
 
-def feature_health(x: Tensor) -> Health:
+def feature_health(x: Tensor) -> FeatureHealth:
     """Judge features `(N, D)`."""
     dead = int(dead_channels(x).sum())
-    return Health(float(effective_rank(x)), min(x.shape), dead, x.shape[1])
+    return FeatureHealth(float(effective_rank(x)), min(x.shape), dead, x.shape[1])
 
 
-def line(epoch: int, found: Mapping[str, Health]) -> str:
+def line(epoch: int, found: Mapping[str, FeatureHealth]) -> str:
     """Say how the features of each branch are after an epoch.
 
-    >>> line(2, {"backbone": Health(35.9, 96, 3, 96)})
+    >>> line(2, {"backbone": FeatureHealth(35.9, 96, 3, 96)})
     'epoch 2: features backbone rank 35.9 of 96, 3 of 96 channels dead'
     """
     said = "; ".join(f"{name} {health}" for name, health in found.items())

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from ssl_lightning.artifacts.results import Health
 from ssl_lightning.artifacts.run_folder import BAD_BATCH, CHECKPOINTS, LAST
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.engine.fsdp import local_parts
@@ -81,18 +82,18 @@ class HealthGuard(Callback):
         self._looked_at = 0  # optimizer steps at the last look
         self._dead_looks, self._top_lr = 0, 0.0
 
-    def health(self) -> dict[str, Any]:
-        """Return the counts of the whole run, for `run.health` of results.json."""
+    def health(self) -> Health:
+        """Return the counts of the whole run."""
         done = self._counts["optimizer_steps"]
         smallest, largest = self._norms or (None, None)
-        return {
-            "steps": self._counts["steps"],
-            "optimizer_steps": done,
-            "min_grad_norm": smallest,
-            "max_grad_norm": largest,
-            "zero_grad_share": self._counts["zero_steps"] / done if done else 0.0,
-            "verdict": self.verdict,
-        }
+        return Health(
+            steps=self._counts["steps"],
+            optimizer_steps=done,
+            min_grad_norm=smallest,
+            max_grad_norm=largest,
+            zero_grad_share=self._counts["zero_steps"] / done if done else 0.0,
+            verdict=self.verdict,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         self._fold()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -47,6 +49,11 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Write a file, text as UTF-8, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, all of it or nothing."""
+    write_file(path, json.dumps(content, indent=1))
 
 
 def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:

@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from ssl_lightning.artifacts.results import Results, read_results
 from ssl_lightning.artifacts.run_folder import CONFIG, RESULTS
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.atomic_files import write_file
@@ -47,9 +48,10 @@ def run_audit(cfg: DictConfig) -> list[Row]:
     rows = {ALL: [], **guards_off(cfg.task._target_, cfg.audit.guards)}
     plan = {"overrides": given, "rows": rows, "seeds": list(cfg.audit.seeds)}
     remember(folder / PLAN_NAME, plan)
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, off in rows.items():
-        found[name] = [run_row(folder, name, seed, [*given, *off]) for seed in cfg.audit.seeds]
+    found = {
+        name: [run_row(folder, name, seed, [*given, *off]) for seed in cfg.audit.seeds]
+        for name, off in rows.items()
+    }
     table = audit_rows(found, {name: " ".join(off) for name, off in rows.items()})
     command = shlex.join(["python", "audit.py", *overrides])
     write_audit(folder / "AUDIT.md", table, command)
@@ -93,14 +95,13 @@ def remember(path: Path, plan: dict[str, Any]) -> None:
     write_file(path, json.dumps(plan, indent=1) + "\n")
 
 
-def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
+def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> Results:
     """Run one row, go on with it, or take what it left; return its results.
 
     Raises:
         RunError: It failed; the rows before it are kept.
     """
     place = folder / f"{row.replace(' ', '_')}-{seed}"
-    results = place / RESULTS
     if finished_facts(place) is None:
         if (place / CONFIG).exists():
             arguments = [f"resume={place}"]
@@ -114,7 +115,7 @@ def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> dict
                 f"error: the run {row!r} with seed {seed} failed (exit status {done.returncode}); "
                 f"the same command with name={folder.name} goes on with the audit"
             )
-    return dict(json.loads(results.read_text()))
+    return read_results(place / RESULTS)
 
 
 def _key(override: str) -> str:

@@ -6,12 +6,10 @@ Like `launch`, without torch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_lightning.artifacts.results import objective_value
-from ssl_lightning.artifacts.results_schema import read_results
+from ssl_lightning.artifacts.results import RunFacts, objective_value, read_results
 from ssl_lightning.artifacts.run_folder import CONFIG, RESULTS
 from ssl_lightning.config.identity import config_sha256, differences
 from ssl_lightning.config.trust import load_config
@@ -39,16 +37,16 @@ def check_same_run(folder: Path, cfg: DictConfig) -> None:
         )
 
 
-def finished_facts(folder: Path) -> dict[str, Any] | None:
+def finished_facts(folder: Path) -> RunFacts | None:
     """What the results of a run that came to its end say of it; None if the folder holds none."""
     try:
-        facts = read_results(folder / RESULTS)["run"]
+        facts = read_results(folder / RESULTS).run
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:  # broken or foreign
         print(printable(f"{folder / RESULTS} does not count as finished: {error}"), flush=True)
         return None
-    return dict(facts) if facts["status"] == "finished" else None
+    return facts if facts.status == "finished" else None
 
 
 def finished_run(cfg: DictConfig) -> Path | None:
@@ -57,7 +55,7 @@ def finished_run(cfg: DictConfig) -> Path | None:
     place = Path(cfg.output_dir) / cfg.choices.task / cfg.choices.data / cfg.choices.backbone
     for path in sorted(place.glob(f"*/{RESULTS}")):
         facts = finished_facts(path.parent)
-        if facts and facts.get("config_sha256") == digest:
+        if facts and facts.config_sha256 == digest:
             return path.parent
     return None
 

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
@@ -83,7 +83,7 @@ class Probe(BaseProbe, ABC):
         """Evaluate one trunk.
 
         Returns:
-            Records as `make_record` builds them.
+            Records; the runner adds the names of the probe and of the branch.
         """
 
 
@@ -166,24 +166,8 @@ class TrunkProbe(BaseProbe, ABC):
         """Evaluate one trunk.
 
         Returns:
-            Records as `make_record` builds them.
+            Records; the runner adds the names of the probe and of the branch.
         """
-
-
-def make_record(
-    stage: str, metric: str, value: float, n: int, protocol: dict[str, Any], split: str = "test"
-) -> Record:
-    """One figure on the test split; the runner adds the names of the probe and of the branch.
-
-    Args:
-        stage: Such as "stage3".
-        metric: Such as "top1".
-        value: In [0, 1]; the rank of `rankme` is at least 1.
-        n: Images that it rests on.
-        protocol: All that one must know to compare it; `heldout` is the same figure on held-out images.
-        split: "pretrain" for a figure of unlabelled pretraining images.
-    """
-    return {"stage": stage, "split": split, "metric": metric, "value": value, "n": n, "protocol": protocol}
 
 
 def run_probes(
@@ -240,8 +224,8 @@ def run_probes(
         found = evaluate()
         seconds[f"{name}_s"] += time.perf_counter() - began
         for record in found:
-            full = {"probe": name, "branch": branch, **record}
-            records.append(full | {"protocol": {**record["protocol"], **(protocol or {})}})
+            whole = {**record.protocol, **(protocol or {})}
+            records.append(replace(record, probe=name, branch=branch, protocol=whole))
 
     for branch, trunk in branches.items():
         if of_features:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.networks.detector import make_detector, pyramid_stages
 from ssl_lightning.ops.voc_ap import voc_ap
@@ -23,7 +24,7 @@ from ssl_lightning.probes._dense import (
 )
 from ssl_lightning.probes._pictures import draw_boxes
 from ssl_lightning.probes._plan import TrainingPlan
-from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.probes.base import Setting, TrunkProbe
 
 METRICS = ("coco_map", "ap50", "voc07_ap50")
 FINEST = 4  # smallest stride of a level of the pyramid
@@ -161,7 +162,7 @@ class DetectionProbe(TrunkProbe):
             "labels": {split: len(splits[split][0]) for split in ("train", "heldout")},
         }
         return [
-            make_record(
+            Record(
                 f"stage{stages[-1]}",
                 metric,
                 test[metric],

@@ -14,6 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
@@ -21,7 +22,7 @@ from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, Globa
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.probes._choice import Choice
-from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.probes.base import Setting, TrunkProbe
 
 CLASSIFIERS = {"linear": "linear layer on the mean of the map", "conv": "NIN block and a linear layer"}
 DECAY = 0.2  # of the rates at each milestone
@@ -182,7 +183,7 @@ class FineTuneProbe(TrunkProbe):
             "patience": self.patience * every_n_epochs if self.selects else None,
             **self.choice.protocol(counts, heldout),
         }
-        return make_record(module.stage, module.metric, value, n, protocol)
+        return Record(module.stage, module.metric, value, n, protocol)
 
     def schedule(self) -> str:
         """Say how the rates fall."""

@@ -7,9 +7,10 @@ from functools import partial
 
 import torch
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
-from ssl_lightning.probes.base import Probe, Record, make_record
+from ssl_lightning.probes.base import Probe
 
 
 class KNNProbe(Probe):
@@ -72,5 +73,5 @@ class KNNProbe(Probe):
                     "labels": {"train": len(train), "heldout": len(heldout)},
                     "heldout": heldout_value,
                 }
-                records.append(make_record(stage, "top1", value, len(test), protocol))
+                records.append(Record(stage, "top1", value, len(test), protocol))
         return records

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
-from ssl_lightning.probes.base import Probe, Record, make_record
+from ssl_lightning.probes.base import Probe
 
 
 class LinearProbe(Probe):
@@ -119,7 +120,7 @@ class LinearProbe(Probe):
         for k in (1, 5) if num_classes > 5 else (1,):
             value = float(topk_accuracy(test_scores, labels["test"], k))
             held = float(topk_accuracy(heldout_scores, labels["heldout"], k))
-            records.append(make_record(stage, f"top{k}", value, len(test), protocol | {"heldout": held}))
+            records.append(Record(stage, f"top{k}", value, len(test), protocol | {"heldout": held}))
         return records
 
     def _fit(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._svm import (
@@ -19,7 +20,6 @@ from ssl_lightning.probes._svm import (
     lone_threads,
     score,
 )
-from ssl_lightning.probes.base import Record, make_record
 
 
 class LowShotProbe(LinearSVMProbe):
@@ -97,7 +97,7 @@ class LowShotProbe(LinearSVMProbe):
                 x, protocol = self.unit_features(features, stage)
                 shots = partial(self._shots, x, labels, num_classes)
                 for value, more in reversed(list(pool.map(shots, reversed(ks)))):  # the longest first
-                    records.append(make_record(stage, metric, value, len(x["test"]), protocol | more))
+                    records.append(Record(stage, metric, value, len(x["test"]), protocol | more))
         return records
 
     def _shots(

@@ -11,12 +11,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, ThreeLayerClassifier
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps, KeptMaps, MapSource
 from ssl_lightning.probes._shared_maps import Wanted
-from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.probes.base import Setting, TrunkProbe
 
 # of their CIFAR-10 runs: epochs, and where among them the learning rate is multiplied by DECAY
 SCHEDULES = {"mlp": (50, (0.4, 0.8, 0.9)), "conv": (100, (0.35, 0.7, 0.85))}
@@ -154,7 +155,7 @@ class NonLinearProbe(TrunkProbe):
                 "epoch": training.epoch,
                 **self.choice.protocol(source.counts, held),
             }
-            records.append(make_record(wanted.stage, "top1", value, source.counts["test"], protocol))
+            records.append(Record(wanted.stage, "top1", value, source.counts["test"], protocol))
         return records
 
     def build(self, shape: torch.Size, num_classes: int, seed: int) -> nn.Module:

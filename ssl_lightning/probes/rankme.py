@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import effective_rank
-from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.probes.base import Setting, TrunkProbe
 
 
 class RankMeProbe(TrunkProbe):
@@ -50,6 +51,6 @@ class RankMeProbe(TrunkProbe):
                 "heldout": None,
             }
             records.append(
-                make_record(stage, "rankme", float(effective_rank(x)), len(x), protocol, split="pretrain")
+                Record(stage, "rankme", float(effective_rank(x)), len(x), protocol, split="pretrain")
             )
         return records

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.data.io.annotations import VOID
 from ssl_lightning.networks.fcn import FCNHead
@@ -26,7 +27,7 @@ from ssl_lightning.probes._dense import (
 )
 from ssl_lightning.probes._pictures import draw_masks
 from ssl_lightning.probes._plan import TrainingPlan
-from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
+from ssl_lightning.probes.base import Setting, TrunkProbe
 
 Maps = Callable[[Tensor], list[Tensor]]  # indices of images -> their stage maps, in scale
 
@@ -179,7 +180,7 @@ class SegmentationProbe(TrunkProbe):
             "per_class": test["per_class"],
             "heldout": heldout["miou"],
         }
-        return [make_record(f"stage{stages[-1]}", "miou", test["miou"], len(images), protocol)]
+        return [Record(f"stage{stages[-1]}", "miou", test["miou"], len(images), protocol)]
 
     def _maps(self, trunk: StageMaps, images: Mapping[str, Tensor]) -> tuple[dict[str, Maps], bool]:
         """Say how to come by the maps of each split, and whether they are kept: if they may be, and fit."""

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, score, solver
-from ssl_lightning.probes.base import Record, make_record
 
 
 class SVMProbe(LinearSVMProbe):
@@ -76,7 +76,5 @@ class SVMProbe(LinearSVMProbe):
                 **self.convergence(chosen.converged and final.converged),
             }
             value = score(final.scores(x["test"]), labels["test"])
-            records.append(
-                make_record(stage, "top1" if one_label else "map", value, len(x["test"]), protocol)
-            )
+            records.append(Record(stage, "top1" if one_label else "map", value, len(x["test"]), protocol))
         return records

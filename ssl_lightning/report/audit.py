@@ -7,13 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.results import Record, Results, best_stage
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.report.summary import print_table
 
@@ -65,11 +64,11 @@ class Row:
     verdict: str = ""
 
 
-def audit_rows(results: Mapping[str, Sequence[Mapping[str, Any]]], off: Mapping[str, str]) -> list[Row]:
+def audit_rows(results: Mapping[str, Sequence[Results]], off: Mapping[str, str]) -> list[Row]:
     """Make the rows of an audit.
 
     Args:
-        results: For each row the results.json of its seeds; the first row has all guards.
+        results: For each row the results of its seeds; the first row has all guards.
         off: For each row the overrides that switch a guard off.
     """
     rows: list[Row] = []
@@ -108,23 +107,23 @@ def _figure(values: Sequence[float], n: int) -> Figure:
     return Figure(mean, max(of_sample, of_seeds))
 
 
-def _pretext(runs: Sequence[Mapping[str, Any]]) -> Figure:
-    records = [r for run in runs for r in run["probes"] if r["metric"] == "top1"]
-    n = min((r["protocol"]["labels"]["heldout"] for r in records), default=1000)
-    return _figure([run["pretext"]["val/acc"] for run in runs], n)
+def _pretext(runs: Sequence[Results]) -> Figure:
+    records = [r for run in runs for r in run.probes if r.metric == "top1"]
+    n = min((r.protocol["labels"]["heldout"] for r in records), default=1000)
+    return _figure([run.pretext["val/acc"] for run in runs], n)
 
 
-def _probe(runs: Sequence[Mapping[str, Any]], trained: bool) -> Figure | None:
+def _probe(runs: Sequence[Results], trained: bool) -> Figure | None:
     best: list[Record] = []
     for run in runs:
-        rows = [r for r in run["probes"] if r["trained"] == trained and r["metric"] == "top1"]
-        names = dict.fromkeys(r["probe"] for r in rows)
+        rows = [r for r in run.probes if r.trained == trained and r.metric == "top1"]
+        names = dict.fromkeys(r.probe for r in rows)
         chosen = "linear" if "linear" in names else next(iter(names), None)
-        record = best_stage([r for r in rows if r["probe"] == chosen and r["branch"] == "backbone"])
+        record = best_stage([r for r in rows if r.probe == chosen and r.branch == "backbone"])
         if record is None:
             return None
         best.append(record)
-    return _figure([r["value"] for r in best], best[0]["n"])
+    return _figure([r.value for r in best], best[0].n)
 
 
 def print_audit(rows: Sequence[Row]) -> None:

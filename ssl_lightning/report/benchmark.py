@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.results import Measured, Record
 from ssl_lightning.report.summary import UNITS
 
 BEST_STAGE = "best"
+SELECTABLE = {each.name for each in fields(Measured)}  # of a record; all else is of its protocol
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,7 @@ class Column:
 
     def matches(self, record: Record, probed: str, pretrained: str) -> bool:
         """Whether a record belongs here; of metrics, unless one is named, those that a summary shows."""
-        if probed != (self.data or pretrained) or (
-            "metric" not in self.where and record["metric"] not in UNITS
-        ):
+        if probed != (self.data or pretrained) or ("metric" not in self.where and record.metric not in UNITS):
             return False
         return all(_value(record, key) == value for key, value in self.where.items())
 
@@ -105,4 +104,4 @@ def _column(node: dict[str, Any]) -> Column:
 
 
 def _value(record: Record, key: str) -> Any:
-    return record[key] if key in record else record["protocol"].get(key)
+    return getattr(record, key) if key in SELECTABLE else record.protocol.get(key)

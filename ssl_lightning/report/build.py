@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
+from ssl_lightning.artifacts.results import BenchmarkRow
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.report import notes
 from ssl_lightning.report.benchmark import Benchmark, Column
@@ -26,12 +28,12 @@ def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None
         benchmark: Says which rows and columns are expected.
         budget: None for all that there are.
     """
-    own = [run for run in found.runs if (run.facts.get("benchmark") or {}).get("name") == benchmark.name]
-    budgets = group_by(own, lambda run: run.facts["benchmark"].get("budget") or FULL)
+    own = [run for run in found.runs if run.facts.benchmark and run.facts.benchmark.name == benchmark.name]
+    budgets = group_by(own, lambda run: _place(run).budget or FULL)
     tables = []
     for name in [budget] if budget else (sorted(budgets) or [FULL]):
         runs = budgets.get(name, [])
-        named = group_by(runs, lambda run: run.facts["benchmark"]["row"])
+        named = group_by(runs, lambda run: _place(run).row)
         order = [*benchmark.rows, *sorted(set(named) - set(benchmark.rows))]
         groups = {row: named.get(row, []) for row in order}
         table = _table(f"{benchmark.name}-{name}", benchmark.columns, groups, benchmark.pretext, found)
@@ -65,7 +67,7 @@ def series_tables(found: Collection) -> list[Table]:
         if table.rows:
             tables.append(table)
     if not tables:
-        there = [f"{run.name} ({run.facts['status']})" for run in found.runs]
+        there = [f"{run.name} ({run.facts.status})" for run in found.runs]
         there += [f"{name} ({reason})" for name, reason in found.skipped.items()]
         raise ValueError(f"no finished run with a figure; there are: {', '.join(there) or 'no results.json'}")
     return tables
@@ -76,9 +78,9 @@ def headline_columns(runs: Sequence[ReportedRun], data: str) -> list[Column]:
     records = [record for run in runs for record in run.probes if run.probed(record) == data]
     columns: dict[str, Column] = {}
     for record in headline(records):
-        keys = [key for key in ("k", "k_shot", "fraction") if key in record["protocol"]]
-        where = {key: record["protocol"][key] for key in keys}
-        where |= {key: record[key] for key in ("probe", "metric")}
+        keys = [key for key in ("k", "k_shot", "fraction") if key in record.protocol]
+        where: dict[str, Any] = {key: record.protocol[key] for key in keys}
+        where |= {"probe": record.probe, "metric": record.metric}
         columns.setdefault(column(record), Column(column(record), data=data, where=where))
     return list(columns.values())
 
@@ -89,10 +91,10 @@ def series_key(run: ReportedRun) -> str:
     A run of before `series_sha256` belongs to those of the same command; of before `command`, to itself.
     """
     facts = run.facts
-    if facts.get("series_sha256"):
-        return str(facts["series_sha256"])
-    same = repr(sorted(shown_overrides(run))) if facts.get("command") else facts["config_sha256"]
-    return " ".join([*(facts[key] for key in sorted(NAMED)), same])
+    if facts.series_sha256:
+        return facts.series_sha256
+    same = repr(sorted(shown_overrides(run))) if facts.command else facts.config_sha256
+    return " ".join([*(getattr(facts, key) for key in sorted(NAMED)), same])
 
 
 def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]:
@@ -100,7 +102,7 @@ def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]
 
     Where these do not tell it either, the folder of its first run does.
     """
-    plain = {key: " · ".join(runs[0].facts[name] for name in NAMED) for key, runs in series.items()}
+    plain = {key: " · ".join(getattr(runs[0].facts, name) for name in NAMED) for key, runs in series.items()}
     labels: dict[str, str] = {}
     for label, keys in _inverted(plain).items():
         given = {key: shown_overrides(series[key][0]) for key in keys}
@@ -114,11 +116,15 @@ def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]
 def shown_overrides(run: ReportedRun) -> list[str]:
     """What was given on the command line, without what does not matter to a series or is in its label."""
     try:
-        words = shlex.split(run.facts.get("command") or "")
+        words = shlex.split(run.facts.command or "")
     except ValueError:  # an open quote, in a file from elsewhere
         words = []
     keys = {word: word.lstrip("+~").partition("=")[0] for word in words if "=" in word}
     return [word for word, key in keys.items() if key not in NAMED + HIDDEN and not key.startswith("hydra.")]
+
+
+def _place(run: ReportedRun) -> BenchmarkRow:
+    return cast(BenchmarkRow, run.facts.benchmark)  # of runs that have one
 
 
 def _table(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS
@@ -45,7 +46,7 @@ class Cell:
 
     @property
     def percent(self) -> bool:
-        return bool(self.picks[0].record["metric"] != "rankme")
+        return bool(self.picks[0].record.metric != "rankme")
 
     @property
     def scale(self) -> float:
@@ -53,7 +54,7 @@ class Cell:
 
     @property
     def values(self) -> list[float]:
-        return [self.scale * pick.record["value"] for pick in self.picks]
+        return [self.scale * pick.record.value for pick in self.picks]
 
     @property
     def mean(self) -> float:
@@ -67,9 +68,7 @@ class Cell:
     @property
     def gains(self) -> list[float]:
         """Differences to the untrained trunk, seed by seed, for the seeds that have it."""
-        return [
-            self.scale * (pick.record["value"] - pick.against["value"]) for pick in self.picks if pick.against
-        ]
+        return [self.scale * (pick.record.value - pick.against.value) for pick in self.picks if pick.against]
 
     @property
     def gain(self) -> float | None:
@@ -82,7 +81,7 @@ class Cell:
 
     @property
     def stages(self) -> list[str]:
-        return [str(pick.record["stage"]) for pick in self.picks]
+        return [str(pick.record.stage) for pick in self.picks]
 
 
 def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRun | None) -> Pick | None:
@@ -127,16 +126,16 @@ def settings(run: ReportedRun, branch: str, column: Column, *, trained: bool) ->
     """Records that a column fits, a list for each setting that they are of; the preferred one first."""
     groups: dict[str, list[Record]] = {}
     for record in run.probes:
-        fits = (record["branch"], record["trained"]) == (branch, trained)
-        if fits and column.matches(record, run.probed(record), run.facts["data"]):
-            key = json.dumps([record.get("evaluation"), treatment(record)], sort_keys=True)
+        fits = (record.branch, record.trained) == (branch, trained)
+        if fits and column.matches(record, run.probed(record), run.facts.data):
+            key = json.dumps([to_json(record.evaluation), treatment(record)], sort_keys=True)
             groups.setdefault(key, []).append(record)
     metrics = list(UNITS)
 
     def preference(numbered: tuple[int, list[Record]]) -> tuple[bool, int, int]:
         number, (first, *_) = numbered
-        later = "evaluation" in first
-        metric = metrics.index(first["metric"]) if first["metric"] in UNITS else len(metrics)
+        later = first.evaluation is not None
+        metric = metrics.index(first.metric) if first.metric in UNITS else len(metrics)
         return later, metric, -number if later else number
 
     return [group for _, group in sorted(enumerate(groups.values()), key=preference)]
@@ -144,22 +143,22 @@ def settings(run: ReportedRun, branch: str, column: Column, *, trained: bool) ->
 
 def at_stage(records: Sequence[Record], column: Column) -> Record | None:
     """The record at the stage of a column; of two of one stage the later one."""
-    by_stage = {record["stage"]: record for record in records}
+    by_stage = {record.stage: record for record in records}
     return best_stage(list(by_stage.values())) if column.stage == BEST_STAGE else by_stage.get(column.stage)
 
 
 def what(record: Record) -> list[Any]:
     """What was measured: figures that differ in it cannot be compared."""
     return [
-        record["probe"],
-        record["metric"],
-        *(record["protocol"].get(k) for k in ("k", "k_shot", "fraction")),
+        record.probe,
+        record.metric,
+        *(record.protocol.get(k) for k in ("k", "k_shot", "fraction")),
     ]
 
 
 def treatment(record: Record) -> list[Any]:
     """What was measured, and how the trunk was prepared and fed for it."""
-    return [*what(record), *(record["protocol"].get(key) for key in ("input", "batch_norm"))]
+    return [*what(record), *(record.protocol.get(key) for key in ("input", "batch_norm"))]
 
 
 def make_cell(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.results import Record, Results
 from ssl_lightning.report import label_efficiency
 from ssl_lightning.report.canvas import COLOURS, GREY, Picture, chart, grid
 from ssl_lightning.report.collect import ReportedRun
@@ -53,10 +53,10 @@ def stage_means(row: Row, trained: bool) -> dict[int, float]:
     for run in row.runs:
         shown: dict[int, float] = {}
         for record in own(run, row.branch):
-            if (record["probe"], record["metric"], record["trained"]) == ("linear", "top1", trained):
-                stage = str(record["stage"]).removeprefix("stage")
+            if (record.probe, record.metric, record.trained) == ("linear", "top1", trained):
+                stage = str(record.stage).removeprefix("stage")
                 if stage.isdigit():
-                    shown[int(stage)] = 100 * record["value"]
+                    shown[int(stage)] = 100 * record.value
         for number, value in shown.items():
             values.setdefault(number, []).append(value)
     return {number: statistics.fmean(values[number]) for number in sorted(values)}
@@ -64,7 +64,7 @@ def stage_means(row: Row, trained: bool) -> dict[int, float]:
 
 def own(run: ReportedRun, branch: str) -> list[Record]:
     """The records of the run itself, not of later evaluations in other settings."""
-    return [r for r in run.probes if r["branch"] == branch and "evaluation" not in r]
+    return [r for r in run.probes if r.branch == branch and r.evaluation is None]
 
 
 def few_labels(rows: Sequence[Row]) -> Picture | None:
@@ -72,9 +72,9 @@ def few_labels(rows: Sequence[Row]) -> Picture | None:
     curves = []
     for row in rows:
         for run in row.used if row.branch == TRUNK else ():
-            records = [r for r in run.probes if run.probed(r) == run.facts["data"]]
+            records = [r for r in run.probes if run.probed(r) == run.facts.data]
             try:
-                curve = label_efficiency.curve({"run": run.facts, "probes": records})
+                curve = label_efficiency.curve(Results(run.facts, run.pretext, records))
             except (ValueError, KeyError, TypeError):  # none, or of another version
                 continue
             curves.append(replace(curve, name=wrapped(row.label, 40)))

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from ssl_lightning.artifacts.results import Record
-from ssl_lightning.artifacts.results_schema import read_results
+from ssl_lightning.artifacts.results import Record, RunFacts, read_results
 from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.core.untrusted import printable, printable_all
 
@@ -22,7 +20,7 @@ class ReportedRun:
     Args:
         name: Its folder, relative to the outputs.
         path: Its folder.
-        facts: `run` of its results.json.
+        facts: About the run.
         pretext: Figures of the pretext task.
         probes: Records of the probes.
         ended: When, in UTC.
@@ -30,27 +28,32 @@ class ReportedRun:
 
     name: str
     path: Path
-    facts: dict[str, Any]
+    facts: RunFacts
     pretext: dict[str, float]
     probes: list[Record]
     ended: datetime
 
     @property
     def finished(self) -> bool:
-        return bool(self.facts["status"] == "finished")
+        return self.facts.status == "finished"
 
     @property
     def seed(self) -> int:
-        return int(self.facts["seed"])
+        return self.facts.seed
 
     @property
     def control(self) -> bool:
         """Whether it trained nothing: its figures are those of the untrained trunk."""
-        return not any(record["trained"] for record in self.probes)
+        return not any(record.trained for record in self.probes)
+
+    @property
+    def unhealthy(self) -> bool:
+        """Whether its training cannot have learned what its figures seem to say."""
+        return self.facts.health is not None and self.facts.health.bad
 
     def probed(self, record: Record) -> str:
         """The data that a record was measured on: those of the run, or of a later evaluation."""
-        return str(record.get("evaluation", self.facts)["data"])
+        return (record.evaluation or self.facts).data
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,9 @@ def read_run(path: Path, name: str) -> ReportedRun:
     Raises:
         ValueError: It is not one, or of a newer version; the message says what is wrong.
     """
-    content = printable_all(read_results(path))
-    run = content["run"]
-    return ReportedRun(
-        name, path.parent, run, content["pretext"], content["probes"], ended(run.get("ended"), path)
-    )
+    results = read_results(path, clean=printable_all)
+    moment = ended(results.run.ended, path)
+    return ReportedRun(name, path.parent, results.run, results.pretext, results.probes, moment)
 
 
 def ended(text: str | None, path: Path) -> datetime:

@@ -7,15 +7,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from ssl_lightning.artifacts.results import Record, best_stage
-from ssl_lightning.artifacts.results_schema import read_results
+from ssl_lightning.artifacts.results import Results, best_stage, read_results
 from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.core.untrusted import printable
 
@@ -44,33 +42,33 @@ class Curve:
     data: str
 
 
-def curve(results: Mapping[str, Any]) -> Curve:
-    """Take the curve of the trained backbone out of the content of a results.json.
+def curve(results: Results) -> Curve:
+    """Take the curve of the trained backbone out of the results of a run.
 
     Of a control that trains nothing it is that of the untrained one.
 
     Raises:
         ValueError: The run has no low-shot figures; says how to get them.
     """
-    run = results["run"]
-    rows = [r for r in results["probes"] if (r["probe"], r["branch"]) == (PROBE, "backbone")]
-    trained = any(r["trained"] for r in rows)
-    rows = [r for r in rows if r["trained"] == trained]
-    rows = [r for r in rows if r["metric"] in METRICS]
+    run = results.run
+    rows = [r for r in results.probes if (r.probe, r.branch) == (PROBE, "backbone")]
+    trained = any(r.trained for r in rows)
+    rows = [r for r in rows if r.trained == trained]
+    rows = [r for r in rows if r.metric in METRICS]
     if not rows:
         raise ValueError(
-            f"the run of {run['task']} on {run['data']} has no figures with few labels; "
+            f"the run of {run.task} on {run.data} has no figures with few labels; "
             f"get them by: python evaluate.py run=<its folder> probe=[{PROBE}]"
         )
-    ks = sorted({r["protocol"]["k_shot"] for r in rows})
-    best: list[Record] = [best_stage([r for r in rows if r["protocol"]["k_shot"] == k]) or {} for k in ks]
+    ks = sorted({r.protocol["k_shot"] for r in rows})
+    best = [best for k in ks if (best := best_stage([r for r in rows if r.protocol["k_shot"] == k]))]
     return Curve(
-        run["task"],
+        run.task,
         ks,
-        [r["value"] for r in best],
-        [r["protocol"]["sd"] for r in best],
-        rows[0]["metric"],
-        rows[0].get("evaluation", run)["data"],
+        [r.value for r in best],
+        [r.protocol["sd"] for r in best],
+        rows[0].metric,
+        (rows[0].evaluation or run).data,
     )
 
 

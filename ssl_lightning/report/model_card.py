@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.artifacts.results import best_stage
+from ssl_lightning.artifacts.results import Record, Results, best_stage
 from ssl_lightning.artifacts.run_folder import MODEL_CARD
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.report.summary import column, headline
@@ -51,18 +51,18 @@ COLOURS = {  # what backbone.json calls the input of the trunk
 }
 
 
-def write_model_card(folder: Path, results: dict[str, Any], export: dict[str, Any]) -> None:
+def write_model_card(folder: Path, results: Results, export: dict[str, Any]) -> None:
     """Write the card into the run folder.
 
     Args:
         folder: The run folder.
-        results: The content of its results.json.
+        results: Of the run.
         export: The content of its backbone.json.
     """
-    run, shown = results["run"], export["input"]
+    run, shown = results.run, export["input"]
     text = CARD.format(
         **{
-            key: run[key]
+            key: getattr(run, key)
             for key in (
                 "task",
                 "data",
@@ -81,21 +81,21 @@ def write_model_card(folder: Path, results: dict[str, Any], export: dict[str, An
         mean=_numbers(shown["mean"]),
         std=_numbers(shown["std"]),
         image_size=shown["image_size"],
-        git=run["git"] or "not a git checkout",
-        torch=run["versions"].get("torch", "?"),
-        figures=_figures(results["probes"]),
+        git=run.git or "not a git checkout",
+        torch=run.versions.get("torch", "?"),
+        figures=_figures(results.probes),
     )
     write_file(folder / MODEL_CARD, text)
 
 
-def _figures(records: list[dict[str, Any]]) -> str:
-    shown = [r for r in headline(records) if r["metric"] != "rankme"]
+def _figures(records: list[Record]) -> str:
+    shown = [r for r in headline(records) if r.metric != "rankme"]
     rows = ["| probe | branch | stage | untrained | trained |", "|---|---|---|---|---|"]
-    for name, branch in dict.fromkeys((column(r), r["branch"]) for r in shown):
-        of = [r for r in shown if (column(r), r["branch"]) == (name, branch)]
-        best = {state: best_stage([r for r in of if r["trained"] == state]) for state in (False, True)}
-        cells = ["-" if (r := best[state]) is None else f"{r['value']:.1%}" for state in (False, True)]
-        stage = (best[True] or best[False] or {})["stage"]
+    for name, branch in dict.fromkeys((column(r), r.branch) for r in shown):
+        of = [r for r in shown if (column(r), r.branch) == (name, branch)]
+        best = {state: best_stage([r for r in of if r.trained == state]) for state in (False, True)}
+        cells = ["-" if (r := best[state]) is None else f"{r.value:.1%}" for state in (False, True)]
+        stage = next(r.stage for r in (best[True], best[False]) if r is not None)
         rows.append(f"| {name} | {branch} | {stage} | {cells[0]} | {cells[1]} |")
     return "\n".join(rows) if shown else "It was not probed."
 

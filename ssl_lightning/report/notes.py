@@ -18,11 +18,11 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     if not rows:
         return []
     records = [pick.record for row in rows for cell in row.cells.values() for pick in cell.picks]
-    sizes = sorted({record["n"] for record in records if record["metric"] != "rankme"})
+    sizes = sorted({record.n for record in records if record.metric != "rankme"})
     of = f" of {' or '.join(f'{n:,}' for n in sizes)} images" if sizes else ""
     ranks = (
         "; ranks are plain numbers, of the deepest stage"
-        if any(record["metric"] == "rankme" for record in records)
+        if any(record.metric == "rankme" for record in records)
         else ""
     )
     lines = [f"Test figures{of} in %{ranks}; mean ± standard deviation over seeds where there are several."]
@@ -86,7 +86,7 @@ def unfinished(named: Mapping[str, Sequence[ReportedRun]]) -> list[str]:
         for run in runs:
             if not run.finished:
                 also = "; another one of this seed is finished" if run.seed in finished else ""
-                lines.append(f"{name}, seed {run.seed}: {run.facts['status']}, in {run.name}{also}.")
+                lines.append(f"{name}, seed {run.seed}: {run.facts.status}, in {run.name}{also}.")
     return lines
 
 

@@ -37,7 +37,7 @@ def render(tables: Sequence[Table], pictures: Mapping[str, Sequence[Picture]]) -
     )
     environment.globals |= {
         name: getattr(writers, name)
-        for name in ("figure", "gain", "signed", "published", "pretext", "duration", "is_best")
+        for name in ("format_figure", "gain", "signed", "published", "pretext", "duration", "is_best")
     }
     environment.globals |= {
         "png": png,
@@ -67,7 +67,7 @@ def facts(table: Table) -> list[str]:
         return ["no finished run yet"]
     shown = [f"{len(runs)} finished run{'s' * (len(runs) != 1)}"]
     for key in ("data", "backbone"):
-        values = sorted({run.facts[key] for run in runs})
+        values = sorted({getattr(run.facts, key) for run in runs})
         shown.append(f"{key} {', '.join(values[:MOST])}{' ...' * (len(values) > MOST)}")
     return [*shown, f"last one ended {max(run.ended for run in runs):%Y-%m-%d}"]
 
@@ -76,14 +76,14 @@ def provenance(run: ReportedRun) -> list[str]:
     """By what code, on what, and when a run was made."""
     made = run.facts
     shown = [
-        f"{made['task']} on {made['data']}, {made['backbone']}",
-        f"{made['epochs']} epoch{'s' * (made['epochs'] != 1)}",
-        writers.duration(made["wall_s"]),
-        f"git {made['git'] or 'unknown'}",
-        *(f"{name} {version}" for name, version in made["versions"].items()),
+        f"{made.task} on {made.data}, {made.backbone}",
+        f"{made.epochs} epoch{'s' * (made.epochs != 1)}",
+        writers.duration(made.wall_s),
+        f"git {made.git or 'unknown'}",
+        *(f"{name} {version}" for name, version in made.versions.items()),
     ]
-    if "devices" in made and "precision" in made:
-        shown.insert(2, f"{made['devices']} process(es), {made['precision']}")
+    if made.devices is not None and made.precision is not None:
+        shown.insert(2, f"{made.devices} process(es), {made.precision}")
     return [*shown, f"ended {run.ended:%Y-%m-%d %H:%M} UTC"]
 
 
@@ -103,7 +103,7 @@ def protocols(cells: Sequence[Cell]) -> tuple[str, list[list[str]]]:
     Returns:
         The common part, and for each cell and pick the rest, as JSON; heldout has a place of its own.
     """
-    each = [[pick.record["protocol"] for pick in cell.picks] for cell in cells]
+    each = [[pick.record.protocol for pick in cell.picks] for cell in cells]
     everything = [protocol for of_cell in each for protocol in of_cell]
     common: dict[str, Any] = {
         key: value

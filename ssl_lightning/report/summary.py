@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.results import Record, Results, best_stage
 from ssl_lightning.core.untrusted import printable
 
 # Metrics that are shown, and what a column says of them; all but the rank are in %
@@ -32,17 +31,16 @@ def print_header(facts: dict[str, str]) -> None:
         console.print(printable(f"{name:<{width}}  {value}"), markup=False)
 
 
-def print_summary(results: dict[str, Any], folder: Path) -> None:
+def print_summary(results: Results, folder: Path) -> None:
     """Print stage by probe, untrained against trained, then times and the run folder."""
     console = Console(highlight=False, soft_wrap=True)
-    run = results["run"]
-    print_probes(results["probes"], run["probe_s"])
-    for name, value in results["pretext"].items():
+    run = results.run
+    print_probes(results.probes, run.probe_s)
+    for name, value in results.pretext.items():
         console.print(f"pretext {name} {value:.4f}")
-    memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run["peak_memory_gb"].items())
+    memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run.peak_memory_gb.items())
     console.print(
-        f"{run['wall_s']:.0f} s in all, {run['images_per_s']:,.0f} images/s in pretraining, "
-        f"peak memory {memory}"
+        f"{run.wall_s:.0f} s in all, {run.images_per_s:,.0f} images/s in pretraining, peak memory {memory}"
     )
     console.print(f"run folder: {folder}", markup=False)
 
@@ -100,22 +98,20 @@ def summary_table(records: list[Record]) -> Table:
     """
     shown = headline(records)
     states = [
-        name
-        for name, on in (("untrained", False), ("trained", True))
-        if any(r["trained"] == on for r in shown)
+        name for name, on in (("untrained", False), ("trained", True)) if any(r.trained == on for r in shown)
     ]
-    what = "figures" if any(r["metric"] != "top1" for r in shown) else "top-1"
+    what = "figures" if any(r.metric != "top1" for r in shown) else "top-1"
     title = f"Test {what} in %, {' → '.join(states)}; * best stage, chosen on held-out images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("trunk", no_wrap=True)
     columns = list(dict.fromkeys(column(r) for r in shown))
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
-    branches = list(dict.fromkeys(r["branch"] for r in shown))
-    rows = {(r["branch"], r["stage"]) for r in shown}
+    branches = list(dict.fromkeys(r.branch for r in shown))
+    rows = {(r.branch, r.stage) for r in shown}
     for branch, stage in sorted(rows, key=lambda row: (branches.index(row[0]), row[1])):
         cells = [
-            _cell([r for r in shown if (column(r), r["branch"]) == (name, branch)], stage) for name in columns
+            _cell([r for r in shown if (column(r), r.branch) == (name, branch)], stage) for name in columns
         ]
         table.add_row(stage if branch == "backbone" else f"{branch} {stage}", *cells)
     return table
@@ -123,36 +119,36 @@ def summary_table(records: list[Record]) -> Table:
 
 def headline(records: list[Record]) -> list[Record]:
     """The records worth a column: of a low-shot curve the least, the middle and the most labels."""
-    shown = [r for r in records if r["metric"] in UNITS]
+    shown = [r for r in records if r.metric in UNITS]
     curves: dict[str, set[int]] = {}
     for record in shown:
-        if "k_shot" in record["protocol"]:
-            curves.setdefault(record["probe"], set()).add(record["protocol"]["k_shot"])
+        if "k_shot" in record.protocol:
+            curves.setdefault(record.probe, set()).add(record.protocol["k_shot"])
     ends = {probe: {min(ks), sorted(ks)[len(ks) // 2], max(ks)} for probe, ks in curves.items()}
-    return [r for r in shown if r["protocol"].get("k_shot") in ends.get(r["probe"], {None})]
+    return [r for r in shown if r.protocol.get("k_shot") in ends.get(r.probe, {None})]
 
 
 def column(record: Record) -> str:
     """Name the probe, with what tells its figures apart."""
-    protocol, parts = record["protocol"], [record["probe"]]
+    protocol, parts = record.protocol, [record.probe]
     if "k" in protocol:
         parts.append(f"k={protocol['k']}")
     if "k_shot" in protocol:
         parts.append(f"{protocol['k_shot']}-shot")
     if "fraction" in protocol:
         parts.append(f"{100 * protocol['fraction']:g} %")
-    return " ".join([*parts, *filter(None, [UNITS[record["metric"]]])])
+    return " ".join([*parts, *filter(None, [UNITS[record.metric]])])
 
 
 def _cell(of_column: list[Record], stage: str) -> str:
     values, texts = [], []
     for trained in (False, True):
-        records = [r for r in of_column if r["trained"] == trained]
+        records = [r for r in of_column if r.trained == trained]
         best = best_stage(records)
         for record in records:
-            if record["stage"] == stage:
-                values.append(record["value"] * (1 if record["metric"] == "rankme" else 100))
-                chosen = record is best and record["protocol"].get("heldout") is not None
+            if record.stage == stage:
+                values.append(record.value * (1 if record.metric == "rankme" else 100))
+                chosen = record is best and record.heldout is not None
                 texts.append(f"{values[-1]:.1f}{'*' if chosen else ' '}")
     gain = [f"{values[1] - values[0]:+5.1f}"] if len(values) == 2 else []
     return " ".join([" → ".join(texts), *gain])

@@ -56,17 +56,17 @@ class Row:
     @property
     def labels(self) -> bool:
         """Whether the trunk has seen labels: such a row is a bound, not a competitor."""
-        return any(run.facts.get("labels") not in (None, "none") for run in self.used)
+        return any(run.facts.labels not in (None, "none") for run in self.used)
 
     @property
     def speed(self) -> float | None:
         """Images a second in pretraining, mean over the seeds; None if nothing was trained."""
-        speeds = [run.facts["images_per_s"] for run in self.runs if run.facts["images_per_s"] > 0]
+        speeds = [run.facts.images_per_s for run in self.runs if run.facts.images_per_s > 0]
         return statistics.fmean(speeds) if speeds else None
 
     @property
     def wall_s(self) -> float:
-        return statistics.fmean(run.facts["wall_s"] for run in self.runs)
+        return statistics.fmean(run.facts.wall_s for run in self.runs)
 
     def pretext_mean(self) -> float | None:
         values = [run.pretext[self.pretext] for run in self.runs if self.pretext in run.pretext]
@@ -135,7 +135,7 @@ def make_rows(
     """
     controls: dict[tuple[int, str, str], ReportedRun] = {}
     for run in sorted(chain(*groups.values()), key=lambda run: (run.ended, run.name)):
-        if run.facts["task"] == "random":
+        if run.facts.task == "random":
             controls[_like(run)] = run  # the newest counts
     rows: list[Row] = []
     passed: Duplicates = {}
@@ -160,7 +160,7 @@ def make_rows(
 
 def branches(runs: Sequence[ReportedRun]) -> list[str]:
     """The trunks that the runs were probed on, the backbone first."""
-    found = {record["branch"] for run in runs for record in run.probes}
+    found = {record.branch for run in runs for record in run.probes}
     return sorted(found, key=lambda branch: (branch != TRUNK, branch))
 
 
@@ -188,7 +188,7 @@ def group_by(runs: Iterable[ReportedRun], key: Callable[[ReportedRun], str]) -> 
 
 
 def _like(run: ReportedRun) -> tuple[int, str, str]:
-    return run.seed, run.facts["data"], run.facts["backbone"]
+    return run.seed, run.facts.data, run.facts.backbone
 
 
 def _pretext(runs: Sequence[ReportedRun]) -> str | None:

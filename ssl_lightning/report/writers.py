@@ -187,8 +187,8 @@ def _measured(cell: Cell) -> dict[str, str]:
         "gain": "" if cell.gain is None else f"{cell.gain:.4f}",
         "gain_over": "; ".join(cell.over),
         "stages": " ".join(cell.stages),
-        "commands": "\n".join(pick.run.facts.get("command") or "" for pick in cell.picks),
-        "protocols": json.dumps([pick.record["protocol"] for pick in cell.picks]),
+        "commands": "\n".join(pick.run.facts.command or "" for pick in cell.picks),
+        "protocols": json.dumps([pick.record.protocol for pick in cell.picks]),
         "folders": "\n".join(pick.run.name for pick in cell.picks),
     }
 

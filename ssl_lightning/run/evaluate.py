@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ssl_lightning.artifacts.results import add_records, git_revision, write_json
-from ssl_lightning.artifacts.results_schema import earlier_results
+from ssl_lightning.artifacts.provenance import git_revision
+from ssl_lightning.artifacts.results import Evaluation, add_records, earlier_results, write_results
 from ssl_lightning.artifacts.run_folder import CHECKPOINTS, RESULTS
 from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.engine.trainer import join_processes
@@ -38,14 +38,14 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     writer.add(probe(parts, parts.task), trained=parts.task.needs_training or bool(parts.loaded))
     if not parts.trainer.is_global_zero:
         return
-    stamp = {
-        "data": cfg.choices.data,
-        "checkpoint": name,
-        "git": git_revision(),
-        "command": command("evaluate.py", given_overrides(cfg)),
-    }
+    stamp = Evaluation(
+        data=cfg.choices.data,
+        checkpoint=name,
+        git=git_revision(),
+        command=command("evaluate.py", given_overrides(cfg)),
+    )
     same = add_records(results, writer.records, stamp)
-    write_json(folder / RESULTS, results)
+    write_results(folder / RESULTS, results)
     print_probes(writer.records, writer.probe_s)
     total = len(writer.records)
     if not total:

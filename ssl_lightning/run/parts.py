@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import resume_point
-from ssl_lightning.artifacts.results_schema import earlier_results
+from ssl_lightning.artifacts.results import Record, Results, earlier_results
 from ssl_lightning.callbacks.health import HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.restored import Restored
@@ -65,7 +65,7 @@ class Parts:
     probes: dict[str, BaseProbe]
     skipped: list[str]
     resumed_from: Path | None
-    previous: dict[str, Any] | None
+    previous: Results | None
     restored: Restored
     throughput: Throughput
     metrics: Metrics
@@ -126,9 +126,9 @@ def build_parts(
     )  # fmt: skip
 
 
-def untrained_records(previous: dict[str, Any] | None) -> list[dict[str, Any]]:
+def untrained_records(previous: Results | None) -> list[Record]:
     """Figures of the untrained backbone in the results of an interrupted run."""
-    return [record for record in (previous or {}).get("probes", []) if not record["trained"]]
+    return [record for record in previous.probes if not record.trained] if previous else []
 
 
 def fit_to_hardware(

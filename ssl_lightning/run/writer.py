@@ -5,13 +5,22 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
 
-from ssl_lightning.artifacts.results import SCHEMA, Record, git_revision, versions, write_json
+from ssl_lightning.artifacts.provenance import git_revision, versions
+from ssl_lightning.artifacts.results import (
+    BenchmarkRow,
+    Record,
+    Results,
+    RunFacts,
+    Status,
+    write_results,
+)
 from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.config.identity import config_sha256, series_sha256
 from ssl_lightning.config.keys import DATA
@@ -41,53 +50,50 @@ class RunWriter:
 
     def add(self, probed: Probed, *, trained: bool) -> None:
         """Keep the figures of one round of probes."""
-        self.records += [record | {"trained": trained} for record in probed.records]
+        self.records += [replace(record, trained=trained) for record in probed.records]
         self.probe_s = probed.seconds or self.probe_s
 
-    def write(self, status: str) -> dict[str, Any]:
-        """Write results.json, and of a finished run the model card; return the content of results.json."""
+    def write(self, status: Status) -> Results:
+        """Write results.json, and of a finished run the model card; return the results."""
         results = self.results(status)
         folder = self.parts.folder
         if self.parts.trainer.is_global_zero:
             if status == "finished":  # before the results, so that finished results mean that all is there
                 write_model_card(folder, results, self.export_config())
-            write_json(folder / RESULTS, results)
+            write_results(folder / RESULTS, results)
         return results
 
-    def results(self, status: str) -> dict[str, Any]:
-        """The content of results.json as things stand."""
+    def results(self, status: Status) -> Results:
+        """The results as things stand."""
         parts, cfg, trainer = self.parts, self.parts.cfg, self.parts.trainer
         config = cast(dict[str, Any], OmegaConf.to_container(cfg))
-        before = parts.previous["run"] if parts.previous else {}
+        before = parts.previous.run if parts.previous else None
         table = cfg.get("benchmark")
-        return {
-            "schema": SCHEMA,
-            "run": {
-                "task": cfg.choices.task,
-                "data": cfg.choices.data,
-                "backbone": cfg.choices.backbone,
-                "seed": cfg.seed,
-                "devices": trainer.world_size,
-                "precision": trainer.precision,
-                "epochs": trainer.current_epoch if parts.task.needs_training else 0,
-                "wall_s": before.get("wall_s", 0.0) + time.perf_counter() - self.began,
-                "images_per_s": parts.throughput.images_per_s,
-                "probe_s": self.probe_s,
-                "peak_memory_gb": peak_memory_gb(),
-                "resumed": before.get("resumed", 0) + 1 if parts.resumed_from else 0,
-                "git": git_revision(),
-                "versions": versions(),
-                "config_sha256": config_sha256(config),
-                "series_sha256": series_sha256(config),
-                "benchmark": {key: table[key] for key in ("name", "budget", "row")} if table else None,
-                "command": command("train.py", given_overrides(cfg)),
-                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-                "labels": UNKNOWN_LABELS if parts.loaded else parts.task.labels_seen,
-                "status": status,
-            },
-            "pretext": parts.metrics.validation,
-            "probes": self.records,
-        }
+        facts = RunFacts(
+            task=cfg.choices.task,
+            data=cfg.choices.data,
+            backbone=cfg.choices.backbone,
+            seed=cfg.seed,
+            devices=trainer.world_size,
+            precision=trainer.precision,
+            epochs=trainer.current_epoch if parts.task.needs_training else 0,
+            wall_s=(before.wall_s if before else 0.0) + time.perf_counter() - self.began,
+            images_per_s=parts.throughput.images_per_s,
+            probe_s=self.probe_s,
+            peak_memory_gb=peak_memory_gb(),
+            resumed=(before.resumed if before else 0) + 1 if parts.resumed_from else 0,
+            git=git_revision(),
+            versions=versions(),
+            config_sha256=config_sha256(config),
+            series_sha256=series_sha256(config),
+            benchmark=BenchmarkRow(table.name, table.row, table.budget) if table else None,
+            command=command("train.py", given_overrides(cfg)),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            labels=UNKNOWN_LABELS if parts.loaded else parts.task.labels_seen,
+            health=parts.health.health() if parts.task.needs_training else None,
+            status=status,
+        )
+        return Results(facts, parts.metrics.validation, self.records)
 
     def export_config(self) -> dict[str, Any]:
         """The content of `backbone.json`: how to build the backbone, and how to feed it."""

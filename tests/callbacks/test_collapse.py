@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_lightning.callbacks.collapse import Collapse, Health, line
+from ssl_lightning.callbacks.collapse import Collapse, FeatureHealth, line
 from ssl_lightning.callbacks.csv_logger import CSVLogger
 from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.data.fake import Fake
@@ -165,15 +165,15 @@ def test_the_unlabelled_take_pretext_images_where_few_labels_are_held_out() -> N
 
 
 def test_one_line_for_all_branches() -> None:
-    healthy, flat = Health(12.0, 64, 1, 64), Health(1.94, 64, 0, 64)
+    healthy, flat = FeatureHealth(12.0, 64, 1, 64), FeatureHealth(1.94, 64, 0, 64)
     assert line(3, {"backbone": healthy, "discriminator": healthy}) == (
         "epoch 3: features backbone rank 12.0 of 64, 1 of 64 channels dead; "
         "discriminator rank 12.0 of 64, 1 of 64 channels dead"
     )
     said = line(3, {"backbone": healthy, "discriminator": flat})
     assert said.startswith("epoch 3: warning: features of discriminator have collapsed: backbone rank 12.0")
-    assert not Health(2.0, 64, 32, 64).collapsed
-    assert Health(30.0, 64, 33, 64).collapsed
+    assert not FeatureHealth(2.0, 64, 32, 64).collapsed
+    assert FeatureHealth(30.0, 64, 33, 64).collapsed
 
 
 @pytest.mark.slow

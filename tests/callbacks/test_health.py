@@ -167,18 +167,18 @@ def test_a_run_that_no_longer_learns_stops_within_three_looks(
     with pytest.raises(DeadRunError, match=message + rf".*{last}"):
         fit(tmp_path, poison=10**9, max_epochs=9, guard=guard, more=[Cut(what, after=7)])
     health = guard.health()
-    assert health["verdict"] == "dead"
+    assert health.verdict == "dead"
     if what == "steps":
-        assert health["zero_grad_share"] == 0
+        assert health.zero_grad_share == 0
         return
-    assert (health["steps"], health["optimizer_steps"]) == (15, 15)
-    assert health["zero_grad_share"] == pytest.approx(8 / 15)
+    assert (health.steps, health.optimizer_steps) == (15, 15)
+    assert health.zero_grad_share == pytest.approx(8 / 15)
     # no state without a gradient was written, so that the run resumes from the step before
     assert load_checkpoint(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 7
     whole = HealthGuard(tmp_path)
     fit(tmp_path, poison=10**9, guard=whole, resume=True)
-    assert whole.health()["steps"] == 12
-    assert whole.health()["zero_grad_share"] == 0
+    assert whole.health().steps == 12
+    assert whole.health().zero_grad_share == 0
 
 
 def test_a_learning_rate_that_falls_to_nothing_is_no_dead_run(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_learning_rate_that_falls_to_nothing_is_no_dead_run(tmp_path: Path) ->
 
     guard = HealthGuard(tmp_path)
     fit(tmp_path, poison=10**9, max_epochs=6, guard=guard, more=[Falls()])
-    assert guard.health()["verdict"] == "healthy"
+    assert guard.health().verdict == "healthy"
 
 
 def test_gradient_norms_are_counted_over_the_whole_run(tmp_path: Path) -> None:
@@ -203,6 +203,6 @@ def test_gradient_norms_are_counted_over_the_whole_run(tmp_path: Path) -> None:
     fit(tmp_path, poison=10**9, max_epochs=2, more=[Norms()])
     fit(tmp_path, poison=10**9, guard=guard, resume=True, more=[Norms()])  # a third epoch
     health = guard.health()
-    assert (health["steps"], health["optimizer_steps"]) == (12, 12)
-    assert health["min_grad_norm"] == pytest.approx(min(norms), rel=1e-5)
-    assert health["max_grad_norm"] == pytest.approx(max(norms), rel=1e-5)
+    assert (health.steps, health.optimizer_steps) == (12, 12)
+    assert health.min_grad_norm == pytest.approx(min(norms), rel=1e-5)
+    assert health.max_grad_norm == pytest.approx(max(norms), rel=1e-5)

@@ -19,7 +19,7 @@ EVIL = {
     "torch.hub": {"task": {"_target_": "torch.hub.load"}},
     "an alias inside the package": {"task": {"_target_": "ssl_lightning.launch.ranks.subprocess.run"}},
     "a function of the package that writes": {
-        "task": {"_target_": "ssl_lightning.artifacts.results.write_json"}
+        "task": {"_target_": "ssl_lightning.core.atomic_files.write_json"}
     },
     "nested in a list": {"callbacks": {"x": {"_target_": "torch.optim.SGD", "a": [{"_target_": "eval"}]}}},
     "no text": {"data": {"_target_": ["os.system"]}},

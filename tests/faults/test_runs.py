@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ssl_lightning.artifacts.results import read_results
 from tests.faults._harness import (
     DENSE_S,
     ROOT,
@@ -72,10 +74,11 @@ def evaluation(folder: Path) -> list[str]:
 
 def probes_of(folder: Path) -> dict[str, object]:
     """The figures of a run with those that were added, without the commands that name its folder."""
-    records = json.loads((folder / "results.json").read_text())["probes"]
-    for record in records:
-        record.get("evaluation", {}).pop("command", None)
-    return {str(place): record for place, record in enumerate(records)}
+    records = read_results(folder / "results.json").probes
+    return {
+        str(place): replace(each, evaluation=each.evaluation and replace(each.evaluation, command=None))
+        for place, each in enumerate(records)
+    }
 
 
 @pytest.fixture(scope="module")

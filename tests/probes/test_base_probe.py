@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.probes.base import Probe, Record, Setting, TrunkProbe, make_record, run_probes
+from ssl_lightning.probes.base import Probe, Setting, TrunkProbe, run_probes
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 
@@ -57,7 +58,7 @@ def test_each_image_is_encoded_once_per_branch_for_all_probes() -> None:
     assert trunks["backbone"].training
     assert set(seconds) == {"encode_s", "linear_s", "fine_s", "knn_s"}
     assert all(s > 0 for s in seconds.values())
-    assert [(r["branch"], r["probe"], r["stage"], r["protocol"].get("k")) for r in records] == [
+    assert [(r.branch, r.probe, r.stage, r.protocol.get("k")) for r in records] == [
         (branch, probe, stage, k)
         for branch in trunks
         for probe, ks in (("linear", [None]), ("fine", [None]), ("knn", [1, 5]))
@@ -65,12 +66,11 @@ def test_each_image_is_encoded_once_per_branch_for_all_probes() -> None:
         for k in ks
     ]
     for record in records:
-        assert set(record) == {"probe", "branch", "stage", "split", "metric", "value", "n", "protocol"}
-        assert (record["split"], record["n"]) == ("test", SIZES["test"])
-        assert 0 <= record["value"] <= 1
-        assert 0 <= record["protocol"]["heldout"] <= 1
-        assert record["protocol"]["labels"] == {"train": 40, "heldout": 12}
-    grids = {(r["probe"], r["stage"]): r["protocol"]["pool"] for r in records}
+        assert (record.split, record.n) == ("test", SIZES["test"])
+        assert 0 <= record.value <= 1
+        assert 0 <= record.protocol["heldout"] <= 1
+        assert record.protocol["labels"] == {"train": 40, "heldout": 12}
+    grids = {(r.probe, r.stage): r.protocol["pool"] for r in records}
     assert grids["fine", "stage1"] == [4, 4]
     assert grids["fine", "stage2"] == [2, 2]  # the map has no more cells
 
@@ -98,7 +98,7 @@ class Counting(TrunkProbe):
 
     def run(self, setting: Setting) -> list[Record]:
         stages = [setting.trunk(setting.feed(x / 255)) for x, _ in setting.loaders["test"]]
-        return [make_record("stage1", "seen", 1.0, sum(len(s[0]) for s in stages), {"heldout": None})]
+        return [Record("stage1", "seen", 1.0, sum(len(s[0]) for s in stages), {"heldout": None})]
 
 
 def test_a_probe_of_the_trunk_needs_no_features() -> None:
@@ -107,6 +107,6 @@ def test_a_probe_of_the_trunk_needs_no_features() -> None:
         {"backbone": trunk}, lambda x: x, {"count": Counting()}, loaders(), protocol={"input": "image"}, **HOW
     )
     assert set(seconds) == {"count_s"}
-    assert trunk.images == records[0]["n"] == SIZES["test"]
-    assert (records[0]["probe"], records[0]["branch"]) == ("count", "backbone")
-    assert records[0]["protocol"] == {"heldout": None, "input": "image"}
+    assert trunk.images == records[0].n == SIZES["test"]
+    assert (records[0].probe, records[0].branch) == ("count", "backbone")
+    assert records[0].protocol == {"heldout": None, "input": "image"}

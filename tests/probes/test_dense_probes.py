@@ -1,12 +1,10 @@
 """What the dense probes share: the order of the images, the schedule, the state kept, the processes."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.probes._dense import chunks, read_split, spread
 from ssl_lightning.probes._plan import TrainingPlan
+from tests.test_train import results_of
 
 
 def plan(**options: object) -> TrainingPlan:
@@ -152,10 +151,7 @@ def test_a_run_of_two_processes_has_the_figures_of_one(tmp_path: Path, probe: st
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         folder = tmp_path / f"random/scenes/convnet/{devices}"
-        results.append(json.loads((folder / "results.json").read_text()))
+        results.append(results_of(folder))
         assert (folder / f"{probe}_backbone.png").stat().st_size > 1000
-    schema = json.loads((root / "ssl_lightning/report/results.schema.json").read_text())
-    for result in results:
-        jsonschema.validate(result, schema)
-    assert results[0]["probes"] == results[1]["probes"]
-    assert len(results[0]["probes"]) == (1 if probe == "segmentation" else 3)
+    assert results[0].probes == results[1].probes
+    assert len(results[0].probes) == (1 if probe == "segmentation" else 3)

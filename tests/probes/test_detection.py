@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import StagedNetwork
-from ssl_lightning.probes.base import Record, run_probes
+from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.detection import DetectionProbe, average_precisions, mirror
 
 NAMES = ("red", "green")
@@ -72,16 +73,16 @@ def test_a_handful_of_images_is_learned_by_heart(tmp_path: Path) -> None:
     data = splits()
     data = dict.fromkeys(data, data["train"])
     records = run(data, tmp_path, steps=120, evals=4, flip=False, pictures=2)
-    figures = {record["metric"]: record["value"] for record in records}
+    figures = {record.metric: record.value for record in records}
     assert figures["ap50"] > 0.95
     assert figures["voc07_ap50"] > 0.95
     assert 0.5 < figures["coco_map"] <= figures["ap50"]
     assert (tmp_path / "detection_backbone.png").stat().st_size > 1000
-    protocol = records[0]["protocol"]
-    assert (records[0]["stage"], records[0]["n"]) == ("stage2", 8)
+    protocol = records[0].protocol
+    assert (records[0].stage, records[0].n) == ("stage2", 8)
     assert (protocol["stages"], protocol["strides"]) == (["stage1", "stage2"], [4, 8])
     assert protocol["trunk"] == "frozen"
-    assert all(r["protocol"]["heldout"] == r["value"] for r in records)  # the same images here
+    assert all(r.protocol["heldout"] == r.value for r in records)  # the same images here
 
 
 def test_the_same_seed_gives_the_same_records_and_a_frozen_trunk_stays(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_finetuning_trains_a_copy(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in net.state_dict().items()}
     tuned = run(splits(), tmp_path, net, finetune=True, trunk_lr=0.01, steps=10)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-    assert tuned[0]["protocol"]["trunk"].startswith("fine-tuned, lr 0.01")
+    assert tuned[0].protocol["trunk"].startswith("fine-tuned, lr 0.01")
 
 
 def test_nothing_to_be_found_is_refused(tmp_path: Path) -> None:

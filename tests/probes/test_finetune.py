@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.probes.base import Record, run_probes
+from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, loss, weights_behind
 
 CLASSES = ("a", "b", "c", "d")
@@ -47,9 +48,9 @@ def test_records_of_each_fraction_and_that_they_are_the_same_again() -> None:
     network = trunk()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     records = tune(network, make(), fractions=[0.5, 1.0])
-    assert [(r["stage"], r["metric"], r["n"]) for r in records] == [("stage2", "top1", 24)] * 2
-    assert [r["protocol"]["labels"] for r in records] == [{"train": n, "heldout": 24} for n in (24, 48)]
-    assert [r["protocol"]["fraction"] for r in records] == [0.5, 1.0]
+    assert [(r.stage, r.metric, r.n) for r in records] == [("stage2", "top1", 24)] * 2
+    assert [r.protocol["labels"] for r in records] == [{"train": n, "heldout": 24} for n in (24, 48)]
+    assert [r.protocol["fraction"] for r in records] == [0.5, 1.0]
     for name, value in network.state_dict().items():  # it trained a copy
         assert torch.equal(value, before[name])
     assert all(weight.grad is None for weight in network.parameters())
@@ -67,21 +68,21 @@ class Same(Fake):
 def test_a_few_images_are_learned_by_heart() -> None:
     data = Same(num_train=24, num_test=4, heldout=4, batch_size=4, image_size=16)
     (record,) = tune(trunk(), data, epochs=60, batch_size=10, lr=0.05, patience=100)
-    assert record["value"] == record["protocol"]["heldout"] == 1.0
-    assert 1 < record["protocol"]["epoch"] <= 60
+    assert record.value == record.protocol["heldout"] == 1.0
+    assert 1 < record.protocol["epoch"] <= 60
 
 
 def test_training_ends_early_and_the_best_weights_are_tested() -> None:
     (record,) = tune(trunk(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # never better
-    protocol = record["protocol"]
+    protocol = record.protocol
     assert (protocol["epoch"], protocol["patience"]) == (2, 2)  # two epochs between evaluations
     assert protocol["epochs_run"] == 4
 
 
 def test_a_small_share_is_passed_over_more_often() -> None:
     (record,) = tune(trunk(), make(), fractions=[0.25], min_steps=7, batch_size=6, patience=9)
-    assert record["protocol"]["labels"]["train"] == 12
-    assert record["protocol"]["epochs"] == 4  # 2 steps each
+    assert record.protocol["labels"]["train"] == 12
+    assert record.protocol["epochs"] == 4  # 2 steps each
 
 
 def test_frozen_stages_keep_weights_and_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +92,7 @@ def test_frozen_stages_keep_weights_and_statistics(monkeypatch: pytest.MonkeyPat
     network = trunk()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     (record,) = tune(network, make(), freeze_until="stage1", epochs=1)
-    assert record["protocol"]["trained"] == "what follows stage1"
+    assert record.protocol["trained"] == "what follows stage1"
     after = trained[-1].trunk.state_dict()
     kept = {name for name, value in after.items() if torch.equal(value, before[name])}
     assert kept == {name for name in before if name.startswith("stages.0.")}
@@ -122,8 +123,8 @@ def test_a_conv_classifier_and_the_stages_up_to_its_own_are_trained(monkeypatch:
     network = ConvNet(widths=[4, 8, 16], strides=[2, 2, 1])
     before = {name: value.clone() for name, value in network.state_dict().items()}
     (record,) = tune(network, make(), classifier="conv", stage="stage2", epochs=1)
-    assert record["stage"] == "stage2"
-    protocol = record["protocol"]
+    assert record.stage == "stage2"
+    protocol = record.protocol
     assert (protocol["classifier"], protocol["trained"]) == ("NIN block and a linear layer", "up to stage2")
     after = trained[-1].trunk.state_dict()
     kept = {name for name, value in after.items() if torch.equal(value, before[name])}
@@ -141,7 +142,7 @@ def test_the_last_weights_are_tested_where_nothing_is_selected(monkeypatch: pyte
     monkeypatch.setattr(FineTuning, "figure", lambda self, s: (figures.append(s), figure(self, s))[1])
     options: dict[str, Any] = {"epochs": 3, "patience": 1, "selection": "last", "head_lr": 1e-12, "lr": 0.0}
     (record,) = tune(trunk(), make(), milestones=[0.5], **options)  # never better, and trained to its end
-    protocol = record["protocol"]
+    protocol = record.protocol
     assert [protocol[key] for key in ("epoch", "epochs_run", "selected_on")] == [3, 3, "nothing"]
     assert protocol["labels"] == {"train": 48, "heldout": 24}
     assert figures == ["heldout", "test"]  # once, at the end
@@ -154,10 +155,10 @@ def test_heldout_images_are_trained_on_if_asked_and_none_are_needed(monkeypatch:
     (both,) = tune(trunk(), make(), labels="train+heldout", **options)
     data = make(heldout=0)
     (none,) = tune(trunk(), data, **options)
-    assert both["protocol"]["labels"] == {"train": 72, "heldout": 0}
+    assert both.protocol["labels"] == {"train": 72, "heldout": 0}
     assert both == none
-    assert both["protocol"]["heldout"] is None
-    assert not both["protocol"]["augmented"]
+    assert both.protocol["heldout"] is None
+    assert not both.protocol["augmented"]
     with pytest.raises(ValueError, match="FineTuneProbe needs held-out images to choose by"):
         FineTuneProbe().check(data.label_counts)
 

@@ -33,12 +33,12 @@ def test_figures_are_scikit_learns(features: Features, temperature: float) -> No
     records = KNNProbe(ks=ks, temperature=temperature).run(features, num_classes=CLASSES)
     for record, k in zip(records, ks, strict=True):
         model = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature))
-        protocol = record["protocol"]
+        protocol = record.protocol
         assert (protocol["k"], protocol["temperature"]) == (k, temperature)
-        assert record["value"] == pytest.approx(model.fit(*both).score(x["test"], y["test"]), abs=1e-9)
+        assert record.value == pytest.approx(model.fit(*both).score(x["test"], y["test"]), abs=1e-9)
         heldout = model.fit(x["train"], y["train"]).score(x["heldout"], y["heldout"])
         assert protocol["heldout"] == pytest.approx(heldout, abs=1e-9)
-        assert 0.3 < record["value"] < 0.99
+        assert 0.3 < record.value < 0.99
 
 
 def test_more_neighbours_than_labels_are_refused_beforehand() -> None:

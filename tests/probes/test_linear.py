@@ -37,7 +37,7 @@ def with_maps(features: Features, change) -> Features:
 def test_figures_are_scikit_learns(refit: bool) -> None:
     features, l2 = make(), 0.01
     probe = LinearProbe(l2=[l2], refit=refit, tol=1e-6)
-    records = {r["metric"]: r for r in probe.run(features, num_classes=CLASSES)}
+    records = {r.metric: r for r in probe.run(features, num_classes=CLASSES)}
     train, heldout, test = (features.get(s, "stage1", 2).numpy() for s in SIZES)
     labels = {split: y.numpy() for split, y in features.labels.items()}
     x = np.concatenate([train, heldout]) if refit else train
@@ -48,15 +48,15 @@ def test_figures_are_scikit_learns(refit: bool) -> None:
     best = np.argsort(-probability, axis=1)
     for k in (1, 5):
         expected = (best[:, :k] == labels["test"][:, None]).any(1).mean()
-        assert records[f"top{k}"]["value"] == pytest.approx(expected, abs=1 / 200)  # a near tie may turn
-    assert 0.4 < records["top1"]["value"] < 0.95  # neither hopeless nor trivial, or this says little
+        assert records[f"top{k}"].value == pytest.approx(expected, abs=1 / 200)  # a near tie may turn
+    assert 0.4 < records["top1"].value < 0.95  # neither hopeless nor trivial, or this says little
 
 
 def test_the_penalty_is_the_best_on_heldout_images() -> None:
     features, candidates = make(2.5), [30.0, 1.0, 1e-2, 1e-4]
-    chosen = LinearProbe(l2=candidates).run(features, num_classes=CLASSES)[0]["protocol"]
+    chosen = LinearProbe(l2=candidates).run(features, num_classes=CLASSES)[0].protocol
     alone = {
-        l2: LinearProbe(l2=[l2]).run(features, num_classes=CLASSES)[0]["protocol"]["heldout"]
+        l2: LinearProbe(l2=[l2]).run(features, num_classes=CLASSES)[0].protocol["heldout"]
         for l2 in candidates
     }
     assert chosen["candidates"] == {str(l2): value for l2, value in alone.items()}
@@ -71,8 +71,8 @@ def test_the_test_split_chooses_nothing() -> None:
     features = make()
     poisoned = replace(features, labels=features.labels | {"test": (features.labels["test"] + 1) % CLASSES})
     clean, other = (LinearProbe().run(f, num_classes=CLASSES)[0] for f in (features, poisoned))
-    assert other["protocol"] == clean["protocol"]
-    assert other["value"] < clean["value"]
+    assert other.protocol == clean.protocol
+    assert other.value < clean.value
 
 
 def test_scale_shift_and_dead_features_do_not_matter() -> None:
@@ -84,8 +84,8 @@ def test_scale_shift_and_dead_features_do_not_matter() -> None:
         LinearProbe(l2=[0.01]).run(f, num_classes=CLASSES)[0]
         for f in (features, with_maps(features, changed))
     )
-    assert two["value"] == pytest.approx(one["value"], abs=1 / 200)
-    assert (one["protocol"]["dims"], two["protocol"]["dims"]) == (16, 18)
+    assert two.value == pytest.approx(one.value, abs=1 / 200)
+    assert (one.protocol["dims"], two.protocol["dims"]) == (16, 18)
 
 
 def test_a_feature_that_never_varied_in_training_is_left_out() -> None:
@@ -96,14 +96,14 @@ def test_a_feature_that_never_varied_in_training_is_left_out() -> None:
 
 def test_separable_classes_are_separated_and_top5_needs_more_than_five() -> None:
     (record,) = LinearProbe().run(make(0.05, classes=5), num_classes=5)
-    assert (record["metric"], record["value"]) == ("top1", 1.0)
+    assert (record.metric, record.value) == ("top1", 1.0)
 
 
 def test_no_convergence_is_said() -> None:
-    protocol = LinearProbe(max_iter=1).run(make(), num_classes=CLASSES)[0]["protocol"]
+    protocol = LinearProbe(max_iter=1).run(make(), num_classes=CLASSES)[0].protocol
     assert not protocol["converged"]
     assert "in 1 iterations" in protocol["warning"]
-    assert "warning" not in LinearProbe().run(make(), num_classes=CLASSES)[0]["protocol"]
+    assert "warning" not in LinearProbe().run(make(), num_classes=CLASSES)[0].protocol
 
 
 def test_nothing_to_choose_by_is_refused() -> None:
@@ -133,7 +133,7 @@ def test_wide_stages_are_pooled_to_fewer_cells() -> None:
     features = Features(labels, tuple(channels), grids, pooled, 1.0, 1.0)
     probe = LinearProbe(pool=4, max_dims=200)
     assert set(probe.pools) == {4, 2, 1}
-    found = {r["stage"]: r["protocol"] for r in probe.run(features, num_classes=3)}
+    found = {r.stage: r.protocol for r in probe.run(features, num_classes=3)}
     assert {stage: p["pool"] for stage, p in found.items()} == {
         "stage1": [4, 4],  # 64 features
         "stage2": [2, 2],  # 160: 4 x 4 would be 640

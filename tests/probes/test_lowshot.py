@@ -91,20 +91,20 @@ def test_figures_are_the_mean_over_the_draws_of_scikit_learns() -> None:
         for split, values in figures.items():
             scores = np.stack([m.decision_function(x[split]) for m in models], 1)
             values.append((scores.argmax(1) == labels[split]).mean())
-    assert record["value"] == pytest.approx(np.mean(figures["test"]), abs=1e-9)
-    assert record["protocol"]["values"] == pytest.approx(figures["test"], abs=1e-9)
-    assert record["protocol"]["sd"] == pytest.approx(np.std(figures["test"], ddof=1), abs=1e-9)
-    assert record["protocol"]["heldout"] == pytest.approx(np.mean(figures["heldout"]), abs=1e-9)
-    assert 0.4 < record["value"] < 0.99
-    assert record["protocol"]["labels"] == {"train": 15, "heldout": 30}
+    assert record.value == pytest.approx(np.mean(figures["test"]), abs=1e-9)
+    assert record.protocol["values"] == pytest.approx(figures["test"], abs=1e-9)
+    assert record.protocol["sd"] == pytest.approx(np.std(figures["test"], ddof=1), abs=1e-9)
+    assert record.protocol["heldout"] == pytest.approx(np.mean(figures["heldout"]), abs=1e-9)
+    assert 0.4 < record.value < 0.99
+    assert record.protocol["labels"] == {"train": 15, "heldout": 30}
 
 
 def test_numbers_that_the_smallest_class_does_not_have_are_left_out() -> None:
     records = LowShotProbe(draws=2).run(make(), num_classes=CLASSES)
-    assert [r["protocol"]["k_shot"] for r in records] == [1, 2, 4, 8, 16]
-    assert records[0]["protocol"]["candidates"] == [16.0]
-    assert records[0]["protocol"]["selected_on"] == "nothing"
-    assert records[1]["protocol"]["selected_on"].startswith("2-fold")
+    assert [r.protocol["k_shot"] for r in records] == [1, 2, 4, 8, 16]
+    assert records[0].protocol["candidates"] == [16.0]
+    assert records[0].protocol["selected_on"] == "nothing"
+    assert records[1].protocol["selected_on"].startswith("2-fold")
     with pytest.raises(ValueError, match="begins with 30 images a class, and a class has 20"):
         LowShotProbe(ks=[30]).run(make(), num_classes=CLASSES)
 
@@ -112,9 +112,9 @@ def test_numbers_that_the_smallest_class_does_not_have_are_left_out() -> None:
 @pytest.mark.parametrize("several", [False, True])
 def test_separable_classes_score_one(several: bool) -> None:
     for record in LowShotProbe(ks=[1, 4], draws=2).run(make(0.01, several=several), num_classes=CLASSES):
-        assert record["metric"] == ("map" if several else "top1")
-        assert (record["value"], record["protocol"]["sd"]) == (1.0, 0.0)
-        assert record["protocol"]["heldout"] == statistics.mean(record["protocol"]["values"])
+        assert record.metric == ("map" if several else "top1")
+        assert (record.value, record.protocol["sd"]) == (1.0, 0.0)
+        assert record.protocol["heldout"] == statistics.mean(record.protocol["values"])
 
 
 @pytest.mark.parametrize("options", [{"ks": []}, {"ks": [0]}, {"draws": 1}, {"cost": 0.0}, {"costs": []}])

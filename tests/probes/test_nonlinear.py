@@ -12,10 +12,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.probes._map_sources import KeptMaps, accuracy
 from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
-from ssl_lightning.probes.base import Record, run_probes
+from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.nonlinear import NonLinearProbe, Training
 
 TEST = 24
@@ -89,12 +90,12 @@ def test_a_few_images_are_learned_by_heart(classifier: str) -> None:
 
 def test_the_record_and_that_it_is_the_same_again() -> None:
     record = probe_once(make(), stage="stage1", pool=4, epochs=4, batch_size=20)
-    assert (record["stage"], record["metric"], record["n"]) == ("stage1", "top1", TEST)
-    protocol = record["protocol"]
+    assert (record.stage, record.metric, record.n) == ("stage1", "top1", TEST)
+    protocol = record.protocol
     assert (protocol["pool"], protocol["dims"], protocol["maps"]) == ([4, 4], 48, "float32")
     assert 1 <= protocol["epoch"] <= 4
     assert protocol["labels"] == {"train": 60, "heldout": 20}
-    assert 0 <= record["value"] <= 1
+    assert 0 <= record.value <= 1
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     assert record == probe_once(make(seed=1), stage="stage1", pool=4, epochs=4, batch_size=20)
@@ -124,9 +125,9 @@ def test_augmented_training_is_a_plain_loop_over_the_loader(labels: str) -> None
     options: dict[str, Any] = {"epochs": 3, "batch_size": 8, "selection": "last", "labels": labels}
     probe = NonLinearProbe(stage=["stage1", "stage2"], augment=True, **options)
     records = probe_all(make(crop_padding=3, flip=True), Trunk(), nonlinear=probe)
-    assert [record["stage"] for record in records] == ["stage1", "stage2"]
+    assert [record.stage for record in records] == ["stage1", "stage2"]
     for record in records:
-        data, place = make(crop_padding=3, flip=True), int(record["stage"][-1]) - 1
+        data, place = make(crop_padding=3, flip=True), int(record.stage[-1]) - 1
         data.setup()
         loader = data.labelled(1.0, 8, heldout=labels != "train")
         images, truth = next(iter(data.downstream("test", TEST)))
@@ -141,8 +142,8 @@ def test_augmented_training_is_a_plain_loop_over_the_loader(labels: str) -> None
                 sgd.step()
         network.eval()
         right = (network(test).argmax(1) == truth).double().mean().item()
-        assert record["value"] == pytest.approx(right)
-        protocol = record["protocol"]
+        assert record.value == pytest.approx(right)
+        protocol = record.protocol
         assert (protocol["augmented"], protocol["selected_on"], protocol["epoch"]) == (True, "nothing", 3)
         assert protocol["labels"] == (
             {"train": 60, "heldout": 20} if labels == "train" else {"train": 80, "heldout": 0}
@@ -165,18 +166,18 @@ def test_augmentation_that_changes_nothing_is_none(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(KeptMaps, "batches", batches)  # the same images, in the order of the loader
     kept = probe_once(data, **options)
-    assert augmented["value"] == kept["value"]
-    assert augmented["protocol"] == kept["protocol"] | {"augmented": True}
+    assert augmented.value == kept.value
+    assert augmented.protocol == kept.protocol | {"augmented": True}
 
 
 def test_without_heldout_images_the_last_weights_are_tested() -> None:
     options: dict[str, Any] = {"epochs": 2, "batch_size": 20}
     for augment in (False, True):
         last = probe_once(make(heldout=0), augment=augment, selection="last", **options)
-        assert last["protocol"]["labels"] == {"train": 80, "heldout": 0}
-        assert last["protocol"]["heldout"] is None
+        assert last.protocol["labels"] == {"train": 80, "heldout": 0}
+        assert last.protocol["heldout"] is None
         both = probe_once(make(), augment=augment, selection="last", labels="train+heldout", **options)
-        assert both["protocol"] == last["protocol"]  # the images are the same
+        assert both.protocol == last.protocol  # the images are the same
         if augment:  # and so is their order
             assert both == last
     with pytest.raises(ValueError, match=r"needs held-out images to choose by, and data\.heldout is 0"):
@@ -231,7 +232,7 @@ def test_maps_of_a_pass_fit_in_the_memory(gigabytes: float, passes: int, kept: s
 def test_maps_that_do_not_fit_are_halved_and_then_refused_before_any_work() -> None:
     numbers = 104 * 3 * 4 * 4  # of all splits
     small = NonLinearProbe(max_memory_gb=numbers * 2.1 / 1e9, epochs=1)
-    assert probe_once(make(), max_memory_gb=numbers * 2.1 / 1e9, epochs=1)["protocol"]["maps"] == "bfloat16"
+    assert probe_once(make(), max_memory_gb=numbers * 2.1 / 1e9, epochs=1).protocol["maps"] == "bfloat16"
     shapes, counts = {"stage1": (3, 8, 8), "stage2": (3, 4, 4)}, {"train": 60, "heldout": 20, "test": 24}
     small.check_trunk(shapes, counts)
     with pytest.raises(ValueError, match=r"maps of stage2 take .* GB in bfloat16, and probe\.nonlinear\.max"):
@@ -263,7 +264,7 @@ def _probe_a_share(rank: int, world: int, folder: str) -> None:
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
     mp.spawn(_probe_a_share, (2, str(tmp_path)), nprocs=2)
     alone = _both_ways()
-    assert alone[0]["protocol"]["maps"] == "bfloat16"
+    assert alone[0].protocol["maps"] == "bfloat16"
     for rank in range(2):
         assert torch.load(tmp_path / f"{rank}.pt") == alone
 

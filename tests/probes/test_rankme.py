@@ -36,19 +36,19 @@ def test_the_rank_is_numpys_of_all_pretraining_images() -> None:
     images = torch.cat([x for x, _ in data.unlabelled()]).double() / 255
     values = np.linalg.svd(images.mean((2, 3)).numpy(), compute_uv=False)
     share = values / values.sum()
-    assert records[0]["value"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), abs=1e-4)
-    assert [(r["stage"], r["metric"], r["split"], r["n"]) for r in records] == [
+    assert records[0].value == pytest.approx(np.exp(-(share * np.log(share)).sum()), abs=1e-4)
+    assert [(r.stage, r.metric, r.split, r.n) for r in records] == [
         ("stage1", "rankme", "pretrain", 32),
         ("stage2", "rankme", "pretrain", 32),
     ]
-    assert records[1]["value"] == 1.0
-    assert records[0]["protocol"]["largest_possible"] == 3
+    assert records[1].value == 1.0
+    assert records[0].protocol["largest_possible"] == 3
 
 
 def test_fewer_images_are_a_fixed_draw() -> None:
     found = [ranks(Fake(num_train=80, heldout=8, batch_size=4, seed=seed), images=20) for seed in (0, 1)]
     assert found[0] == found[1]
-    assert found[0][0]["n"] == 20
+    assert found[0][0].n == 20
 
 
 def test_images_without_labels_are_enough(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_images_without_labels_are_enough(tmp_path: Path) -> None:
     data.num_workers = 0
     data.setup()
     assert data.label_counts == {}
-    assert 1 < ranks(data)[0]["value"] < 3
+    assert 1 < ranks(data)[0].value < 3
 
 
 @pytest.mark.parametrize("options", [{"images": 1}, {"pool": 0}])

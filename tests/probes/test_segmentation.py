@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import FeatureInfo
-from ssl_lightning.probes.base import Record, run_probes
+from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.segmentation import SegmentationProbe
 
 NAMES = ("left", "right", "absent")
@@ -67,9 +68,9 @@ def run(
 
 def test_masks_are_learned_and_a_perfect_answer_scores_one(tmp_path: Path) -> None:
     (record,) = run(splits(), tmp_path, stages=[1])
-    assert record["metric"] == "miou"
-    assert (record["stage"], record["n"], record["value"]) == ("stage1", 8, 1.0)
-    protocol = record["protocol"]
+    assert record.metric == "miou"
+    assert (record.stage, record.n, record.value) == ("stage1", 8, 1.0)
+    protocol = record.protocol
     assert protocol["per_class"] == {"left": 1.0, "right": 1.0, "absent": None}
     assert protocol["heldout"] == 1.0
     assert (protocol["trunk"], protocol["maps"]) == ("frozen", "kept")
@@ -88,8 +89,8 @@ def test_iou_is_over_all_pixels_of_the_split_worked_by_hand(tmp_path: Path) -> N
     (record,) = run(data, tmp_path, stages=[1])
     lefts = int((flat == 0).sum())
     left = lefts / (lefts + len(wrong))  # found: all of them and the wrong ones
-    assert record["protocol"]["per_class"] == {"left": pytest.approx(left), "right": 1.0, "absent": 0.0}
-    assert record["value"] == pytest.approx((left + 1 + 0) / 3)
+    assert record.protocol["per_class"] == {"left": pytest.approx(left), "right": 1.0, "absent": 0.0}
+    assert record.value == pytest.approx((left + 1 + 0) / 3)
 
 
 def test_void_pixels_count_nowhere(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_void_pixels_count_nowhere(tmp_path: Path) -> None:
         for images, masks in void[split]:
             images[:, 0][masks == 255] = 200
     (record,) = run(void, tmp_path, stages=[1])
-    assert record["value"] == 1.0
+    assert record.value == 1.0
     everything_void = {split: [(x, torch.full_like(m, 255)) for x, m in b] for split, b in clean.items()}
     with pytest.raises(ValueError, match=r"heldout.*no pixel"):
         run(everything_void, tmp_path, stages=[1])
@@ -124,41 +125,41 @@ def test_keeping_the_maps_changes_no_figure(tmp_path: Path) -> None:
         return torch.where(torch.rand(masks.shape, generator=generator("noise")) < 0.3, 1 - masks, masks)
 
     kept, again = (run(splits(noisy), tmp_path, cache_gb=gb, steps=20)[0] for gb in (4.0, 0.0))
-    assert (kept["protocol"].pop("maps"), again["protocol"].pop("maps")) == ("kept", "encoded at every step")
+    assert (kept.protocol.pop("maps"), again.protocol.pop("maps")) == ("kept", "encoded at every step")
     assert kept == again
-    assert 0.2 < kept["value"] < 0.9
+    assert 0.2 < kept.value < 0.9
 
 
 def test_the_same_seed_gives_the_same_record(tmp_path: Path) -> None:
     options: dict[str, Any] = {"hidden": 4, "steps": 12, "lr": 0.02}
     first, second, other = (run(splits(), tmp_path, seed=seed, **options)[0] for seed in (3, 3, 4))
     assert first == second
-    assert first["protocol"]["candidates"] != other["protocol"]["candidates"]
+    assert first.protocol["candidates"] != other.protocol["candidates"]
 
 
 def test_finetuning_trains_a_copy(tmp_path: Path) -> None:
     trunk = Trunk()
     (record,) = run(splits(), tmp_path, trunk, finetune=True, trunk_lr=0.1, stages=[1])
     assert torch.equal(trunk.scale, torch.ones(3, 1, 1))
-    assert record["protocol"]["trunk"].startswith("fine-tuned, lr 0.1")
-    assert record["value"] == 1.0
+    assert record.protocol["trunk"].startswith("fine-tuned, lr 0.1")
+    assert record.value == 1.0
 
 
 def test_the_scale_of_the_features_does_not_matter(tmp_path: Path) -> None:
     large = Trunk()
     nn.init.constant_(large.scale, 1000.0)
     one, two = (run(splits(), tmp_path, t, steps=15, lr=0.01, stages=[1])[0] for t in (Trunk(), large))
-    assert one["protocol"]["candidates"] == pytest.approx(two["protocol"]["candidates"], abs=1e-3)
+    assert one.protocol["candidates"] == pytest.approx(two.protocol["candidates"], abs=1e-3)
 
 
 def test_the_test_split_chooses_nothing(tmp_path: Path) -> None:
     data = splits()
     poisoned = {**data, "test": [(images, 1 - masks) for images, masks in data["test"]]}
     clean, other = (run(d, tmp_path, stages=[1])[0] for d in (data, poisoned))
-    assert other["value"] == 0.0
+    assert other.value == 0.0
     for record in (clean, other):
-        record["protocol"].pop("per_class")
-    assert clean["protocol"] == other["protocol"]
+        record.protocol.pop("per_class")
+    assert clean.protocol == other.protocol
 
 
 def test_pictures_are_drawn(tmp_path: Path) -> None:

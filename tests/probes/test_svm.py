@@ -57,12 +57,12 @@ def test_top1_is_scikit_learns() -> None:
         scores = np.stack([model.decision_function(unit(features, split)) for model in models], 1)
         return (scores.argmax(1) == labels[split].numpy()).mean()
 
-    assert record["metric"] == "top1"
-    assert record["value"] == pytest.approx(top1(("train", "heldout"), "test"), abs=1e-9)
-    assert record["protocol"]["heldout"] == pytest.approx(top1(("train",), "heldout"), abs=1e-9)
-    assert 0.4 < record["value"] < 0.99
-    assert record["protocol"]["C"] == 1.0
-    assert record["protocol"]["converged"]
+    assert record.metric == "top1"
+    assert record.value == pytest.approx(top1(("train", "heldout"), "test"), abs=1e-9)
+    assert record.protocol["heldout"] == pytest.approx(top1(("train",), "heldout"), abs=1e-9)
+    assert 0.4 < record.value < 0.99
+    assert record.protocol["C"] == 1.0
+    assert record.protocol["converged"]
 
 
 def test_map_is_that_of_scikit_learns_machines() -> None:
@@ -75,12 +75,12 @@ def test_map_is_that_of_scikit_learns_machines() -> None:
     scores = np.empty((SIZES["test"], CLASSES))
     for k in range(CLASSES):
         rows = y[:, k] >= 0
-        model = machine(record["protocol"]["C"][k]).fit(x[rows], np.where(y[rows, k] == 1, 1, -1))
+        model = machine(record.protocol["C"][k]).fit(x[rows], np.where(y[rows, k] == 1, 1, -1))
         scores[:, k] = model.decision_function(unit(features, "test"))
     expected = mean_average_precision(torch.from_numpy(scores), features.labels["test"])
-    assert record["metric"] == "map"
-    assert record["value"] == pytest.approx(float(expected), abs=1e-6)
-    assert set(record["protocol"]["C"]) <= set(costs)
+    assert record.metric == "map"
+    assert record.value == pytest.approx(float(expected), abs=1e-6)
+    assert set(record.protocol["C"]) <= set(costs)
 
 
 def test_c_is_what_cross_validation_says() -> None:
@@ -161,11 +161,11 @@ def test_a_class_that_is_never_or_always_there_gets_a_constant_answer() -> None:
 
 def test_separable_classes_score_one() -> None:
     (record,) = SVMProbe().run(make(0.01), num_classes=CLASSES)
-    assert record["value"] == record["protocol"]["heldout"] == 1.0
+    assert record.value == record.protocol["heldout"] == 1.0
 
 
 def test_a_machine_that_was_not_solved_is_said() -> None:
-    protocol = SVMProbe(costs=[1000.0], max_iter=1).run(make(), num_classes=CLASSES)[0]["protocol"]
+    protocol = SVMProbe(costs=[1000.0], max_iter=1).run(make(), num_classes=CLASSES)[0].protocol
     assert not protocol["converged"]
     assert "in 1 steps" in protocol["warning"]
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from ssl_lightning.artifacts.results import Results
 from ssl_lightning.config.identity import config_sha256
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.previous_runs import finished_run, read_objective
@@ -66,6 +67,27 @@ def field(*place: str | int, value: Any) -> Spoil:
     return spoil
 
 
+def shared(**fields: Any) -> Spoil:
+    """The same file in schema 2, with other fields of its record."""
+
+    def spoil(path: Path) -> None:
+        content = Results.from_json(GOOD).to_json()
+        (record,) = content["probes"]
+        record |= fields
+        content["probes"] = [{key: value for key, value in record.items() if value is not ...}]
+        path.write_text(json.dumps(content))
+
+    return spoil
+
+
+def unfolding(path: Path) -> None:
+    """Many records that share one large protocol."""
+    content = Results.from_json(GOOD).to_json()
+    content["protocols"] = [{"classifier": "x" * 100_000}]
+    content["probes"] *= 400
+    path.write_text(json.dumps(content))
+
+
 def literal(name: str) -> Spoil:
     """A value that Python writes and JSON does not know."""
     return put(json.dumps(GOOD).replace("1.25", name))
@@ -107,7 +129,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "no schema": (field("schema", value=...), "foreign: it has no schema"),
     "a schema of 0": (field("schema", value=0), "foreign: it has no schema"),
     "a schema that is true": (field("schema", value=True), "foreign: it has no schema"),
-    "a newer schema": (field("schema", value=2), "made by a newer ssl-lightning: its schema is 2, and"),
+    "a newer schema": (field("schema", value=3), "made by a newer ssl-lightning: its schema is 3, and"),
     "no run": (field("run", value=...), "foreign: it has no run"),
     "no probes": (field("probes", value=...), "foreign: it has no probes"),
     "a run that is a text": (field("run", value="rotation"), "foreign: run is 'rotation'"),
@@ -124,17 +146,26 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "an end that is no time": (field("run", "ended", value="soon"), "foreign: run.ended is 'soon'"),
     "a command in parts": (field("run", "command", value=["rm"]), "foreign: run.command is "),
     "a pretext in words": (field("pretext", "val/loss", value="low"), "foreign: pretext.val/loss is 'low'"),
-    "a record that is a number": (field("probes", 0, value=0.5), r"foreign: probes\[0\] is not an object"),
+    "a record that is a number": (field("probes", 0, value=0.5), r"\[0\] is '0.5'; allowed is an object"),
     "a record without a value": (field("probes", 0, "value", value=...), r"it has no probes\[0\].value"),
     "a value in words": (field("probes", 0, "value", value="50 %"), r"foreign: probes\[0\].value is '50 %'"),
-    "a value above 1": (field("probes", 0, "value", value=50.0), r"\[0\].value is '50.0'; it is a fraction"),
-    "a value below 0": (field("probes", 0, "value", value=-0.1), r"\[0\].value is '-0.1'; it is a fraction"),
+    "a value above 1": (field("probes", 0, "value", value=50.0), r"value is '50.0'; allowed is a fraction"),
+    "a value below 0": (field("probes", 0, "value", value=-0.1), r"value is '-0.1'; allowed is a fraction"),
     "no images": (field("probes", 0, "n", value=-5), r"foreign: probes\[0\].n is '-5'"),
     "a held-out figure above 1": (
-        field("probes", 0, "protocol", "heldout", value=25), "heldout is '25'; it is a fraction",
+        field("probes", 0, "protocol", "heldout", value=25), "heldout is '25'; allowed is a fraction",
     ),
     "a protocol in words": (field("probes", 0, "protocol", value="usual"), r"\[0\].protocol is 'usual'"),
     "an evaluation of nothing": (field("probes", 0, "evaluation", value={}), r"\[0\].evaluation.data"),
+    "a field that is not known": (field("run", "owner", value="me"), "foreign: run.'owner' is not known"),
+    "a stage that is a path": (field("probes", 0, "stage", value="../x"), "stage is '../x'; allowed is"),
+    "a record of the next schema": (field("schema", value=2), "foreign: it has no protocols"),
+    "a protocol that is not there": (shared(protocol=1), "is '1'; allowed is a place in the list of 1"),
+    "a protocol before the first": (shared(protocol=-1), r"\[0\].protocol is '-1'; allowed is"),
+    "a protocol by name": (shared(protocol="knn"), r"\[0\].protocol is 'knn'; allowed is a whole number"),
+    "a record without its own part": (shared(own=...), r"foreign: it has no probes\[0\].own"),
+    "protocols that unfold to gigabytes": (unfolding, "share protocols of more than 33,554,432 bytes"),
+    "a held-out figure of its own above 1": (shared(own={"heldout": 25}), "heldout is '25'; allowed is"),
 }  # fmt: skip
 
 

@@ -1,27 +1,29 @@
 """The table of a shortcut audit, by hand."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from ssl_lightning.artifacts.results import Record, Results
 from ssl_lightning.report import audit
 from ssl_lightning.report.audit import Figure, Row, audit_rows, verdict_on, write_audit
+from tests.artifacts.test_results import FACTS
 
 
-def run(pretext: float, probe: float, untrained: float = 0.4) -> dict[str, Any]:
-    """A results.json with two stages, the second of which does better on held-out images only."""
+def run(pretext: float, probe: float, untrained: float = 0.4) -> Results:
+    """Results with two stages, the second of which does better on held-out images only."""
     records = [
-        {
-            "probe": name, "branch": "backbone", "stage": stage, "trained": trained, "metric": "top1",
-            "value": value + (0.0 if stage == "stage2" else 0.2), "n": 10000,
-            "protocol": {"heldout": 0.5 if stage == "stage2" else 0.1, "labels": {"heldout": 5000}},
-        }
+        Record(
+            stage, "top1", value + (0.0 if stage == "stage2" else 0.2), 10000,
+            {"heldout": 0.5 if stage == "stage2" else 0.1, "labels": {"heldout": 5000}},
+            probe=name, branch="backbone", trained=trained,
+        )
         for name, shift in (("knn", -0.05), ("linear", 0.0))
         for trained, value in ((True, probe + shift), (False, untrained + shift))
         for stage in ("stage1", "stage2")
     ]  # fmt: skip
-    return {"pretext": {"val/acc": pretext, "val/loss": 1.0}, "probes": records}
+    return Results(FACTS, {"val/acc": pretext, "val/loss": 1.0}, records)
 
 
 def test_rows_hold_the_chosen_stage_and_the_mean_over_seeds() -> None:
@@ -63,9 +65,9 @@ def test_a_verdict_needs_differences_beyond_the_noise(easier: float, features: f
 
 
 def test_without_labels_there_is_no_verdict(tmp_path: Path) -> None:
-    plain = [{**run(0.5, 0.5), "probes": []}]
+    plain = [replace(run(0.5, 0.5), probes=[])]
     rows = audit_rows(
-        {"all guards": plain, "gap": [{**run(0.9, 0), "probes": []}]}, {"all guards": "", "gap": ""}
+        {"all guards": plain, "gap": [replace(run(0.9, 0), probes=[])]}, {"all guards": "", "gap": ""}
     )
     assert rows[1].verdict == "no labels, so no verdict"
     write_audit(tmp_path / "AUDIT.md", rows, "python audit.py")

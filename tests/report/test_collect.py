@@ -45,7 +45,7 @@ def test_times_of_any_zone_compare(tmp_path: Path, leave: Any, make: Any) -> Non
         ("[]", "foreign: it has no schema"),
         ('{"accuracy": 0.9}', "foreign: it has no schema"),
         ('{"schema": true}', "foreign: it has no schema"),
-        ('{"schema": 2}', "made by a newer ssl-lightning: its schema is 2, and this version reads 1"),
+        ('{"schema": 3}', "made by a newer ssl-lightning: its schema is 3, and this version reads 2"),
         ('{"schema": 1, "pretext": {}, "probes": []}', "foreign: it has no run"),
         ('{"schema": 1, "run": [], "pretext": {}, "probes": []}', "foreign: run is"),
     ],
@@ -72,12 +72,12 @@ def test_what_is_not_a_results_file(tmp_path: Path, content: str | bytes, reason
         (("probes", 0, "protocol", "k_shot"), "8", r"probes\[0\].protocol.k_shot is '8'"),
         (("run", "command"), ["python"], "run.command is"),
         (("pretext", "val/acc"), "high", "pretext.val/acc is 'high'"),
-        (("probes", 0, "value"), 1.5, r"probes\[0\].value is '1.5'; it is a fraction"),
+        (("probes", 0, "value"), 1.5, r"probes\[0\].value is '1.5'; allowed is a fraction"),
         (("probes", 0, "value"), None, r"probes\[0\].value is 'None'"),
         (("probes", 0, "protocol"), [], r"probes\[0\].protocol is"),
         (("probes", 0, "protocol", "heldout"), "best", "heldout is 'best'"),
         (("probes", 0, "evaluation"), {"git": "a"}, r"no probes\[0\].evaluation.data"),
-        (("probes", 0), 3, r"probes\[0\] is not an object"),
+        (("probes", 0), 3, r"probes\[0\] is '3'; allowed is an object"),
     ],
 )
 def test_a_field_of_the_wrong_kind_is_named(

@@ -1,24 +1,25 @@
 """The label-efficiency curve: the stage is chosen on held-out images, runs must be comparable."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from ssl_lightning.artifacts.results import Evaluation, Record, Results, write_results
 from ssl_lightning.report.label_efficiency import curve, draw_curves, main
+from tests.artifacts.test_results import FACTS
 
 
 def record(
     stage: str, k: int, value: float, heldout: float, trained: bool = True, probe: str = "lowshot"
-) -> dict:
+) -> Record:
     protocol = {"k_shot": k, "sd": value / 10, "heldout": heldout}
-    names = {"probe": probe, "branch": "backbone", "stage": stage, "metric": "top1"}
-    return names | {"trained": trained, "value": value, "protocol": protocol}
+    return Record(stage, "top1", value, 100, protocol, probe=probe, branch="backbone", trained=trained)
 
 
-def run(*probes: dict, task: str = "rotation", data: str = "cifar10") -> dict:
-    return {"run": {"task": task, "data": data}, "probes": list(probes)}
+def run(*probes: Record, task: str = "rotation", data: str = "cifar10") -> Results:
+    return Results(replace(FACTS, task=task, data=data), {}, list(probes))
 
 
 ROWS = [
@@ -43,7 +44,7 @@ def test_a_control_has_its_untrained_trunk() -> None:
 
 
 def test_a_later_evaluation_says_which_data() -> None:
-    row = ROWS[0] | {"evaluation": {"data": "fashion_mnist"}}
+    row = replace(ROWS[0], evaluation=Evaluation("fashion_mnist"))
     assert curve(run(row)).data == "fashion_mnist"
 
 
@@ -64,9 +65,9 @@ def test_runs_that_cannot_be_compared_are_refused() -> None:
         draw_curves([])
 
 
-def test_the_command(tmp_path: Path, leave: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = leave("run", [row | {"n": 100} for row in ROWS])
-    assert main([str(tmp_path / "curve.png"), str(folder)]) == 0
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_results(tmp_path / "results.json", run(*ROWS))
+    assert main([str(tmp_path / "curve.png"), str(tmp_path)]) == 0
     with Image.open(tmp_path / "curve.png") as picture:
         assert min(picture.size) > 300
     assert main([str(tmp_path / "curve.png")]) == 2

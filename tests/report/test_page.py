@@ -63,6 +63,22 @@ def test_the_figures_are_there_with_values_to_sort_by(page: str) -> None:
     assert "python train.py task=rotation seed=1 name=rot-1" in page
 
 
+def test_a_run_that_learned_nothing_is_marked(
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
+) -> None:
+    well = {"steps": 9, "optimizer_steps": 9, "zero_grad_share": 0.0, "verdict": "good"}
+    well |= {"min_grad_norm": 0.5, "max_grad_norm": 2.0}
+    for number, ill in enumerate(({}, {"verdict": "dead"}, {"zero_grad_share": 0.75})):
+        leave(f"run-{number}", [make(0.5)], seed=number, health=well | ill)
+    (table,) = make_tables(tmp_path / "outputs", small_table, None)
+    page = render([table], {table.name: []})
+    assert page.count('<p class="bad">') == 2
+    assert (
+        '<p class="bad">Bad training: verdict dead, zero gradients at 0% of the optimizer steps.</p>' in page
+    )
+    assert '<small class="bad">bad training</small>' in page
+
+
 def test_every_link_leads_somewhere_in_the_page(page: str) -> None:
     reader = Reader(page)
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]

@@ -92,9 +92,7 @@ def test_training_and_pretext_against_probe(
 
 
 def test_strips_go_before_panels_and_are_made_small(tmp_path: Path, leave: Any, make: Any) -> None:
-    both, panel, torn = (
-        leave(task, [make(0.5)], task=task, series_sha256=task) for task in ("both", "panel", "torn")
-    )
+    both, panel, torn = (leave(task, [make(0.5)], task=task) for task in ("both", "panel", "torn"))
     Image.new("RGB", (3000, 100), "red").save(both / "strip.png")
     Image.new("RGB", (50, 50), "blue").save(both / "panel.png")
     Image.new("L", (50, 50)).save(panel / "panel.png")

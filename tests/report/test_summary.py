@@ -1,23 +1,19 @@
 """The table at the end of a run."""
 
+from dataclasses import replace
+
 from rich.console import Console
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.report.summary import summary_table, summary_tables
 
 
-def record(stage: str, trained: bool, value: float, heldout: float | None, metric: str = "top1") -> dict:
-    return {
-        "probe": "knn",
-        "branch": "backbone",
-        "stage": stage,
-        "trained": trained,
-        "metric": metric,
-        "value": value,
-        "protocol": {"k": 20, "heldout": heldout},
-    }
+def record(stage: str, trained: bool, value: float, heldout: float | None, metric: str = "top1") -> Record:
+    protocol = {"k": 20, "heldout": heldout}
+    return Record(stage, metric, value, 1000, protocol, probe="knn", branch="backbone", trained=trained)
 
 
-def shown(records: list[dict]) -> list[str]:
+def shown(records: list[Record]) -> list[str]:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(summary_table(records))
     names = ("trunk ", "stage1 ", "stage2 ")
@@ -55,7 +51,7 @@ def test_of_a_low_shot_curve_three_numbers_of_labels_are_shown() -> None:
     rows = []
     for k in (1, 2, 4, 8, 16):
         row = record("stage1", True, k / 100, k / 100)
-        rows.append(row | {"probe": "lowshot", "protocol": {"k_shot": k, "heldout": k / 100}})
+        rows.append(replace(row, probe="lowshot", protocol={"k_shot": k, "heldout": k / 100}))
     head, line = shown(rows)
     assert [word for word in head.split() if word.endswith("-shot")] == ["1-shot", "4-shot", "16-shot"]
     assert line.split()[1:] == ["1.0*", "4.0*", "16.0*"]
@@ -64,7 +60,7 @@ def test_of_a_low_shot_curve_three_numbers_of_labels_are_shown() -> None:
 def test_mean_precision_and_rank_say_what_they_are() -> None:
     rows = [record("stage1", False, 0.3, 0.3, "map"), record("stage1", True, 0.4, 0.4, "map")]
     ranks = [record("stage1", on, value, 0.0, "rankme") for on, value in ((False, 12.25), (True, 50.0))]
-    ranks = [r | {"probe": "rankme", "protocol": {"heldout": None}} for r in ranks]
+    ranks = [replace(r, probe="rankme", protocol={"heldout": None}) for r in ranks]
     head, line = shown(rows + ranks)
     assert "knn k=20 mAP" in head
     assert "rankme (rank)" in head
@@ -73,7 +69,8 @@ def test_mean_precision_and_rank_say_what_they_are() -> None:
 
 
 def test_a_table_that_is_too_wide_is_cut_between_columns() -> None:
-    rows = [record("stage1", on, 0.3, 0.3) | {"probe": f"probe{n}"} for n in range(5) for on in (False, True)]
+    both = [record("stage1", on, 0.3, 0.3) for on in (False, True)]
+    rows = [replace(each, probe=f"probe{n}") for n in range(5) for each in both]
     console = Console(width=70, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     tables = summary_tables(rows, console)
     assert [len(table.columns) for table in tables] == [3, 3, 2]  # the trunk, and two probes side by side
@@ -91,7 +88,7 @@ def test_figures_of_masks_and_boxes_say_what_they_are() -> None:
     rows = []
     for metric, value in (("coco_map", 0.2), ("ap50", 0.4), ("voc07_ap50", 0.5)):
         row = record("stage2", True, value, value, metric)
-        rows.append(row | {"probe": "detection", "protocol": {"heldout": value}})
+        rows.append(replace(row, probe="detection", protocol={"heldout": value}))
     head, line = shown(rows)
     assert [part.strip() for part in head.split("detection ")[1:]] == ["COCO mAP", "AP50", "VOC07 AP50"]
     assert line.split()[1:] == ["20.0*", "40.0*", "50.0*"]

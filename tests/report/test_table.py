@@ -240,7 +240,7 @@ def test_series_are_told_apart_by_their_overrides(tmp_path: Path, leave: Any, ma
     for lr in ("0.1", "0.2"):
         for seed in range(2):
             command = f"python train.py task=rotation optimizer.lr={lr} trainer.max_epochs=3 seed={seed}"
-            leave(f"{lr}-{seed}", [make(0.5)], seed=seed, command=command, series_sha256=lr * 20)
+            leave(f"{lr}-{seed}", [make(0.5)], seed=seed, command=command, series_sha256=lr[-1] * 64)
     leave("jig", [make(0.5)], task="jigsaw")
     (found,) = series_tables(collect(tmp_path / "outputs"))
     assert [(row.label, row.seeds) for row in found.rows] == [

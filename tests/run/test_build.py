@@ -20,7 +20,7 @@ def test_compiled_steps_are_those_that_are_not_compiled(tmp_path: Path, task: st
         train(tmp_path, *few, f"compile={compiled}", f"name={name}")
         folder = tmp_path / f"{task}/fake/convnet" / name
         states.append(load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
-        probes.append([r["value"] for r in results_of(folder)["probes"] if not r["trained"]])
+        probes.append([r.value for r in results_of(folder).probes if not r.trained])
     plain, compiled_state = states
     assert plain.keys() == compiled_state.keys()  # a checkpoint does not tell
     for name, value in plain.items():

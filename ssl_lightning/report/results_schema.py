@@ -1,0 +1,37 @@
+"""JSON schema of results.json, generated: `python -m ssl_lightning.report.results_schema` writes it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ssl_lightning.artifacts.results import FRACTION, RANK, RANKS, ResultsFile
+from ssl_lightning.artifacts.typed_json import json_schema
+from ssl_lightning.core.atomic_files import write_file
+
+SCHEMA_PATH = Path(__file__).parent / "results.schema.json"
+
+
+def results_schema() -> dict[str, Any]:
+    """Make the JSON schema of the results.json that this version writes."""
+    schema = json_schema(ResultsFile)
+    record = schema["properties"]["probes"]["items"]
+    record["if"] = {"properties": {"metric": {"enum": list(RANKS)}}}
+    record["then"], record["else"] = (
+        {"properties": {"value": limits.json_schema()}} for limits in (RANK, FRACTION)
+    )
+    head = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "results.json of one run; the protocol of a record is protocols[protocol] and own together",
+    }
+    return head | schema
+
+
+def schema_text() -> str:
+    """The text of the schema's file."""
+    return json.dumps(results_schema(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    write_file(SCHEMA_PATH, schema_text())
