@@ -71,6 +71,7 @@ def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
     """
     join_processes()
     job = Run(cfg, folder)
+    job.check_columns()
     if resumes and job.trainer.is_global_zero:
         accept_config(folder)
     job.print_header()
@@ -175,6 +176,20 @@ class Run:
             for maps in shapes:
                 probe.check_trunk(maps, self.data.label_counts)
         return chosen, skipped
+
+    def check_columns(self) -> None:
+        """Refuse a benchmark whose columns would stay empty for want of labels.
+
+        Raises:
+            ValueError: Names the probes that want them.
+        """
+        table = self.cfg.get("benchmark")
+        if table and (empty := sorted({column.probe for column in table.columns} & set(self.skipped))):
+            raise ValueError(
+                f"benchmark {table.name} shows {', '.join(empty)}, and data {self.data.name} has no labelled "
+                "images; give data.train_dir= and data.test_dir=, or leave these probes out: "
+                f"probe=[{','.join(self.probes)}]"
+            )
 
     def execute(self) -> None:
         """Probe the trunk as initialised, pretrain it, probe it again."""

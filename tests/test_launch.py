@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from ssl_lightning import ranks
 from ssl_lightning.cluster import this_machine
 from ssl_lightning.errors import RunError
-from ssl_lightning.launch import check_budget
+from ssl_lightning.launch import check_benchmark
 from ssl_lightning.ranks import count_devices, start_ranks
 
 
@@ -25,9 +25,9 @@ def test_devices_that_are_no_count_are_refused(devices: object) -> None:
 def test_a_budget_of_another_benchmark_is_refused() -> None:
     table = {"name": "rotnet_cifar10", "budget": "gpu", "budgets": ["tiny", "full"]}
     with pytest.raises(RunError, match="budget is 'gpu'; benchmark rotnet_cifar10 allows tiny, full"):
-        check_budget(OmegaConf.create({"benchmark": table}))
-    check_budget(OmegaConf.create({"benchmark": table | {"budget": "tiny"}}))
-    check_budget(OmegaConf.create({"seed": 0}))  # no benchmark, any budget
+        check_benchmark(OmegaConf.create({"benchmark": table}))
+    check_benchmark(OmegaConf.create({"benchmark": table | {"budget": "tiny"}}))
+    check_benchmark(OmegaConf.create({"seed": 0}))  # no benchmark, any budget
 
 
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from ssl_lightning.composition import drop_unchosen
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.hardware import choose_precision
 from ssl_lightning.ranks import ALLOCATOR
@@ -40,6 +41,7 @@ def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
         cfg = compose("train", list(overrides), return_hydra_config=True)
     OmegaConf.update(cfg, "hydra.runtime.output_dir", str(folder), force_add=True)
     HydraConfig.instance().set_config(cfg)
+    cfg = drop_unchosen(cfg, cfg.hydra)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[return-value]
