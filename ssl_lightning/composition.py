@@ -1,14 +1,16 @@
 """Drop what config files say of options that are not chosen.
 
-A benchmark, an experiment or a budget sets keys of the probes, the data set and the backbone that it names. The
-command line, or another of these files, may choose others. Like `launch`, without torch.
+A benchmark, an experiment or a budget sets keys of the probes, the data set and the backbone that it names.
+The command line, or another of these files, may choose others. Like `launch`, without torch.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -20,7 +22,7 @@ LISTS = ("probe", "logger", "callbacks")  # groups of which several options are 
 SINGLE = ("task", "data", "backbone", "optimizer", "scheduler")  # whose files list every key
 
 
-def drop_unchosen(cfg: DictConfig, hydra: DictConfig) -> DictConfig:
+def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
     """Return a composed config without what its files say of options that are not chosen.
 
     Args:
@@ -46,7 +48,9 @@ def drop_unchosen(cfg: DictConfig, hydra: DictConfig) -> DictConfig:
     return cfg
 
 
-def _chosen(entries: DictConfig, group: str, overrides: Sequence[Override], choices: DictConfig) -> list[str]:
+def _chosen(
+    entries: DictConfig, group: str, overrides: Sequence[Override], choices: Mapping[str, Any]
+) -> list[str]:
     """Names of the entries that build something, and that no list on the command line replaces.
 
     An entry without a `_target_` is what a file says of an option that is not in the list. An option that a
@@ -57,11 +61,7 @@ def _chosen(entries: DictConfig, group: str, overrides: Sequence[Override], choi
     if not any(each.key_or_group == group and each.package is None for each in overrides):
         return targets
     own = {each.package for each in overrides if each.key_or_group == group}
-    return [
-        name
-        for name in targets
-        if f"{group}@{group}.{name}" not in choices or f"{group}.{name}" in own
-    ]
+    return [name for name in targets if f"{group}@{group}.{name}" not in choices or f"{group}.{name}" in own]
 
 
 def _check_not_given(group: str, name: str, chosen: Sequence[str], overrides: Sequence[Override]) -> None:

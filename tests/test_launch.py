@@ -26,7 +26,8 @@ def test_a_budget_of_another_benchmark_is_refused() -> None:
     table = {"name": "rotnet_cifar10", "budget": "gpu", "budgets": ["tiny", "full"]}
     with pytest.raises(RunError, match="budget is 'gpu'; benchmark rotnet_cifar10 allows tiny, full"):
         check_benchmark(OmegaConf.create({"benchmark": table}))
-    check_benchmark(OmegaConf.create({"benchmark": table | {"budget": "tiny"}}))
+    fine = table | {"budget": "tiny", "columns": [{"name": "linear"}]}
+    check_benchmark(OmegaConf.create({"benchmark": fine, "choices": {"data": "fake"}}))
     check_benchmark(OmegaConf.create({"seed": 0}))  # no benchmark, any budget
 
 

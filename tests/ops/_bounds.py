@@ -37,8 +37,8 @@ def assert_same_svms(
 def logistic_distance(x: Tensor, labels: Tensor, theta: Tensor, l2: float, tol: float) -> float:
     """Distance from the minimum at which `fit_logistic` may stop: one Newton step.
 
-    The gradient has `K * (D + 1)` entries up to `tol`; the smallest curvature at the answer divides its length.
-    A shift of all biases, which changes no answer, has no curvature and does not count.
+    The gradient has `K * (D + 1)` entries up to `tol`; the smallest curvature at the answer divides its
+    length. A shift of all biases, which changes no answer, has no curvature and does not count.
 
     Args:
         x: `(N, D)` float64.
