@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from hydra.conf import HydraConf
@@ -43,7 +44,7 @@ def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
                 del cfg[group][name]
         for group in SINGLE:
             for key in _keys_of_others(cfg[group], group, choices.get(group)):
-                if f"{group}.{key}" not in {each.key_or_group for each in overrides}:
+                if not _given(f"{group}.{key}", overrides):
                     del cfg[group][key]
     return cfg
 
@@ -57,7 +58,9 @@ def _chosen(
     file adds under a name of its own (`/probe@probe.conv_stage2: nonlinear`) is of the list that the file
     chooses, which a list on the command line replaces.
     """
-    targets = [str(name) for name, entry in entries.items() if "_target_" in (entry or {})]
+    targets = [
+        str(n) for n, entry in entries.items() if isinstance(entry, DictConfig) and "_target_" in entry
+    ]
     if not any(each.key_or_group == group and each.package is None for each in overrides):
         return targets
     own = {each.package for each in overrides if each.key_or_group == group}
@@ -70,19 +73,23 @@ def _check_not_given(group: str, name: str, chosen: Sequence[str], overrides: Se
     Raises:
         RunError: One is given; the message says how the option is chosen, or which options there are.
     """
-    place = f"{group}.{name}"
-    for key in (str(each.key_or_group) for each in overrides if not each.is_delete()):
-        if key == place or key.startswith(f"{place}."):
-            options = _options(group)
-            listed = [each for each in (*chosen, name) if each in options]
-            raise RunError(
-                f"error: {key} is given, and {name} is not chosen in {group}=[{','.join(chosen)}]; "
-                + (
-                    f"{group}=[{','.join(listed)}] chooses it"
-                    if name in options
-                    else f"options are {', '.join(options)}"
-                )
-            )
+    if keys := _given(f"{group}.{name}", overrides):
+        options = _options(group)
+        listed = [each for each in (*chosen, name) if each in options]
+        fix = (
+            f"{group}=[{','.join(listed)}] chooses it"
+            if name in options
+            else f"options are {', '.join(options)}"
+        )
+        raise RunError(
+            f"error: {keys[0]} is given, and {name} is not chosen in {group}=[{','.join(chosen)}]; {fix}"
+        )
+
+
+def _given(place: str, overrides: Sequence[Override]) -> list[str]:
+    """Keys at or under a place of the config that the command line sets."""
+    keys = [str(each.key_or_group) for each in overrides if not each.is_delete()]
+    return [key for key in keys if f"{key}.".startswith(f"{place}.")]
 
 
 def _keys_of_others(node: DictConfig, group: str, choice: str | None) -> set[str]:
@@ -98,5 +105,6 @@ def _options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def _keys(group: str, option: str) -> set[str]:
-    return {str(key) for key in OmegaConf.load(CONF / group / f"{option}.yaml")}
+@cache
+def _keys(group: str, option: str) -> frozenset[str]:
+    return frozenset(str(key) for key in OmegaConf.load(CONF / group / f"{option}.yaml"))
