@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from ssl_lightning.audit import run_audit
+from ssl_lightning.launch.audit import run_audit
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="audit")

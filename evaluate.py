@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig
 
-from ssl_lightning.evaluate import launch_evaluation
+from ssl_lightning.launch.evaluate import launch_evaluation
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")

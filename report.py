@@ -6,8 +6,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_lightning.errors import RunError
-from ssl_lightning.files import DiskFullError
+from ssl_lightning.core.atomic_files import DiskFullError
+from ssl_lightning.core.errors import RunError
 from ssl_lightning.report.write import write_report
 
 CONF = Path(__file__).parent / "conf"

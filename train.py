@@ -6,8 +6,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from ssl_lightning.launch import launch
-from ssl_lightning.resume import is_resume, resume_main
+from ssl_lightning.launch.resume import is_resume, resume_main
+from ssl_lightning.launch.train import launch
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")

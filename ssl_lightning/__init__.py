@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     if name == "load_backbone":  # late: the launcher imports this package and must not wait for torch
-        from ssl_lightning.weights import load_backbone
+        from ssl_lightning.artifacts.weights import load_backbone
 
         return load_backbone
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_lightning.audit import guards_off, remember
-from ssl_lightning.errors import RunError
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.audit import guards_off, remember
 
 ROOT = Path(__file__).parent.parent
 JIGSAW = "ssl_lightning.tasks.jigsaw.Jigsaw"

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.models import vgg19
 
-from ssl_lightning.spec import ImageSpec
+from ssl_lightning.core.image_spec import ImageSpec
 from tests.test_conf import CONF, NEEDED, options, resolved
 
 ROOT = Path(__file__).parent.parent
@@ -211,6 +211,7 @@ def run_tiny(place: Path, *overrides: str, ok: bool = True) -> subprocess.Comple
     command = [sys.executable, str(ROOT / "train.py"), "budget=tiny", *overrides]
     command += ["trainer=cpu", "output_dir=out", "encoding.images=4", "data.pretrain_size=null"]
     command += ["data.max_labels=null", "data.batch_size=2", "data.eval_batch_size=8"]
+    # one step: every row is built and probed; training itself is in tests/test_user_loop.py
     command += ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "callbacks.panel.images=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SSL_LIGHTNING_DATA": str(place / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=place)
@@ -312,8 +313,10 @@ def test_dry_run_of_a_setting_that_is_in_no_table(option: str, place: Path) -> N
 @pytest.mark.slow
 def test_dry_run_of_rotnet(tmp_path: Path) -> None:
     small = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "probe.knn.ks=[20]"]
-    small += [f"probe.nonlinear_stage{n}.epochs=1" for n in range(1, 5)] + ["probe.conv_stage2.epochs=1"]
-    small += ["probe.finetune.epochs=1", "probe.finetune.min_steps=1", "callbacks.online_knn.k=2"]
+    for whose in ("paper", "ours"):
+        small += [f"probe.{whose}_{name}.epochs=1" for name in ("mlp", "conv", "finetune")]
+        small += [f"probe.{whose}_finetune.min_steps=1"]
+    small += ["callbacks.online_knn.k=2"]
     run_table(tmp_path, "rotnet_cifar10", "data=fake", *small)
     check_filled(tmp_path, "rotnet_cifar10")
 

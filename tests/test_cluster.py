@@ -16,11 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 import ssl_lightning
-from ssl_lightning import cluster, hardware
-from ssl_lightning.checkpoints import load_checkpoint
-from ssl_lightning.cluster import check_name, expand_hosts, find_place, this_machine
-from ssl_lightning.errors import RunError
-from ssl_lightning.sharding import blocks
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.engine import trainer as trainer_module
+from ssl_lightning.engine.fsdp import blocks
+from ssl_lightning.launch import cluster
+from ssl_lightning.launch.cluster import check_name, expand_hosts, find_place, this_machine
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -171,7 +172,7 @@ def test_blocks_are_the_parts_that_a_network_calls() -> None:
 @pytest.mark.parametrize("options", [{"precision": "16-mixed"}, {"find_unused_parameters": True}])
 def test_a_trainer_that_cannot_shard_is_not_made(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"trainer\.(strategy|precision) is .*use|allows"):
-        hardware.make_trainer(accelerator="cpu", devices=1, strategy="fsdp", **options)
+        trainer_module.make_trainer(accelerator="cpu", devices=1, strategy="fsdp", **options)
 
 
 # --- several machines ---

@@ -10,11 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.bench.build import composed
-from ssl_lightning.hardware import make_trainer
+from ssl_lightning.config.types import check_config
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.run import OURS
-from ssl_lightning.schema import check_config
-from ssl_lightning.spec import ImageSpec
+from ssl_lightning.run.parts import OURS
 from ssl_lightning.tasks.base import PretextTask
 
 CONF = Path(__file__).parent.parent / "conf"

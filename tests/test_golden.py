@@ -12,9 +12,9 @@ import pytorch_lightning as pl
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from ssl_lightning.build import build_task
-from ssl_lightning.hardware import make_trainer
-from ssl_lightning.run import OURS
+from ssl_lightning.engine.trainer import make_trainer
+from ssl_lightning.run.build import build_task
+from ssl_lightning.run.parts import OURS
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CONF = Path(__file__).parent.parent / "conf"
@@ -27,7 +27,7 @@ TASKS = (
     "inpainting",
     "super_resolution",
 )
-STEPS = 4
+STEPS = 4  # of one epoch, without callbacks, which change no weight: tests/test_user_loop.py
 
 
 class Losses(pl.Callback):

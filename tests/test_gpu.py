@@ -1,6 +1,8 @@
 """What a run does on a GPU: the same as on a CPU, and without waiting for the device in every step."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,12 +11,20 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.bench.build import composed
-from ssl_lightning.checkpoints import load_checkpoint
-from ssl_lightning.run import Run
+from ssl_lightning.data.cifar10 import CIFAR10
+from ssl_lightning.networks.nin import NIN
+from ssl_lightning.probes._choice import Choice
+from ssl_lightning.probes._map_sources import FreshMaps
+from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
+from ssl_lightning.probes.nonlinear import NonLinearProbe, Training, recorded
+from ssl_lightning.run.execute import pretrain
+from ssl_lightning.run.parts import build_parts
 from tests.data.test_in_memory import cache
 from tests.test_cluster import train
 from tests.test_train import results_of
+from tests.test_user_loop import assert_moved_alike, first_weights
 
 pytestmark = pytest.mark.gpu
 
@@ -33,12 +43,13 @@ CASES = {
     "supervised": ["task=supervised"],
 }
 FAKE = ["data=fake", "trainer=gpu"]
-STEPS = [*FAKE, "data.num_train=2624", "probe=[]", "callbacks=[progress]", "logger=[csv]"]
-STEPS += ["trainer.max_steps=-1", "trainer.max_epochs=1", "trainer.limit_val_batches=0"]
+# two epochs of 80 steps with a validation after each; the panel, which takes seconds, is in test_user_loop.py
+STEPS = [*FAKE, "data.num_train=2624", "probe=[]", "callbacks=[checkpoint,progress,collapse]", "logger=[csv]"]
+STEPS += ["trainer.max_epochs=2"]
 
 
 class NoWaiting(Callback):
-    """Make torch refuse to wait for the device, once the first steps have warmed everything up."""
+    """Make torch refuse to wait for the device in steps, once the first ones have warmed everything up."""
 
     def __init__(self) -> None:
         self.watched = 0
@@ -46,12 +57,13 @@ class NoWaiting(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx >= 5:
+        if trainer.current_epoch or batch_idx >= 5:
             torch.cuda.set_sync_debug_mode("error")
             self.watched += 1
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.cuda.set_sync_debug_mode("default")
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.is_last_batch:  # validation follows, and may wait
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(("resident", "graphs"), [(False, "false"), (True, "false"), (True, "auto")])
@@ -59,16 +71,16 @@ class NoWaiting(Callback):
 def test_no_step_waits_for_the_device(name: str, resident: bool, graphs: str, tmp_path: Path) -> None:
     few = [*STEPS, *CASES[name], "trainer.log_every_n_steps=1000", f"cuda_graphs={graphs}"]
     cfg = composed(few, tmp_path)
-    job = Run(cfg, tmp_path)
+    job = build_parts(cfg, tmp_path)
     if resident:
         job.data._loaded.pretrain.place(torch.device("cuda"))  # type: ignore[attr-defined]
     watch = NoWaiting()
     job.trainer.callbacks.insert(0, watch)  # type: ignore[attr-defined]
     try:
-        job.fit()
+        pretrain(job)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert watch.watched == 75  # of 80, with the divergence guard's look at 64 steps among them
+    assert watch.watched == 155  # of 160, with the divergence guard's look at 64 steps among them
     assert all(torch.isfinite(value).all() for value in job.task.state_dict().values())
 
 
@@ -77,18 +89,20 @@ def test_no_step_waits_for_the_device(name: str, resident: bool, graphs: str, tm
 def test_steps_on_a_gpu_are_those_of_a_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ["trainer.precision=32-true", "trainer.limit_train_batches=8", "scheduler=constant"]
+    few = ["trainer.precision=32-true", "trainer.limit_train_batches=4", "scheduler=constant"]
     few += [*CASES[name], "optimizer=sgd", "optimizer.lr=0.001"]  # Adam would make much of rounding
+    first = first_weights(tmp_path, [*STEPS, *few, "trainer=cpu"])
     states: list[dict[str, Tensor]] = []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for device in ("cpu", "gpu"):
         folder = tmp_path / device
         folder.mkdir()
-        job = Run(composed([*STEPS, *few, f"trainer={device}"], folder), folder)
-        job.fit()
+        job = build_parts(composed([*STEPS, *few, f"trainer={device}"], folder), folder)
+        pretrain(job)
         states.append({key: value.cpu() for key, value in job.task.state_dict().items()})
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)
+    assert_moved_alike(first, *states)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +117,7 @@ def test_steps_on_a_gpu_are_those_of_a_cpu(
     ],
 )
 def test_whole_runs(task: str, precision: str, tmp_path: Path) -> None:
-    few = [*FAKE, "name=run", f"task={task}", "trainer.max_epochs=1", f"trainer.precision={precision}"]
+    few = [*FAKE, "name=run", f"task={task}", "trainer.max_epochs=2", f"trainer.precision={precision}"]
     probes = ["probe=[linear,knn,lowshot,rankme,nonlinear,finetune]", "probe.knn.ks=[5]"]
     probes += ["probe_untrained=true", "probe.lowshot.ks=[1,4]", "probe.nonlinear.epochs=2"]
     probes += ["probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
@@ -131,7 +145,7 @@ def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) ->
 @pytest.mark.parametrize("probe", ["linear,knn,lowshot", "nonlinear,finetune"])
 def test_images_that_stay_on_the_gpu_are_probed(probe: str, tmp_path: Path) -> None:
     few = ["data=cifar10", f"data.root={cache(tmp_path, 'cifar10', 32, 3)}", "data.heldout=20", "trainer=gpu"]
-    few += ["task=colorization", "data.batch_size=8", "trainer.max_epochs=1", "trainer.precision=32-true"]
+    few += ["task=colorization", "data.batch_size=8", "trainer.max_epochs=2", "trainer.precision=32-true"]
     few += [f"probe=[{probe}]", "deterministic=true"]
     if probe == "nonlinear,finetune":
         few += ["probe.nonlinear.epochs=1", "probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
@@ -148,8 +162,9 @@ def test_images_that_stay_on_the_gpu_are_probed(probe: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("task", ["rotation", "inpainting"])  # one network; two with an optimizer each
 def test_compiled_steps_are_those_that_are_not_compiled(task: str, tmp_path: Path) -> None:
-    few = [*FAKE, f"task={task}", "trainer.max_epochs=1", "trainer.limit_train_batches=3", "probe=[]"]
+    few = [*FAKE, f"task={task}", "trainer.max_epochs=2", "trainer.limit_train_batches=2", "probe=[]"]
     few += ["optimizer=sgd", "optimizer.lr=0.01", "trainer.precision=32-true"]
+    first = first_weights(tmp_path, few)
     states = []
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         train(tmp_path, *few, f"compile={compiled}", f"name={name}")
@@ -157,6 +172,7 @@ def test_compiled_steps_are_those_that_are_not_compiled(task: str, tmp_path: Pat
         states.append(load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
     for key, value in states[0].items():
         torch.testing.assert_close(states[1][key], value, rtol=1e-2, atol=2e-3, msg=key)
+    assert_moved_alike(first, *states)
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
@@ -167,3 +183,78 @@ def test_a_run_with_graphs_is_probed_and_resumed(compiled: str, tmp_path: Path) 
     assert {r["trained"] for r in results_of(folder)["probes"]} == {False, True}
     train(tmp_path, f"resume={folder}", "trainer.max_epochs=3")
     assert results_of(folder)["run"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_recorded_classifiers_train_as_those_that_are_not(kind: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    shape = torch.Size([12, 8, 8])
+    maps = torch.randn(10, 16, *shape, generator=torch.Generator().manual_seed(0)).cuda()
+    labels = (torch.arange(16) % 4).cuda()
+    probe = NonLinearProbe(classifier=kind)
+    states = []
+    for graphs in (False, True):
+        network = probe.build(shape, 4, 0).cuda()
+        before = {key: value.clone() for key, value in network.state_dict().items()}
+        if graphs:
+            recorded(network, maps[0])
+            assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+        training = Training(network, 0.1, [1])
+        for batch in maps:
+            training.step(batch, labels)
+        states.append({key: value.clone() for key, value in network.state_dict().items()})
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_no_step_of_an_augmented_classifier_waits_for_the_device(tmp_path: Path) -> None:
+    root, device = cache(tmp_path, "cifar10", 32, 3), torch.device("cuda")
+    data = CIFAR10(root=root, heldout=20, batch_size=8, crop_padding=4, device_resident=True)
+    data.prepare_data()
+    data.setup()
+    data.place(device)
+    trunk = NIN(blocks=3).to(device)
+    wanted = [Wanted(f"stage{n}", 8, 4.0) for n in (1, 2, 3)]
+    loaders = {"test": data.downstream("test")}
+    maps = SharedMaps(trunk, lambda x: x, loaders, 0, (), precision=nullcontext, device=device)
+    setting: Any = SimpleNamespace(maps=maps, data=data, device=device, loaders=loaders)
+    source = FreshMaps(setting, wanted, Choice("nonlinear", "last", "train"), 8)
+    probe = NonLinearProbe()
+    trainings = []
+    for size in source.shapes:
+        network = recorded(probe.build(size, 10, 0).to(device), torch.zeros(8, *size, device=device))
+        trainings.append(Training(network, 0.1, [1]))
+    for epoch in range(3):
+        steps = 0
+        for batch, labels in source.batches(epoch):
+            if epoch:
+                torch.cuda.set_sync_debug_mode("error")
+            for training, x in zip(trainings, batch, strict=True):
+                training.step(x, labels)
+            steps += 1
+        torch.cuda.set_sync_debug_mode("default")
+        assert steps == 5
+    assert all(0 <= value <= 1 for value in source.accuracies([t.network for t in trainings], "test"))
+
+
+def test_the_protocol_of_rotnet(tmp_path: Path) -> None:
+    few = [
+        *FAKE,
+        "name=run",
+        "task=rotation",
+        "trainer.max_epochs=1",
+        "data.crop_padding=2",
+        "data.heldout=0",
+    ]
+    few += ["probe=[nonlinear,finetune]", "callbacks=[checkpoint,progress,collapse]"]
+    few += [
+        "probe.nonlinear.stage=[stage1,stage2]",
+        "probe.nonlinear.augment=true",
+        "probe.nonlinear.epochs=2",
+    ]
+    few += ["probe.finetune.classifier=conv", "probe.finetune.stage=stage2", "probe.finetune.epochs=1"]
+    few += ["probe.finetune.min_steps=1", "probe.finetune.fractions=[1.0]"]
+    train(tmp_path, *few, *(f"probe.{name}.selection=last" for name in ("nonlinear", "finetune")))
+    results = results_of(tmp_path / "rotation/fake/convnet/run")
+    assert results["run"]["status"] == "finished"
+    assert [r["stage"] for r in results["probes"]] == ["stage1", "stage2", "stage2"]

@@ -1,6 +1,10 @@
-"""The layout of DESIGN.md: who may import whom, and a config for each task, data set and probe."""
+"""Layout of the package: layers of imports, light rooms, one meaning a name, and three files a task."""
 
 import ast
+import re
+import subprocess
+import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -8,21 +12,32 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ssl_lightning"
-COMMON = {"spec", "seeding", "files", "reading", "cores"}  # imports nothing of the project
-ALLOWED = {
-    "ops": COMMON,
-    "networks": COMMON | {"ops"},
-    "data": COMMON,
-    "tasks": COMMON | {"ops", "networks", "optim", "graphs"},
-    "probes": COMMON | {"ops", "networks", "encoding"},
-    "callbacks": COMMON
-    | {"ops", "networks", "tasks", "probes", "encoding", "checkpoints", "interrupts", "sharding"},
-    "report": COMMON | {"results", "results_file"},
-}
+# A room imports from the layers above its own line, never from its own layer
+LAYERS = (
+    ("core",),
+    ("config", "ops", "data", "features"),
+    ("networks", "artifacts"),
+    ("engine", "report"),
+    ("tasks", "probes", "launch"),
+    ("callbacks",),
+    ("run",),
+    ("bench",),
+)
+ROOMS = [room for layer in LAYERS for room in layer]
+LOOSE = {"__init__.py", "__main__.py", "py.typed"}
+APART = ("run", "launch")  # `run` lies above `launch` and must not import it all the same
+LIGHT = [*PACKAGE.glob("config/*.py"), *PACKAGE.glob("launch/*.py"), *PACKAGE.glob("core/*.py")]
+LIGHT.append(PACKAGE / "artifacts/run_folder.py")
+HEAVY = {"seeding.py"}  # in core, with torch
+SHARED_NAMES = {"main"}  # of every command
 
 
-def imported_parts(path: Path) -> set[str]:
-    """First-level parts of ssl_lightning that a file imports, lazily or not."""
+def modules(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).rglob("*.py"))
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms that a file imports, at its top or within a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
@@ -35,42 +50,120 @@ def imported_parts(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("part", ALLOWED)
-def test_imports_run_one_way(part: str) -> None:
-    files = list((PACKAGE / part).rglob("*.py"))
-    assert files
-    for path in files:
-        extra = imported_parts(path) - ALLOWED[part] - {part}
+def test_every_file_lies_in_a_room() -> None:
+    entries = {p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"}
+    assert entries - LOOSE == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_one_way(room: str) -> None:
+    layer = next(number for number, rooms in enumerate(LAYERS) if room in rooms)
+    allowed = {each for rooms in LAYERS[:layer] for each in rooms} | {room}
+    if room in APART:
+        allowed -= set(APART) - {room}
+    for path in modules(room):
+        extra = imported_rooms(path) - allowed
         assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
+
+
+def test_light_modules_import_without_torch() -> None:
+    names = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in LIGHT
+        if path.name not in HEAVY
+    ]
+    # each in a fresh process: fork keeps a process without torch as the parent of all
+    code = f"""
+import importlib, os, sys
+failed = []
+for name in {names!r}:
+    pid = os.fork()
+    if not pid:
+        importlib.import_module(name)
+        os._exit("torch" in sys.modules)
+    failed += [name] if os.waitpid(pid, 0)[1] else []
+sys.exit(", ".join(failed) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_public_name_stands_in_one_room() -> None:
+    """Classes, functions, and the constants that another file imports."""
+    trees = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    imported = {
+        (node.module, alias.name)
+        for tree in trees.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    places = defaultdict(set)
+    for path, tree in trees.items():
+        room = path.relative_to(PACKAGE).parts[0]
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for node in tree.body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                places[node.name].add(room)
+            for name in ast.walk(node) if isinstance(node, (ast.Assign, ast.AnnAssign)) else ():
+                if isinstance(name, ast.Name) and (module, name.id) in imported:
+                    places[name.id].add(room)
+    twice = {name: sorted(rooms) for name, rooms in places.items() if len(rooms) > 1}
+    assert twice.keys() <= SHARED_NAMES, twice
+
+
+def test_ops_define_no_module() -> None:
+    for path in modules("ops"):
+        text = path.read_text()
+        assert not re.search(r"nn\.Module\b", text), path
 
 
 @pytest.mark.parametrize("folder", ["tasks", "data", "probes"])
 def test_each_module_has_its_config_and_its_test(folder: str) -> None:
     group = folder.removesuffix("s") if folder != "data" else folder
-    modules = {p.stem for p in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}  # _*: shared by several
+    found = {p.stem for p in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}  # _*: shared by several
     configs = {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
     tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests" / folder).glob("test_*.py")}
-    assert modules == configs
-    assert modules <= tests
-    for name in modules:
+    assert found == configs
+    assert found <= tests
+    for name in found:
         target = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")._target_
         assert target.startswith(f"ssl_lightning.{folder}.{name}."), target
 
 
-def test_the_launcher_does_not_import_torch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, ssl_lightning.launch; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
 def test_the_base_class_knows_no_task_and_no_data() -> None:
     names = {p.stem for folder in ("task", "data") for p in (ROOT / "conf" / folder).glob("*.yaml")}
-    for base in ("tasks/base.py", "data/base.py", "probes/base.py", "run.py"):
+    for base in ("tasks/base.py", "data/base.py", "probes/base.py", "run/execute.py"):
         words = {
             node.id
             for node in ast.walk(ast.parse((PACKAGE / base).read_text()))
             if isinstance(node, ast.Name)
         }
         assert not words & (names - {"random", "folder"}), base
+
+
+PATHS = re.compile(
+    r"`((?:ssl_lightning|conf|tests|docs|outputs)?/?[\w/]+\.(?:py|yaml|md|json|toml))`|\b(\w+/[\w/]+\.(?:py|md))\b"
+)
+WRITTEN = {
+    "index.json",
+    "config.yaml",
+    "results.json",
+    "error.txt",
+    "evaluation.yaml",
+    "backbone.json",
+    "bad_batch.json",
+}
+
+
+def test_files_named_in_docstrings_and_comments_exist() -> None:
+    missing = []
+    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")]:
+        text = path.read_text()
+        for match in PATHS.finditer(text):
+            name = match[1] or match[2]
+            places = (ROOT / name, PACKAGE / name, path.parent / name)
+            if Path(name).name not in WRITTEN and not any(place.exists() for place in places):
+                missing.append(f"{path.relative_to(ROOT)}: {name}")
+        missing += [f"{path.relative_to(ROOT)}: {word}" for word in re.findall(r"\bDESIGN\.md\b", text)]
+    assert not missing

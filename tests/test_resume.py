@@ -20,10 +20,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from ssl_lightning.checkpoints import AtomicCheckpointIO, load_checkpoint
+from ssl_lightning.artifacts.checkpoints import AtomicCheckpointIO, load_checkpoint
+from ssl_lightning.core.errors import RunError
 from ssl_lightning.data.pack.__main__ import main as pack
-from ssl_lightning.errors import RunError
-from ssl_lightning.resume import resume_main, resumed_config
+from ssl_lightning.launch.resume import resume_main, resumed_config
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("SSL_LIGHTNING_KILLS", 0))  # trials of each kind; 0: 10 and 5

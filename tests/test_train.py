@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ssl_lightning.checkpoints import load_checkpoint
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
+# three steps of one epoch; tests/test_user_loop.py and tests/test_resume.py run three epochs
 SMALL = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "probe_untrained=true"]
 
 
@@ -137,7 +138,7 @@ def rank_process(folder: Path, rank: int) -> int:
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().decode().split("\0")
                 ranked = f"RANK={rank}" in (entry / "environ").read_bytes().decode().split("\0")
-                if "ssl_lightning.worker" in words and str(folder) in words and ranked:
+                if "ssl_lightning.run" in words and str(folder) in words and ranked:
                     return int(entry.name)
     raise AssertionError(f"no rank {rank} is running")
 
@@ -379,6 +380,40 @@ def test_every_probe_of_classes_leaves_valid_figures(tmp_path: Path) -> None:
         assert column in done.stdout
     assert (folder / "embedding.npz").exists()
     assert (folder / "neighbours.png").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_holds_nothing_out_trains_resumes_and_tests_the_last_weights(tmp_path: Path) -> None:
+    few = ["data=fake", "data.num_train=64", "data.num_test=16", "data.heldout=0", "data.crop_padding=2"]
+    few += ["trainer=cpu", "trainer.max_epochs=3", "task=rotation", "probe=[nonlinear,finetune,rankme]"]
+    few += [
+        "probe.nonlinear.stage=[stage1,stage2]",
+        "probe.nonlinear.augment=true",
+        "probe.nonlinear.epochs=2",
+    ]
+    few += ["probe.finetune.fractions=[1.0]", "probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
+    few += [f"probe.{name}.selection=last" for name in ("nonlinear", "finetune")]
+    done = train(tmp_path, *few)
+    assert "held out  nothing (data.heldout is 0): no validation, no best.ckpt" in done.stdout
+    assert "epoch 3: features backbone rank" in done.stdout
+    assert "zero" not in done.stderr  # Lightning would warn of an empty loader
+    folder = tmp_path / "rotation/fake/convnet/run"
+    results = results_of(folder)
+    assert results["pretext"] == {}
+    assert [(r["probe"], r["stage"]) for r in results["probes"]][:3] == [
+        ("nonlinear", "stage1"),
+        ("nonlinear", "stage2"),
+        ("finetune", "stage3"),
+    ]
+    for record in results["probes"][:3]:
+        assert record["protocol"]["labels"] == {"train": 64, "heldout": 0}
+        assert (record["protocol"]["selected_on"], record["protocol"]["heldout"]) == ("nothing", None)
+    assert not (folder / "checkpoints/best.ckpt").exists()
+    (folder / "results.json").unlink()
+    (folder / "checkpoints/previous.ckpt").replace(folder / "checkpoints/last.ckpt")  # after epoch 2
+    again = train(tmp_path, f"resume={folder}")
+    assert "epoch 2: features" not in again.stdout
+    assert results_of(folder)["probes"] == results["probes"]
 
 
 @pytest.mark.slow

@@ -14,10 +14,10 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ssl_lightning.ranks import ALLOCATOR
+from ssl_lightning.artifacts.results import git_revision, versions, write_json
+from ssl_lightning.launch.ranks import ALLOCATOR
 from ssl_lightning.report.summary import print_table
-from ssl_lightning.results import git_revision, versions, write_json
-from ssl_lightning.worker import keep_quiet
+from ssl_lightning.run.__main__ import keep_quiet
 
 Rows = list[dict[str, Any]]
 
@@ -27,7 +27,10 @@ def bench_steps(options: argparse.Namespace) -> Rows:
     from ssl_lightning.bench.steps import framework_against_bare
 
     return [
-        {"task": task, **framework_against_bare(overrides(task, options), options.repeats, options.block)}
+        {
+            "task": task,
+            **framework_against_bare(task_overrides(task, options), options.repeats, options.block),
+        }
         for task in options.tasks
     ]
 
@@ -37,9 +40,9 @@ def bench_parts(options: argparse.Namespace) -> Rows:
     from ssl_lightning.bench.build import alone
     from ssl_lightning.bench.steps import matmul_peak, where_it_goes
 
-    peak = matmul_peak(overrides(options.tasks[0], options))
+    peak = matmul_peak(task_overrides(options.tasks[0], options))
     rows = [
-        {"task": task, **alone(where_it_goes, overrides(task, options), options.repeats)}
+        {"task": task, **alone(where_it_goes, task_overrides(task, options), options.repeats)}
         for task in options.tasks
     ]
     return [row | {"of_matmul": row["gflops"] / peak} for row in rows]
@@ -50,7 +53,7 @@ def bench_defaults(options: argparse.Namespace) -> Rows:
     from ssl_lightning.bench.steps import defaults_against_fp32
 
     return [
-        {"task": task, **defaults_against_fp32(overrides(task, options), options.repeats)}
+        {"task": task, **defaults_against_fp32(task_overrides(task, options), options.repeats)}
         for task in options.tasks
     ]
 
@@ -143,7 +146,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
 }
 
 
-def overrides(task: str, options: argparse.Namespace) -> list[str]:
+def task_overrides(task: str, options: argparse.Namespace) -> list[str]:
     """What is run of a task."""
     return [f"task={task}", *options.overrides]
 

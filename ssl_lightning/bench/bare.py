@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.bench.build import autocast, wait
-from ssl_lightning.seeding import generator
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.tasks.base import PretextTask
 
 

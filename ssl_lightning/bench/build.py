@@ -18,13 +18,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ssl_lightning.composition import drop_unchosen
+from ssl_lightning.config.composition import drop_unchosen
+from ssl_lightning.config.targets import CONF
 from ssl_lightning.data.base import PairedDataModule
-from ssl_lightning.hardware import choose_precision
-from ssl_lightning.ranks import ALLOCATOR
-from ssl_lightning.targets import CONF
+from ssl_lightning.engine.trainer import choose_precision
+from ssl_lightning.launch.ranks import ALLOCATOR
+from ssl_lightning.run.__main__ import keep_quiet
 from ssl_lightning.tasks.base import PretextTask
-from ssl_lightning.worker import keep_quiet
 
 KINDS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of products, by Lightning's precision
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def alone(work: Callable[..., T], *args: Any, plain: bool = False) -> T:
         os.environ.update(kept)
 
 
-def compare(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+def time_in_turns(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
     """Median seconds of several calls that take turns, so that a disturbance falls on all of them."""
     times = [[seconds(work) for work in works] for _ in range(repeats + 1)][1:]
     return [statistics.median(column) for column in zip(*times, strict=True)]

@@ -20,10 +20,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_lightning.bench.build import composed, made_data
-from ssl_lightning.build import build_task
-from ssl_lightning.seeding import generator
-from ssl_lightning.sharding import blocks
-from ssl_lightning.targets import CONF
+from ssl_lightning.config.targets import CONF
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.engine.fsdp import blocks
+from ssl_lightning.run.build import build_task
 
 TRAIN = CONF.parent / "train.py"
 TRUNKS = {  # size of the images

@@ -6,7 +6,7 @@ import torch
 
 from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import wait
-from ssl_lightning.seeding import stream_seed
+from ssl_lightning.core.seeding import stream_seed
 
 WARM_UP = 3  # steps before recording
 

@@ -13,13 +13,13 @@ from skimage.color import rgb2lab
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from ssl_lightning.bench.build import alone, compare, device
+from ssl_lightning.bench.build import alone, device, time_in_turns
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.lab import rgb_to_lab
 from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
 from ssl_lightning.ops.rotation import rotate_four
 from ssl_lightning.ops.tile_grid import CENTRE, TileGrid, jigsaw_grid
 from ssl_lightning.ops.tile_guards import colour_projection, grey_scale, mix_colours, standardise_tiles
-from ssl_lightning.seeding import generator
 from ssl_lightning.tasks.base import to_float
 
 GREY, SHIFT = 0.3, 2
@@ -60,7 +60,7 @@ def both_ways(make: Callable[..., Pair], batch_size: int, size: int, repeats: in
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator("bench"))
     pictures = [tv.to_pil_image(image) for image in pixels]
     pixels = pixels.contiguous(memory_format=torch.channels_last)  # as loaders give them
-    return compare(make(pixels.to(device()), pictures), repeats)
+    return time_in_turns(make(pixels.to(device()), pictures), repeats)
 
 
 def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:

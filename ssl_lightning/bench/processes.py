@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.targets import CONF
+from ssl_lightning.config.targets import CONF
 
 TRAIN = CONF.parent / "train.py"
 BATCH = 64  # images of a step of each process

@@ -31,11 +31,12 @@ from ssl_lightning.bench.build import (
     wait,
 )
 from ssl_lightning.bench.graphed import GraphedLoop
-from ssl_lightning.build import build_task
-from ssl_lightning.hardware import peak_memory_gb
-from ssl_lightning.optim import use_fused_kernels
-from ssl_lightning.run import Run
-from ssl_lightning.targets import CONF
+from ssl_lightning.config.targets import CONF
+from ssl_lightning.engine.optim import use_fused_kernels
+from ssl_lightning.engine.trainer import peak_memory_gb
+from ssl_lightning.run.build import build_task
+from ssl_lightning.run.execute import pretrain
+from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.base import PretextTask
 
@@ -120,7 +121,7 @@ def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = B
         ]
         # steps without pictures and checkpoints, which are made by the minute and by the epoch
         cfg = composed([*overrides, *quick, "callbacks=[progress]", "probe=[]"], Path(folder))
-        job = Run(cfg, Path(folder))
+        job = build_parts(cfg, Path(folder))
         loops: dict[str, BareLoop] = {}
         for name, kind in LOOPS.items():
             if name == "graphed" and device(cfg.trainer.accelerator).type != "cuda":
@@ -131,7 +132,7 @@ def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = B
         turns = TakeTurns(list(loops.values()), block)
         job.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
         with contextlib.redirect_stdout(io.StringIO()):  # the progress is made, and not shown
-            job.fit()
+            pretrain(job)
     images = job.data.batch_size * block
     found = {"images_per_s": images / statistics.median(turns.ours)}
     for name, times in zip(loops, turns.theirs, strict=True):

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Callback
 
 from ssl_lightning.bench.build import composed, seconds, wait
 from ssl_lightning.callbacks.collapse import Collapse
-from ssl_lightning.run import Run
+from ssl_lightning.run.parts import build_parts
 
 BLOCK = 20  # steps that are timed at once
 
@@ -53,7 +53,7 @@ def collapse_against_an_epoch(overrides: Sequence[str], blocks: int) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         length = [f"trainer.max_steps={(blocks + 1) * BLOCK}", "trainer.max_epochs=-1"]
         quick = ["trainer.limit_val_batches=0", "callbacks=[]", "logger=[]", "probe=[]"]
-        job = Run(composed([*overrides, *length, *quick], Path(folder)), Path(folder))
+        job = build_parts(composed([*overrides, *length, *quick], Path(folder)), Path(folder))
         watched = Watched(Collapse())
         job.trainer.callbacks.append(watched)  # type: ignore[attr-defined]
         with contextlib.redirect_stdout(io.StringIO()):

@@ -12,11 +12,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning import callbacks
 
-from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
-from ssl_lightning.checkpoints import BEST, LAST, PREVIOUS, SCHEMA, SCHEMA_KEY
-from ssl_lightning.files import remove_leftovers
-from ssl_lightning.interrupts import STOP, requeue_if_slurm
-from ssl_lightning.sharding import first_says, is_sharded
+from ssl_lightning.artifacts.checkpoints import SCHEMA, SCHEMA_KEY
+from ssl_lightning.artifacts.run_folder import BEST, LAST, PREVIOUS
+from ssl_lightning.callbacks.health import DivergedError, HealthGuard
+from ssl_lightning.core.atomic_files import remove_leftovers
+from ssl_lightning.core.stop_signals import STOP, requeue_if_slurm
+from ssl_lightning.engine.fsdp import first_says, is_sharded
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -107,19 +108,21 @@ class Checkpoint(callbacks.Checkpoint):
 
     def _save_last(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         last = self.folder / LAST
-        save(trainer, pl_module, last, keep=self.folder / PREVIOUS)
+        saved = save(trainer, pl_module, last, keep=self.folder / PREVIOUS)
         self._steps_since, self._saved_at = 0, time.monotonic()
         if STOP.signum is not None and trainer.is_global_zero:
-            print(f"stopped by a signal; {last} holds the run up to here", flush=True)
+            what = "holds the run up to here" if saved else "is older: the gradient was 0 at the last step"
+            print(f"stopped by a signal; {last} {what}", flush=True)
             if requeue_if_slurm(STOP.signum):
                 print("the SLURM job was put back into the queue", flush=True)
             STOP.exit()
 
 
-def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: Path | None = None) -> None:
+def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: Path | None = None) -> bool:
     """Write the state of the run from the first process, without waiting for the others.
 
-    Where the state is sharded, all processes must call this together.
+    A state after a step without gradient is not written: the run may be dead, and older files are
+    worth more. Where the state is sharded, all processes must call this together.
 
     Args:
         trainer: Its `save_checkpoint` would wait for all processes, which a clock or a signal of the first
@@ -128,18 +131,23 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
         path: The file.
         keep: Where the file that was there is moved, once the new one is ready.
 
+    Returns:
+        Whether this process wrote it.
+
     Raises:
         DivergedError: A step was bad that the guard had not yet looked at, or a value is not finite.
     """
     together = is_sharded(trainer)
     if not (trainer.is_global_zero or together):
-        return
+        return False
     for guard in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(guard, DivergenceGuard):
+        if isinstance(guard, HealthGuard):
             guard.read(trainer, pl_module, alone=not together)
+            if guard.suspect:
+                return False
     state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     if not trainer.is_global_zero:
-        return
+        return False
     if not torch.stack([value.isfinite().all() for value in state["state_dict"].values()]).all():
         step = trainer.fit_loop.total_batch_idx + 1
         raise DivergedError(f"weights are not finite after step {step}; nothing was written to {path}")
@@ -148,8 +156,9 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
     state[SCHEMA_KEY] = SCHEMA
     if keep is None or not path.exists():
         trainer.strategy.checkpoint_io.save_checkpoint(state, path)
-        return
+        return True
     ready = path.with_name(f".next-{path.name}.tmp")
     trainer.strategy.checkpoint_io.save_checkpoint(state, ready)
     os.replace(path, keep)
     os.replace(ready, path)
+    return True

@@ -11,9 +11,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.callbacks.online_knn import OnlineKNN
-from ssl_lightning.encoding import class_labels, encode
+from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import dead_channels, effective_rank
-from ssl_lightning.sharding import whole_task
 
 FEWEST = 16  # images that a rank can be judged by
 LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
@@ -47,14 +47,15 @@ class Health:
 class Collapse(Callback):
     """Report the effective rank and the dead channels of every branch after an epoch, in one line.
 
-    The features are those of the deepest stage, averaged over its map, of plain held-out images: always the
-    same ones, in evaluation mode. The rank is RankMe (see `ops.rank`); a channel is dead if it is the same
-    for all images. Logged as `features/<branch>/rank` and `features/<branch>/dead_channels`. A rank below 2,
-    or more than half of the channels dead, makes the line a warning, and the run goes on. The training is
-    what it is without: no weight, no statistic and no random number changes.
+    The features are those of the deepest stage, averaged over its map, of plain held-out images (with
+    `data.heldout=0` of pretraining images): always the same ones, in evaluation mode. The rank is RankMe (see
+    `ops.rank`); a channel is dead if it is the same for all images. Logged as `features/<branch>/rank` and
+    `features/<branch>/dead_channels`. A rank below 2, or more than half of the channels dead, makes the line
+    a warning, and the run goes on. The training is what it is without: no weight, no statistic and no random
+    number changes.
 
-    Where `OnlineKNN` encodes these images too, nothing is encoded twice. With fewer than 16 held-out images
-    nothing is reported, and that is said at the start.
+    Where `OnlineKNN` encodes these images too, nothing is encoded twice. With fewer than 16 held-out images,
+    but not with none, nothing is reported, and that is said at the start.
 
     Args:
         images: Held-out images, or all if there are fewer; they bound the rank.
@@ -89,12 +90,17 @@ class Collapse(Callback):
             return
         features = self.features(trainer, pl_module)  # by all processes together
         if trainer.is_global_zero:
-            found = {name: judge(x) for name, x in features.items()}
+            found = {name: feature_health(x) for name, x in features.items()}
             self.report(trainer, found)
 
     def loader(self, trainer: pl.Trainer) -> Any:
-        """The images: of the labelled held-out ones where there are enough, as `OnlineKNN` takes them."""
+        """The images: of the labelled held-out ones where there are enough, as `OnlineKNN` takes them.
+
+        Where none are held out, pretraining images.
+        """
         data = trainer.datamodule  # type: ignore[attr-defined]
+        if not data.holds_out:
+            return data.unlabelled(self.images)
         if data.has_downstream and data.targets == "classes":
             heldout = data.downstream("heldout").sample(self.images)
             if len(heldout.indices) == self.images:
@@ -136,7 +142,7 @@ class Collapse(Callback):
             )
 
 
-def judge(x: Tensor) -> Health:
+def feature_health(x: Tensor) -> Health:
     """Judge features `(N, D)`."""
     dead = int(dead_channels(x).sum())
     return Health(float(effective_rank(x)), min(x.shape), dead, x.shape[1])

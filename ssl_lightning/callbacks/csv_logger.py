@@ -9,7 +9,8 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 
-from ssl_lightning.files import atomic_file
+from ssl_lightning.artifacts.run_folder import METRICS
+from ssl_lightning.core.atomic_files import atomic_file
 
 
 class CSVLogger(Logger):
@@ -21,7 +22,7 @@ class CSVLogger(Logger):
 
     def __init__(self, save_dir: str) -> None:
         super().__init__()
-        self.path = Path(save_dir) / "metrics.csv"
+        self.path = Path(save_dir) / METRICS
         self._columns: list[str] = []
         self._pending: list[dict[str, Any]] = []
 

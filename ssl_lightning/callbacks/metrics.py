@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_lightning.callbacks.csv_logger import CSVLogger
 from ssl_lightning.callbacks.throughput import Throughput
-from ssl_lightning.sharding import is_sharded, total_norm
+from ssl_lightning.engine.fsdp import is_sharded, total_norm
 
 
 class Metrics(Callback):

@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from ssl_lightning.encoding import Features, encode
+from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.features.encode import Features, encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
-from ssl_lightning.sharding import whole_task
 
 SPLITS = ("train", "heldout")
 
@@ -44,6 +44,10 @@ class OnlineKNN(Callback):
             raise ValueError(
                 f"callbacks.online_knn votes on classes, and data {data.name} has {data.targets}; "
                 "leave it out"
+            )
+        if data.has_downstream and not data.label_counts["heldout"]:
+            raise ValueError(
+                "callbacks.online_knn votes on held-out images, and data.heldout is 0; leave it out"
             )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

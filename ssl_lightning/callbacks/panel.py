@@ -13,12 +13,13 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ssl_lightning.files import atomic_file
-from ssl_lightning.sharding import whole_task
+from ssl_lightning.artifacts.run_folder import PANEL, PANELS, STRIP
+from ssl_lightning.core.atomic_files import atomic_file
+from ssl_lightning.engine.fsdp import whole_task
 from ssl_lightning.tasks.base import Panel, to_float
 
 COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#57606a"}
-STRIP = 12  # epochs in a strip at most
+STRIP_EPOCHS = 12  # columns of a strip at most
 
 
 class PanelPicture(Callback):
@@ -53,16 +54,16 @@ class PanelPicture(Callback):
             panel = task.panel(images)
         task.train()
         epoch = trainer.current_epoch + 1
-        pictures = {"panel": draw(panel)}
-        save(pictures["panel"], self.folder / "panel.png")
+        pictures = {"panel": draw_panel(panel)}
+        save(pictures["panel"], self.folder / PANEL)
         if self.keep:
-            kept = self.folder / "panels"
+            kept = self.folder / PANELS
             kept.mkdir(exist_ok=True)
             save(pictures["panel"], kept / f"epoch_{epoch:04d}.png")
             if panel.watched is not None:
                 write_column(panel.images[:, panel.watched], kept / f"watched_{epoch:04d}.png")
-                pictures["strip"] = draw(strip(panel, kept, epoch))
-                save(pictures["strip"], self.folder / "strip.png")
+                pictures["strip"] = draw_panel(strip(panel, kept, epoch))
+                save(pictures["strip"], self.folder / STRIP)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for name, figure in pictures.items():
@@ -82,17 +83,17 @@ def strip(panel: Panel, kept: Path, epoch: int) -> Panel:
     epochs = sorted(number for path in kept.glob("watched_*.png") if (number := _epoch(path)) <= epoch)
     columns = {number: read_column(kept / f"watched_{number:04d}.png", shown.shape) for number in epochs}
     fitting = {number: column for number, column in columns.items() if column is not None}
-    chosen = thin(list(fitting), STRIP)
+    chosen = thin_epochs(list(fitting), STRIP_EPOCHS)
     left, right = shown[:, : panel.watched], shown[:, panel.watched + 1 :]
     pixels = torch.cat([left, torch.stack([fitting[number] for number in chosen], 1), right], 1)
     titles = [f"epoch {number}" for number in chosen]
     return Panel(pixels, panel.columns[: panel.watched] + titles + panel.columns[panel.watched + 1 :])
 
 
-def thin(items: list[int], most: int) -> list[int]:
+def thin_epochs(items: list[int], most: int) -> list[int]:
     """Keep at most so many items, evenly spaced, the first and the last among them.
 
-    >>> thin([1, 2, 3, 4, 5, 6, 7], 3), thin([1, 2], 3)
+    >>> thin_epochs([1, 2, 3, 4, 5, 6, 7], 3), thin_epochs([1, 2], 3)
     ([1, 4, 7], [1, 2])
     """
     if len(items) <= most:
@@ -131,7 +132,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def draw(panel: Panel) -> Figure:
+def draw_panel(panel: Panel) -> Figure:
     """Draw a panel as a matplotlib figure: pictures in rows, titles above, captions below each."""
     rows, columns = panel.images.shape[:2]
     height = 1.75 if panel.captions else 1.55

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from ssl_lightning.sharding import local_parts
+from ssl_lightning.engine.fsdp import local_parts
 
 COUNTED = ("global_step", "optimizer_states", "lr_schedulers")  # of which Lightning does not miss any
 
@@ -19,7 +19,7 @@ COUNTED = ("global_step", "optimizer_states", "lr_schedulers")  # of which Light
 class Restored(Callback):
     """Refuse a checkpoint whose loops, callbacks, schedules or optimizers are not those of the run.
 
-    Weights are compared before (`ssl_lightning.build`); the rest is known only once Lightning has made it.
+    Weights are compared before (`ssl_lightning.run.build`); the rest is known once Lightning has made it.
 
     Args:
         path: The checkpoint; None where the run begins.

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
+from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.annotations import Boxes
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.dense import DenseFiles
-from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.folders import good_images
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import FileSource, default_workers

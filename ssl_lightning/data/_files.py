@@ -11,9 +11,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.augment import EvalView, TrainView
-from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.folders import scan, usable
 from ssl_lightning.data.io.packed import PackedSource
 from ssl_lightning.data.io.sources import FileSource, default_workers

@@ -10,11 +10,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.arrays import load
 from ssl_lightning.data.io.augment import CropFlip
-from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.sources import ArraySource, resize
 
 LARGEST_SHARE = 0.5  # of the machine's memory that resized images may take

@@ -38,9 +38,9 @@ class Splits:
 
     Args:
         pretrain: Into `Pairing.pretrain`; none of them is held out.
-        val: Into `heldout_pool`: the held-out images, for the pretext's validation.
+        val: Into `heldout_pool`: the held-out images, for the pretext's validation; empty if none are.
         train: Into `Pairing.train`: what the probes train on; empty without labels.
-        heldout: Into `Pairing.train`: what the probes select on; empty without labels.
+        heldout: Into `Pairing.train`: what the probes select on; empty without labels or held-out images.
     """
 
     pretrain: Tensor
@@ -75,9 +75,10 @@ def draw_splits(
     pool = heldout_pool(pairing)
     published = len(pool) // 10 if pairing.heldout is None else len(pairing.heldout)
     count = published if heldout is None else heldout
-    if not 1 <= count < len(pool):
+    least = 1 if heldout is None else 0
+    if not least <= count < len(pool):
         kind = "pretraining" if pairing.train is None else "labelled training"
-        raise refuse("heldout", count, f"1 to {len(pool) - 1}, there being {len(pool)} {kind} images")
+        raise refuse("heldout", count, f"{least} to {len(pool) - 1}, there being {len(pool)} {kind} images")
     if heldout is None and pairing.heldout is not None:
         val = pairing.heldout
     else:
@@ -92,7 +93,7 @@ def draw_splits(
         train, selecting = complement(val, len(labels)), val
         if max_labels is not None:  # in the same proportion
             classes = len(labels.unique())
-            for_heldout = max(1, round(max_labels * len(val) / len(labels)))
+            for_heldout = max(min(1, len(val)), round(max_labels * len(val) / len(labels)))
             for_train = max_labels - for_heldout
             if max_labels > len(labels) or for_train < classes:
                 one_each = f"with at least {classes} (one a class) left after the held-out part"

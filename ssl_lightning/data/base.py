@@ -10,15 +10,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.cache import cache_root
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing, Splits, draw_splits, heldout_pool
 from ssl_lightning.data.io.augment import EvalView
-from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.folders import usable
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import FileSource, ImageSource
 from ssl_lightning.data.io.splits import stratified
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 
 SPLITS = ("train", "heldout", "test")
 MAX_PIXELS = 50_000_000  # of a picture in a folder that is not a data set of its own
@@ -40,7 +40,8 @@ class PairedDataModule(pl.LightningDataModule):
         mean: Per-channel mean in [0, 1]; None measures it on pretraining images.
         std: Per-channel standard deviation; None measures it.
         heldout: Number of labelled training images held out (without labels: of pretraining images);
-            None holds out the published validation split, or a tenth where there is none.
+            None holds out the published validation split, or a tenth where there is none. 0 holds out none:
+            there is no validation, and no probe may choose anything.
         max_labels: Labelled images that probes may use, training and held-out together; None for all.
         pretrain_size: Pretraining images in an epoch; None for all.
 
@@ -72,13 +73,14 @@ class PairedDataModule(pl.LightningDataModule):
             "batch_size": batch_size,
             "eval_batch_size": eval_batch_size,
             "image_size": image_size,
-            "heldout": heldout,
             "max_labels": max_labels,
             "pretrain_size": pretrain_size,
         }
         for key, value in positive.items():
             if value is not None and value < 1:
                 raise ValueError(f"data.{key} is {value}; it must be at least 1")
+        if heldout is not None and heldout < 0:
+            raise ValueError(f"data.heldout is {heldout}; it must be at least 0")
         if channels not in (1, 3):
             raise ValueError(f"data.channels is {channels}; allowed are 1 (grey) and 3 (RGB)")
         if (mean is None) != (std is None):
@@ -110,6 +112,11 @@ class PairedDataModule(pl.LightningDataModule):
     def has_downstream(self) -> bool:
         """Whether there are labelled splits; known from the start."""
         return True
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out images, once `setup` has run."""
+        return len(self._splits.val) > 0
 
     @property
     def spec(self) -> ImageSpec:
@@ -184,7 +191,7 @@ class PairedDataModule(pl.LightningDataModule):
             self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> BatchLoader:
-        """Return the held-out images for the pretext's validation, as they are."""
+        """Return the held-out images for the pretext's validation, as they are; empty without any."""
         return self._loader(heldout_pool(self._loaded), self._splits.val, self.eval_batch_size, "val")
 
     def downstream(self, split: str, batch_size: int | None = None) -> BatchLoader:
@@ -226,17 +233,21 @@ class PairedDataModule(pl.LightningDataModule):
             counts["rarest"] = int(per_class.min())
         return counts
 
-    def labelled(self, fraction: float, batch_size: int) -> BatchLoader:
-        """Return shuffled and augmented batches of labelled training images, to train a classifier on.
+    def labelled(
+        self, fraction: float, batch_size: int, *, augment: bool = True, heldout: bool = False
+    ) -> BatchLoader:
+        """Return shuffled batches of labelled training images, to train a classifier on.
 
         Args:
-            fraction: Share of the `train` split, in (0, 1]: a fixed draw, each class with its share.
+            fraction: Share of the images, in (0, 1]: a fixed draw, each class with its share.
             batch_size: Over all processes; fewer if the share has fewer images.
+            augment: Whether images are augmented as for pretraining.
+            heldout: Whether the held-out images are trained on too.
 
         Raises:
             ValueError: The share has fewer images than there are processes.
         """
-        indices = self.labelled_indices(fraction)
+        indices = self.labelled_indices(fraction, heldout=heldout)
         processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         batch_size = min(batch_size, len(indices)) // processes * processes
         if batch_size == 0:
@@ -245,13 +256,19 @@ class PairedDataModule(pl.LightningDataModule):
                 f"images, for {processes} processes"
             )
         assert self._loaded.train is not None
-        return self._loader(self._loaded.train, indices, batch_size, f"labelled {fraction:g}", shuffle=True)
+        name = f"labelled {fraction:g}"
+        return self._loader(self._loaded.train, indices, batch_size, name, shuffle=True, augment=augment)
 
-    def labelled_indices(self, fraction: float) -> Tensor:
-        """Which images of `Pairing.train` that share of the `train` split is, int64, sorted."""
-        train, source = self._splits.train, self._loaded.train
+    def labelled_indices(self, fraction: float, *, heldout: bool = False) -> Tensor:
+        """Which images of `Pairing.train` that share is, int64, sorted; see `labelled`."""
+        source, allowed = self._loaded.train, self._labelled_pool(heldout)
         assert source is not None
-        return train[stratified(source.labels[train], round(fraction * len(train)), "fraction")]
+        return allowed[stratified(source.labels[allowed], round(fraction * len(allowed)), "fraction")]
+
+    def _labelled_pool(self, heldout: bool) -> Tensor:
+        """Indices of the `train` split, with the held-out images or without, sorted."""
+        train = self._splits.train
+        return torch.cat([train, self._splits.heldout]).sort().values if heldout else train
 
     def unlabelled(self, count: int | None = None) -> BatchLoader:
         """Return pretraining images in a fixed order, not augmented.
@@ -309,7 +326,13 @@ class PairedDataModule(pl.LightningDataModule):
         return self._pairing
 
     def _loader(
-        self, source: ImageSource, indices: Tensor, batch_size: int, name: str, shuffle: bool = False
+        self,
+        source: ImageSource,
+        indices: Tensor,
+        batch_size: int,
+        name: str,
+        shuffle: bool = False,
+        augment: bool | None = None,
     ) -> BatchLoader:
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -320,7 +343,7 @@ class PairedDataModule(pl.LightningDataModule):
             batch_size,
             seed=self.seed,
             shuffle=shuffle,
-            augment=shuffle,
+            augment=shuffle if augment is None else augment,
             drop_last=shuffle,
             rank=rank,
             world_size=world_size,

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.augment import CropFlip
 from ssl_lightning.data.io.sources import ArraySource
-from ssl_lightning.seeding import generator
 
 
 class Fake(PairedDataModule):

@@ -64,12 +64,12 @@ class ImageNet(ImageFiles):
         labelled_test = self.source(test, torch.tensor(test_labels))
         return Pairing(images, images, labelled_test, tuple(names), overlap=torch.arange(len(train)))
 
-    def labelled_indices(self, fraction: float) -> Tensor:
-        """Which training images a share is: those of its list, if it has one, that are not held out."""
+    def labelled_indices(self, fraction: float, *, heldout: bool = False) -> Tensor:
+        """Which training images a share is: of its list, if it has one, the images that may be used."""
         if fraction not in self._listed:
-            return super().labelled_indices(fraction)
+            return super().labelled_indices(fraction, heldout=heldout)
         chosen = self._listed[fraction]
-        return chosen[torch.isin(chosen, self._splits.train)]
+        return chosen[torch.isin(chosen, self._labelled_pool(heldout))]
 
 
 def listed(path: Path, images: list[Path]) -> Tensor:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.cache import cache_root
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._dense import DenseDataModule
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import Boxes
@@ -15,11 +17,9 @@ from ssl_lightning.data.io.arrays import load
 from ssl_lightning.data.io.augment import CropFlip
 from ssl_lightning.data.io.cifar10 import obtain_cifar10
 from ssl_lightning.data.io.dense import DenseArrays
-from ssl_lightning.data.io.download import cache_root
 from ssl_lightning.data.io.fashion_mnist import CLASSES, obtain_fashion_mnist
 from ssl_lightning.data.io.paint import paint_scenes
 from ssl_lightning.data.io.sources import ArraySource
-from ssl_lightning.seeding import generator
 
 KINDS = ("masks", "boxes")
 

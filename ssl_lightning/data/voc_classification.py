@@ -78,14 +78,16 @@ class VOCClassification(ImageFiles):
     def _split(self, split: str) -> tuple[list[Path], Tensor]:
         folder = self._folder()
         images = list_images(folder, read_list(folder, "Main", split))
-        labels = [shown(folder / "Annotations" / f"{path.stem}.xml", self.class_names) for path in images]
+        labels = [
+            shows_classes(folder / "Annotations" / f"{path.stem}.xml", self.class_names) for path in images
+        ]
         return images, torch.tensor(labels)
 
     def _folder(self) -> Path:
         return obtain_voc(self.root, "2007") if self.dir is None else self.dir
 
 
-def shown(path: Path, class_names: Sequence[str]) -> list[int]:
+def shows_classes(path: Path, class_names: Sequence[str]) -> list[int]:
     """Say for each class whether an image shows it, from its annotation in VOC's XML.
 
     Returns:

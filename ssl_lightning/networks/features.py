@@ -1,4 +1,4 @@
-"""The one contract of every trunk: images in, the list of stage feature maps out (DESIGN.md, section 3)."""
+"""Contract of every backbone: images in, the list of stage feature maps out (CONTRIBUTING.md)."""
 
 from __future__ import annotations
 

@@ -46,13 +46,15 @@ class ConvBlockClassifier(nn.Sequential):
             conv_bn_relu(channels, CONV_WIDTH, 3),
             conv_bn_relu(CONV_WIDTH, CONV_WIDTH, 1),
             conv_bn_relu(CONV_WIDTH, CONV_WIDTH, 1),
-            _GlobalAverage(),
+            GlobalAverage(),
             nn.Linear(CONV_WIDTH, num_classes),
         )
         _initialise(self)
 
 
-class _GlobalAverage(nn.Module):
+class GlobalAverage(nn.Module):
+    """Mean of a map `(B, C, rows, columns)` over its cells, `(B, C)`."""
+
     def forward(self, maps: Tensor) -> Tensor:
         return global_average(maps)
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.array_cache import read_array, write_array
-from ssl_lightning.seeding import generator
 
 METHODS = ("minimum", "mean")
 EXHAUSTIVE = 9  # up to so many tiles every order is a candidate: 9! is 362,880

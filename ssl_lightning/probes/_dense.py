@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.encoding import Loader, evaluating, gather_batches
+from ssl_lightning.features.encode import Loader, evaluating, gather_batches
 from ssl_lightning.probes.base import Setting
 
 MEASURED = 256  # training images that give the scale of the maps where the maps of all are not kept
@@ -124,7 +124,7 @@ def stage_numbers(
     return chosen
 
 
-def collect(loader: Loader, device: torch.device | str) -> tuple[Tensor, Any]:
+def read_split(loader: Loader, device: torch.device | str) -> tuple[Tensor, Any]:
     """Read a whole split into memory, in every process all of it.
 
     Returns:

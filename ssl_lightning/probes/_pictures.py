@@ -12,13 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from ssl_lightning.files import atomic_file
+from ssl_lightning.core.atomic_files import atomic_file
 
-VOID = 255
 GOLDEN = 0.618034  # of a turn: hues far apart for any number of classes
 
 
-def colour(label: int) -> tuple[float, float, float]:
+def class_colour(label: int) -> tuple[float, float, float]:
     """Return the colour of a class: RGB in [0, 1], far from those of the classes next to it."""
     return colorsys.hsv_to_rgb(
         label * GOLDEN % 1.0, 0.85 - 0.35 * (label % 3 == 2), 0.95 - 0.35 * (label % 2)
@@ -86,7 +85,7 @@ def draw_boxes(
                     right - left,
                     bottom - top,
                     fill=False,
-                    edgecolor=colour(int(objects["labels"][i])),
+                    edgecolor=class_colour(int(objects["labels"][i])),
                     linewidth=1.5,
                     linestyle=style,
                 )
@@ -100,7 +99,7 @@ def draw_boxes(
 
 def _colours(class_names: Sequence[str]) -> list[tuple[float, float, float]]:
     grey = (0.15, 0.15, 0.15)
-    return [grey if name == "background" else colour(label) for label, name in enumerate(class_names)]
+    return [grey if name == "background" else class_colour(label) for label, name in enumerate(class_names)]
 
 
 def _grid(rows: int, columns: int, size: Sequence[int], title: str) -> tuple[Figure, Any]:

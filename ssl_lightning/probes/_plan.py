@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.seeding import generator
+from ssl_lightning.core.seeding import generator
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 WARMUP = 0.05  # of the steps, before the cosine
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How a head is trained: the keywords that the dense probes share.
 
     Args:
@@ -59,16 +59,15 @@ class Plan:
                 f"probe.{self.name}.evals is {self.evals}; at most one a step is allowed ({self.steps})"
             )
 
-    def check(self, train: int, heldout: int) -> None:
-        """Refuse data with too few images.
+    def check(self, train: int) -> None:
+        """Refuse data with too few training images.
 
         Raises:
-            ValueError: There is no whole batch, or nothing to choose by.
+            ValueError: There is no whole batch.
         """
-        if train < self.batch_size or heldout < 1:
+        if train < self.batch_size:
             raise ValueError(
-                f"probe.{self.name} needs batch_size ({self.batch_size}) training images and a held-out one; "
-                f"there are {train} and {heldout}"
+                f"probe.{self.name} needs batch_size ({self.batch_size}) training images; there are {train}"
             )
 
     def batches(self, images: int, seed: int) -> Iterator[Tensor]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.svm import SVMSolver
@@ -123,7 +123,7 @@ def as_targets(labels: Tensor, num_classes: int) -> Tensor:
     return labels if labels.ndim == 2 else F.one_hot(labels, num_classes)
 
 
-def figure(scores: Tensor, labels: Tensor) -> float:
+def score(scores: Tensor, labels: Tensor) -> float:
     """Top-1 of `(N,)` labels, mean average precision of `(N, K)` ones, in [0, 1]."""
     return float(
         topk_accuracy(scores, labels) if labels.ndim == 1 else mean_average_precision(scores, labels)

@@ -15,22 +15,23 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.encoding import Features, Loader, encode
-
-Record = dict[str, Any]  # one row of results.json (DESIGN.md, section 3)
+from ssl_lightning.artifacts.results import Record
+from ssl_lightning.features.encode import Features, Loader, encode
+from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
 
 
 class BaseProbe:
     """One downstream evaluation.
 
     A probe sees three labelled splits. It chooses on `heldout`, and reads `test` for the figures it
-    reports only.
+    reports only. Where the data hold out no images, it sees `train` and `test`.
     """
 
     # kinds of labels that it can do, see `PairedDataModule`; with "none" it needs no labels at all
     targets: ClassVar[tuple[str, ...]] = ("classes",)
     stage: str | None = None  # the one stage that it looks at, where it does not look at all of them
     takes_views: ClassVar[bool] = True  # whether it can do with the mean over the tiles of an image
+    selects: bool = True  # whether it needs held-out images: to choose by, or to report the best stage
 
     def check(self, counts: Mapping[str, int]) -> None:
         """Refuse, before any work, data that the probe cannot do.
@@ -43,6 +44,12 @@ class BaseProbe:
         Raises:
             ValueError: The probe and the data do not fit; says how.
         """
+        if self.selects and not counts.get("heldout"):
+            raise ValueError(
+                f"{type(self).__name__} needs held-out images to choose by, and data.heldout is 0; hold some "
+                "out, or choose only probes that select nothing, such as probe=[nonlinear] "
+                "probe.nonlinear.selection=last"
+            )
 
     def check_trunk(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
         """Refuse, before any work, a trunk that the probe cannot do.
@@ -54,10 +61,13 @@ class BaseProbe:
         Raises:
             ValueError: Names what was asked for and what there is.
         """
-        if self.stage is not None and self.stage not in maps:
-            raise ValueError(
-                f"stage of {type(self).__name__} is {self.stage!r}; the trunk has {', '.join(maps)}"
-            )
+        if self.stage is not None:
+            self.check_stage(self.stage, maps)
+
+    def check_stage(self, stage: str, maps: Mapping[str, tuple[int, int, int]]) -> None:
+        """Refuse a stage that the trunk does not have."""
+        if stage not in maps:
+            raise ValueError(f"stage of {type(self).__name__} is {stage!r}; the trunk has {', '.join(maps)}")
 
 
 class Probe(BaseProbe, ABC):
@@ -107,7 +117,9 @@ class Images(Protocol):
 
     def images_in(self, folder: str) -> ImageLoader: ...
 
-    def labelled(self, fraction: float, batch_size: int) -> Loader: ...
+    def labelled(
+        self, fraction: float, batch_size: int, *, augment: bool = True, heldout: bool = False
+    ) -> Loader: ...
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,8 @@ class Setting:
         branch: Name of the trunk.
         trunk: On `device`; a probe that trains does so on a copy.
         feed: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes.
-        loaders: For each of train, heldout and test this process's share of the labelled batches.
+        loaders: For each of train, heldout and test this process's share of the labelled batches; without
+            heldout where the data hold out no images.
         class_names: In label order.
         precision: Makes the context that forward passes run in.
         device: Where to compute.
@@ -126,6 +139,7 @@ class Setting:
         seed: Names the random streams.
         data: The images by other ways than `loaders`.
         make_trainer: Makes a Trainer for the hardware of the run, from further keywords of Lightning's.
+        maps: Stage maps of `loaders`, which probes share.
     """
 
     branch: str
@@ -139,10 +153,13 @@ class Setting:
     seed: int
     data: Images
     make_trainer: Callable[..., pl.Trainer]
+    maps: SharedMaps
 
 
 class TrunkProbe(BaseProbe, ABC):
-    """A probe that needs the trunk itself: to train it, or to read maps too large to be kept."""
+    """A probe that needs the trunk itself: to train it, or to read its maps."""
+
+    wanted: tuple[Wanted, ...] = ()  # what it will ask of `Setting.maps`, in this order
 
     @abstractmethod
     def run(self, setting: Setting) -> list[Record]:
@@ -215,6 +232,8 @@ def run_probes(
     of_features = {name: probe for name, probe in probes.items() if isinstance(probe, Probe)}
     of_trunks = {name: probe for name, probe in probes.items() if isinstance(probe, TrunkProbe)}
     pools = {pool for probe in of_features.values() for pool in probe.pools}
+    wanted = [each for probe in of_trunks.values() for each in probe.wanted]
+    images = sum(cast(Images, data).label_counts[split] for split in loaders) if wanted else 0
 
     def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
         began = time.perf_counter()
@@ -247,6 +266,7 @@ def run_probes(
             seed,
             cast(Images, data),
             make_trainer,
+            SharedMaps(trunk, probe_input, loaders, images, wanted, precision=precision, device=device),
         )
         for name, trunk_probe in of_trunks.items():
             timed(name, branch, partial(trunk_probe.run, setting))

@@ -9,21 +9,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.networks.detector import make_detector, pyramid_stages
 from ssl_lightning.ops.voc_ap import voc_ap
 from ssl_lightning.probes._dense import (
     MEASURED,
     StageMaps,
     chunks,
-    collect,
     is_first_process,
+    read_split,
     spread,
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_boxes
-from ssl_lightning.probes._plan import Plan
+from ssl_lightning.probes._plan import TrainingPlan
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
-from ssl_lightning.seeding import generator, stream_seed
 
 METRICS = ("coco_map", "ap50", "voc07_ap50")
 FINEST = 4  # smallest stride of a level of the pyramid
@@ -41,7 +41,7 @@ class DetectionProbe(TrunkProbe):
         stages: Stages that make the pyramid, counted from 1; None: the deepest of each stride from 4 on.
         finetune: Train a copy of the trunk too, with `trunk_lr`.
         width, box_width, anchor_scale, proposals, rois: See `make_detector`.
-        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `Plan`; AP50 chooses.
+        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`; AP50 chooses.
         flip: Whether half of the training images are mirrored left to right.
         pictures: Test images drawn into `detection_<branch>.png`; 0 draws none.
 
@@ -86,16 +86,17 @@ class DetectionProbe(TrunkProbe):
             raise ValueError(f"probe.detection.pictures is {pictures}; it must be at least 0")
         self.stages, self.finetune, self.flip, self.pictures = stages, finetune, flip, pictures
         self.shape: dict[str, Any] = shape
-        self.plan = Plan("detection", steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals)
+        self.plan = TrainingPlan("detection", steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals)
 
     def check(self, counts: Mapping[str, int]) -> None:
-        self.plan.check(counts["train"], counts["heldout"])
+        super().check(counts)
+        self.plan.check(counts["train"])
 
     def run(self, setting: Setting) -> list[Record]:
         info: Any = setting.trunk.feature_info
         reductions = info.reduction()
         stages = stage_numbers(setting, self.stages, pyramid_stages(reductions, FINEST), "detection")
-        splits = {split: collect(loader, setting.device) for split, loader in setting.loaders.items()}
+        splits = {split: read_split(loader, setting.device) for split, loader in setting.loaders.items()}
         for split in ("heldout", "test"):
             if not any((~target["difficult"]).any() for target in splits[split][1]):
                 raise ValueError(f"the {split} images have no object to be found, so there is no figure")

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ssl_lightning.encoding import class_labels, encode
-from ssl_lightning.files import atomic_file
+from ssl_lightning.core.atomic_files import atomic_file
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.probes.base import ImageLoader, Record, Setting, TrunkProbe
-from ssl_lightning.seeding import generator
 
 
 class EmbeddingProbe(TrunkProbe):
@@ -39,6 +39,7 @@ class EmbeddingProbe(TrunkProbe):
     """
 
     targets = ("none",)
+    selects = False
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class EmbeddingProbe(TrunkProbe):
             pictures = loader.take(places.flatten()).unflatten(0, places.shape)  # (Q, 1 + k, C, H, W)
             names = [setting.class_names[y] if y >= 0 else "" for y in labels[places.flatten()].tolist()]
             with atomic_file(setting.folder / f"neighbours{suffix}.png") as temporary:
-                draw(pictures, cosine, names).savefig(temporary, dpi=110, format="png")
+                draw_nearest(pictures, cosine, names).savefig(temporary, dpi=110, format="png")
         return []
 
     def images(self, setting: Setting) -> ImageLoader:
@@ -114,7 +115,7 @@ def nearest(x: Tensor, queries: int, neighbours: int) -> tuple[Tensor, Tensor]:
     return best.indices, best.values.clamp(max=1)
 
 
-def draw(pictures: Tensor, cosine: Tensor, names: Sequence[str]) -> Figure:
+def draw_nearest(pictures: Tensor, cosine: Tensor, names: Sequence[str]) -> Figure:
     """Draw a row for each query: the image, then its neighbours with their cosine and class.
 
     Args:

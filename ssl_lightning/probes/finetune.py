@@ -1,4 +1,4 @@
-"""Fine-tuning: a copy of the trunk goes on learning, from a share of the labels, through Lightning."""
+"""Fine-tuning: a copy of the trunk is trained further, on a share of the labels, through Lightning."""
 
 from __future__ import annotations
 
@@ -14,35 +14,47 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.encoding import evaluating, gather_batches, stage_maps
-from ssl_lightning.networks.heads import global_average
-from ssl_lightning.networks.sync_batch_norm import synchronise_batch_norm
+from ssl_lightning.core.seeding import stream_seed
+from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
+from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
+from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, GlobalAverage
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
+from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
-from ssl_lightning.seeding import stream_seed
 
+CLASSIFIERS = {"linear": "linear layer on the mean of the map", "conv": "NIN block and a linear layer"}
+DECAY = 0.2  # of the rates at each milestone
 EVALUATIONS = 20  # on held-out images, at most, however many epochs a small share needs
 
 
 class FineTuneProbe(TrunkProbe):
     """Top-1 (mean average precision with several classes an image) after training trunk and classifier.
 
-    The classifier is a linear layer on the mean of the deepest map. SGD with Nesterov momentum 0.9 and a
-    half cosine down to 0; the images are augmented as for pretraining. Training ends early when held-out
-    images have not been told better for some time, and the weights that told them best meet the test
-    images once. All processes of the run train together, on their parts of each batch.
+    SGD with Nesterov momentum 0.9. Training ends early when held-out images have not been told better for
+    some time, and the weights that told them best meet the test images once; with `selection="last"` it
+    goes to its end, and the last weights meet them. All processes of the run train together, on their parts
+    of each batch.
 
     Args:
-        fractions: Shares of the labelled training images, a figure each: fixed draws, a larger one holds
-            the smaller ones, each class with its share.
-        freeze_until: The last stage that stays as it was, such as "stage1"; None trains all of the trunk.
+        fractions: Shares of the labelled images that are trained on, a figure each: fixed draws, a larger
+            one holds the smaller ones, each class with its share.
+        classifier: "linear", a linear layer on the mean of the map; or "conv", a block of NIN and a linear
+            layer (Gidaris et al. 2018, table 3).
+        stage: The stage whose map is classified, such as "stage2"; None for the deepest. Deeper ones are
+            left alone.
+        freeze_until: The last stage that stays as it was, such as "stage1"; None trains all up to `stage`.
+        augment: Whether images are augmented as for pretraining.
+        selection: "heldout" or "last", see above.
+        labels: "train", or "train+heldout", which trains on the held-out images too and selects nothing.
         lr: Largest learning rate of the trunk.
         head_lr: That of the classifier.
         weight_decay: Of both.
         batch_size: Images of a step over all processes; all of them where a share has fewer.
         epochs: Passes over a share at most.
         min_steps: A small share is passed over more often, until it has made so many steps.
+        milestones: Shares of the training after which both rates are multiplied by 0.2; None for a half
+            cosine down to 0.
         patience: Evaluations without a better figure after which training ends; there are 20 at most.
 
     Raises:
@@ -55,15 +67,25 @@ class FineTuneProbe(TrunkProbe):
         self,
         *,
         fractions: Sequence[float] = (0.01, 0.1, 1.0),
+        classifier: str = "linear",
+        stage: str | None = None,
         freeze_until: str | None = None,
+        augment: bool = True,
+        selection: str = "heldout",
+        labels: str = "train",
         lr: float = 0.01,
         head_lr: float = 0.1,
         weight_decay: float = 5e-4,
         batch_size: int = 64,
         epochs: int = 20,
         min_steps: int = 500,
+        milestones: Sequence[float] | None = None,
         patience: int = 5,
     ) -> None:
+        if classifier not in CLASSIFIERS:
+            raise ValueError(
+                f"probe.finetune.classifier is {classifier!r}; allowed are {', '.join(CLASSIFIERS)}"
+            )
         if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
             raise ValueError(
                 f"probe.finetune.fractions is {list(fractions)}; at least one is needed, all in (0, 1]"
@@ -76,17 +98,37 @@ class FineTuneProbe(TrunkProbe):
         for key, number in numbers.items():
             if number < 1:
                 raise ValueError(f"probe.finetune.{key} is {number}; it must be at least 1")
+        if milestones is not None and not all(0 < milestone < 1 for milestone in milestones):
+            raise ValueError(
+                f"probe.finetune.milestones is {list(milestones)}; each must be a share of the training, "
+                "between 0 and 1"
+            )
+        self.choice = Choice("finetune", selection, labels)
+        self.selects = self.choice.by_heldout
         self.fractions = sorted(set(map(float, fractions)))
-        self.stage, self.rates = freeze_until, rates
+        self.classifier, self.stage, self.frozen = classifier, stage, freeze_until
+        self.augment, self.milestones, self.rates = augment, milestones, rates
         self.batch_size, self.epochs, self.min_steps, self.patience = batch_size, epochs, min_steps, patience
 
     def check(self, counts: Mapping[str, int]) -> None:
-        least = round(self.fractions[0] * counts["train"])
-        if least < 2 or counts["heldout"] < 1:
+        super().check(counts)
+        images = self.choice.counts(counts)["train"]
+        least = round(self.fractions[0] * images)
+        if least < 2:
             raise ValueError(
-                f"probe.finetune.fractions begins with {self.fractions[0]:g}, {least} of {counts['train']} "
-                f"labelled training images; 2 are needed, and held-out images to choose by (there are "
-                f"{counts['heldout']})"
+                f"probe.finetune.fractions begins with {self.fractions[0]:g}, {least} of {images} "
+                "labelled training images; 2 are needed"
+            )
+
+    def check_trunk(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
+        super().check_trunk(maps, counts)
+        names = list(maps)
+        top = self.stage or names[-1]
+        allowed = names[: names.index(top)]
+        if self.frozen is not None and self.frozen not in allowed:
+            raise ValueError(
+                f"probe.finetune.freeze_until is {self.frozen!r}; with the classifier on {top} allowed are "
+                f"{', '.join([*allowed, 'null'])}"
             )
 
     def run(self, setting: Setting) -> list[Record]:
@@ -94,16 +136,21 @@ class FineTuneProbe(TrunkProbe):
 
     def train(self, setting: Setting, fraction: float) -> Record:
         """Train a copy of the trunk on a share of the labels, and test it."""
-        loader: Any = setting.data.labelled(fraction, self.batch_size)
+        loader: Any = setting.data.labelled(
+            fraction, self.batch_size, augment=self.augment, heldout=self.choice.with_heldout
+        )
         epochs = max(self.epochs, -(-self.min_steps // len(loader)))
         every_n_epochs = -(-epochs // EVALUATIONS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(setting.seed, "finetune"))
             module = FineTuning(
                 setting,
-                frozen=self.stage,
+                classifier=self.classifier,
+                stage=self.stage,
+                frozen=self.frozen,
                 steps=epochs * len(loader),
-                every_n_epochs=every_n_epochs,
+                milestones=self.milestones,
+                every_n_epochs=every_n_epochs if self.selects else None,
                 patience=self.patience,
                 **self.rates,
             )
@@ -111,86 +158,111 @@ class FineTuneProbe(TrunkProbe):
                 max_epochs=epochs, logger=(), callbacks=(), enable_progress_bar=False
             )
             trainer.fit(module, train_dataloaders=loader)
-        module.load_state_dict(module.best_weights)
-        value, n = module.to(setting.device).figure("test")
-        counts = {"train": len(loader.indices), "heldout": setting.data.label_counts["heldout"]}
+        module.to(setting.device)
+        counts = self.choice.counts(setting.data.label_counts) | {"train": len(loader.indices)}
+        heldout: float | None = None
+        if self.selects:
+            module.load_state_dict(module.best_weights)
+            heldout = module.best
+        elif counts["heldout"]:
+            heldout, _ = module.figure("heldout")
+        value, n = module.figure("test")
         protocol = {
-            "classifier": "linear layer on the mean of the deepest map",
-            "trained": "all weights" if self.stage is None else f"what follows {self.stage}",
+            "classifier": CLASSIFIERS[self.classifier],
+            "trained": self.trained(),
+            "weights": module.trained_weights,
+            "augmented": self.augment,
             "fraction": fraction,
-            "labels": counts,
             "batch_size": loader.batch_size,
             **self.rates,
-            "optimizer": "SGD, Nesterov momentum 0.9, half cosine",
+            "optimizer": f"SGD, Nesterov momentum 0.9, {self.schedule()}",
             "epochs": epochs,
-            "epoch": module.best_epoch,
+            "epoch": module.best_epoch if self.selects else epochs,
             "epochs_run": trainer.current_epoch,
-            "patience": self.patience * every_n_epochs,
-            "selected_on": "heldout",
-            "heldout": module.best,
+            "patience": self.patience * every_n_epochs if self.selects else None,
+            **self.choice.protocol(counts, heldout),
         }
-        return make_record(module.deepest, module.metric, value, n, protocol)
+        return make_record(module.stage, module.metric, value, n, protocol)
+
+    def schedule(self) -> str:
+        """Say how the rates fall."""
+        return "half cosine" if self.milestones is None else f"x {DECAY} at {[*self.milestones]}"
+
+    def trained(self) -> str:
+        """Say which weights are trained."""
+        first = [f"what follows {self.frozen}"] if self.frozen else []
+        last = [f"up to {self.stage}"] if self.stage else []
+        return ", ".join(first + last) or "all weights"
 
 
 class FineTuning(pl.LightningModule):
-    """A trunk and a linear classifier that learn together.
+    """A trunk and a classifier that learn together.
 
     Args:
         setting: What the probe works with; its trunk is copied.
         frozen: Name of the last stage that is not trained, or None.
         steps: Of the whole schedule.
-        every_n_epochs: Epochs between two evaluations on held-out images.
-        lr, head_lr, weight_decay, patience: See `FineTuneProbe`.
+        every_n_epochs: Epochs between two evaluations on held-out images; None: there are none.
+        classifier, stage, milestones, lr, head_lr, weight_decay, patience: See `FineTuneProbe`.
     """
 
     def __init__(
         self,
         setting: Setting,
         *,
+        classifier: str,
+        stage: str | None,
         frozen: str | None,
         steps: int,
-        every_n_epochs: int,
+        milestones: Sequence[float] | None,
+        every_n_epochs: int | None,
         lr: float,
         head_lr: float,
         weight_decay: float,
         patience: int,
     ) -> None:
         super().__init__()
-        self.setting, self.steps = setting, steps
+        self.setting, self.steps, self.milestones = setting, steps, milestones
         self.every_n_epochs, self.patience = every_n_epochs, patience
         self.lr, self.head_lr, self.weight_decay = lr, head_lr, weight_decay
         self.trunk = copy.deepcopy(setting.trunk).requires_grad_(True)
-        images, labels = next(iter(setting.loaders["heldout"]))
+        images, labels = next(iter(setting.loaders["test"]))
         fed = setting.feed(images[:1].to(setting.device).float().div_(255))
         self.metric = "top1" if labels.ndim == 1 else "map"
-        self.deepest, channels = self.fix_weights(fed, frozen)
+        self.stage, channels = self.fix_weights(fed, stage, frozen)
+        self.head = head(classifier, channels, len(setting.class_names)).to(setting.device)
         if dist.is_initialized() and dist.get_world_size() > 1:
             on_gpu = torch.device(setting.device).type == "cuda"
             self.trunk = synchronise_batch_norm(self.trunk, on_gpu=on_gpu)
-        self.head = nn.Linear(channels, len(setting.class_names)).to(setting.device)
+            self.head = synchronise_batch_norm(self.head, on_gpu=on_gpu)
         self.best, self.best_epoch, self.best_weights = -1.0, 0, copy.deepcopy(self.state_dict())
         self._handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
 
-    def fix_weights(self, fed: Tensor, frozen: str | None) -> tuple[str, int]:
-        """Fix the weights of the stages up to `frozen`, and those on which the deepest map does not depend.
+    def fix_weights(self, fed: Tensor, stage: str | None, frozen: str | None) -> tuple[str, int]:
+        """Fix the weights of the stages up to `frozen`, and those on which that of `stage` does not depend.
 
         Returns:
-            Name and channels of the deepest map.
+            Name and channels of the map that is classified; the deepest one without a `stage`.
         """
         with evaluating(self.trunk):
             maps = stage_maps(self.trunk, fed)
-            trained = weights_behind(self.trunk, maps[-1])
-            fixed = (
-                weights_behind(self.trunk, maps[int(frozen.removeprefix("stage")) - 1]) if frozen else set()
-            )
+            by_name = {f"stage{number}": each for number, each in enumerate(maps, 1)}
+            stage = stage or next(reversed(by_name))
+            trained = weights_behind(self.trunk, by_name[stage])
+            fixed = weights_behind(self.trunk, by_name[frozen]) if frozen else set()
         for name, weight in self.trunk.named_parameters():
             weight.requires_grad_(name in trained - fixed)
-        return f"stage{len(maps)}", maps[-1].shape[1]
+        return stage, by_name[stage].shape[1]
+
+    @property
+    def trained_weights(self) -> int:
+        """Numbers that are trained, of trunk and classifier."""
+        return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map `(B, C, H, W)` uint8 to logits `(B, K)`."""
         maps = stage_maps(self.trunk, self.setting.feed(images.float().div_(255)))
-        return self.head(global_average(maps[-1]))
+        return self.head(maps[int(self.stage.removeprefix("stage")) - 1])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
@@ -200,7 +272,12 @@ class FineTuning(pl.LightningModule):
         trunk = [weight for weight in self.trunk.parameters() if weight.requires_grad]
         groups = [{"params": self.head.parameters(), "lr": self.head_lr}, {"params": trunk, "lr": self.lr}]
         sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, self.steps)
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if self.milestones is None:
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, self.steps)
+        else:
+            at = [round(milestone * self.steps) for milestone in self.milestones]
+            schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, at, DECAY)
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
@@ -217,6 +294,8 @@ class FineTuning(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         epoch = self.current_epoch + 1
+        if self.every_n_epochs is None:
+            return
         if epoch % self.every_n_epochs and epoch < self.trainer.max_epochs:  # type: ignore[operator]
             return
         value, _ = self.figure("heldout")
@@ -244,6 +323,13 @@ class FineTuning(pl.LightningModule):
         labels = gather_batches(torch.cat(truth), counts)
         score = topk_accuracy if labels.ndim == 1 else mean_average_precision
         return float(score(logits, labels)), len(labels)
+
+
+def head(classifier: str, channels: int, num_classes: int) -> nn.Module:
+    """What maps `(B, channels, rows, columns)` to logits `(B, num_classes)`."""
+    if classifier == "conv":
+        return ConvBlockClassifier(channels, num_classes)
+    return nn.Sequential(GlobalAverage(), nn.Linear(channels, num_classes))
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
 from ssl_lightning.probes.base import Probe, Record, make_record
 
@@ -41,6 +41,7 @@ class KNNProbe(Probe):
         return (self.pool,)
 
     def check(self, counts: Mapping[str, int]) -> None:
+        super().check(counts)
         if max(self.ks) > counts["train"]:
             raise ValueError(
                 f"probe.knn.ks asks for {max(self.ks)} neighbours, but the bank holds "

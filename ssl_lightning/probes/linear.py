@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
 from ssl_lightning.probes.base import Probe, Record, make_record
@@ -67,11 +67,9 @@ class LinearProbe(Probe):
         return tuple(self.pool >> halvings for halvings in range(self.pool.bit_length()))
 
     def check(self, counts: Mapping[str, int]) -> None:
-        if min(counts["train"], counts["heldout"]) < 1:
-            raise ValueError(
-                f"the linear probe needs labelled images to fit on and to choose by; there are "
-                f"{counts['train']} training and {counts['heldout']} held-out ones"
-            )
+        super().check(counts)
+        if counts["train"] < 1:
+            raise ValueError("the linear probe needs labelled training images to fit on; there are none")
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         records = []

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._svm import (
     LinearSVMProbe,
     as_targets,
-    figure,
     fit_cross_validated,
     lone_threads,
+    score,
 )
 from ssl_lightning.probes.base import Record, make_record
-from ssl_lightning.seeding import generator
 
 
 class LowShotProbe(LinearSVMProbe):
@@ -68,6 +68,7 @@ class LowShotProbe(LinearSVMProbe):
         self.ks, self.draws, self.cost = sorted(set(ks)), draws, float(cost)
 
     def check(self, counts: Mapping[str, int]) -> None:
+        super().check(counts)
         if counts["train"] < 2 * self.ks[0]:
             raise ValueError(
                 f"probe.lowshot.ks begins with {self.ks[0]} images a class, and there are "
@@ -109,13 +110,13 @@ class LowShotProbe(LinearSVMProbe):
         values: dict[str, list[float]] = {"heldout": [], "test": []}
         chosen, images, converged = [], 0, True
         for number in range(self.draws):
-            drawn = draw(targets, k, number, one_label=one_label)
+            drawn = draw_images(targets, k, number, one_label=one_label)
             rows = (drawn >= 0).any(1)
             machines = fit_cross_validated(
                 x["train"][rows], drawn[rows], costs, folds, one_label=one_label, max_iter=self.max_iter
             )
             for split, figures in values.items():
-                figures.append(figure(machines.scores(x[split]), labels[split]))
+                figures.append(score(machines.scores(x[split]), labels[split]))
             chosen.append(machines.costs[0].item() if one_label else machines.costs.tolist())
             images, converged = max(images, int(rows.sum())), converged and machines.converged
         return statistics.mean(values["test"]), {
@@ -132,7 +133,7 @@ class LowShotProbe(LinearSVMProbe):
         }
 
 
-def draw(targets: Tensor, k: int, number: int, *, one_label: bool) -> Tensor:
+def draw_images(targets: Tensor, k: int, number: int, *, one_label: bool) -> Tensor:
     """Take k images of each class, the same ones everywhere; a larger k takes them too.
 
     Args:

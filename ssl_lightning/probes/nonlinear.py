@@ -1,58 +1,69 @@
-"""Non-linear probe: RotNet's classifiers, trained on the cached maps of one frozen stage."""
+"""Non-linear probe: RotNet's classifiers, trained on the maps of frozen stages."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.encoding import evaluating, gather_batches, stage_maps
+from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, ThreeLayerClassifier
-from ssl_lightning.ops.knn import topk_accuracy
+from ssl_lightning.probes._choice import Choice
+from ssl_lightning.probes._map_sources import FreshMaps, KeptMaps, MapSource
+from ssl_lightning.probes._shared_maps import Wanted
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
-from ssl_lightning.seeding import generator, stream_seed
 
 # of their CIFAR-10 runs: epochs, and where among them the learning rate is multiplied by DECAY
 SCHEDULES = {"mlp": (50, (0.4, 0.8, 0.9)), "conv": (100, (0.35, 0.7, 0.85))}
 DECAY = 0.2
 DESCRIPTIONS = {"mlp": "three fully-connected layers", "conv": "NIN block and a linear layer"}
-EVAL_BATCH = 1024
 
 
 class NonLinearProbe(TrunkProbe):
-    """Top-1 of a small network on the map of one stage (Gidaris et al. 2018, sec. 4.1).
+    """Top-1 of a small network on the map of a stage (Gidaris et al. 2018, sec. 4.1).
 
-    SGD with Nesterov momentum 0.9 and weight decay 5e-4; the weights of the epoch that does best on
-    held-out images meet the test images once. The maps are made once, so that unlike theirs the training
-    images are not augmented. With several processes each trains the same classifier on all maps.
+    SGD with Nesterov momentum 0.9 and weight decay 5e-4; the weights chosen meet the test images once. Their
+    protocol is `augment=True, selection="last", labels="train+heldout"`: every epoch sees new crops and
+    flips, through the frozen trunk in eval mode, and nothing is selected. Without augmentation the maps are
+    made once, in the same pass as those of other probes that ask for maps. With several processes each
+    trains the same classifiers on all maps.
 
     Args:
         classifier: "mlp", three fully-connected layers; or "conv", a block of NIN and a linear layer.
-        stage: Such as "stage2", the one of the paper.
+        stage: Such as "stage2", the one of the paper; or several, a classifier and a figure for each.
         pool: The map is averaged to at most pool x pool cells.
-        epochs: Passes over the training maps; None as in the paper, 50 for mlp and 100 for conv.
-        batch_size: Maps of a step.
+        epochs: Passes over the training images; None as in the paper, 50 for mlp and 100 for conv.
+        batch_size: Images of a step.
         lr: Multiplied by 0.2 at the paper's milestones, as fractions of the epochs.
-        max_memory_gb: Of the maps of all splits: they are kept in fp32 if they fit, else in bfloat16.
+        augment: Whether training images are augmented as for pretraining; the classifiers of several stages
+            are then trained side by side.
+        selection: "heldout" tests the weights of the epoch that does best on held-out images, "last" the
+            weights after the last epoch.
+        labels: "train", or "train+heldout", which trains on the held-out images too and selects nothing.
+        max_memory_gb: Of the maps of all splits, unless they are augmented: they are kept in fp32 if they
+            fit, else in bfloat16.
 
     Raises:
         ValueError: A value is out of range.
     """
 
-    stage: str
-
     def __init__(
         self,
         *,
         classifier: str = "mlp",
-        stage: str = "stage2",
+        stage: str | Sequence[str] = "stage2",
         pool: int = 8,
         epochs: int | None = None,
         batch_size: int = 128,
         lr: float = 0.1,
+        augment: bool = False,
+        selection: str = "heldout",
+        labels: str = "train",
         max_memory_gb: float = 4.0,
     ) -> None:
         if classifier not in SCHEDULES:
@@ -71,82 +82,80 @@ class NonLinearProbe(TrunkProbe):
         for key, number in {"lr": lr, "max_memory_gb": max_memory_gb}.items():
             if number <= 0:
                 raise ValueError(f"probe.nonlinear.{key} is {number}; it must be above 0")
-        self.classifier, self.stage, self.pool = classifier, stage, pool
-        self.batch_size, self.lr, self.max_memory_gb = batch_size, lr, max_memory_gb
+        stages = [stage] if isinstance(stage, str) else list(stage)
+        if not stages or len(set(stages)) < len(stages):
+            raise ValueError(f"probe.nonlinear.stage is {stages}; at least one is needed, none of them twice")
+        self.choice = Choice("nonlinear", selection, labels)
+        self.selects = self.choice.by_heldout
+        self.classifier, self.augment = classifier, augment
+        self.batch_size, self.lr = batch_size, lr
         self.milestones = [round(milestone * self.epochs) for milestone in milestones]
+        self.maps = tuple(Wanted(name, pool, max_memory_gb) for name in stages)
+        self.wanted = () if augment else self.maps
 
     def check(self, counts: Mapping[str, int]) -> None:
-        if counts["train"] < 2 or counts["heldout"] < 1:
-            raise ValueError(
-                f"the non-linear probe trains on 2 labelled images or more and chooses by held-out ones; "
-                f"there are {counts['train']} and {counts['heldout']}"
-            )
+        super().check(counts)
+        train = self.choice.counts(counts)["train"]
+        if train < 2:
+            raise ValueError(f"the non-linear probe trains on 2 labelled images or more; there are {train}")
 
     def check_trunk(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
-        super().check_trunk(maps, counts)
-        channels, *size = maps[self.stage]
-        rows, columns = (min(self.pool, side) for side in size)
-        self.map_type(sum(counts.values()) * channels * rows * columns)
-
-    def map_type(self, numbers: int) -> torch.dtype:
-        """The type in which so many numbers are kept.
-
-        Raises:
-            ValueError: Not even in bfloat16 do they fit.
-        """
-        for dtype in (torch.float32, torch.bfloat16):
-            if numbers * dtype.itemsize <= 1e9 * self.max_memory_gb:
-                return dtype
-        raise ValueError(
-            f"the maps of {self.stage} take {2 * numbers / 1e9:,.1f} GB in bfloat16, and "
-            f"probe.nonlinear.max_memory_gb is {self.max_memory_gb:g}; raise it, lower probe.nonlinear.pool "
-            f"({self.pool}) or data.max_labels, or choose another probe.nonlinear.stage"
-        )
+        images = sum(counts.get(split, 0) for split in ("train", "heldout", "test"))
+        for wanted in self.maps:
+            self.check_stage(wanted.stage, maps)
+            channels, *size = maps[wanted.stage]
+            rows, columns = wanted.cells(*size)
+            numbers = images * channels * rows * columns
+            if not self.augment and wanted.dtype(numbers) is None:
+                raise ValueError(
+                    f"the maps of {wanted.stage} take {2 * numbers / 1e9:,.1f} GB in bfloat16, and "
+                    f"probe.nonlinear.max_memory_gb is {wanted.max_memory_gb:g}; raise it, lower "
+                    f"probe.nonlinear.pool ({wanted.pool}) or data.max_labels, or choose another "
+                    "probe.nonlinear.stage"
+                )
 
     def run(self, setting: Setting) -> list[Record]:
-        splits = {split: self.maps(setting, split) for split in ("train", "heldout", "test")}
-        (x, labels), heldout, test = splits["train"], splits["heldout"], splits["test"]
-        classifier = self.build(x.shape[1:], len(setting.class_names), setting.seed).to(setting.device)
-        by_epoch = self.train(classifier, x, labels, heldout, setting.seed)
-        protocol = {
-            "classifier": DESCRIPTIONS[self.classifier],
-            "pool": list(x.shape[2:]),
-            "dims": x[0].numel(),
-            "maps": str(x.dtype).removeprefix("torch."),
-            "augmented": False,
-            "optimizer": "SGD, Nesterov momentum 0.9, weight decay 5e-4",
-            "lr": self.lr,
-            "milestones": {"epochs": self.milestones, "factor": DECAY},
-            "batch_size": min(self.batch_size, len(x)),
-            "epochs": self.epochs,
-            "epoch": by_epoch.index(max(by_epoch)) + 1,
-            "selected_on": "heldout",
-            "labels": {"train": len(x), "heldout": len(heldout[0])},
-            "heldout": max(by_epoch),
-        }
-        return [make_record(self.stage, "top1", accuracy(classifier, *test), len(test[0]), protocol)]
+        if self.augment:
+            return self.evaluate(setting, FreshMaps(setting, self.maps, self.choice, self.batch_size))
+        records = []
+        for wanted in self.maps:
+            source = KeptMaps(setting, wanted, self.choice, self.batch_size)
+            records += self.evaluate(setting, source)
+        return records
 
-    def maps(self, setting: Setting, split: str) -> tuple[Tensor, Tensor]:
-        """Encode a split once: maps `(N, C, rows, columns)` and labels `(N,)`, on the device."""
-        parts, label_parts, counts = [], [], []
-        place = int(self.stage.removeprefix("stage")) - 1
-        total = sum(setting.data.label_counts[split] for split in ("train", "heldout", "test"))
-        with evaluating(setting.trunk), torch.no_grad():
-            for images, labels in setting.loaders[split]:
-                if not len(images):
-                    continue
-                with setting.precision():
-                    x = setting.feed(images.to(setting.device, non_blocking=True).float().div_(255))
-                    full = stage_maps(setting.trunk, x)[place].float()
-                cells = (min(self.pool, full.shape[2]), min(self.pool, full.shape[3]))
-                pooled = F.adaptive_avg_pool2d(full, cells)
-                parts.append(pooled.to(self.map_type(total * pooled[0].numel())))
-                label_parts.append(labels.to(setting.device))
-                counts.append(len(images))
-        maps = torch.cat(parts)
-        as_bytes = maps.flatten(1).view(torch.uint8)  # not every backend gathers every type
-        gathered = gather_batches(as_bytes, counts).view(maps.dtype).unflatten(1, maps.shape[1:])
-        return gathered, gather_batches(torch.cat(label_parts), counts)
+    def evaluate(self, setting: Setting, source: MapSource) -> list[Record]:
+        """Train a classifier on the maps of each stage, side by side, and test them."""
+        trainings = []
+        for shape in source.shapes:
+            network = self.build(shape, len(setting.class_names), setting.seed).to(setting.device)
+            sample = torch.zeros(source.batch_size, *shape, device=setting.device)
+            trainings.append(Training(recorded(network, sample), self.lr, self.milestones))
+        self.train(trainings, source)
+        networks = [training.network for training in trainings]
+        heldout: Sequence[float | None] = [None] * len(networks)
+        if source.counts["heldout"]:
+            heldout = source.accuracies(networks, "heldout")
+        test = source.accuracies(networks, "test")
+        records = []
+        for wanted, shape, training, held, value in zip(
+            source.wanted, source.shapes, trainings, heldout, test, strict=True
+        ):
+            protocol = {
+                "classifier": DESCRIPTIONS[self.classifier],
+                "pool": list(shape[1:]),
+                "dims": shape.numel(),
+                "maps": str(source.dtype).removeprefix("torch."),
+                "augmented": self.augment,
+                "optimizer": "SGD, Nesterov momentum 0.9, weight decay 5e-4",
+                "lr": self.lr,
+                "milestones": {"epochs": self.milestones, "factor": DECAY},
+                "batch_size": source.batch_size,
+                "epochs": self.epochs,
+                "epoch": training.epoch,
+                **self.choice.protocol(source.counts, held),
+            }
+            records.append(make_record(wanted.stage, "top1", value, source.counts["test"], protocol))
+        return records
 
     def build(self, shape: torch.Size, num_classes: int, seed: int) -> nn.Module:
         """The classifier with the initial weights of a seed; the global stream is left as it was."""
@@ -156,38 +165,75 @@ class NonLinearProbe(TrunkProbe):
                 return ThreeLayerClassifier(shape.numel(), num_classes)
             return ConvBlockClassifier(shape[0], num_classes)
 
-    def train(
-        self, classifier: nn.Module, x: Tensor, labels: Tensor, heldout: tuple[Tensor, Tensor], seed: int
-    ) -> list[float]:
-        """Train, and leave in the classifier the weights of the epoch that is best on held-out maps.
-
-        Returns:
-            Top-1 on held-out maps after each epoch.
-        """
-        sgd = torch.optim.SGD(
-            classifier.parameters(), lr=self.lr, momentum=0.9, nesterov=True, weight_decay=5e-4
-        )
-        schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, self.milestones, DECAY)
-        batch, by_epoch, best = min(self.batch_size, len(x)), [], classifier.state_dict()
+    def train(self, trainings: Sequence[Training], source: MapSource) -> None:
+        """Train a classifier for each stage of the source; leave the weights that are to be tested."""
+        networks = [training.network for training in trainings]
         for epoch in range(self.epochs):
-            classifier.train()
-            order = torch.randperm(len(x), generator=generator(seed, "nonlinear", epoch)).to(x.device)
-            for rows in order[: len(x) // batch * batch].split(batch):
-                loss = F.cross_entropy(classifier(x[rows].float()), labels[rows])
-                sgd.zero_grad()
-                loss.backward()
-                sgd.step()
-            schedule.step()
-            by_epoch.append(accuracy(classifier, *heldout))
-            if by_epoch[-1] > max(by_epoch[:-1], default=-1.0):
-                best = copy.deepcopy(classifier.state_dict())
-        classifier.load_state_dict(best)
-        return by_epoch
+            for network in networks:
+                network.train()
+            for maps, labels in source.batches(epoch):
+                for training, x in zip(trainings, maps, strict=True):
+                    training.step(x, labels)
+            figures: Sequence[float | None] = [None] * len(networks)
+            if self.choice.by_heldout:
+                figures = source.accuracies(networks, "heldout")
+            for training, figure in zip(trainings, figures, strict=True):
+                training.end_epoch(figure)
+        for training in trainings:
+            training.restore()
 
 
-@torch.no_grad()
-def accuracy(classifier: nn.Module, x: Tensor, labels: Tensor) -> float:
-    """Top-1 of a classifier in eval mode on maps, in [0, 1]."""
-    classifier.eval()
-    logits = torch.cat([classifier(part.float()) for part in x.split(EVAL_BATCH)])
-    return float(topk_accuracy(logits, labels))
+class Training:
+    """A classifier while it is trained.
+
+    Args:
+        network: On the device where its maps are.
+        lr: Until the first milestone.
+        milestones: Epochs after which it is multiplied by 0.2.
+    """
+
+    def __init__(self, network: nn.Module, lr: float, milestones: Sequence[int]) -> None:
+        self.network = network
+        self.sgd = torch.optim.SGD(
+            network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.sgd, list(milestones), DECAY)
+        self.epochs, self.epoch = 0, 0  # epochs so far, and the one whose weights are tested
+        self.best = -1.0
+        self._weights: dict[str, Any] | None = None  # of that epoch, unless it is the last
+
+    def step(self, maps: Tensor, labels: Tensor) -> None:
+        """Take one step on maps `(B, C, rows, columns)` fp32 and labels `(B,)`."""
+        loss = F.cross_entropy(self.network(maps), labels)
+        self.sgd.zero_grad()
+        loss.backward()
+        self.sgd.step()
+
+    def end_epoch(self, figure: float | None) -> None:
+        """Step the schedule; keep the weights if their held-out figure is the best, or without one."""
+        self.schedule.step()
+        self.epochs += 1
+        if figure is None:
+            self.epoch = self.epochs
+        elif figure > self.best:
+            self.epoch, self.best = self.epochs, figure
+            self._weights = copy.deepcopy(self.network.state_dict())
+
+    def restore(self) -> None:
+        """Give the network the weights that are to be tested."""
+        if self._weights is not None:
+            self.network.load_state_dict(self._weights)
+
+
+def recorded(network: nn.Module, sample: Tensor) -> nn.Module:
+    """On a GPU, record the network's passes in train mode as CUDA graphs: a small one waits for Python else.
+
+    Args:
+        network: In train mode; recording does not change its weights and statistics.
+        sample: Maps of the shape of a batch, on its device.
+    """
+    if sample.device.type == "cuda" and not dist.is_initialized():
+        state = copy.deepcopy(network.state_dict())
+        torch.cuda.make_graphed_callables(network, (sample,))
+        network.load_state_dict(state)  # the batch norms have seen the sample
+    return network

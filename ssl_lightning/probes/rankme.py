@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssl_lightning.encoding import class_labels, encode
+from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import effective_rank
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
 
@@ -22,6 +22,7 @@ class RankMeProbe(TrunkProbe):
     """
 
     targets = ("none",)
+    selects = False
 
     def __init__(self, *, images: int = 25_600, pool: int = 1) -> None:
         if images < 2:

@@ -12,20 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from ssl_lightning.core.seeding import stream_seed
+from ssl_lightning.data.io.annotations import VOID
 from ssl_lightning.networks.fcn import FCNHead
 from ssl_lightning.probes._dense import (
     MEASURED,
     StageMaps,
     chunks,
-    collect,
     is_first_process,
+    read_split,
     spread,
     stage_numbers,
 )
-from ssl_lightning.probes._pictures import VOID, draw_masks
-from ssl_lightning.probes._plan import Plan
+from ssl_lightning.probes._pictures import draw_masks
+from ssl_lightning.probes._plan import TrainingPlan
 from ssl_lightning.probes.base import Record, Setting, TrunkProbe, make_record
-from ssl_lightning.seeding import stream_seed
 
 Maps = Callable[[Tensor], list[Tensor]]  # indices of images -> their stage maps, in scale
 
@@ -41,7 +42,7 @@ class SegmentationProbe(TrunkProbe):
         stages: Stages whose maps are scored, counted from 1; None: the last three, as in FCN-8s.
         hidden, dilation: See `FCNHead`.
         finetune: Train a copy of the trunk too, with `trunk_lr`.
-        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `Plan`.
+        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`.
         cache_gb: Maps of a frozen trunk that are kept at most, in GB; above, images are encoded at every
             step.
         pictures: Test images drawn into `segmentation_<branch>.png`; 0 draws none.
@@ -80,11 +81,14 @@ class SegmentationProbe(TrunkProbe):
                 f"probe.segmentation has cache_gb {cache_gb} and pictures {pictures}; both must be at least 0"
             )
         self.stages, self.hidden, self.dilation, self.finetune = stages, hidden, dilation, finetune
-        self.plan = Plan("segmentation", steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals)
+        self.plan = TrainingPlan(
+            "segmentation", steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals
+        )
         self.cache_gb, self.pictures = cache_gb, pictures
 
     def check(self, counts: Mapping[str, int]) -> None:
-        self.plan.check(counts["train"], counts["heldout"])
+        super().check(counts)
+        self.plan.check(counts["train"])
 
     def run(self, setting: Setting) -> list[Record]:
         info: Any = setting.trunk.feature_info
@@ -94,7 +98,7 @@ class SegmentationProbe(TrunkProbe):
             range(max(1, len(info.channels()) - 2), len(info.channels()) + 1),
             "segmentation",
         )
-        splits = {split: collect(loader, setting.device) for split, loader in setting.loaders.items()}
+        splits = {split: read_split(loader, setting.device) for split, loader in setting.loaders.items()}
         trunk = StageMaps(setting, stages, copied=self.finetune)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(setting.seed, "segmentation", setting.branch))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ssl_lightning.encoding import Features
-from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, figure, fit, fit_cross_validated, solver
+from ssl_lightning.features.encode import Features
+from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, score, solver
 from ssl_lightning.probes.base import Record, make_record
 
 
@@ -43,6 +43,7 @@ class SVMProbe(LinearSVMProbe):
         )
 
     def check(self, counts: Mapping[str, int]) -> None:
+        super().check(counts)
         if counts["train"] < self.folds:
             raise ValueError(
                 f"probe.svm.folds is {self.folds}, and there are {counts['train']} labelled training images"
@@ -71,10 +72,10 @@ class SVMProbe(LinearSVMProbe):
                 "selected_on": f"{self.folds}-fold cross-validation on train",
                 "refit": True,
                 "labels": {"train": len(x["train"]), "heldout": len(x["heldout"])},
-                "heldout": figure(chosen.scores(x["heldout"]), labels["heldout"]),
+                "heldout": score(chosen.scores(x["heldout"]), labels["heldout"]),
                 **self.convergence(chosen.converged and final.converged),
             }
-            value = figure(final.scores(x["test"]), labels["test"])
+            value = score(final.scores(x["test"]), labels["test"])
             records.append(
                 make_record(stage, "top1" if one_label else "map", value, len(x["test"]), protocol)
             )

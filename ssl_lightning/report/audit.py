@@ -13,9 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.files import write_file
+from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.report.summary import print_table
-from ssl_lightning.results import Record, best_stage
 
 ALL = "all guards"
 SIGMAS = 2.0  # a difference counts where it is larger than so many of its standard errors
@@ -75,12 +75,12 @@ def audit_rows(results: Mapping[str, Sequence[Mapping[str, Any]]], off: Mapping[
     rows: list[Row] = []
     for name, runs in results.items():
         row = Row(name, off[name], _pretext(runs), _probe(runs, True), _probe(runs, False))
-        verdict = judge(rows[0], row) if rows else ""
+        verdict = verdict_on(rows[0], row) if rows else ""
         rows.append(Row(row.name, row.off, row.pretext, row.probe, row.untrained, verdict))
     return rows
 
 
-def judge(guarded: Row, without: Row) -> str:
+def verdict_on(guarded: Row, without: Row) -> str:
     """Say what a guard is worth, by the differences that are beyond the noise."""
     easier = _difference(without.pretext, guarded.pretext)
     if guarded.probe is None or without.probe is None:

@@ -10,10 +10,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.report.summary import UNITS
-from ssl_lightning.results import Record
 
-BEST = "best"
+BEST_STAGE = "best"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Column:
     """
 
     name: str
-    stage: str = BEST
+    stage: str = BEST_STAGE
     data: str | None = None
     where: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,7 +101,7 @@ def load_benchmark(path: Path) -> Benchmark:
 
 
 def _column(node: dict[str, Any]) -> Column:
-    return Column(str(node.pop("name")), str(node.pop("stage", BEST)), node.pop("data", None), node)
+    return Column(str(node.pop("name")), str(node.pop("stage", BEST_STAGE)), node.pop("data", None), node)
 
 
 def _value(record: Record, key: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ssl_lightning.report import notes
 from ssl_lightning.report.benchmark import Benchmark, Column
-from ssl_lightning.report.collect import Collection, Run
+from ssl_lightning.report.collect import Collection, ReportedRun
 from ssl_lightning.report.summary import column, headline
 from ssl_lightning.report.table import Table, compare, group_by, make_rows
 
@@ -71,7 +71,7 @@ def series_tables(found: Collection) -> list[Table]:
     return tables
 
 
-def headline_columns(runs: Sequence[Run], data: str) -> list[Column]:
+def headline_columns(runs: Sequence[ReportedRun], data: str) -> list[Column]:
     """The columns that a run's own summary would have, of all figures on one data set."""
     records = [record for run in runs for record in run.probes if run.probed(record) == data]
     columns: dict[str, Column] = {}
@@ -83,7 +83,7 @@ def headline_columns(runs: Sequence[Run], data: str) -> list[Column]:
     return list(columns.values())
 
 
-def series_key(run: Run) -> str:
+def series_key(run: ReportedRun) -> str:
     """What the runs of a series have in common.
 
     A run of before `series_sha256` belongs to those of the same command; of before `command`, to itself.
@@ -91,11 +91,11 @@ def series_key(run: Run) -> str:
     facts = run.facts
     if facts.get("series_sha256"):
         return str(facts["series_sha256"])
-    same = repr(sorted(overrides(run))) if facts.get("command") else facts["config_sha256"]
+    same = repr(sorted(shown_overrides(run))) if facts.get("command") else facts["config_sha256"]
     return " ".join([*(facts[key] for key in sorted(NAMED)), same])
 
 
-def series_labels(series: Mapping[str, Sequence[Run]]) -> dict[str, str]:
+def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]:
     """For each series a label of its own: what was trained on what, then the overrides that are particular.
 
     Where these do not tell it either, the folder of its first run does.
@@ -106,7 +106,7 @@ def series_labels(series: Mapping[str, Sequence[Run]]) -> dict[str, str]:
     }
     labels: dict[str, str] = {}
     for label, keys in _inverted(plain).items():
-        given = {key: overrides(series[key][0]) for key in keys}
+        given = {key: shown_overrides(series[key][0]) for key in keys}
         common = set.intersection(*map(set, given.values()))
         own = {key: " ".join([label, *(o for o in given[key] if o not in common)]) for key in keys}
         for text, alike in _inverted(own).items():
@@ -114,7 +114,7 @@ def series_labels(series: Mapping[str, Sequence[Run]]) -> dict[str, str]:
     return labels
 
 
-def overrides(run: Run) -> list[str]:
+def shown_overrides(run: ReportedRun) -> list[str]:
     """What was given on the command line, without what does not matter to a series or is in its label."""
     try:
         words = shlex.split(run.facts.get("command") or "")
@@ -127,7 +127,7 @@ def overrides(run: Run) -> list[str]:
 def _table(
     name: str,
     columns: Sequence[Column],
-    groups: Mapping[str, Sequence[Run]],
+    groups: Mapping[str, Sequence[ReportedRun]],
     pretext: Mapping[str, str],
     found: Collection,
 ) -> Table:

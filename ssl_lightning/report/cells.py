@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_lightning.report.benchmark import BEST, Column
-from ssl_lightning.report.collect import Run
+from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.report.benchmark import BEST_STAGE, Column
+from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS
-from ssl_lightning.results import Record, best_stage
 
 UNTRAINED = "the same trunk before its first step"
 RANDOM = "the row random of the same seed, data and backbone"
@@ -30,7 +30,7 @@ class Pick:
         others: How many other figures of the run the column would fit as well.
     """
 
-    run: Run
+    run: ReportedRun
     record: Record
     against: Record | None = None
     over: str = ""
@@ -85,7 +85,7 @@ class Cell:
         return [str(pick.record["stage"]) for pick in self.picks]
 
 
-def make_pick(run: Run, branch: str, column: Column, control: Run | None) -> Pick | None:
+def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRun | None) -> Pick | None:
     """Take the figure of a run for a column.
 
     Of several that fit, such as those of other settings that were evaluated later, it is that of the run
@@ -123,7 +123,7 @@ def make_pick(run: Run, branch: str, column: Column, control: Run | None) -> Pic
     return Pick(run, record, others=others)
 
 
-def settings(run: Run, branch: str, column: Column, *, trained: bool) -> list[list[Record]]:
+def settings(run: ReportedRun, branch: str, column: Column, *, trained: bool) -> list[list[Record]]:
     """Records that a column fits, a list for each setting that they are of; the preferred one first."""
     groups: dict[str, list[Record]] = {}
     for record in run.probes:
@@ -145,7 +145,7 @@ def settings(run: Run, branch: str, column: Column, *, trained: bool) -> list[li
 def at_stage(records: Sequence[Record], column: Column) -> Record | None:
     """The record at the stage of a column; of two of one stage the later one."""
     by_stage = {record["stage"]: record for record in records}
-    return best_stage(list(by_stage.values())) if column.stage == BEST else by_stage.get(column.stage)
+    return best_stage(list(by_stage.values())) if column.stage == BEST_STAGE else by_stage.get(column.stage)
 
 
 def what(record: Record) -> list[Any]:
@@ -163,8 +163,11 @@ def treatment(record: Record) -> list[Any]:
 
 
 def make_cell(
-    runs: Sequence[Run], branch: str, column: Column, control: Callable[[Run], Run | None]
-) -> tuple[Cell | None, list[Run]]:
+    runs: Sequence[ReportedRun],
+    branch: str,
+    column: Column,
+    control: Callable[[ReportedRun], ReportedRun | None],
+) -> tuple[Cell | None, list[ReportedRun]]:
     """Make the cell of a row: for each seed of the newest run that has the figure.
 
     Args:
@@ -177,7 +180,7 @@ def make_cell(
         The cell, None where no run has the figure; and the older runs that would have had it too.
     """
     by_seed: dict[int, Pick] = {}
-    older: list[Run] = []
+    older: list[ReportedRun] = []
     for run in sorted(runs, key=lambda run: (run.ended, run.name), reverse=True):
         pick = make_pick(run, branch, column, control(run))
         if pick is None:

@@ -10,18 +10,18 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ssl_lightning.artifacts.results import Record
 from ssl_lightning.report import label_efficiency
 from ssl_lightning.report.canvas import COLOURS, GREY, Picture, chart, grid
-from ssl_lightning.report.collect import Run
+from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.table import TRUNK, Row
-from ssl_lightning.report.training_log import epochs, read_metrics, smooth, thin
+from ssl_lightning.report.training_log import epochs, read_metrics, smooth, thin_points
 from ssl_lightning.report.writers import duration, is_share
-from ssl_lightning.results import Record
 
 
 def by_stage(rows: Sequence[Row]) -> Picture | None:
     """Top-1 of the linear probe at each stage, trained and untrained, a chart for each row."""
-    colours = {row.label: colour(rows, row) for row in rows}
+    colours = {row.label: row_colour(rows, row) for row in rows}
     curves = {row.label: [stage_means(row, trained) for trained in (True, False)] for row in rows}
     curves = {label: pair for label, pair in curves.items() if any(len(curve) > 1 for curve in pair)}
     if not curves:
@@ -62,7 +62,7 @@ def stage_means(row: Row, trained: bool) -> dict[int, float]:
     return {number: statistics.fmean(values[number]) for number in sorted(values)}
 
 
-def own(run: Run, branch: str) -> list[Record]:
+def own(run: ReportedRun, branch: str) -> list[Record]:
     """The records of the run itself, not of later evaluations in other settings."""
     return [r for r in run.probes if r["branch"] == branch and "evaluation" not in r]
 
@@ -87,7 +87,7 @@ def few_labels(rows: Sequence[Row]) -> Picture | None:
     if not shown:
         return None
     caption = "Linear SVMs on few labels: mean and standard deviation over the draws; one seed of each row."
-    figure = label_efficiency.draw(shown)
+    figure = label_efficiency.draw_curves(shown)
     figure.set_size_inches(8.4, 4.2)
     figure.axes[0].legend(frameon=False, title="pretrained by", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return chart("labels", "How far few labels go", caption, figure)
@@ -112,7 +112,7 @@ def over_training(rows: Sequence[Row]) -> Picture | None:
         return None
     figure, axes = grid(len(found))
     for axis, (row, points) in zip(axes, found, strict=True):
-        its = colour(rows, row)
+        its = row_colour(rows, row)
         _, probes, pretexts = zip(*points, strict=True)
         axis.plot(pretexts, probes, color=its, alpha=0.5, linewidth=1.2)
         sizes = [14 + 22 * place / len(points) for place in range(len(points))]
@@ -137,7 +137,9 @@ def training(rows: Sequence[Row]) -> Picture | None:
     found = []
     for row in rows:
         log = read_metrics(row.runs[0].path) if row.branch == TRUNK else []
-        points = thin([(float(line["step"]), line["train/loss"]) for line in log if "train/loss" in line])
+        points = thin_points(
+            [(float(line["step"]), line["train/loss"]) for line in log if "train/loss" in line]
+        )
         if len(points) > 1:
             found.append((row, points))
     if not found:
@@ -145,7 +147,7 @@ def training(rows: Sequence[Row]) -> Picture | None:
     figure, axes = grid(len(found))
     for axis, (row, points) in zip(axes, found, strict=True):
         steps, losses = zip(*points, strict=True)
-        its = colour(rows, row)
+        its = row_colour(rows, row)
         axis.plot(steps, losses, color=its, alpha=0.3, linewidth=0.8)
         axis.plot(steps, smooth(losses), color=its, linewidth=1.5)
         name_chart(axis, row.label)
@@ -207,6 +209,6 @@ def pretext_name(row: Row) -> str:
     return f"pretext {name}{' in %' * is_share(name)}"
 
 
-def colour(rows: Sequence[Row], row: Row) -> str:
+def row_colour(rows: Sequence[Row], row: Row) -> str:
     """The colour of a row, the same in every chart."""
     return COLOURS[[other.label for other in rows].index(row.label) % len(COLOURS)]

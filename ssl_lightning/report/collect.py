@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.reading import printable, printable_all
-from ssl_lightning.results import FILE_NAME, Record
-from ssl_lightning.results_file import read_results
+from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.results_schema import read_results
+from ssl_lightning.artifacts.run_folder import RESULTS
+from ssl_lightning.core.untrusted import printable, printable_all
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportedRun:
     """What one run left.
 
     Args:
@@ -56,7 +57,7 @@ class Run:
 class Collection:
     """What was found under the outputs: runs by folder, and what could not be read, with the reason."""
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[ReportedRun] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -82,11 +83,11 @@ def find(folder: Path) -> Iterator[Path]:
     """The results.json files under a folder, in the order of their names."""
     for place, folders, files in os.walk(folder):
         folders.sort()
-        if FILE_NAME in files:
-            yield Path(place) / FILE_NAME
+        if RESULTS in files:
+            yield Path(place) / RESULTS
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> ReportedRun:
     """Read one results.json, and make its texts harmless for a terminal.
 
     Raises:
@@ -94,7 +95,9 @@ def read_run(path: Path, name: str) -> Run:
     """
     content = printable_all(read_results(path))
     run = content["run"]
-    return Run(name, path.parent, run, content["pretext"], content["probes"], ended(run.get("ended"), path))
+    return ReportedRun(
+        name, path.parent, run, content["pretext"], content["probes"], ended(run.get("ended"), path)
+    )
 
 
 def ended(text: str | None, path: Path) -> datetime:

@@ -14,9 +14,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ssl_lightning.reading import printable
-from ssl_lightning.results import FILE_NAME, Record, best_stage
-from ssl_lightning.results_file import read_results
+from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.results_schema import read_results
+from ssl_lightning.artifacts.run_folder import RESULTS
+from ssl_lightning.core.untrusted import printable
 
 PROBE = "lowshot"
 METRICS = {"top1": "top-1 in %", "map": "mean average precision in %"}
@@ -73,7 +74,7 @@ def curve(results: Mapping[str, Any]) -> Curve:
     )
 
 
-def draw(curves: Sequence[Curve]) -> Figure:
+def draw_curves(curves: Sequence[Curve]) -> Figure:
     """Draw curves over a logarithmic axis of labels, each with a band of one deviation over the draws.
 
     Raises:
@@ -112,8 +113,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"usage: python -m {__spec__.name} <picture> <run folder> ...", file=sys.stderr)
         return 2
     try:
-        curves = [curve(read_results(Path(folder) / FILE_NAME)) for folder in arguments[1:]]
-        draw(curves).savefig(arguments[0], dpi=130)
+        curves = [curve(read_results(Path(folder) / RESULTS)) for folder in arguments[1:]]
+        draw_curves(curves).savefig(arguments[0], dpi=130)
     except (OSError, ValueError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.files import write_file
+from ssl_lightning.artifacts.results import best_stage
+from ssl_lightning.artifacts.run_folder import MODEL_CARD
+from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.report.summary import column, headline
-from ssl_lightning.results import best_stage
 
 CARD = """\
 # {task} on {data}: {backbone}
@@ -84,7 +85,7 @@ def write_model_card(folder: Path, results: dict[str, Any], export: dict[str, An
         torch=run["versions"].get("torch", "?"),
         figures=_figures(results["probes"]),
     )
-    write_file(folder / "MODEL_CARD.md", text)
+    write_file(folder / MODEL_CARD, text)
 
 
 def _figures(records: list[dict[str, Any]]) -> str:

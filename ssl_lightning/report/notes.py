@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ssl_lightning.report.benchmark import BEST, Column
-from ssl_lightning.report.collect import Run
+from ssl_lightning.report.benchmark import BEST_STAGE, Column
+from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.table import Duplicates, Row
 
 MEASURED, GAIN, MISSING, SEEDS = "How it was measured", "Gains", "Missing", "Seeds"
@@ -26,7 +26,7 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
         else ""
     )
     lines = [f"Test figures{of} in %{ranks}; mean ± standard deviation over seeds where there are several."]
-    if any(column.stage == BEST for column in columns):
+    if any(column.stage == BEST_STAGE for column in columns):
         lines.append("The stage is the one that did best on held-out images, for each seed, never on test.")
     if any(row.labels for row in rows):
         lines.append("Bold: the best of the rows whose trunk has seen no label.")
@@ -78,7 +78,7 @@ def seeds(rows: Sequence[Row]) -> list[str]:
     return lines + ([f"Figures of fewer seeds than their row: {'; '.join(partly)}."] if partly else [])
 
 
-def unfinished(named: Mapping[str, Sequence[Run]]) -> list[str]:
+def unfinished(named: Mapping[str, Sequence[ReportedRun]]) -> list[str]:
     """Runs that were broken off or failed, by row, and whether a finished one stands for them."""
     lines = []
     for name, runs in named.items():

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from ssl_lightning.report import notes, writers
 from ssl_lightning.report.canvas import Picture
 from ssl_lightning.report.cells import Cell
-from ssl_lightning.report.collect import Run
+from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.table import Table
 
 TEMPLATE = "page.html.jinja"
@@ -72,7 +72,7 @@ def facts(table: Table) -> list[str]:
     return [*shown, f"last one ended {max(run.ended for run in runs):%Y-%m-%d}"]
 
 
-def provenance(run: Run) -> list[str]:
+def provenance(run: ReportedRun) -> list[str]:
     """By what code, on what, and when a run was made."""
     made = run.facts
     shown = [

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from PIL import Image
 
-from ssl_lightning.reading import check_plain
+from ssl_lightning.artifacts.run_folder import PANEL, STRIP
+from ssl_lightning.core.untrusted import check_plain
 from ssl_lightning.report.canvas import Picture
 from ssl_lightning.report.charts import by_stage, few_labels, over_training, speed, training
 from ssl_lightning.report.table import TRUNK, Row, Table
@@ -46,7 +47,7 @@ def chosen_rows(table: Table) -> list[Row]:
 def task_strip(row: Row, number: int) -> Picture | None:
     """What the task did to real images: the strip over the epochs, else the last panel."""
     for run in row.runs if row.branch == TRUNK else ():
-        for name, what in (("strip.png", "over the epochs"), ("panel.png", "after the last epoch")):
+        for name, what in ((STRIP, "over the epochs"), (PANEL, "after the last epoch")):
             try:
                 check_plain(run.path / name)
                 with Image.open(run.path / name, formats=("PNG",)) as image:

@@ -9,8 +9,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.reading import printable
-from ssl_lightning.results import Record, best_stage
+from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.core.untrusted import printable
 
 # Metrics that are shown, and what a column says of them; all but the rank are in %
 UNITS = {
@@ -96,7 +96,7 @@ def summary_table(records: list[Record]) -> Table:
     """Make the table of a run: a row per branch and stage, a column per probe.
 
     A cell holds the test figure before and after pretraining and the gain, in points. The best stage of
-    each probe, marked with *, is the one that did best on held-out images.
+    each probe, marked with *, is the one that did best on held-out images; without any, none is marked.
     """
     shown = headline(records)
     states = [
@@ -151,8 +151,8 @@ def _cell(of_column: list[Record], stage: str) -> str:
         best = best_stage(records)
         for record in records:
             if record["stage"] == stage:
-                percent = record["metric"] != "rankme"
-                values.append(record["value"] * (100 if percent else 1))
-                texts.append(f"{values[-1]:.1f}{'*' if percent and record is best else ' '}")
+                values.append(record["value"] * (1 if record["metric"] == "rankme" else 100))
+                chosen = record is best and record["protocol"].get("heldout") is not None
+                texts.append(f"{values[-1]:.1f}{'*' if chosen else ' '}")
     gain = [f"{values[1] - values[0]:+5.1f}"] if len(values) == 2 else []
     return " ".join([" → ".join(texts), *gain])

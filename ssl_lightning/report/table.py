@@ -9,7 +9,7 @@ from itertools import chain
 
 from ssl_lightning.report.benchmark import Benchmark, Column, Published
 from ssl_lightning.report.cells import Cell, make_cell
-from ssl_lightning.report.collect import Run
+from ssl_lightning.report.collect import ReportedRun
 
 TRUNK = "backbone"  # the branch that every task has
 PRETEXTS = (
@@ -36,7 +36,7 @@ class Row:
     name: str
     branch: str
     cells: dict[str, Cell]
-    runs: list[Run]
+    runs: list[ReportedRun]
     pretext: str | None
 
     @property
@@ -48,7 +48,7 @@ class Row:
         return [run.seed for run in self.runs]
 
     @property
-    def used(self) -> list[Run]:
+    def used(self) -> list[ReportedRun]:
         """All runs that a figure of this row is of."""
         found = {pick.run.name: pick.run for cell in self.cells.values() for pick in cell.picks}
         return [found[name] for name in sorted(found, key=lambda name: (found[name].seed, name))]
@@ -119,7 +119,7 @@ Duplicates = dict[str, tuple[str, list[str]]]  # what has several runs -> the on
 
 
 def make_rows(
-    groups: Mapping[str, Sequence[Run]],
+    groups: Mapping[str, Sequence[ReportedRun]],
     columns: Sequence[Column],
     pretext: Mapping[str, str],
 ) -> tuple[list[Row], Duplicates]:
@@ -133,7 +133,7 @@ def make_rows(
     Returns:
         Rows, without those that have no figure; and for "row, seed" what was passed over.
     """
-    controls: dict[tuple[int, str, str], Run] = {}
+    controls: dict[tuple[int, str, str], ReportedRun] = {}
     for run in sorted(chain(*groups.values()), key=lambda run: (run.ended, run.name)):
         if run.facts["task"] == "random":
             controls[_like(run)] = run  # the newest counts
@@ -158,15 +158,15 @@ def make_rows(
     return rows, passed
 
 
-def branches(runs: Sequence[Run]) -> list[str]:
+def branches(runs: Sequence[ReportedRun]) -> list[str]:
     """The trunks that the runs were probed on, the backbone first."""
     found = {record["branch"] for run in runs for record in run.probes}
     return sorted(found, key=lambda branch: (branch != TRUNK, branch))
 
 
-def main_runs(cells: Iterable[Cell]) -> list[Run]:
+def main_runs(cells: Iterable[Cell]) -> list[ReportedRun]:
     """For each seed the run of the first column that has it: its time and pretext are those of the row."""
-    found: dict[int, Run] = {}
+    found: dict[int, ReportedRun] = {}
     for cell in cells:
         for pick in cell.picks:
             found.setdefault(pick.run.seed, pick.run)
@@ -179,17 +179,17 @@ def compare(benchmark: Benchmark, rows: Sequence[Row]) -> list[Comparison]:
     return [Comparison(each, cells.get((each.row, each.column))) for each in benchmark.published]
 
 
-def group_by(runs: Iterable[Run], key: Callable[[Run], str]) -> dict[str, list[Run]]:
+def group_by(runs: Iterable[ReportedRun], key: Callable[[ReportedRun], str]) -> dict[str, list[ReportedRun]]:
     """Runs by a key, in the order of its first appearance."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[ReportedRun]] = {}
     for run in runs:
         found.setdefault(key(run), []).append(run)
     return found
 
 
-def _like(run: Run) -> tuple[int, str, str]:
+def _like(run: ReportedRun) -> tuple[int, str, str]:
     return run.seed, run.facts["data"], run.facts["backbone"]
 
 
-def _pretext(runs: Sequence[Run]) -> str | None:
+def _pretext(runs: Sequence[ReportedRun]) -> str | None:
     return next((name for name in PRETEXTS if any(name in run.pretext for run in runs)), None)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.reading import check_plain
+from ssl_lightning.artifacts.run_folder import METRICS
+from ssl_lightning.core.untrusted import check_plain
 
 MAX_BYTES = 1 << 27  # of the file
 POINTS = 300  # of a curve
@@ -18,8 +19,8 @@ POINTS = 300  # of a curve
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of metrics.csv: the figures that each has. Torn rows and words are left out."""
     try:
-        check_plain(folder / "metrics.csv", MAX_BYTES)
-        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        check_plain(folder / METRICS, MAX_BYTES)
+        with open(folder / METRICS, newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error):
         return []
@@ -47,7 +48,7 @@ def epochs(log: Sequence[dict[str, float]], names: Sequence[str]) -> list[tuple[
     return [(epoch, figures) for epoch, figures in sorted(found.items()) if len(figures) == len(set(names))]
 
 
-def thin(points: Sequence[Any]) -> Sequence[Any]:
+def thin_points(points: Sequence[Any]) -> Sequence[Any]:
     """At most POINTS of them, evenly spaced."""
     step = max(1, math.ceil(len(points) / POINTS))
     return points[::step]

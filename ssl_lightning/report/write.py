@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ssl_lightning.files import naming_full_disk, write_files
+from ssl_lightning.core.atomic_files import naming_full_disk, write_files
 from ssl_lightning.report.benchmark import load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect

@@ -31,7 +31,7 @@ LATEX = {
 Escape = Callable[[str], str]
 
 
-def figure(cell: Cell | None) -> str:
+def format_figure(cell: Cell | None) -> str:
     """A figure with its deviation over seeds."""
     if cell is None:
         return NONE
@@ -96,7 +96,7 @@ def lines(table: Table, escape: Escape = str, mark: Escape = str) -> list[list[s
         ]
         for name in table.columns:
             cell = row.cells.get(name)
-            text = escape(figure(cell))
+            text = escape(format_figure(cell))
             more = f" ({gain(cell)})" if gain(cell) else ""
             cells.append((mark(text) if is_best(row, cell, bests[name]) else text) + more)
         shown.append(cells)
@@ -113,7 +113,7 @@ def comparison_lines(table: Table, escape: Escape = str) -> list[list[str]]:
     head = ["task", "figure", "measured", "published", "difference", "source"]
     rows = [
         [
-            each.published.row, each.published.column, figure(each.cell), published(each),
+            each.published.row, each.published.column, format_figure(each.cell), published(each),
             signed(each.difference), each.published.source,
         ]
         for each in table.comparisons

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.discriminator import Discriminator, discriminator_stages, frozen, unrecorded
 from ssl_lightning.networks.heads import PooledClassifier
 from ssl_lightning.ops.adversarial import discriminator_scores, generator_loss
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import Batch, PretextTask
 
 
@@ -147,18 +147,17 @@ class AdversarialTask(PretextTask):
         self.warm = done >= self.warmup_steps
         deviation = self.noise_after(done)
         if self.graph is not None and self.warm:
-            if not isinstance(self.deviation, Tensor):  # which a graph reads anew in every step
+            if not isinstance(self.deviation, Tensor):  # a graph reads it in every step
                 self.deviation = torch.zeros((), device=images.device)
             self.deviation.fill_(deviation)
-            scores = self.graph(images, labels, self._seed("train", batch_idx))
-            for number in range(2):
-                self.take_step(number)
+            rounds = self.graph.rounds(images, labels, self._seed("train", batch_idx))
         else:
-            self.deviation, scores = deviation, {}
-            stream = self.training_stream(batch_idx, images.device)
-            for number, (name, found) in enumerate(self.rounds(images, labels, stream)):
-                self.learn(number, found[name], steps)
-                scores |= found
+            self.deviation = deviation
+            rounds = self.rounds(images, labels, self.training_stream(batch_idx, images.device))
+        scores: dict[str, Tensor] = {}
+        for number, (name, found) in enumerate(rounds):
+            self.learn(number, found[name], steps)
+            scores |= found
         self.log_training(scores)
         return scores["loss"].detach()
 
@@ -209,18 +208,14 @@ class AdversarialTask(PretextTask):
         """Add the gradient of a loss; after the last of the accumulated batches step and forget it."""
         with nullcontext() if steps else self._without_sync():
             self.manual_backward(loss / self._accumulate)
-        if steps:
-            self.take_step(number)
-            optimizers: Any = self.optimizers()
-            optimizers[number].zero_grad()
-
-    def take_step(self, number: int) -> None:
-        """Let an optimizer and its schedule step."""
+        if not steps:
+            return
         optimizers: Any = self.optimizers()
         optimizers[number].step()
         schedules: Any = self.lr_schedulers()
         if schedules:
             schedules[number].step()
+        optimizers[number].zero_grad()
 
     def noise_after(self, done: int) -> float:
         """Deviation of the instance noise after so many steps: it falls to 0."""

@@ -11,10 +11,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.graphs import StepGraph
-from ssl_lightning.optim import use_fused_kernels
-from ssl_lightning.seeding import generator, stream_seed
-from ssl_lightning.spec import ImageSpec
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator, stream_seed
+from ssl_lightning.engine.cuda_graphs import StepGraph
+from ssl_lightning.engine.optim import use_fused_kernels
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -1 where there is none
 
@@ -180,17 +180,21 @@ class PretextTask(pl.LightningModule):
         if self.graph is None:
             scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
         else:
-            scores = self.graph(images, labels, self._seed("train", batch_idx))
+            _, scores = next(self.graph.rounds(images, labels, self._seed("train", batch_idx)))
         self.log_training(scores)
         return scores["loss"]
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if self.graph is None or not self.automatic_optimization:  # else it has been done
+        # The one place where gradients appear, with a graph as without: `zero_grad` and
+        # `on_validation_model_zero_grad` may set them to None as Lightning has it.
+        if self.graph is None or loss.requires_grad:  # a replayed loss does not
             super().backward(loss, *args, **kwargs)
+        else:
+            self.graph.hand_over()
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        if self.graph is None:  # else it has been done: Lightning asks for it between step and backward
-            optimizer.zero_grad()
+    def on_fit_start(self) -> None:
+        if self.graph is not None:
+            self.graph.forget()  # at the end of a fit Lightning moves the weights to the CPU
 
     def fix_dropout(self, batch_idx: int) -> None:
         """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
@@ -234,7 +238,7 @@ class PretextTask(pl.LightningModule):
         return int(self.trainer.max_steps)
 
     def configure_model(self) -> None:
-        """Let the strategy shard the networks, if it is one that does (`ssl_lightning.sharding`)."""
+        """Let the strategy shard the networks, if it is one that does (`ssl_lightning.engine.fsdp`)."""
         strategy: Any = self.trainer.strategy
         if hasattr(strategy, "shard"):
             strategy.shard(self)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.decoder import Decoder
 from ssl_lightning.ops.ab_bins import (
     annealed_mean,
@@ -20,7 +21,6 @@ from ssl_lightning.ops.ab_bins import (
 )
 from ssl_lightning.ops.ab_prior import AbStatistics, cached_statistics, pixels, shrink
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import Panel, PretextTask, to_float
 
 TARGETS = ("bins", "l2")

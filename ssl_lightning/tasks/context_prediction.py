@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.heads import SequenceClassifier, TileEmbedding, check_tile_size
 from ssl_lightning.ops.patches import (
     cut_tiles,
@@ -25,8 +27,6 @@ from ssl_lightning.ops.tile_guards import (
     resample_tiles,
     resampling_table,
 )
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import Panel, PretextTask, white_of
 
 COLOURS = ("dropping", "projection")

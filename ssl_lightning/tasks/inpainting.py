@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.channelwise import ChannelwiseLinear
 from ssl_lightning.networks.decoder import Decoder
 from ssl_lightning.networks.features import deepest_map_size
 from ssl_lightning.ops.image_quality import masked_mse, psnr
 from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks._adversarial import AdversarialTask, Attempt
 from ssl_lightning.tasks.base import Panel
 

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.heads import PooledClassifier
 from ssl_lightning.ops.rotation import NUM_ROTATIONS, rotate_four, rotate_one
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import Panel, PretextTask
 
 

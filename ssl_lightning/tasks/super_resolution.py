@@ -12,11 +12,11 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 
+from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.decoder import Decoder
 from ssl_lightning.networks.pixel_shuffle import PixelShuffleHead
 from ssl_lightning.networks.vgg import SMALLEST, VGGFeatures
 from ssl_lightning.ops.resample import resize_bicubic
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks._adversarial import AdversarialTask, Attempt
 from ssl_lightning.tasks.base import Panel
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.heads import PooledClassifier
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import Panel, PretextTask
 
 

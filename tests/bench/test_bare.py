@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_lightning import hardware
 from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import alone, batches_of, composed, precision_of
 from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
-from ssl_lightning.hardware import peak_memory_gb
-from ssl_lightning.run import Run
+from ssl_lightning.engine import trainer as trainer_module
+from ssl_lightning.engine.trainer import peak_memory_gb
+from ssl_lightning.run.parts import build_parts
+
+# Both loops here are steps alone. That validation and callbacks change no weight: tests/test_user_loop.py.
 
 # tasks without random draws of their own
 SAME = {
@@ -24,7 +26,7 @@ def test_the_bare_loop_ends_where_the_framework_does(task: str, tmp_path: Path) 
     quick = ["trainer.max_steps=4", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]"]
     quick += ["data=fake", "scheduler=constant", "trainer=cpu", "trainer.precision=32-true", "callbacks=[]"]
     cfg = composed([*SAME[task], *quick, "optimizer.lr=0.001"], tmp_path)
-    job = Run(cfg, tmp_path)
+    job = build_parts(cfg, tmp_path)
     bare, optimizers = bare_task(cfg, job.data)
     start = {name: value.clone() for name, value in bare.state_dict().items()}
     loop = BareLoop(bare, batches_of(job.data, bare, 4), optimizers, "32-true")
@@ -39,7 +41,7 @@ def test_the_bare_loop_ends_where_the_framework_does(task: str, tmp_path: Path) 
 def test_both_take_turns_and_are_timed_alike(tmp_path: Path) -> None:
     quick = ["trainer.max_steps=9", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]"]
     cfg = composed(["task=rotation", "data=fake", "trainer=cpu", "callbacks=[]", *quick], tmp_path)
-    job = Run(cfg, tmp_path)
+    job = build_parts(cfg, tmp_path)
     task, optimizers = bare_task(cfg, job.data)
     loop = BareLoop(task, batches_of(job.data, task, PREPARED), optimizers, job.trainer.precision)
     turns = TakeTurns([loop], 3)
@@ -66,7 +68,7 @@ def test_precision_is_that_of_the_run(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(trainer_module, "_cpu_has_bf16", lambda: False)
     assert precision_of(composed(["task=rotation", "data=fake", *named], tmp_path)) == expected
 
 

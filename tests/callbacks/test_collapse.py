@@ -17,7 +17,7 @@ from ssl_lightning.callbacks.collapse import Collapse, Health, line
 from ssl_lightning.callbacks.csv_logger import CSVLogger
 from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.hardware import make_trainer
+from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks.rotation import Rotation
 
@@ -61,7 +61,7 @@ def fit(folder: Path, *callbacks: Any) -> tuple[Rotation, Tensor, list[dict[str,
     folder.mkdir()
     task, logger = task_on(fake()), CSVLogger(str(folder))
     trainer = make_trainer(
-        accelerator="cpu", precision="32-true", max_epochs=2, limit_val_batches=0, logger=[logger],
+        accelerator="cpu", precision="32-true", max_epochs=2, logger=[logger],
         callbacks=callbacks, enable_progress_bar=False, log_every_n_steps=100,
     )  # fmt: skip
     trainer.fit(task, datamodule=fake())

@@ -13,8 +13,8 @@ from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.encoding import encode
-from ssl_lightning.hardware import make_trainer
+from ssl_lightning.engine.trainer import make_trainer
+from ssl_lightning.features.encode import encode
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.ops.knn import knn_scores
 from ssl_lightning.tasks.rotation import Rotation

@@ -11,7 +11,15 @@ import torch
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from ssl_lightning.callbacks.panel import COLOURS, PanelPicture, draw, read_column, strip, thin, write_column
+from ssl_lightning.callbacks.panel import (
+    COLOURS,
+    PanelPicture,
+    draw_panel,
+    read_column,
+    strip,
+    thin_epochs,
+    write_column,
+)
 from ssl_lightning.tasks.base import Panel
 
 
@@ -19,7 +27,7 @@ def test_a_panel_is_drawn_pixel_by_pixel_with_its_captions() -> None:
     images = torch.rand(2, 3, 3, 8, 8)
     captions = [["a", "b", "c"], ["d", "e", "f"]]
     right = [[True, False, None], [None, True, False]]
-    figure = draw(Panel(images, ["x", "y", "z"], captions, right))
+    figure = draw_panel(Panel(images, ["x", "y", "z"], captions, right))
     axes = figure.get_axes()
     assert len(axes) == 6
     for index, axis in enumerate(axes):
@@ -32,7 +40,7 @@ def test_a_panel_is_drawn_pixel_by_pixel_with_its_captions() -> None:
 
 
 def test_grey_images_are_drawn_grey() -> None:
-    figure = draw(Panel(torch.rand(1, 1, 1, 8, 8), ["x"]))
+    figure = draw_panel(Panel(torch.rand(1, 1, 1, 8, 8), ["x"]))
     assert figure.get_axes()[0].get_images()[0].get_array().shape == (8, 8)
 
 
@@ -87,7 +95,7 @@ def test_the_strip_shows_the_watched_column_of_every_epoch(tmp_path: Path, chann
     torch.testing.assert_close(shown.images[:, 4], given[0].images[:, 2])
     for epoch in range(3):
         torch.testing.assert_close(shown.images[:, 1 + epoch], given[epoch].images[:, 1])
-        drawn = draw(shown).get_axes()[5 + 1 + epoch].get_images()[0].get_array()  # the second row
+        drawn = draw_panel(shown).get_axes()[5 + 1 + epoch].get_images()[0].get_array()  # the second row
         expected = given[epoch].images[1, 1].movedim(0, -1).squeeze(-1)
         np.testing.assert_allclose(drawn, expected.numpy(), atol=1e-6)
     names = {path.name for path in (tmp_path / "panels").iterdir()}
@@ -129,7 +137,7 @@ def test_a_long_run_is_thinned_evenly(tmp_path: Path) -> None:
     assert {later - earlier for earlier, later in pairwise(epochs)} <= {2, 3}
     for place, epoch in enumerate(epochs, 1):
         torch.testing.assert_close(shown.images[:, place], given[epoch - 1].images[:, 1])
-    assert thin(list(range(12)), 12) == list(range(12))
+    assert thin_epochs(list(range(12)), 12) == list(range(12))
 
 
 def test_torn_files_and_other_images_are_left_out(tmp_path: Path) -> None:

@@ -83,8 +83,9 @@ def test_loaders_take_their_part_from_the_process_group(monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"heldout": 320}, r"data.heldout is 320; allowed for fake is 1 to 319"),
-        ({"heldout": 0}, "data.heldout is 0; it must be at least 1"),
+        ({"heldout": 320}, r"data.heldout is 320; allowed for fake is 0 to 319"),
+        ({"heldout": -1}, "data.heldout is -1; it must be at least 0"),
+        ({"heldout": None, "num_train": 9}, r"data.heldout is 0; allowed for fake is 1 to 8"),
         ({"max_labels": 4}, "data.max_labels is 4; allowed for fake is at most 320"),
         ({"max_labels": 321}, "data.max_labels is 321"),
         ({"pretrain_size": 257}, "data.pretrain_size is 257; allowed for fake is 1 to 256"),
@@ -122,6 +123,29 @@ def test_a_share_of_the_labels_is_fixed_stratified_and_augmented() -> None:
     assert [len(x) for x, _ in data.labelled(0.05, 8)] == [4]  # a share with fewer images than a batch
     with pytest.raises(ValueError, match=r"a fraction 0\.001 .* is 0 images"):
         data.labelled(0.001, 8)
+
+
+def test_heldout_images_may_be_trained_on() -> None:
+    data = Fake(num_train=120, heldout=40, batch_size=8, flip=True)
+    data.setup()
+    assert data.labelled_indices(1.0, heldout=True).tolist() == list(range(120))
+    half = data.labelled_indices(0.5, heldout=True)
+    assert data._loaded.train is not None
+    assert data._loaded.train.labels[half].bincount().tolist() == [15] * 4
+    plain = data.labelled(1.0, 8, augment=False, heldout=True)
+    batch, _ = next(iter(plain))
+    indices = plain.batch_indices(0)
+    assert torch.equal(batch, data._loaded.train.images[indices].permute(0, 3, 1, 2))  # type: ignore[attr-defined]
+
+
+def test_no_image_need_be_held_out() -> None:
+    data = Fake(num_train=80, heldout=0, batch_size=8, max_labels=40)
+    data.setup()
+    assert data.label_counts == {"train": 40, "heldout": 0, "test": 64, "rarest": 10}
+    assert data.pretrain_images == 80
+    for loader in (data.val_dataloader(), data.downstream("heldout")):
+        assert list(loader) == []
+        assert len(loader) == 0
 
 
 def test_unlabelled_images_are_all_or_a_fixed_draw_in_order() -> None:

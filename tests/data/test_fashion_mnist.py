@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data.fashion_mnist import FashionMNIST
-from ssl_lightning.data.io.download import cache_root
 
 PRESENT = (cache_root(None) / "fashion_mnist").is_dir()
 

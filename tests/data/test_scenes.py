@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.annotations import Boxes
 from ssl_lightning.data.io.paint import cut_out, paint_scenes
 from ssl_lightning.data.scenes import Scenes
-from ssl_lightning.seeding import generator
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ssl_lightning.data.io.splits import rarest
-from ssl_lightning.data.voc_classification import VOCClassification, shown
+from ssl_lightning.data.voc_classification import VOCClassification, shows_classes
 
 NAMES = ("cat", "dog", "sofa")
 OBJECT = "<object><name>{}</name><difficult>{}</difficult><part><name>head</name></part></object>"
@@ -100,8 +100,8 @@ def test_other_images_may_be_pretrained_on_but_not_the_test_images(tree: Path, t
 
 def test_a_class_with_difficult_objects_only_is_ignored(tmp_path: Path) -> None:
     path = annotate(tmp_path / "1.xml", ("dog", 1), ("cat", 1), ("dog", 0), ("dog", 1))
-    assert shown(path, NAMES) == [-1, 1, 0]
-    assert shown(annotate(tmp_path / "2.xml"), NAMES) == [0, 0, 0]  # no objects: nothing is shown
+    assert shows_classes(path, NAMES) == [-1, 1, 0]
+    assert shows_classes(annotate(tmp_path / "2.xml"), NAMES) == [0, 0, 0]  # no objects: nothing is shown
 
 
 def test_annotations_that_cannot_be_used_are_named(tree: Path) -> None:

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors import safe_open
 
-from ssl_lightning.checkpoints import is_whole, load_checkpoint
+from ssl_lightning.artifacts.checkpoints import is_complete, load_checkpoint
 from ssl_lightning.data.io import packed
 from tests.test_resume import digest, sha
 
@@ -227,7 +227,7 @@ def whole(path: Path) -> bool:
             case ".yaml":
                 return bool(OmegaConf.load(path))
             case ".ckpt":
-                return is_whole(path)
+                return is_complete(path)
             case ".safetensors":
                 with safe_open(path, "pt") as file:
                     return all(file.get_tensor(name) is not None for name in file.keys())  # noqa: SIM118

@@ -6,8 +6,8 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
-from ssl_lightning.seeding import generator
 
 
 def ranked(n: int = 60, classes: int = 5, levels: int = 1000) -> tuple[Tensor, Tensor]:

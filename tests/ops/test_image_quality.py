@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.image_quality import masked_mse, psnr
 from ssl_lightning.ops.masks import block_masks
-from ssl_lightning.seeding import generator
 
 
 def test_only_pixels_of_the_mask_count() -> None:

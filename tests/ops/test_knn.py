@@ -6,8 +6,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
-from ssl_lightning.seeding import generator
 
 K = 5
 

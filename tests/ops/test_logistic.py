@@ -9,9 +9,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops import logistic
 from ssl_lightning.ops.logistic import LogisticFit, cross_entropy_residual, fit_logistic
-from ssl_lightning.seeding import generator
 from tests.ops._bounds import logistic_distance
 
 N, D, K = 400, 12, 4

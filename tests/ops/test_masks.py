@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks
-from ssl_lightning.seeding import generator
 
 
 @pytest.mark.parametrize(("size", "hole", "begin"), [(32, 16, 8), (33, 16, 8), (32, 9, 11), (8, 7, 0)])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.patches import (
     cut_tiles,
     draw_corners,
@@ -14,7 +15,6 @@ from ssl_lightning.ops.patches import (
 )
 from ssl_lightning.ops.permutations import permutation_set
 from ssl_lightning.ops.tile_grid import jigsaw_grid, neighbour_grid
-from ssl_lightning.seeding import generator
 
 GRIDS = [
     jigsaw_grid(255),

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.rank import dead_channels, effective_rank
-from ssl_lightning.seeding import generator
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (8, 50)])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.rotation import rotate_four, rotate_one
-from ssl_lightning.seeding import generator
 
 
 def turn_by_hand(image: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.svm import SVMFit, SVMSolver
-from ssl_lightning.seeding import generator
 from tests.ops._bounds import assert_same_svms, svm_gradients
 
 

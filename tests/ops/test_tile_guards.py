@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.tile_guards import (
     _change,
     colour_projection,
@@ -16,7 +17,6 @@ from ssl_lightning.ops.tile_guards import (
     resampling_table,
     standardise_tiles,
 )
-from ssl_lightning.seeding import generator
 
 
 def tiles(*shape: int) -> torch.Tensor:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.voc_ap import box_iou, eleven_points, voc_ap
-from ssl_lightning.seeding import generator
 
 
 def truth(*boxes: list[float], difficult: tuple[int, ...] = (), label: int = 0) -> dict[str, Tensor]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.probes.base import Probe, Record, Setting, TrunkProbe, make_record, run_probes
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
-from ssl_lightning.seeding import generator
 
 SIZES = {"train": 40, "heldout": 12, "test": 20}
 CLASSES = 3

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.probes._dense import chunks, collect, spread
-from ssl_lightning.probes._plan import Plan
+from ssl_lightning.probes._dense import chunks, read_split, spread
+from ssl_lightning.probes._plan import TrainingPlan
 
 
-def plan(**options: object) -> Plan:
+def plan(**options: object) -> TrainingPlan:
     values = {
         "name": "x",
         "steps": 10,
@@ -28,7 +28,7 @@ def plan(**options: object) -> Plan:
         "weight_decay": 0.0,
         "evals": 5,
     }
-    return Plan(**values | options)  # type: ignore[arg-type]
+    return TrainingPlan(**values | options)  # type: ignore[arg-type]
 
 
 def test_each_epoch_is_a_new_order_of_whole_batches() -> None:
@@ -94,9 +94,9 @@ def _split(rank: int, world: int) -> list[tuple[Tensor, list[dict[str, Tensor]]]
 
 def _collects(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    images, targets = collect(_split(rank, world), "cpu")  # type: ignore[arg-type]
+    images, targets = read_split(_split(rank, world), "cpu")  # type: ignore[arg-type]
     masks = [(x, x[:, 0].long()) for x, _ in _split(rank, world)]
-    same, ids = collect(masks, "cpu")
+    same, ids = read_split(masks, "cpu")
     torch.save((images, targets, same, ids), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -104,7 +104,7 @@ def _collects(rank: int, world: int, folder: str) -> None:
 @pytest.mark.slow
 def test_every_process_has_the_whole_split_in_order(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_collects, (2, str(tmp_path)), nprocs=2)
-    alone, alone_targets = collect(_split(0, 1), "cpu")  # type: ignore[arg-type]
+    alone, alone_targets = read_split(_split(0, 1), "cpu")  # type: ignore[arg-type]
     assert alone[:, 0, 0, 0].tolist() == list(range(7))
     for rank in range(2):
         images, targets, same, ids = torch.load(tmp_path / f"{rank}.pt")

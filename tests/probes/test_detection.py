@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import StagedNetwork
 from ssl_lightning.probes.base import Record, run_probes
 from ssl_lightning.probes.detection import DetectionProbe, average_precisions, mirror
-from ssl_lightning.seeding import generator
 
 NAMES = ("red", "green")
 SIZES = {"train": 8, "heldout": 4, "test": 4}

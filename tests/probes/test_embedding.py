@@ -11,10 +11,10 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.embedding import EmbeddingProbe, nearest, write_parquet
-from ssl_lightning.seeding import generator
 
 
 class Trunk(nn.Module):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.hardware import make_trainer
+from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes.base import Record, run_probes
 from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, loss, weights_behind
@@ -29,12 +29,13 @@ def make(**options: Any) -> Fake:
 
 
 def tune(network: nn.Module, data: Any, **options: Any) -> list[Record]:
+    data.setup()
     probe = FineTuneProbe(**({"fractions": [1.0], "epochs": 2, "min_steps": 1, "batch_size": 16} | options))
     return run_probes(
         {"backbone": network},
         lambda x: x - 0.5,
         {"finetune": probe},
-        {split: data.downstream(split) for split in ("train", "heldout", "test")},
+        {split: data.downstream(split) for split in ("train", "heldout", "test") if data.label_counts[split]},
         class_names=CLASSES,
         folder=Path(),
         data=data,
@@ -97,8 +98,79 @@ def test_frozen_stages_keep_weights_and_statistics(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_stage_that_is_not_there_is_refused_beforehand() -> None:
-    with pytest.raises(ValueError, match="'stage9'; the trunk has stage1"):
-        FineTuneProbe(freeze_until="stage9").check_trunk({"stage1": (3, 4, 4)}, {})
+    shapes = {f"stage{n}": (3, 4, 4) for n in (1, 2, 3)}
+    with pytest.raises(ValueError, match="'stage9'; the trunk has stage1, stage2"):
+        FineTuneProbe(stage="stage9").check_trunk(shapes, {})
+    refused = {None: "stage3", "stage2": "stage2"}  # nothing would be left to train
+    for stage, frozen in refused.items():
+        with pytest.raises(ValueError, match=rf"freeze_until is '{frozen}'; .* allowed are stage1, .*null"):
+            FineTuneProbe(stage=stage, freeze_until=frozen).check_trunk(shapes, {})
+    FineTuneProbe(stage="stage2", freeze_until="stage1").check_trunk(shapes, {})
+
+
+def caught(monkeypatch: pytest.MonkeyPatch) -> list[FineTuning]:
+    """The modules that are trained from now on."""
+    trained: list[FineTuning] = []
+    start = FineTuning.on_train_start
+    monkeypatch.setattr(FineTuning, "on_train_start", lambda self: (trained.append(self), start(self))[0])
+    return trained
+
+
+def test_a_conv_classifier_and_the_stages_up_to_its_own_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = caught(monkeypatch)
+    torch.manual_seed(0)
+    network = ConvNet(widths=[4, 8, 16], strides=[2, 2, 1])
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    (record,) = tune(network, make(), classifier="conv", stage="stage2", epochs=1)
+    assert record["stage"] == "stage2"
+    protocol = record["protocol"]
+    assert (protocol["classifier"], protocol["trained"]) == ("NIN block and a linear layer", "up to stage2")
+    after = trained[-1].trunk.state_dict()
+    kept = {name for name, value in after.items() if torch.equal(value, before[name])}
+    assert kept == {name for name in before if name.startswith("stages.2.")}
+    # by hand: convolutions, two numbers a channel of each batch norm, the linear layer with its biases
+    block = 9 * 8 * 192 + 2 * 192 * 192 + 3 * 2 * 192 + 192 * 4 + 4
+    stages = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("stages.2."))
+    assert protocol["weights"] == stages + block
+
+
+def test_the_last_weights_are_tested_where_nothing_is_selected(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = caught(monkeypatch)
+    figures: list[str] = []
+    figure = FineTuning.figure
+    monkeypatch.setattr(FineTuning, "figure", lambda self, s: (figures.append(s), figure(self, s))[1])
+    options: dict[str, Any] = {"epochs": 3, "patience": 1, "selection": "last", "head_lr": 1e-12, "lr": 0.0}
+    (record,) = tune(trunk(), make(), milestones=[0.5], **options)  # never better, and trained to its end
+    protocol = record["protocol"]
+    assert [protocol[key] for key in ("epoch", "epochs_run", "selected_on")] == [3, 3, "nothing"]
+    assert protocol["labels"] == {"train": 48, "heldout": 24}
+    assert figures == ["heldout", "test"]  # once, at the end
+    assert protocol["heldout"] == figure(trained[-1], "heldout")[0]
+    assert trained[-1].optimizers().param_groups[0]["lr"] == pytest.approx(2e-13)  # type: ignore[union-attr]
+
+
+def test_heldout_images_are_trained_on_if_asked_and_none_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"selection": "last", "augment": False}
+    (both,) = tune(trunk(), make(), labels="train+heldout", **options)
+    data = make(heldout=0)
+    (none,) = tune(trunk(), data, **options)
+    assert both["protocol"]["labels"] == {"train": 72, "heldout": 0}
+    assert both == none
+    assert both["protocol"]["heldout"] is None
+    assert not both["protocol"]["augmented"]
+    with pytest.raises(ValueError, match="FineTuneProbe needs held-out images to choose by"):
+        FineTuneProbe().check(data.label_counts)
+
+
+def test_images_are_augmented_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    labelled = Fake.labelled
+    monkeypatch.setattr(
+        Fake, "labelled", lambda self, *a, **k: (asked.append(k["augment"]), labelled(self, *a, **k))[1]
+    )
+    tune(trunk(), make(), epochs=1)
+    tune(trunk(), make(), epochs=1, augment=False)
+    assert asked == [True, False]
 
 
 def test_weights_behind_an_output() -> None:
@@ -132,6 +204,11 @@ def test_loss_of_several_classes_does_not_count_ignored_labels() -> None:
         {"epochs": 0},
         {"min_steps": 0},
         {"patience": 0},
+        {"classifier": "svm"},
+        {"selection": "best"},
+        {"labels": "all"},
+        {"labels": "train+heldout"},
+        {"milestones": [0.5, 1.0]},
     ],
 )
 def test_bad_values_are_refused(options: dict) -> None:

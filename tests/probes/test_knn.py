@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import Features
 from ssl_lightning.probes.knn import KNNProbe
-from ssl_lightning.seeding import generator
 
 CLASSES = 4
 SIZES = {"train": 150, "heldout": 50, "test": 120}

@@ -8,9 +8,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import Features
 from ssl_lightning.probes.linear import LinearProbe, standardisation
-from ssl_lightning.seeding import generator
 
 CLASSES = 6
 SIZES = {"train": 300, "heldout": 100, "test": 200}
@@ -107,7 +107,7 @@ def test_no_convergence_is_said() -> None:
 
 
 def test_nothing_to_choose_by_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"300 training and 0 held-out"):
+    with pytest.raises(ValueError, match="LinearProbe needs held-out images to choose by"):
         LinearProbe().check({"train": 300, "heldout": 0, "test": 5})
 
 

@@ -8,9 +8,9 @@ import torch
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from ssl_lightning.encoding import Features
-from ssl_lightning.probes.lowshot import LowShotProbe, draw
-from ssl_lightning.seeding import generator
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import Features
+from ssl_lightning.probes.lowshot import LowShotProbe, draw_images
 
 CLASSES = 3
 GOLDEN = [
@@ -42,7 +42,8 @@ def one_hot(labels: Tensor) -> Tensor:
 def test_draws_are_the_same_on_every_machine() -> None:
     targets = one_hot(torch.arange(30) % 3)
     taken = [
-        (draw(targets, 2, number, one_label=True)[:, 0] >= 0).nonzero()[:, 0].tolist() for number in range(3)
+        (draw_images(targets, 2, number, one_label=True)[:, 0] >= 0).nonzero()[:, 0].tolist()
+        for number in range(3)
     ]
     assert taken == GOLDEN
 
@@ -51,12 +52,12 @@ def test_draws_are_the_same_on_every_machine() -> None:
 def test_one_label_draws_are_stratified_and_nested(k: int) -> None:
     labels = torch.randint(4, (100,), generator=generator("labels"))
     targets = one_hot(labels)
-    drawn = draw(targets, k, 0, one_label=True)
+    drawn = draw_images(targets, k, 0, one_label=True)
     rows = (drawn >= 0).any(1)
     assert labels[rows].bincount().tolist() == [k] * 4
     assert torch.equal(drawn[rows], targets[rows])
     assert (drawn[~rows] == -1).all()
-    more = (draw(targets, k + 1, 0, one_label=True) >= 0).any(1)
+    more = (draw_images(targets, k + 1, 0, one_label=True) >= 0).any(1)
     assert (more | ~rows).all()  # a larger draw takes them too
 
 
@@ -64,11 +65,11 @@ def test_draws_of_several_classes_an_image_take_images_with_and_without_each() -
     stream = generator("several")
     targets = (torch.rand(200, 5, generator=stream) < 0.2).long()
     targets[torch.rand(200, 5, generator=stream) < 0.1] = -1
-    drawn = draw(targets, 4, 1, one_label=False)
+    drawn = draw_images(targets, 4, 1, one_label=False)
     assert ((drawn == 1).sum(0) == 4).all()
     assert ((drawn == 0).sum(0) == 16).all()
     assert ((drawn == targets) | (drawn == -1)).all()
-    few = draw(targets[:30], 1, 0, one_label=False)
+    few = draw_images(targets[:30], 1, 0, one_label=False)
     assert ((few == 0).sum(0) == 4).all()
 
 
@@ -80,7 +81,7 @@ def test_figures_are_the_mean_over_the_draws_of_scikit_learns() -> None:
     labels = {s: values.numpy() for s, values in features.labels.items()}
     figures: dict[str, list[float]] = {"test": [], "heldout": []}
     for number in range(3):
-        rows = (draw(one_hot(features.labels["train"]), 5, number, one_label=True)[:, 0] >= 0).numpy()
+        rows = (draw_images(one_hot(features.labels["train"]), 5, number, one_label=True)[:, 0] >= 0).numpy()
         models = [
             LinearSVC(class_weight={1: 2, -1: 1}, dual=False, tol=1e-8, max_iter=100_000).fit(
                 x["train"][rows], np.where(labels["train"][rows] == k, 1, -1)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import FeatureInfo
 from ssl_lightning.probes.base import Record, run_probes
 from ssl_lightning.probes.segmentation import SegmentationProbe
-from ssl_lightning.seeding import generator
 
 NAMES = ("left", "right", "absent")
 SIZES = {"train": 12, "heldout": 4, "test": 8}
@@ -183,7 +183,7 @@ def test_bad_values_are_refused(options: dict, message: str) -> None:
 
 
 def test_too_few_images_and_unknown_stages_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size \(8\).*3 and 4"):
+    with pytest.raises(ValueError, match=r"batch_size \(8\).*there are 3"):
         SegmentationProbe().check({"train": 3, "heldout": 4, "test": 4})
     with pytest.raises(ValueError, match=r"stages is \[1, 3\]; this trunk has the stages 1 to 2"):
         run(splits(), tmp_path, stages=[1, 3])

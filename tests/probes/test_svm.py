@@ -7,12 +7,12 @@ from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 from torch import Tensor
 
-from ssl_lightning.encoding import Features
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import Features
 from ssl_lightning.ops import svm
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.probes._svm import as_targets, deal, fit, fit_cross_validated, solver
 from ssl_lightning.probes.svm import SVMProbe
-from ssl_lightning.seeding import generator
 from tests.ops._bounds import assert_same_svms
 
 CLASSES = 4

@@ -13,12 +13,14 @@ from omegaconf import OmegaConf
 
 import ssl_lightning
 from ssl_lightning.bench.build import composed
-from ssl_lightning.evaluation import evaluate
-from ssl_lightning.launch import save_config
-from ssl_lightning.resume import check_checkpoint, resumed_config
-from ssl_lightning.run import Run, run
-from ssl_lightning.targets import CONF
+from ssl_lightning.config.targets import CONF
+from ssl_lightning.launch.resume import check_checkpoint, resumed_config
+from ssl_lightning.launch.train import save_config
+from ssl_lightning.run.evaluate import evaluate
+from ssl_lightning.run.execute import run
+from ssl_lightning.run.parts import build_parts
 
+# one epoch, which `resume` makes two; tests/test_user_loop.py resumes with every callback
 TINY = [
     "data=fake", "data.num_train=32", "data.num_test=16", "data.heldout=16", "data.batch_size=8",
     "data.image_size=16", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "logger=[]",
@@ -67,7 +69,7 @@ def resume(folder: Path) -> None:
 
 def init_from(path: Path) -> None:
     """Build a new run with `init_from=`, up to where work would start."""
-    Run(composed_with(path.parent / "new", f"init_from='{path}'"), path.parent / "new")
+    build_parts(composed_with(path.parent / "new", f"init_from='{path}'"), path.parent / "new")
 
 
 def evaluate_run(folder: Path) -> None:
@@ -80,7 +82,7 @@ def evaluate_run(folder: Path) -> None:
 def evaluate_weights(path: Path) -> None:
     """What `evaluate.py weights=` builds: the control that trains nothing, around given weights."""
     folder = path.parent / "evaluated"
-    Run(composed_with(folder, "task=random", "callbacks=[]", f"init_from='{path}'"), folder)
+    build_parts(composed_with(folder, "task=random", "callbacks=[]", f"init_from='{path}'"), folder)
 
 
 def load_backbone(path: Path) -> None:

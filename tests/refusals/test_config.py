@@ -15,12 +15,13 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.bench.build import composed
-from ssl_lightning.errors import RunError
-from ssl_lightning.launch import check_devices
-from ssl_lightning.run import Run
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.train import check_devices
+from ssl_lightning.run.parts import build_parts
 
 ROOT = Path(__file__).parents[2]
 DATA = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "data.batch_size=8", "data.image_size=16"]
+# nothing is trained here
 TINY = ["data=fake", "trainer=cpu", "trainer.precision=32-true", "callbacks=[]", "logger=[]", "probe=[]"]
 
 WHOLE = "allowed is a whole number"
@@ -72,7 +73,7 @@ CASES = {
     "data.mean=[nan,0.5,0.5] data.std=[0.1,0.1,0.1]": "data.mean is .*a list, each a finite number or null",
     "data.mean=[0.5,0.5,0.5] data.std=[0,0.1,0.1]": "std is .*above 0",
     "data.mean=[0.5,0.5,0.5] data.std=[a,b,c]": "data.std is .*each a finite number",
-    "data.heldout=48": "data.heldout is 48; allowed for fake is 1 to 47",
+    "data.heldout=48": "data.heldout is 48; allowed for fake is 0 to 47",
     "data.max_labels=1": "data.max_labels is 1; .*at least 4 .one a class.",
     "data.pretrain_size=1000": "data.pretrain_size is 1000; allowed for fake is 1 to 32",
     "data.pretrain_size=4": "data.batch_size is 8; allowed for fake is 1 to 4",
@@ -179,6 +180,15 @@ CASES = {
     "probe=[svm] probe.svm.folds=100": "probe.svm.folds is 100, and there are 32",
     "probe=[lowshot] probe.lowshot.ks=[1000]": "begins with 1000 images a class, and there are 32",
     "probe=[nonlinear] probe.nonlinear.stage=stage9": "'stage9'; the trunk has stage1, stage2, stage3",
+    "data.heldout=0 probe=[linear]": "LinearProbe needs held-out images to choose by, and data.heldout is 0",
+    "data.heldout=0 probe=[nonlinear]": "NonLinearProbe needs held-out images to choose by",
+    "data.heldout=0 probe=[finetune]": "FineTuneProbe needs held-out images to choose by",
+    "probe=[nonlinear] probe.nonlinear.selection=best": "selection is 'best'; allowed are heldout and last",
+    "probe=[nonlinear] probe.nonlinear.labels=train+heldout": "set probe.nonlinear.selection=last",
+    "probe=[finetune] probe.finetune.classifier=svm": "classifier is 'svm'; allowed are linear, conv",
+    "probe=[finetune] probe.finetune.fractions=[1.0] probe.finetune.freeze_until=stage3": (
+        "on stage3 allowed are stage1, stage2, null"
+    ),
     "probe=[rankme] probe.rankme.images=0": "probe.rankme.images is 0; a rank needs at least 2",
     "probe=[finetune] probe.finetune.fractions=[2]": r"fractions is \[2\]; .*all in \(0, 1\]",
     "probe=[finetune] probe.finetune.fractions=[0.001]": "begins with 0.001, 0 of 32 labelled",
@@ -204,7 +214,7 @@ def refused(overrides: list[str], folder: Path) -> Exception:
     try:
         cfg = composed([*base, *overrides], folder)
         check_devices(cfg)
-        Run(cfg, folder)
+        build_parts(cfg, folder)
     except Exception as error:
         while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # as the worker does

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssl_lightning.core.untrusted import printable
 from ssl_lightning.data.camvid import CamVid
 from ssl_lightning.data.folder import Folder
 from ssl_lightning.data.imagenet import ImageNet
 from ssl_lightning.data.io import cifar10
 from ssl_lightning.data.io.annotations import read_mask, read_voc_boxes
 from ssl_lightning.data.io.folders import BadImagesError, decode, good_images, scan
-from ssl_lightning.data.voc_classification import shown
-from ssl_lightning.reading import printable
+from ssl_lightning.data.voc_classification import shows_classes
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 GREY16 = np.array([[0, 256, 257, 32768, 65534, 65535]], np.uint16)
@@ -338,7 +338,7 @@ def test_annotations_that_cannot_be_used_name_their_file(case: str, tmp_path: Pa
         read_voc_boxes(tmp_path / "a.xml", (6, 4), ["cat", "dog"])
     if case in ("a billion laughs", "an entity of another file", "cut short"):  # its other reader
         with pytest.raises(ValueError, match=rf"(?s)a\.xml: .*{message}"):
-            shown(tmp_path / "a.xml", ["cat", "dog"])
+            shows_classes(tmp_path / "a.xml", ["cat", "dog"])
 
 
 def test_what_sticks_out_of_the_image_is_cut_off(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ssl_lightning.earlier import finished_run, read_objective
-from ssl_lightning.errors import RunError
+from ssl_lightning.config.identity import config_sha256
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.previous_runs import finished_run, read_objective
 from ssl_lightning.report.collect import collect
 from ssl_lightning.report.write import write_report
-from ssl_lightning.results import config_sha256
 from tests.refusals import _run as entrance
 from tests.refusals._run import absurd, circle, digests, make_run, pipe
 

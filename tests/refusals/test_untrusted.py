@@ -17,14 +17,14 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from ssl_lightning.data.io.download import cache_root
-from ssl_lightning.errors import RunError
-from ssl_lightning.evaluate import GROUPS, evaluation_config
-from ssl_lightning.foreign import check_config, check_folder, given_overrides, load_config, moved
+from ssl_lightning.config.targets import CONF
+from ssl_lightning.config.trust import check_config, check_folder, given_overrides, load_config, moved
+from ssl_lightning.core.cache import cache_root
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.evaluate import GROUPS, evaluation_config
+from ssl_lightning.launch.resume import resumed_config
 from ssl_lightning.networks.timm_backbone import create_timm
-from ssl_lightning.resume import resumed_config
-from ssl_lightning.run import command
-from ssl_lightning.targets import CONF
+from ssl_lightning.run.writer import command
 from tests.refusals._run import make_run
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ CONFIG: dict[str, Any] = {
     "data": {"_target_": "ssl_lightning.data.fake.Fake", "batch_size": 8, "root": None},
     "backbone": {"_target_": "ssl_lightning.networks.convnet.ConvNet", "widths": [4, 4, 4]},
     "optimizer": {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.1},
-    "scheduler": {"_target_": "ssl_lightning.optim.one_cycle", "_partial_": True},
+    "scheduler": {"_target_": "ssl_lightning.engine.optim.one_cycle", "_partial_": True},
     "task": {"_target_": "ssl_lightning.tasks.rotation.Rotation", "copies": 4},
     "trainer": {"accelerator": "cpu", "devices": 1},
     "probe": {"knn": {"_target_": "ssl_lightning.probes.knn.KNNProbe"}},
@@ -44,7 +44,7 @@ CONFIG: dict[str, Any] = {
         },
         "panel": {"_target_": "ssl_lightning.callbacks.panel.PanelPicture", "folder": HOME},
     },
-    "encoding": {"_target_": "ssl_lightning.preparation.Preparation"},
+    "encoding": {"_target_": "ssl_lightning.features.prepare.Preparation"},
     "seed": 0, "name": "x", "output_dir": "outputs", "folder": "rotation/fake/convnet/x", "run_dir": HOME,
     "choices": {"task": "rotation", "data": "fake", "backbone": "convnet"}, "init_from": None,
     "overrides": ["data=fake", "name=${oc.env:SECRET}"],
@@ -125,8 +125,8 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "a function of Python": (runs("builtins.eval"), NOT_OURS),
     "torch.hub": (runs("torch.hub.load", "task"), NOT_OURS),
     "torch.load": (runs("torch.load", "backbone"), NOT_OURS),
-    "what an own module imports": (runs("ssl_lightning.ranks.subprocess.run", "task"), NOT_OURS),
-    "an own function that writes": (runs("ssl_lightning.files.write_file"), NOT_OURS),
+    "what an own module imports": (runs("ssl_lightning.launch.ranks.subprocess.run", "task"), NOT_OURS),
+    "an own function that writes": (runs("ssl_lightning.core.atomic_files.write_file"), NOT_OURS),
     "an own class of another group": (runs("ssl_lightning.callbacks.checkpoint.Checkpoint"), NOT_OURS),
     "an optimizer for a task": (runs("torch.optim.SGD", "task"), NOT_OURS),
     "hydra's get_method": (runs("hydra.utils.get_method", "scheduler"), NOT_OURS),
@@ -297,7 +297,7 @@ def test_a_worker_started_by_hand_runs_nothing_of_a_folder_from_elsewhere(folder
     says("data", {"_target_": "pathlib.Path.touch", "self": str(folder / "owned")})(folder)
     shutil.copy(folder / "config.yaml", folder / "evaluation.yaml")
     for mode in ([], ["evaluate"]):
-        done = run_command("-m", "ssl_lightning.worker", str(folder), *mode, cwd=folder.parent)
+        done = run_command("-m", "ssl_lightning.run", str(folder), *mode, cwd=folder.parent)
         assert done.returncode != 0
         assert "would run 'pathlib.Path.touch' (data._target_)" in done.stderr
         assert "Traceback" not in done.stderr

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ssl_lightning.report import audit
-from ssl_lightning.report.audit import Figure, Row, audit_rows, judge, write_audit
+from ssl_lightning.report.audit import Figure, Row, audit_rows, verdict_on, write_audit
 
 
 def run(pretext: float, probe: float, untrained: float = 0.4) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_one_seed_has_the_error_of_its_sample() -> None:
 def test_a_verdict_needs_differences_beyond_the_noise(easier: float, features: float, verdict: str) -> None:
     guarded = Row("all guards", "", Figure(0.5, 0.01), Figure(0.5, 0.01), None)
     without = Row("gap", "", Figure(0.5 + easier, 0.01), Figure(0.5 + features, 0.01), None)
-    assert judge(guarded, without) == verdict
+    assert verdict_on(guarded, without) == verdict
 
 
 def test_without_labels_there_is_no_verdict(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ssl_lightning.report.label_efficiency import curve, draw, main
+from ssl_lightning.report.label_efficiency import curve, draw_curves, main
 
 
 def record(
@@ -49,7 +49,7 @@ def test_a_later_evaluation_says_which_data() -> None:
 
 def test_what_is_drawn_is_what_was_measured() -> None:
     curves = [curve(run(*ROWS)), curve(run(record("stage1", 2, 0.25, 0.1), task="jigsaw"))]
-    (axis,) = draw(curves).axes
+    (axis,) = draw_curves(curves).axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
     assert lines == {"rotation": [[1, 30], [4, 50]], "jigsaw": [[2, 25]]}
     assert [text.get_text() for text in axis.get_xticklabels()] == ["1", "2", "4"]
@@ -59,9 +59,9 @@ def test_runs_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(ValueError, match=r"evaluate\.py run=<its folder> probe=\[lowshot\]"):
         curve(run(ROWS[-1]))
     with pytest.raises(ValueError, match="one figure on one data set"):
-        draw([curve(run(*ROWS)), curve(run(*ROWS, data="stl10"))])
+        draw_curves([curve(run(*ROWS)), curve(run(*ROWS, data="stl10"))])
     with pytest.raises(ValueError, match="these are none"):
-        draw([])
+        draw_curves([])
 
 
 def test_the_command(tmp_path: Path, leave: Any, capsys: pytest.CaptureFixture[str]) -> None:

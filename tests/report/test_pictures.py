@@ -13,7 +13,7 @@ from ssl_lightning.report.canvas import chart, grid
 from ssl_lightning.report.collect import collect
 from ssl_lightning.report.pictures import MOST, WIDE, draw_all
 from ssl_lightning.report.table import Table
-from ssl_lightning.report.training_log import POINTS, epochs, read_metrics, smooth, thin
+from ssl_lightning.report.training_log import POINTS, epochs, read_metrics, smooth, thin_points
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ def test_of_many_rows_the_best_are_drawn_and_that_is_said(
 
 
 def test_long_logs_are_thinned() -> None:
-    assert thin(list(range(10))) == list(range(10))
-    assert 0.5 * POINTS < len(thin(list(range(12_345)))) <= POINTS
+    assert thin_points(list(range(10))) == list(range(10))
+    assert 0.5 * POINTS < len(thin_points(list(range(12_345)))) <= POINTS
     assert smooth([0.0, 3.0, 0.0]) == [1.5, 1.0, 1.5]
 
 

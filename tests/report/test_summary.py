@@ -5,7 +5,7 @@ from rich.console import Console
 from ssl_lightning.report.summary import summary_table, summary_tables
 
 
-def record(stage: str, trained: bool, value: float, heldout: float, metric: str = "top1") -> dict:
+def record(stage: str, trained: bool, value: float, heldout: float | None, metric: str = "top1") -> dict:
     return {
         "probe": "knn",
         "branch": "backbone",
@@ -42,6 +42,13 @@ def test_a_control_has_one_figure_and_no_gain() -> None:
     _, line = shown([record("stage1", False, 0.4, 0.4)])
     assert "40.0*" in line
     assert "→" not in line
+
+
+def test_no_stage_is_marked_where_nothing_was_held_out() -> None:
+    rows = [record(f"stage{n}", True, n / 10, None) for n in (1, 2)]
+    _, first, second = shown(rows)
+    assert "10.0 " in first
+    assert "20.0 " in second
 
 
 def test_of_a_low_shot_curve_three_numbers_of_labels_are_shown() -> None:

@@ -10,16 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning import optim
 from ssl_lightning.callbacks.csv_logger import CSVLogger
-from ssl_lightning.callbacks.divergence import DivergedError, DivergenceGuard
+from ssl_lightning.callbacks.health import DivergedError, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.hardware import make_trainer
+from ssl_lightning.engine import optim
+from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.inpainting import Inpainting
 
@@ -151,7 +151,7 @@ def fit(
     given = {"max_epochs": 2, "log_every_n_steps": 1} | options
     trainer = make_trainer(
         **task.trainer_options(given), accelerator="cpu", precision="32-true",
-        callbacks=[DivergenceGuard(tmp_path), metrics],
+        callbacks=[HealthGuard(tmp_path), metrics],
         logger=[logger], enable_progress_bar=False,
     )  # fmt: skip
     try:

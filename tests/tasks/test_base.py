@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.base import PretextTask, to_float
 from ssl_lightning.tasks.colorization import Colorization
 from ssl_lightning.tasks.context_prediction import ContextPrediction

@@ -13,15 +13,17 @@ from skimage.color import lab2rgb, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio
 
 import ssl_lightning
+from ssl_lightning.artifacts.weights import load_weights
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.ops.ab_bins import smooth_prior
 from ssl_lightning.ops.ab_prior import AbStatistics, measure, pixels, shrink
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
-from ssl_lightning.run import Run
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
+from ssl_lightning.run.execute import execute
+from ssl_lightning.run.parts import build_parts
+from ssl_lightning.run.writer import RunWriter
 from ssl_lightning.tasks.colorization import Colorization
-from ssl_lightning.weights import load_weights
 
 ROOT = Path(__file__).parent.parent.parent
 CIFAR = Path.home() / ".cache/ssl_lightning/cifar10"
@@ -320,9 +322,10 @@ def test_a_run_measures_the_data_and_exports_a_trunk_for_lightness(tmp_path: Pat
     )
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"overrides": overrides})
     cfg.choices = {"task": "colorization", "data": "fake", "backbone": "convnet"}
-    job = Run(cfg, tmp_path)
-    job.execute()
-    job.write("finished")
+    job = build_parts(cfg, tmp_path)
+    writer = RunWriter(job, began=0.0)
+    execute(job, writer)
+    writer.write("finished")
     task = job.task
     sample = job.data.train_sample(256)
     again = make()

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.timm_backbone import create_timm
 from ssl_lightning.ops.tile_grid import NEIGHBOURS
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.context_prediction import ContextPrediction
 
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.fake import striped
 from ssl_lightning.networks.alexnet import AlexNet
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.srresnet import SRResNet
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.inpainting import Inpainting
 
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

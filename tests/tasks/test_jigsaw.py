@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.fake import striped
 from ssl_lightning.networks.alexnet import AlexNet
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.timm_backbone import create_timm
 from ssl_lightning.ops.patches import draw_corners
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.jigsaw import Jigsaw
 
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))

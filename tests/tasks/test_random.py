@@ -2,8 +2,8 @@
 
 import torch
 
+from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.random import Random
 
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.seeding import generator
-from ssl_lightning.spec import ImageSpec
 from ssl_lightning.tasks.supervised import Supervised
 
 NAMES = ("cat", "dog", "eel")

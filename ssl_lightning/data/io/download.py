@@ -1,7 +1,6 @@
 """Getting a data set into the cache: sources tried in order, verified, placed atomically.
 
-The cache is `$SSL_LIGHTNING_DATA`, else `$XDG_CACHE_HOME/ssl_lightning`, else
-`~/.cache/ssl_lightning`. A data set is one folder in it, which is either whole or absent: a source
+A data set is one folder in the cache (`ssl_lightning.core.cache`), which is either whole or absent: a source
 writes into a work folder of the same file system, and one rename makes the result visible.
 """
 
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ssl_lightning.files import is_full
+from ssl_lightning.core.atomic_files import is_full
 
 CONNECT_TIMEOUT_S = 15  # so that a machine without internet falls back quickly
 TOOL_TIMEOUT_S = 1800
@@ -54,16 +53,6 @@ class Source:
     description: str
     fetch: Callable[[Path, Path], None]
     size: int
-
-
-def cache_root(root: str | os.PathLike[str] | None = None) -> Path:
-    """Return the cache folder: `root` where given, else from the environment (see the module)."""
-    if root:
-        return Path(root).expanduser().absolute()
-    if env := os.environ.get("SSL_LIGHTNING_DATA"):
-        return Path(env).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "ssl_lightning"
 
 
 def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]) -> Path:

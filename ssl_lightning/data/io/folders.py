@@ -19,9 +19,9 @@ from PIL import Image, ImageOps
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from ssl_lightning.cores import available_cores
-from ssl_lightning.files import write_file
-from ssl_lightning.reading import check_plain, printable
+from ssl_lightning.core.atomic_files import write_file
+from ssl_lightning.core.cpu import available_cores
+from ssl_lightning.core.untrusted import check_plain, printable
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 # What these are by their content. Pillow knows dozens more, and gives some to outside programs (PostScript to

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.sources import ImageSource, OrderedSource, Share
-from ssl_lightning.seeding import generator
 
 
 class BatchLoader:
@@ -26,7 +26,7 @@ class BatchLoader:
 
     Args:
         source: The images.
-        indices: Which of them, int64 (N,).
+        indices: Which of them, int64 (N,); none only where nothing is shuffled.
         batch_size: Images of a global batch, over all processes.
         seed: Of the order and of the augmentation.
         shuffle: Whether this is training: a new order each epoch, and state.
@@ -61,7 +61,7 @@ class BatchLoader:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; allowed are 0 to {world_size - 1}")
         size = len(self.indices)
-        if size == 0 or (drop_last and size < batch_size):
+        if (size == 0 and shuffle) or (drop_last and size < batch_size):
             raise ValueError(f"batch_size of {name} is {batch_size}, and there are only {size} images")
         if batch_size < world_size:
             raise ValueError(f"batch_size of {name} is {batch_size} in all, below {world_size} processes")

@@ -106,16 +106,16 @@ def make_pack(paths: Sequence[Path], folder: Path, *, channels: int, side: int, 
     for path in paths:
         digest.update(os.fsencode(os.path.abspath(path)) + b"\0" + repr(stamp(path)).encode() + b"\0")
     final = folder / f"{digest.hexdigest()[:32]}.bin"
-    if is_whole(final):  # no lock: a cache that is read-only, and has it, is good enough
+    if is_complete_pack(final):  # no lock: a cache that is read-only, and has it, is good enough
         return final
     with locked(TITLE, final):
-        if not is_whole(final):
+        if not is_complete_pack(final):
             _remove_leftovers(final)
             _write(final, paths, channels, side, max_pixels)
     return final
 
 
-def is_whole(pack: Path) -> bool:
+def is_complete_pack(pack: Path) -> bool:
     """Return whether a pack is there and as long as its last bytes say."""
     try:
         with pack.open("rb") as file:

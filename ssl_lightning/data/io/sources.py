@@ -11,11 +11,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from ssl_lightning.cores import available_cores
+from ssl_lightning.core.cpu import available_cores
+from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
 from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.data.io.workers import BatchWorkers, has_gpu
-from ssl_lightning.seeding import generator, stream_seed
 
 RESIZE_CHUNK = 1024
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl_lightning.seeding import generator
+from ssl_lightning.core.seeding import generator
 
 
 def stratified(labels: Tensor, count: int, stream: str) -> Tensor:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.data.io.folders import BadImagesError
 from ssl_lightning.data.io.shard_index import ShardError, check_shards
 from ssl_lightning.data.pack.plan import make_plan
 from ssl_lightning.data.pack.writer import LOCK_NAME, write_shards
-from ssl_lightning.files import naming_full_disk
 
 GO_ON = "The same command goes on where this one stopped"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.folders import classes_of, scan, stamp
 from ssl_lightning.data.io.shard_index import FORMAT, TAR_BLOCK
-from ssl_lightning.seeding import generator
 
 
 @dataclass(frozen=True)
-class Plan:
+class PackPlan:
     """What is packed, and where each image goes.
 
     Args:
@@ -50,7 +50,7 @@ def make_plan(
     seed: int | None,
     max_pixels: int,
     max_bad: float,
-) -> Plan:
+) -> PackPlan:
     """Find the images of a tree and share them out.
 
     Args:
@@ -59,7 +59,7 @@ def make_plan(
         shard_bytes: A shard ends before the image with which it would become larger.
         shard_images: Images of a shard, whatever their size; None goes by `shard_bytes`.
         seed: Images are stored in an order drawn from it; None keeps that of their paths.
-        max_pixels, max_bad: See `Plan`.
+        max_pixels, max_bad: See `PackPlan`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: See `scan`.
@@ -80,7 +80,7 @@ def make_plan(
     root = folder.expanduser()
     for path, each in zip(found, stamps, strict=True):
         digest.update(f"{path.relative_to(root).as_posix()!r} {each}\n".encode(errors="surrogateescape"))
-    return Plan(
+    return PackPlan(
         root,
         tuple(found[place] for place in order),
         tuple(sizes),

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ssl_lightning.core.atomic_files import DiskFullError, atomic_file, remove_leftovers, write_file
+from ssl_lightning.core.untrusted import check_plain, printable
 from ssl_lightning.data.io.download import say
 from ssl_lightning.data.io.folders import BadImagesError, decode, describe_bad
 from ssl_lightning.data.io.packed import in_order
@@ -37,15 +39,13 @@ from ssl_lightning.data.io.shard_index import (
     read_index,
 )
 from ssl_lightning.data.io.sources import default_workers
-from ssl_lightning.data.pack.plan import Plan
-from ssl_lightning.files import DiskFullError, atomic_file, remove_leftovers, write_file
-from ssl_lightning.reading import check_plain, printable
+from ssl_lightning.data.pack.plan import PackPlan
 
 PLAN_NAME, LOCK_NAME = ".plan", ".lock"
 TELL_S = 30.0  # seconds between two lines on how far it is
 
 
-def write_shards(plan: Plan, out: Path) -> dict[str, Any]:
+def write_shards(plan: PackPlan, out: Path) -> dict[str, Any]:
     """Write what is missing of a pack; the caller holds its lock.
 
     Returns:
@@ -104,7 +104,7 @@ def _record_path(out: Path, number: int) -> Path:
     return out / f".shard-{number:06}.json"
 
 
-def _records(plan: Plan, out: Path) -> dict[int, dict[str, Any]]:
+def _records(plan: PackPlan, out: Path) -> dict[int, dict[str, Any]]:
     """Return the records of shards that are done; an empty folder is begun, one of another plan cleared."""
     held = [path for path in out.iterdir() if path.name != LOCK_NAME]
     plan_path = out / PLAN_NAME
@@ -135,7 +135,7 @@ def _records(plan: Plan, out: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _write_shard(plan: Plan, out: Path, number: int) -> dict[str, Any]:
+def _write_shard(plan: PackPlan, out: Path, number: int) -> dict[str, Any]:
     """Write one shard, and then its record; a shard without one is written anew."""
     places = range(plan.ends[number - 1] if number else 0, plan.ends[number])
 
@@ -184,7 +184,9 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
     return tar.offset - -(-len(content) // TAR_BLOCK) * TAR_BLOCK
 
 
-def _write_index(plan: Plan, out: Path, records: Sequence[dict[str, Any]], skipped: int) -> dict[str, Any]:
+def _write_index(
+    plan: PackPlan, out: Path, records: Sequence[dict[str, Any]], skipped: int
+) -> dict[str, Any]:
     records = [record for record in records if record["rows"]]
     counts = [len(record["rows"]) for record in records]
     places = [row[0] for record in records for row in record["rows"]]

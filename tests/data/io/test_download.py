@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data.io.download import (
     ChecksumError,
     DownloadError,
     Source,
-    cache_root,
     check_file,
     lock_of,
     obtain,

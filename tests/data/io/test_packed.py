@@ -22,7 +22,7 @@ from PIL import Image
 from ssl_lightning.data.io import packed
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.loader import BatchLoader
-from ssl_lightning.data.io.packed import CacheSpaceError, PackedSource, is_whole, make_pack, shrunk
+from ssl_lightning.data.io.packed import CacheSpaceError, PackedSource, is_complete_pack, make_pack, shrunk
 from ssl_lightning.data.io.sources import FileSource
 
 COUNT = 12
@@ -208,7 +208,7 @@ def test_a_torn_pack_is_noticed_and_made_anew(paths, left):
     whole = pack_of(paths).read_bytes()
     pack = pack_of(paths)
     os.truncate(pack, left if left >= 0 else len(whole) + left)
-    assert not is_whole(pack)
+    assert not is_complete_pack(pack)
     assert pack_of(paths) == pack
     assert pack.read_bytes() == whole
 
@@ -269,7 +269,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_decoded(paths, d
     for free, fits in ((pixels - 1, False), (pixels, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         if fits:
-            assert is_whole(pack_of(paths))
+            assert is_complete_pack(pack_of(paths))
             continue
         with pytest.raises(CacheSpaceError, match=r"MB in .*packed.*data\.root.*data\.cache=false"):
             pack_of(paths)

@@ -38,7 +38,7 @@ def fill() -> None:
 
 def strike() -> None:
     time.sleep(AT["delay"])
-    rank = "ssl_lightning.worker" in " ".join(sys.orig_argv)
+    rank = "ssl_lightning.run" in " ".join(sys.orig_argv)
     number = AT["signal"]
     if rank and (number == signal.SIGKILL or AT["to"] == "launcher"):
         os.kill(os.getppid(), number)

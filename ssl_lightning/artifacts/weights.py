@@ -1,0 +1,188 @@
+"""Weights of a trunk: exported with the config beside them, and read from many kinds of file, strictly."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ssl_lightning.artifacts.checkpoints import MAX_BYTES, load_checkpoint, resume_point
+from ssl_lightning.artifacts.results import write_json
+from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
+from ssl_lightning.artifacts.state_dicts import AllocationLimit, misfits
+from ssl_lightning.config.types import accepted, check_values
+from ssl_lightning.core.atomic_files import atomic_file
+from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
+
+TRUNKS = "ssl_lightning.networks."  # where the target of an exported trunk may lie
+SCHEMA = 1  # of backbone.json
+MAX_CONFIG = 1 << 20  # bytes of it
+
+
+def save_backbone(folder: Path, trunk: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write `backbone.safetensors` and, beside it, what rebuilds the trunk.
+
+    Args:
+        folder: The run folder.
+        trunk: The trunk.
+        config: Its resolved config with `_target_` and `in_channels`, under `backbone`; and anything else
+            that a user needs to feed it.
+    """
+    state = {name: value.detach().cpu().contiguous() for name, value in trunk.state_dict().items()}
+    with atomic_file(folder / BACKBONE) as temporary:
+        temporary.write_bytes(save(state, {"format": "pt"}))
+    write_json(folder / BACKBONE_CONFIG, {"schema": SCHEMA, **config})
+
+
+def load_backbone(path: str | Path) -> nn.Module:
+    """Rebuild an exported trunk: `(B, C, H, W)` normalised floats in, the list of stage maps out.
+
+    Args:
+        path: `backbone.safetensors`, or the run folder that holds it; `backbone.json` lies beside it
+            and also says, under `input`, which colours the trunk takes (RGB, grey or L, the lightness of CIE
+            Lab) and by which mean and std they are normalised.
+
+    Returns:
+        The trunk in eval mode, on the CPU.
+
+    Raises:
+        ValueError: A file is absent or broken, or its config asks for anything but a trunk of ours.
+    """
+    file = Path(path) / BACKBONE if Path(path).is_dir() else Path(path)
+    beside = file.with_name(BACKBONE_CONFIG)
+    try:
+        content = read_json(beside, MAX_CONFIG)
+        check_schema(content, SCHEMA)
+        config = content["backbone"]
+        target = config["_target_"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{beside} is needed beside {file.name} and cannot be read: {error}") from error
+    trunk = _build(target, {key: value for key, value in config.items() if key != "_target_"}, beside, file)
+    load_weights(trunk, file)
+    return trunk.eval()
+
+
+def _build(target: Any, arguments: dict[str, Any], source: Path, file: Path) -> nn.Module:
+    """Build the trunk that `source` asks for, not larger than the weights in `file`."""
+    if "pretrained" in arguments:
+        arguments["pretrained"] = False  # the weights are here: nothing is fetched
+    make = _trunk_class(target, source)
+    kinds, anything = accepted(make)
+    try:
+        check_values(arguments, kinds, "backbone.", anything)
+        with AllocationLimit(_bytes_of(file), str(file)):
+            trunk = make(**arguments)
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} asks for a trunk that cannot be built: {error}") from error
+    if not isinstance(trunk, nn.Module):
+        raise ValueError(f"{source} asks for {target!r}, which is no trunk")
+    return trunk
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+
+
+def _trunk_class(target: Any, source: Path) -> Any:
+    """Find a trunk by its dotted name; the file may name nothing else, nor anything only imported there."""
+    module, _, name = str(target).removeprefix(TRUNKS).partition(".")
+    found = None
+    if str(target).startswith(TRUNKS) and module.isidentifier() and name.isidentifier():
+        with contextlib.suppress(ImportError):
+            found = getattr(importlib.import_module(TRUNKS + module), name, None)
+    if getattr(found, "__module__", None) != TRUNKS + module:
+        raise ValueError(f"{source} asks for {target!r}; only trunks of {TRUNKS}* are built")
+    return found
+
+
+def load_weights(
+    trunk: nn.Module,
+    path: str | Path,
+    *,
+    prefix_map: Mapping[str, str | None] | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> str:
+    """Load weights from elsewhere into a trunk, all of them or none.
+
+    Args:
+        trunk: The trunk.
+        path: A run folder, an exported or any other `.safetensors`, a checkpoint of this project (its
+            `backbone.*`), or a plain state dict of torch (also under the key `state_dict` or `model`).
+        prefix_map: What the names in the file begin with -> what the trunk calls it; None drops these
+            weights, as for a head: `{"module.encoder_q.": "", "fc.": None}`. The longest that fits counts.
+        state: What `read_state` found in the file, where that was done before.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        ValueError: The file cannot be read, or names or shapes differ; nothing was loaded then.
+    """
+    state = rename(read_state(Path(path)) if state is None else state, prefix_map or {})
+    own = trunk.state_dict()
+    report = misfits(own, state)
+    first = next((n for n, w in own.items() if n in state and w.dim() == state[n].dim() == 4), None)
+    if first and (takes := own[first].shape[1]) != (taught := state[first].shape[1]):
+        report.append(f"it was trained on images of {taught} channels, this trunk takes {takes}")
+    if report:
+        renaming = '. A prefix_map renames or drops weights: \'prefix_map={"module.":"","fc.":null}\''
+        raise ValueError(
+            f"{path} does not fit the trunk, of whose {len(own)} weights it has "
+            f"{len(own.keys() & state.keys())}; {'; '.join(report)}" + renaming * (own.keys() != state.keys())
+        )
+    trunk.load_state_dict(state)
+    return f"{len(state)} of {len(own)} weights from {path}, none missing, none unexpected"
+
+
+def rename(state: Mapping[str, Tensor], prefix_map: Mapping[str, str | None]) -> dict[str, Tensor]:
+    """Exchange the prefixes of names; those mapped to None are dropped.
+
+    >>> rename({"net.a": 1, "fc.b": 2, "c": 3}, {"net.": "", "fc.": None})
+    {'a': 1, 'c': 3}
+    """
+    renamed = {}
+    for name, value in state.items():
+        prefix = max((p for p in prefix_map if name.startswith(p)), key=len, default="")
+        new = prefix_map.get(prefix, "")
+        if new is not None:
+            renamed[new + name[len(prefix) :]] = value
+    return renamed
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read the weights of a trunk from a file or a run folder, without running any code of it.
+
+    Raises:
+        ValueError: There is no such file, or it holds no weights.
+    """
+    if path.is_dir():
+        file = path / BACKBONE if (path / BACKBONE).exists() else resume_point(path)
+        if file is None:
+            raise ValueError(f"{path} holds neither {BACKBONE} nor a checkpoint")
+        return read_state(file)
+    if not os.path.lexists(path):
+        raise ValueError(f"{path} is not there; give a run folder, a .safetensors, .ckpt, .pt or .pth")
+    if path.suffix == ".safetensors":
+        try:
+            check_plain(path, MAX_BYTES)
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path} is torn or no safetensors file: {error}") from error
+    content: Any = load_checkpoint(path)
+    for key in ("state_dict", "model"):
+        content = content[key] if isinstance(content.get(key), dict) else content
+    state = {n: v for n, v in content.items() if isinstance(n, str) and isinstance(v, Tensor)}
+    if not state:
+        raise ValueError(f"{path} holds no weights")
+    ours = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
+    return ours or state

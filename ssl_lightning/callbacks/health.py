@@ -1,0 +1,322 @@
+"""Health of a run: stop it when it diverges or no longer learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ssl_lightning.artifacts.run_folder import BAD_BATCH, CHECKPOINTS, LAST
+from ssl_lightning.core.atomic_files import atomic_file
+from ssl_lightning.engine.fsdp import local_parts
+
+LOOKS = 3  # in a row without learning, after which a run is stopped
+LOW_LR = 0.01  # of the highest so far: below it, updates may be too small for fp32
+SAMPLED = 64  # values of each parameter that are watched for changes
+SHOWN = 8  # images named in a message; the file names all
+NAMES = 64  # losses of a task at most; a bad figure is known by NAMES * step + its number
+GRADIENT = NAMES - 1  # number of the gradient norms, which a bad loss of the same step comes before
+NEVER = math.inf
+
+
+class DivergedError(ValueError):
+    """A loss, a gradient or a weight is not finite, or the loss is far above its start."""
+
+
+class DeadRunError(ValueError):
+    """The network no longer learns: it gets no gradient, or its weights do not change."""
+
+
+class HealthGuard(Callback):
+    """Stop a run that diverges or no longer learns, and count how its gradients were.
+
+    It watches every loss of the task and the gradient norm of every optimizer. They stay on the device and
+    are read where the device is waited for anyway: every `trainer.log_every_n_steps` batches (a look), before
+    a validation, before a checkpoint, and at the end of an epoch.
+
+    - Not finite: a loss or a gradient norm. The error names the step and the images of its batch, and
+      `bad_batch.json` lists them all. In float16 only losses count, since the scaler skips overflows.
+    - Diverging: the mean loss since the last look is above `factor` times that of the first look. When the
+      loss gets other terms (an adversarial one after a warm-up), its first look with these terms counts.
+    - Dead: in three looks in a row the gradient norm is exactly 0, an optimizer has no gradient at all, or no
+      weight has changed, while the learning rate is above a hundredth of its highest value so far.
+
+    Args:
+        run_dir: The run folder.
+        factor: See above; None does not judge how the loss grows.
+
+    Raises:
+        ValueError: The factor is not above 1.
+    """
+
+    state_key = "DivergenceGuard"  # the name in the checkpoints of old runs
+
+    def __init__(self, run_dir: Path, factor: float | None = 10.0) -> None:
+        if factor is not None and not factor > 1:
+            raise ValueError(f"diverged is {factor}; allowed are null and numbers above 1")
+        self.run_dir, self.factor = run_dir, factor
+        self.suspect = False  # the last optimizer step had no gradient: such a state is not worth keeping
+        self.verdict = "healthy"
+        self._start: dict[str, float] = {}  # mean loss of the first look, by the names of the scores
+        self._counts = {"steps": 0, "optimizer_steps": 0, "zero_steps": 0}
+        self._norms: list[float] = []  # smallest and largest so far
+        self._pending: list[
+            tuple[int, str | None, Tensor]
+        ] = []  # step, loss (None: a norm), value: not read yet
+        self._losses: list[str] = []  # their names, in the order of their first appearance
+        self._bad = NEVER  # the first figure that was not finite
+        self._steps = 0  # batches of this process; those before a resume do not count
+        self._loss_sum, self._loss_count = 0.0, 0  # since the last look
+        self._last_norm: float | None = None  # the largest of all optimizers, at their last step
+        self._missing: dict[int, tuple[int, int]] = {}  # by optimizer: parameters without gradient, and all
+        self._weights: Tensor | None = None  # sampled at the last look
+        self._looked_at = 0  # optimizer steps at the last look
+        self._dead_looks, self._top_lr = 0, 0.0
+
+    def health(self) -> dict[str, Any]:
+        """Return the counts of the whole run, for `run.health` of results.json."""
+        done = self._counts["optimizer_steps"]
+        smallest, largest = self._norms or (None, None)
+        return {
+            "steps": self._counts["steps"],
+            "optimizer_steps": done,
+            "min_grad_norm": smallest,
+            "max_grad_norm": largest,
+            "zero_grad_share": self._counts["zero_steps"] / done if done else 0.0,
+            "verdict": self.verdict,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        self._fold()
+        return {"start": self._start, "counts": dict(self._counts), "norms": list(self._norms)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._start = dict(state_dict["start"])
+        self._counts |= state_dict.get("counts", {})  # absent in the checkpoints of old runs
+        self._norms = list(state_dict.get("norms", []))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._looked_at = self._counts["optimizer_steps"]
+        self._weights = sample_weights(pl_module)
+        if trainer.is_global_zero:
+            (self.run_dir / BAD_BATCH).unlink(missing_ok=True)  # left by the run that is resumed
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        self._counts["optimizer_steps"] += 1
+        self._missing[id(optimizer)] = (len(parameters) - len(grads), len(parameters))
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            norm = torch.nn.utils.get_total_norm(local_parts(grads)).to(pl_module.device)
+            self._pending.append((self._steps + 1, None, norm))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._steps += 1
+        self._counts["steps"] += 1
+        scores: dict[str, Tensor] = pl_module.scores  # type: ignore[assignment]
+        self._pending += [(self._steps, name, scores[name]) for name in scores if "loss" in name]
+        if (trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            loss = self.read(trainer, pl_module)
+            self._loss_sum, self._loss_count = 0.0, 0
+            self._check_growth(trainer, pl_module, ",".join(sorted(scores)), loss)
+            self._check_alive(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.read(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name}
+        if bad := [name for name, value in found.items() if "loss" in name and not math.isfinite(value)]:
+            self._diverged(trainer, pl_module, f"{' and '.join(bad)} not finite", self._steps, 0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.read(trainer, pl_module)
+
+    def read(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, alone: bool = False) -> float:
+        """Wait for the device, and stop the run, in every process at once, if a figure was not finite.
+
+        Args:
+            trainer: Tells where the run stands.
+            pl_module: The task.
+            alone: Only this process reads. That is enough before a checkpoint, since the gradients of all
+                processes went into its weights.
+
+        Returns:
+            Mean loss since the last look, over all processes.
+
+        Raises:
+            DivergedError: The run is to stop.
+        """
+        self._fold()
+        mine = torch.tensor([self._bad, self._loss_sum, self._last_norm or 0.0], dtype=torch.float64)
+        bad, sums, norms = gather(trainer, pl_module, mine, alone).T
+        self.suspect = self._last_norm is not None and float(norms.max()) == 0
+        if (first := float(bad.min())) < NEVER:
+            step, number = divmod(int(first), NAMES)
+            if number == GRADIENT:  # it may come from every batch since the last optimizer step
+                name, batches = "the norm of the gradient", int(pl_module.accumulated_batches)  # type: ignore[arg-type]
+            else:
+                name, batches = f"train/{self._losses[number]}", 1
+            self._diverged(trainer, pl_module, f"{name} is not finite", step, batches)
+        return float(sums.mean()) / max(1, self._loss_count)
+
+    def _fold(self) -> None:
+        """Bring the pending figures to the host, all at once, and count them."""
+        if not self._pending:
+            return
+        steps, names, tensors = zip(*self._pending, strict=True)
+        self._pending = []
+        values = torch.stack([tensor.detach().float() for tensor in tensors]).tolist()
+        norms: dict[int, float] = {}  # the largest of a step, by the step
+        for step, name, value in zip(steps, names, values, strict=True):
+            if name is not None and name not in self._losses:
+                self._losses.append(name)
+            if not math.isfinite(value):
+                number = GRADIENT if name is None else self._losses.index(name)
+                self._bad = min(self._bad, NAMES * step + number)
+            elif name is None:
+                norms[step] = max(norms.get(step, 0.0), value)
+                self._counts["zero_steps"] += value == 0
+                self._norms = [min([*self._norms[:1], value]), max([*self._norms[1:], value])]
+            elif name == "loss":
+                self._loss_sum += value
+                self._loss_count += 1
+        if norms:
+            self._last_norm = norms[max(norms)]
+
+    def _check_growth(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, terms: str, loss: float
+    ) -> None:
+        start = self._start.setdefault(terms, loss)
+        if self.factor is not None and loss > self.factor * start > 0:
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+            what = (
+                f"the mean loss of the last {every} batches is {loss:.3g}, more than {self.factor:g} "
+                f"times the {start:.3g} of the first ones (diverged={self.factor:g})"
+            )
+            self._diverged(trainer, pl_module, what, self._steps, 0)
+
+    def _check_alive(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count the looks in a row at which nothing was learned, and stop the run at the third.
+
+        Raises:
+            DeadRunError: The run is to stop.
+        """
+        if self._counts["optimizer_steps"] == self._looked_at:  # batches are still being accumulated
+            return
+        self._looked_at = self._counts["optimizer_steps"]
+        weights = sample_weights(pl_module)
+        changed = self._weights is None or not torch.equal(weights, self._weights)
+        self._weights = weights
+        changed = bool(gather(trainer, pl_module, torch.tensor([float(changed)]), False).max())
+        lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        self._top_lr = max(self._top_lr, lr)
+        without = any(missing == of for missing, of in self._missing.values())
+        learns = changed and not self.suspect and not without
+        self._dead_looks = 0 if learns or lr <= LOW_LR * self._top_lr else self._dead_looks + 1
+        if self._dead_looks < LOOKS:
+            return
+        self.verdict = "dead"
+        missing, parameters = (sum(counts) for counts in zip(*self._missing.values(), strict=True))
+        what = "the gradient norm is exactly 0" if self.suspect or without else "no weight changes"
+        raise DeadRunError(
+            f"{what} at step {trainer.fit_loop.total_batch_idx + 1}, for {LOOKS} looks in a row (every "
+            f"{trainer.log_every_n_steps} steps), at a learning rate of {lr:.3g}: {missing} of "  # type: ignore[attr-defined]
+            f"{parameters} parameters have no gradient, and the run learns nothing. {self._way_back()}"
+        )
+
+    def _way_back(self) -> str:
+        last = self.run_dir / CHECKPOINTS / LAST
+        if not last.exists():
+            return "There is no checkpoint before it"
+        return f"The last good checkpoint is {last}; a new run may start from it: init_from={last}"
+
+    def _diverged(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str, step: int, batches: int
+    ) -> None:
+        """Name what is wrong, the images, and the way back.
+
+        Args:
+            trainer: Tells where the run stands.
+            pl_module: The task.
+            what: What is wrong.
+            step: Batch of this process at which it was.
+            batches: How many batches it may come from, that one and those before it.
+
+        Raises:
+            DivergedError: Always.
+        """
+        self.verdict = "diverged"
+        ago = self._steps - step
+        number = trainer.fit_loop.total_batch_idx + 1 - ago
+        in_epoch = trainer.fit_loop.epoch_loop.batch_idx + 1 - ago
+        facts = {"what": what, "step": number, "epoch": trainer.current_epoch + 1, "batch": in_epoch}
+        parts = [f"{what} at step {number} (epoch {facts['epoch']}, batch {in_epoch})"]
+        images, names = images_of(trainer, ago, batches)
+        if images:
+            path = self.run_dir / BAD_BATCH
+            if trainer.is_global_zero:
+                with atomic_file(path) as temporary:
+                    temporary.write_text(json.dumps(facts | {"images": images, "names": names}, indent=1))
+            rest = ", ..." if len(images) > SHOWN else ""
+            parts.append(
+                f"its {len(images)} images, all named in {path}, are "
+                f"{', '.join(map(str, images[:SHOWN]))}{rest}"
+            )
+        tries = [f"a lower optimizer.lr (now {trainer.optimizers[0].param_groups[0]['lr']:.3g})"]
+        tries.append("trainer.gradient_clip_val=1.0")
+        if trainer.precision != "32-true":
+            tries.append("trainer.precision=32-true")
+        raise DivergedError(f"{'; '.join(parts)}. {self._way_back()}. What may help: {', '.join(tries)}")
+
+
+def gather(trainer: pl.Trainer, pl_module: pl.LightningModule, values: Tensor, alone: bool) -> Tensor:
+    """Collect `(n,)` values of all processes: `(processes, n)` on the CPU."""
+    if alone or trainer.world_size == 1:
+        return values[None]
+    mine = values.to(pl_module.device)
+    each = [torch.empty_like(mine) for _ in range(trainer.world_size)]
+    dist.all_gather(each, mine)
+    return torch.stack(each).cpu()
+
+
+@torch.no_grad()
+def sample_weights(module: torch.nn.Module) -> Tensor:
+    """Take up to 64 evenly spaced values of each trained parameter, `(n,)`, those that this process holds."""
+    parts = local_parts([p.detach() for p in module.parameters() if p.requires_grad])
+    # as_strided reads the memory in any format; reshape would copy channels-last weights
+    return torch.cat(
+        [
+            part.as_strided((min(SAMPLED, part.numel()),), (max(1, part.numel() // SAMPLED),)).float()
+            for part in parts
+        ]
+    )
+
+
+def images_of(trainer: pl.Trainer, ago: int, batches: int) -> tuple[Sequence[int], Sequence[str]]:
+    """Find the pretraining images of some batches of all processes: their numbers and names.
+
+    Args:
+        trainer: Its loader knows the order of the images.
+        ago: How many batches ago the last of them was.
+        batches: How many.
+    """
+    loader: Any = trainer.train_dataloader
+    if not batches or not hasattr(loader, "batch_indices"):
+        return [], []
+    last = loader.epoch * len(loader) + loader.position - 1 - ago  # the loader stands at the next one
+    numbers = range(max(0, last - batches + 1), last + 1)
+    indices = torch.cat([loader.batch_indices(number) for number in numbers])
+    return indices.tolist(), loader.names(indices)

@@ -1,0 +1,1 @@
+"""Types of config values, and trust of configs from elsewhere; imports no torch."""

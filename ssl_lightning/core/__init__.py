@@ -1,0 +1,1 @@
+"""Seeds, atomic files, image shapes, CPU facts, errors, stop signals; imports nothing of the project."""

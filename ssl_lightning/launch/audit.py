@@ -1,0 +1,120 @@
+"""The shortcut audit: a task with all its guards against shortcuts, and without each of them in turn.
+
+Every run is a plain `python train.py` in a process of its own, so that a row can be repeated by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig
+
+from ssl_lightning.artifacts.run_folder import CONFIG, RESULTS
+from ssl_lightning.core.atomic_files import write_file
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.previous_runs import finished_facts
+from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_audit
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+PLAN_NAME = "audit.json"
+OWN = "audit."  # what the keys of the audit itself begin with
+PLACED = ("name", "output_dir", "probe_untrained")  # given anew for every row
+REFUSED = {"seed": "audit.seeds=[...]", "folder": "name=", "run_dir": "name=", "resume": "the same name="}
+
+
+def run_audit(cfg: DictConfig) -> list[Row]:
+    """Run what is not finished yet of an audit; print its table, and leave it in the folder.
+
+    Raises:
+        RunError: An override makes no sense here, the task has no such guard, the folder holds another audit,
+            or a run failed.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    for key in map(_key, overrides):
+        if key in REFUSED:
+            raise RunError(f"error: {key}= cannot be given to an audit; use {REFUSED[key]}")
+    given = [o for o in overrides if not o.lstrip("+").startswith(OWN) and _key(o) not in PLACED]
+    rows = {ALL: [], **guards_off(cfg.task._target_, cfg.audit.guards)}
+    plan = {"overrides": given, "rows": rows, "seeds": list(cfg.audit.seeds)}
+    remember(folder / PLAN_NAME, plan)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for name, off in rows.items():
+        found[name] = [run_row(folder, name, seed, [*given, *off]) for seed in cfg.audit.seeds]
+    table = audit_rows(found, {name: " ".join(off) for name, off in rows.items()})
+    command = shlex.join(["python", "audit.py", *overrides])
+    write_audit(folder / "AUDIT.md", table, command)
+    print_audit(table)
+    print(f"audit: {folder / 'AUDIT.md'}")
+    return table
+
+
+def guards_off(target: str, chosen: Sequence[str] | None) -> dict[str, list[str]]:
+    """For each guard of a task the overrides that switch it off.
+
+    Args:
+        target: The class of the task.
+        chosen: Names of guards; None for all.
+
+    Raises:
+        RunError: The task has none, or not these.
+    """
+    guards: Mapping[str, Mapping[str, Any]] = getattr(get_class(target), "guards", {})
+    if not guards:
+        raise RunError(f"error: {target.rpartition('.')[2]} has no guards; audit a patch task: task=jigsaw")
+    if wrong := [name for name in chosen or () if name not in guards]:
+        raise RunError(f"error: audit.guards has {', '.join(wrong)}; the task has {', '.join(guards)}")
+    return {
+        name: [f"task.{key}={'null' if value is None else value}" for key, value in guards[name].items()]
+        for name in (chosen or guards)
+    }
+
+
+def remember(path: Path, plan: dict[str, Any]) -> None:
+    """Write what is going to run into the folder, or see that what is there is the same.
+
+    Raises:
+        RunError: It is not.
+    """
+    if path.exists():
+        if json.loads(path.read_text()) != plan:
+            raise RunError(f"error: {path.parent} holds an audit of another command; give another name=")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, json.dumps(plan, indent=1) + "\n")
+
+
+def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run one row, go on with it, or take what it left; return its results.
+
+    Raises:
+        RunError: It failed; the rows before it are kept.
+    """
+    place = folder / f"{row.replace(' ', '_')}-{seed}"
+    results = place / RESULTS
+    if finished_facts(place) is None:
+        if (place / CONFIG).exists():
+            arguments = [f"resume={place}"]
+        else:
+            own = [f"seed={seed}", f"output_dir={folder}", f"folder={place.name}", "probe_untrained=true"]
+            arguments = [*overrides, *own]
+        print(f"\n{row}, seed {seed}: python train.py {shlex.join(arguments)}", flush=True)
+        done = subprocess.run([sys.executable, str(TRAIN), *arguments], check=False)
+        if done.returncode:
+            raise RunError(
+                f"error: the run {row!r} with seed {seed} failed (exit status {done.returncode}); "
+                f"the same command with name={folder.name} goes on with the audit"
+            )
+    return dict(json.loads(results.read_text()))
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]

@@ -1,0 +1,78 @@
+"""`python evaluate.py`: probes on a finished run, or on a trunk from elsewhere. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from ssl_lightning.artifacts.run_folder import CHECKPOINTS, CONFIG, EVALUATION
+from ssl_lightning.config.composition import drop_unchosen
+from ssl_lightning.config.identity import leaves
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.cluster import check_name
+from ssl_lightning.launch.previous_runs import read_objective
+from ssl_lightning.launch.resume import check_loaded, read_config
+from ssl_lightning.launch.train import check_devices, resolve, save_config, start_run
+
+# What may be given anew for a run that exists
+GROUPS = ("probe", "data", "trainer", "encoding", "deterministic")
+WITHOUT_MEANING = ("task", "backbone", "optimizer", "scheduler", "seed", "weights", "prefix_map", "name")
+MODE = "evaluate"
+
+
+def launch_evaluation(cfg: DictConfig) -> float | None:
+    """Evaluate what a composed `conf/evaluate.yaml` names.
+
+    Returns:
+        The figure named by `cfg.objective`, or None.
+
+    Raises:
+        RunError: What is named is absent, does not fit, or a process failed.
+    """
+    hydra = HydraConfig.get()
+    cfg, given = drop_unchosen(cfg, hydra), list(hydra.overrides.task)
+    folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()
+    if cfg.run:
+        resolved = evaluation_config(folder, cfg, given)
+        start_run(folder, resolved, lambda: save_config(resolved, folder, EVALUATION), MODE)
+        return read_objective(folder, cfg.objective)
+    if cfg.weights is None and not cfg.backbone.get("pretrained"):
+        raise RunError(
+            "error: nothing to evaluate; give run=<run folder>, weights=<file>, or for a timm model "
+            "backbone.pretrained=true (an untrained trunk: python train.py task=random)"
+        )
+    resolved = resolve(cfg)
+    resolved.update(overrides=given, run_dir=str(folder))
+    check_name(check_devices(resolved), given)
+    start_run(folder, resolved, lambda: save_config(resolved, folder))
+    return read_objective(folder, cfg.objective)
+
+
+def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictConfig:
+    """The config of a run, with the groups that were named on the command line taken from `cfg`.
+
+    Raises:
+        RunError: The folder holds no run, or an override makes no sense for a run that exists.
+    """
+    stored = read_config(folder)
+    touched = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in given}
+    if wrong := sorted(touched & set(WITHOUT_MEANING)):
+        raise RunError(f"error: {', '.join(wrong)} cannot be given with run=; the run has its own")
+    new = resolve(cfg)
+    for group in GROUPS:
+        if group in touched or group not in stored:
+            stored[group] = new[group]
+    if "data" in touched:
+        stored.choices.data = new.choices.data
+    stored.update(checkpoint=new.checkpoint, callbacks={}, logger={}, overrides=given)
+    if (folder / CHECKPOINTS).is_dir():
+        stored.init_from = None  # the trunk is the trained one; without, it is still that which was given
+    check_loaded(stored, folder, folder / CONFIG, _keys_of(new, touched))
+    return stored
+
+
+def _keys_of(new: DictConfig, touched: set[str]) -> list[str]:
+    """Dotted keys of the groups that were taken from the command line."""
+    return list(leaves({group: OmegaConf.to_container(new[group]) for group in GROUPS if group in touched}))

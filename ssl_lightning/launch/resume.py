@@ -1,0 +1,204 @@
+"""`python train.py resume=<run folder>`: the config of that run, with the few keys that may change.
+
+Checked here, before anything in the folder is touched. Hydra's own entry is not used: it would first make a
+run folder of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_lightning.artifacts.run_folder import CONFIG, NEXT_CONFIG
+from ssl_lightning.config.composition import drop_unchosen
+from ssl_lightning.config.identity import ABSENT, leaves
+from ssl_lightning.config.targets import check_targets
+from ssl_lightning.config.trust import (
+    check_config,
+    check_folder,
+    given_overrides,
+    is_cache,
+    load_config,
+    moved,
+)
+from ssl_lightning.core.cache import cache_root
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.core.untrusted import printable
+from ssl_lightning.launch.train import check_devices, save_config, start_run
+
+MODE = "resume"  # of the worker
+# Length, hardware, paths, what is shown and logged: nothing that changes what a step computes
+MAY_CHANGE = (
+    "trainer.max_epochs",
+    "trainer.devices",
+    "trainer.accelerator",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.launcher",
+    "trainer.log_every_n_steps",
+    "data.root",
+    "data.num_workers",
+    "data.device_resident",
+    "logger",
+    "callbacks",
+    "objective",
+    "diverged",
+    "compile",
+    "cuda_graphs",
+)
+
+
+def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
+    """Go on with the run named by `resume=`; return the exit status.
+
+    Args:
+        arguments: Of the command line: `resume=<folder>` and overrides in Hydra's grammar.
+        config_dir: The folder `conf`.
+    """
+    try:
+        flags = [argument for argument in arguments if argument.startswith("-")]
+        if flags:
+            raise RunError(f"error: resume= goes on with one run and takes no {' '.join(flags)}")
+        (name,) = [a.partition("=")[2] for a in arguments if is_resume([a])][-1:]
+        folder = Path(name).expanduser().resolve()
+        overrides = [a for a in arguments if not is_resume([a])]
+        cfg = resumed_config(folder, overrides, config_dir)
+        place = check_devices(cfg)
+        check_checkpoint(folder, cfg)
+        try:
+            start_run(folder, cfg, lambda: save_config(cfg, folder, NEXT_CONFIG), MODE)
+        finally:
+            if place.is_first:
+                (folder / NEXT_CONFIG).unlink(missing_ok=True)  # it was refused
+    except (RunError, ValueError, OSError) as error:
+        text = printable(str(error))
+        print(text if text.startswith("error:") else f"error: {text}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def is_resume(arguments: Sequence[str]) -> bool:
+    """Whether a command line names a run to go on with.
+
+    >>> is_resume(["task=rotation", "resume=outputs/x"]), is_resume(["resume=null"]), is_resume([])
+    (True, False, False)
+    """
+    return any(a.startswith("resume=") and a not in ("resume=", "resume=null") for a in arguments)
+
+
+def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> DictConfig:
+    """Return the resolved config of a run, with what the overrides change.
+
+    What they change is what composing with them gives, beyond composing without them.
+
+    Raises:
+        RunError: The folder is no run's, an override is wrong, or it changes the science.
+    """
+    stored = read_config(folder)
+    first = given_overrides(stored)
+    try:
+        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            before, after = (_flat([*first, *extra]) for extra in ([], overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RunError(f"error: {error}") from None
+    changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    refused = sorted(key for key in changed if not _may_change(key))
+    if refused:
+        lines = [f"  {key}: {before.get(key, ABSENT)} -> {after.get(key, ABSENT)}" for key in refused]
+        raise RunError(
+            "error: resuming would change what the run computes:\n" + "\n".join(lines) + "\n"
+            f"allowed are {', '.join(MAY_CHANGE)}. A new run may start from its weights: init_from={folder}"
+        )
+    for key in changed:
+        if key in after:
+            OmegaConf.update(stored, key, after[key], force_add=True)
+        else:
+            _delete(stored, key)
+    del stored["overrides"]
+    OmegaConf.resolve(stored)  # what the overrides brought in
+    stored.overrides = first
+    given = {*changed, *(each.lstrip("+").partition("=")[0] for each in overrides)}
+    check_loaded(stored, folder, folder / CONFIG, given)
+    return stored
+
+
+def read_config(folder: Path) -> DictConfig:
+    """Read the config of a run folder, with its paths where the folder is now; `check_loaded` is to follow.
+
+    Raises:
+        RunError: The folder is absent or holds no run of this project, or what no run leaves.
+    """
+    path = folder / CONFIG
+    if not os.path.lexists(path):
+        what = f"has no {CONFIG}, so it is no run folder" if folder.is_dir() else "is not there"
+        raise RunError(f"error: {folder} {what}; a run folder is outputs/<task>/<data>/<backbone>/<name>")
+    try:
+        check_folder(folder)
+        stored = load_config(path)
+        check_targets(OmegaConf.to_container(stored), path)  # and again in the end, by `check_loaded`
+    except ValueError as error:
+        raise RunError(f"error: {error}") from None
+    content = OmegaConf.to_container(stored)
+    here = cast(DictConfig, OmegaConf.create(moved(content, str(stored.run_dir), str(folder))))
+    here.run_dir = str(folder)
+    if here.task.get("cache_dir") and not is_cache(here.task.cache_dir):
+        here.task.cache_dir = str(cache_root())  # of another machine; what is kept there is computed anew
+    return here
+
+
+def check_loaded(cfg: DictConfig, folder: Path, source: Path, given: Iterable[str]) -> None:
+    """Check a config from a run folder, with what the command line changed in it; see `foreign.check_config`.
+
+    Raises:
+        RunError: It is refused.
+    """
+    try:
+        check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, source, given)
+    except ValueError as error:
+        raise RunError(f"error: {error}") from None
+
+
+def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
+    """Refuse a folder without a whole checkpoint, and one that is further than `trainer.max_epochs`.
+
+    Raises:
+        ValueError: One of the two.
+    """
+    from ssl_lightning.artifacts.checkpoints import load_checkpoint, resume_point
+
+    newest = resume_point(folder)
+    if newest is None:
+        print(f"{folder} holds no checkpoint yet: the run starts at its beginning")
+        return
+    epoch, end = load_checkpoint(newest).get("epoch"), cfg.trainer.max_epochs
+    if isinstance(epoch, int) and isinstance(end, int) and 0 <= end < epoch:  # else refused by the worker
+        raise ValueError(f"trainer.max_epochs is {cfg.trainer.max_epochs}, and the run is at epoch {epoch}")
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
+
+
+def _flat(overrides: list[str]) -> dict[str, Any]:
+    """Compose overrides: leaves by dotted name; interpolations as they are written."""
+    cfg = compose("train", overrides, return_hydra_config=True)
+    chosen = cast(dict[str, Any], OmegaConf.to_container(drop_unchosen(cfg, cfg.hydra)))
+    return leaves({key: value for key, value in chosen.items() if key != "hydra"})
+
+
+def _delete(cfg: DictConfig, key: str) -> None:
+    """Remove a leaf, and the option of a group that is empty without it, such as `logger.csv`."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if isinstance(node, DictConfig) and name in node:
+        del node[name]
+        if not node and "." in parent:
+            _delete(cfg, parent)

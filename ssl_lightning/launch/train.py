@@ -1,0 +1,183 @@
+"""From a composed Hydra config to rank processes, and back to one figure.
+
+The Hydra process only composes. It writes the resolved config into the run folder and starts one
+fresh `python -m ssl_lightning.run <run folder>` per device, so that a sweep may hold runs of
+several processes (Lightning's own launcher would start the whole sweep again in each child).
+This module is imported by every entry: it must not import torch, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ssl_lightning.artifacts.run_folder import CONFIG, LOCK
+from ssl_lightning.config.composition import drop_unchosen
+from ssl_lightning.core.atomic_files import DiskFullError, naming_full_disk, remove_leftovers, write_file
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.cluster import LOCAL, Place, check_name, find_place, restarts
+from ssl_lightning.launch.previous_runs import check_same_run, finished_facts, finished_run, read_objective
+from ssl_lightning.launch.ranks import count_devices, start_ranks
+
+
+def launch(cfg: DictConfig) -> float | None:
+    """Run one composed job to its end.
+
+    Returns:
+        The figure named by `cfg.objective` for a sweeper, or None if there is none.
+
+    Raises:
+        RunError: The config does not resolve, the folder holds a run already, or a process failed.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir).resolve()
+    cfg = drop_unchosen(cfg, hydra)
+    resolved = resolve(cfg)
+    resolved.overrides = list(hydra.overrides.task)  # what resume and the model card start from
+    place = check_devices(resolved)
+    check_name(place, resolved.overrides)
+    check_benchmark(resolved)
+    if cfg.skip_finished and (done := finished_run(resolved)):
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # which Hydra has just made, if it is empty
+        print(f"skipped: {done} holds the finished results of this config", flush=True)
+        return read_objective(done, cfg.objective)
+    if place.is_first and (folder / CONFIG).exists() and not restarts(os.environ):
+        if not cfg.go_on:
+            raise RunError(
+                f"error: {folder} holds a run already; "
+                f"go on with it by resume={folder}, or give another name="
+            )
+        check_same_run(folder, resolved)
+    if cfg.go_on and finished_facts(folder):
+        print(f"skipped: {folder} is finished", flush=True)
+        return read_objective(folder, cfg.objective)
+    start_run(folder, resolved, lambda: save_composed(cfg, resolved, folder))
+    return read_objective(folder, cfg.objective)
+
+
+def resolve(cfg: DictConfig) -> DictConfig:
+    """Resolve every interpolation, once.
+
+    Raises:
+        RunError: One does not resolve, or a value that must be given is not.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise RunError(f"error: the config is incomplete: {error}") from None
+    return OmegaConf.create(container)  # type: ignore[return-value]
+
+
+def save_config(cfg: DictConfig | ListConfig, folder: Path, name: str = CONFIG) -> None:
+    """Write what will run into the folder, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / name, OmegaConf.to_yaml(cfg))
+
+
+def save_composed(cfg: DictConfig, resolved: DictConfig, folder: Path) -> None:
+    """Write what will run, and in `.hydra` what Hydra composed, as Hydra itself writes it.
+
+    Hydra would write before it is known whether the folder is ours, and into that of another run.
+    """
+    save_config(resolved, folder)
+    hydra = HydraConfig.get()
+    save_config(cfg, folder / ".hydra")
+    save_config(OmegaConf.create({"hydra": hydra}), folder / ".hydra", "hydra.yaml")
+    save_config(OmegaConf.create(hydra.overrides.task), folder / ".hydra", "overrides.yaml")
+
+
+def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode: str) -> None:
+    """Run the workers on a folder that no other run is going on in.
+
+    Of the launchers of several machines the first one alone takes hold of the folder and prepares it. The
+    workers of the others wait for its worker, and get the config from it.
+
+    Args:
+        folder: The run folder.
+        cfg: Resolved.
+        prepare: Writes what the workers read, once the folder is ours.
+        *mode: Arguments of the worker.
+
+    Raises:
+        RunError: Another process runs in the folder, or a worker failed.
+    """
+    place = check_devices(cfg)
+    if not place.is_first:
+        return start_ranks(folder, place, *mode)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"error: another process is running in {folder}") from None
+    try:
+        remove_leftovers(folder)
+        with naming_full_disk(folder, "Make room, then give the same command again"):
+            prepare()
+        start_ranks(folder, place, *mode)
+    except DiskFullError as error:
+        raise RunError(f"error: {error}") from None
+    finally:
+        lock.release()
+
+
+def check_devices(cfg: DictConfig) -> Place:
+    """Refuse more GPUs than there are, before anything is written.
+
+    Returns:
+        The processes that are to be started here.
+
+    Raises:
+        RunError: `trainer.devices` is not a number of devices, or there are not so many, or
+            `trainer.launcher` started other processes than these.
+    """
+    wanted = count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    place = find_place(cfg.trainer.get("launcher", LOCAL), cfg.trainer.num_nodes, wanted, os.environ)
+    if cfg.trainer.accelerator not in ("gpu", "cuda"):
+        return place
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RunError(
+            f"error: trainer.accelerator is {cfg.trainer.accelerator!r}, but torch sees no GPU here; "
+            "use trainer=cpu, or check the driver with `python -m torch.utils.collect_env`"
+        )
+    if wanted > torch.cuda.device_count():
+        raise RunError(
+            f"error: trainer.devices is {wanted}, but there are {torch.cuda.device_count()} GPUs; "
+            + (
+                "lower it, or use trainer=cpu"
+                if place.is_alone
+                else "srun needs --gpus-per-node, not per task"
+            )
+        )
+    return place
+
+
+def check_benchmark(cfg: DictConfig) -> None:
+    """Refuse a benchmark with a budget that is made for another, or with data that no column shows.
+
+    Raises:
+        RunError: The budget would change its trunk or its length, or each column is of other data.
+    """
+    table = cfg.get("benchmark")
+    if not table:
+        return
+    if table.budget not in table.budgets:
+        raise RunError(
+            f"error: budget is {table.budget!r}; benchmark {table.name} allows {', '.join(table.budgets)}"
+        )
+    shown = {column.get("data", cfg.choices.data) for column in table.columns}
+    if cfg.choices.data not in shown:
+        raise RunError(
+            f"error: data is {cfg.choices.data!r}; benchmark {table.name} has columns for "
+            f"{', '.join(sorted(shown))}"
+        )

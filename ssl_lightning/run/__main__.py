@@ -1,0 +1,140 @@
+"""One rank of a run: `python -m ssl_lightning.run <run folder>`.
+
+`ssl_lightning.launch.ranks` starts these; `torchrun` and `srun` may too. The folder holds `config.yaml`,
+fully resolved. A failure leaves one plain line and the traceback in `error.txt`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.errors import InstantiationException
+from omegaconf import OmegaConf
+
+from ssl_lightning.artifacts.run_folder import (
+    CONFIG,
+    ERROR,
+    EVALUATION,
+    NEXT_CONFIG,
+    NOT_FIRST,
+    PARENT_PIPE,
+    UNREPORTED,
+)
+from ssl_lightning.config.trust import check_config, check_folder, load_config
+from ssl_lightning.core.atomic_files import naming_full_disk
+from ssl_lightning.core.stop_signals import STOP
+from ssl_lightning.core.untrusted import printable
+
+# Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
+NOISE = (
+    "Experiment logs directory",  # the run folder exists: Hydra made it
+    "You have overridden `on_after_batch_transfer`",  # uint8 -> float is the task's
+    ".*isinstance\\(treespec, LeafSpec\\)",
+    ".*does not have many workers",
+    "The number of training batches",  # of a short run is below log_every_n_steps
+)
+
+
+def main() -> int:
+    """Run the folder named on the command line; return the exit status."""
+    mode = sys.argv[2] if len(sys.argv) == 3 else "train"
+    config = {"train": CONFIG, "resume": NEXT_CONFIG, "evaluate": EVALUATION}.get(mode)
+    first = os.environ.get("RANK", "0") == "0"  # the others need not see the folder yet
+    if (
+        len(sys.argv) not in (2, 3)
+        or config is None
+        or (first and not (Path(sys.argv[1]) / config).is_file())
+    ):
+        print(
+            f"usage: python -m ssl_lightning.run <a run folder with a {CONFIG}> [evaluate]",
+            file=sys.stderr,
+        )
+        return 2
+    folder = Path(sys.argv[1])
+    STOP.install()
+    die_with_parent()
+    try:
+        from ssl_lightning.engine.determinism import deterministic
+        from ssl_lightning.engine.trainer import of_first_process
+        from ssl_lightning.run import evaluate, execute
+
+        keep_quiet()
+        cfg = of_first_process(partial(load_config, folder / config))
+        if PARENT_PIPE not in os.environ:  # no launcher has looked at it
+            check_folder(folder)
+            check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
+        resumes = mode != "evaluate" and "resume" in cfg  # which the config of an evaluation has not
+        again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
+        wanted = cfg.get("deterministic") is True
+        with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
+            if mode == "evaluate":
+                evaluate.evaluate(cfg, folder)
+            else:
+                execute.run(cfg, folder, resumes=mode == "resume")
+    except Exception as error:
+        if STOP.signum is not None and not first:
+            STOP.exit()  # the first process stopped, and this one has lost it
+        return leave_report(folder, error)
+    return 0
+
+
+def keep_quiet() -> None:
+    """Keep Lightning from saying what no user can act on; it must have been imported."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+
+
+def leave_report(folder: Path, error: Exception) -> int:
+    """Write the first failure: its message, an empty line, the traceback; return the exit status."""
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__  # Hydra wraps what a constructor raised
+    expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
+    message = printable(str(cause) if expected else f"{type(cause).__name__}: {cause}")
+    text = "".join(traceback.format_exception(error))
+    report = folder / ERROR
+    first, status = True, 1
+    try:
+        with open(report, "x") as file:
+            file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
+    except FileExistsError:  # another rank ended before, most likely for the cause: this one has lost it
+        first, status = False, NOT_FIRST
+    except OSError:  # the disk is full, which is the cause or hides it
+        report.unlink(missing_ok=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        status = UNREPORTED
+    if first and not expected:
+        print(text, file=sys.stderr)
+    elif PARENT_PIPE not in os.environ:  # no launcher will say it
+        print(f"error: {message}", file=sys.stderr)
+    return status
+
+
+def die_with_parent() -> None:
+    """End this process when the launcher ends, however it ended.
+
+    The launcher holds the other end of a pipe and never writes: the read returns when it is gone.
+    """
+    if PARENT_PIPE not in os.environ:
+        return
+    pipe = int(os.environ[PARENT_PIPE])
+
+    def wait() -> None:
+        os.read(pipe, 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

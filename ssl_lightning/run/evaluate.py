@@ -1,0 +1,56 @@
+"""Evaluation of an existing run: more probes, whose figures are added to its results.json."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ssl_lightning.artifacts.results import add_records, git_revision, write_json
+from ssl_lightning.artifacts.results_schema import earlier_results
+from ssl_lightning.artifacts.run_folder import CHECKPOINTS, RESULTS
+from ssl_lightning.config.trust import given_overrides
+from ssl_lightning.engine.trainer import join_processes
+from ssl_lightning.report.summary import print_probes
+from ssl_lightning.run.parts import build_parts
+from ssl_lightning.run.probe import probe
+from ssl_lightning.run.writer import RunWriter, command
+
+
+def evaluate(cfg: DictConfig, folder: Path) -> None:
+    """Probe the backbone of an existing run, and add the figures to its `results.json`.
+
+    Raises:
+        ValueError: The checkpoint is absent, torn, or of another network; nothing is written then.
+    """
+    join_processes()
+    results = earlier_results(folder)
+    if results is None:
+        raise ValueError(f"{folder} has no {RESULTS} to add to; finish the run first: resume={folder}")
+    name = str(cfg.checkpoint)
+    path = folder / CHECKPOINTS / f"{name}.ckpt" if name in ("last", "best") else Path(name)
+    parts = build_parts(cfg, folder, resume=False, checkpoint=path)
+    if not parts.probes:
+        raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
+    writer = RunWriter(parts, time.perf_counter())
+    writer.print_header()
+    writer.add(probe(parts, parts.task), trained=parts.task.needs_training or bool(parts.loaded))
+    if not parts.trainer.is_global_zero:
+        return
+    stamp = {
+        "data": cfg.choices.data,
+        "checkpoint": name,
+        "git": git_revision(),
+        "command": command("evaluate.py", given_overrides(cfg)),
+    }
+    same = add_records(results, writer.records, stamp)
+    write_json(folder / RESULTS, results)
+    print_probes(writer.records, writer.probe_s)
+    total = len(writer.records)
+    if not total:
+        print(f"what the probes wrote is in {folder}")
+    elif same == total:
+        print(f"{total} of {total} figures were in {folder / RESULTS}, exactly equal")
+    else:
+        print(f"{total - same} new figures added to {folder / RESULTS}; {same} were there, exactly equal")

@@ -1,0 +1,87 @@
+"""One run, from its parts to results.json: probe before, pretrain, probe after."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from ssl_lightning.artifacts.run_folder import accept_config
+from ssl_lightning.artifacts.weights import save_backbone
+from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.engine.trainer import join_processes
+from ssl_lightning.report.summary import print_summary
+from ssl_lightning.run.build import compile_networks
+from ssl_lightning.run.parts import Parts, build_parts, check_columns, untrained_records
+from ssl_lightning.run.probe import probe
+from ssl_lightning.run.writer import RunWriter
+from ssl_lightning.tasks.base import PretextTask
+
+
+def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
+    """Carry out one resolved config; write checkpoints, pictures and `results.json` into `folder`.
+
+    If the folder has a checkpoint, the run resumes from it.
+
+    Args:
+        cfg: Resolved.
+        folder: The run folder.
+        resumes: Whether the config replaces the one in the folder, once it has passed every check.
+
+    Raises:
+        ValueError: The parts do not fit each other; nothing was trained or written then.
+    """
+    began = time.perf_counter()
+    join_processes()
+    parts = build_parts(cfg, folder)
+    check_columns(parts)
+    writer = RunWriter(parts, began)
+    if resumes and parts.trainer.is_global_zero:
+        accept_config(folder)
+    writer.print_header()
+    try:
+        execute(parts, writer)
+    except BaseException as error:
+        if parts.restored.awaited:  # nothing ran yet; existing files belong to the earlier run
+            raise
+        with contextlib.suppress(OSError):  # on a full disk the first error is the one to tell
+            stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
+            writer.write("interrupted" if stopped else "failed")
+        raise
+    results = writer.write("finished")
+    if parts.trainer.is_global_zero:
+        print_summary(results, folder)
+
+
+def execute(parts: Parts, writer: RunWriter) -> PretextTask:
+    """Probe the untrained backbone, pretrain it, probe it again, and export it; return the task."""
+    task = parts.task
+    if task.needs_training and parts.cfg.probe_untrained:
+        writer.records = untrained_records(parts.previous)  # a resumed run has them
+        if not writer.records:
+            writer.add(probe(parts, task), trained=False)
+            writer.write("interrupted")  # in case the run is killed
+    if task.needs_training:
+        task = pretrain(parts)
+    probed = probe(parts, task)
+    writer.add(probed, trained=task.needs_training or bool(parts.loaded))
+    if parts.trainer.is_global_zero:
+        save_backbone(parts.folder, probed.backbones["backbone"], writer.export_config())
+    return task
+
+
+def pretrain(parts: Parts) -> PretextTask:
+    """Pretrain; return the task, whole, and neither compiled nor recorded, as `evaluate.py` builds it."""
+    if parts.compiled:
+        compile_networks(parts.task)
+    with parts.restored.naming():
+        parts.trainer.fit(parts.task, datamodule=parts.data, ckpt_path=parts.resumed_from)
+    task: PretextTask = whole_task(parts.trainer, parts.task)
+    task.graph = None
+    task.zero_grad()  # its memory and that of the gradients is free for the probes
+    if parts.compiled:
+        torch.compiler.set_stance("force_eager")
+    return task

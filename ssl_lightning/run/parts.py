@@ -1,0 +1,217 @@
+"""Parts of a run, built and checked against each other before any work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ssl_lightning.artifacts.checkpoints import resume_point
+from ssl_lightning.artifacts.results_schema import earlier_results
+from ssl_lightning.callbacks.health import HealthGuard
+from ssl_lightning.callbacks.metrics import Metrics
+from ssl_lightning.callbacks.restored import Restored
+from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.config.types import check_config, check_length
+from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.engine.cuda_graphs import StepGraph, use_graphs
+from ssl_lightning.engine.fsdp import check_sharded, is_sharded
+from ssl_lightning.engine.optim import check_optimizer
+from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
+from ssl_lightning.engine.trainer import make_trainer
+from ssl_lightning.features.prepare import Preparation
+from ssl_lightning.probes.base import BaseProbe
+from ssl_lightning.run.build import check_compiler, map_shapes
+from ssl_lightning.run.first_state import FirstState
+from ssl_lightning.tasks.base import PretextTask, to_float
+
+OURS = ("sync_batchnorm", "launcher")  # keys of the trainer that are not Lightning's
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that one run needs.
+
+    Args:
+        cfg: Resolved.
+        folder: The run folder.
+        data: Set up, on the device of the run where it stays there.
+        task: With its first weights.
+        loaded: Where the first weights come from, "" for the seed.
+        trainer: With the callbacks below and those of the config.
+        preparation: How the backbones are prepared for the probes.
+        probes: Those that fit the labels, by name.
+        skipped: Names of the probes that need labels where there are none.
+        resumed_from: The checkpoint from which the run resumes.
+        previous: Results that the run left when it was interrupted.
+        restored: Checks what Lightning restores.
+        throughput: Counts images.
+        metrics: Sends figures to the loggers.
+        health: Stops a run that no longer learns.
+    """
+
+    cfg: DictConfig
+    folder: Path
+    data: PairedDataModule
+    task: PretextTask
+    loaded: str
+    trainer: pl.Trainer
+    preparation: Preparation
+    probes: dict[str, BaseProbe]
+    skipped: list[str]
+    resumed_from: Path | None
+    previous: dict[str, Any] | None
+    restored: Restored
+    throughput: Throughput
+    metrics: Metrics
+    health: HealthGuard
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile gets the networks of the training steps."""
+        return bool(self.cfg.get("compile")) and self.task.needs_training
+
+    def unlabelled(self, n: int) -> Tensor:
+        """At most n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""
+        return self.data.train_sample(min(n, self.data.pretrain_images))
+
+
+def build_parts(
+    cfg: DictConfig, folder: Path, *, resume: bool = True, checkpoint: Path | None = None
+) -> Parts:
+    """Build the parts of a run; nothing is written or trained.
+
+    Args:
+        cfg: Resolved.
+        folder: The run folder.
+        resume: If the folder has a checkpoint, the run resumes from it.
+        checkpoint: What the task gets in order to be probed, if it is one that is trained.
+
+    Raises:
+        ValueError: A value is wrong, a file is broken, or the parts do not fit each other.
+    """
+    check_config(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+    resumed_from = resume_point(folder) if resume else None
+    previous = earlier_results(folder) if resumed_from else None
+    check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))
+    # files are checked before the data are fetched and unpacked
+    first = FirstState(cfg, resumed_from, checkpoint, untrained_records(previous))
+    restored = Restored(resumed_from, first.content if resumed_from else None)
+    data: PairedDataModule = instantiate(cfg.data)
+    data.prepare_data()
+    data.setup()
+    task, loaded = first.build(data)
+    throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
+    metrics = Metrics(throughput)
+    # the guard comes before the figures, so that the run does not report those of a failed validation
+    callbacks = [restored, throughput, health, metrics, *instantiate(cfg.callbacks).values()]
+    options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
+    if not data.holds_out:
+        options["limit_val_batches"] = 0  # or Lightning would warn of an empty loader
+    trainer = make_trainer(
+        **task.trainer_options(options), callbacks=callbacks, logger=instantiate(cfg.logger).values()
+    )
+    data.place(trainer.strategy.root_device)
+    task = fit_to_hardware(cfg, task, trainer, data)
+    preparation: Preparation = instantiate(cfg.encoding)
+    probes, skipped = fitting_probes(cfg, task, data, preparation)
+    return Parts(
+        cfg, folder, data, task, loaded, trainer, preparation, probes, skipped, resumed_from, previous,
+        restored, throughput, metrics, health,
+    )  # fmt: skip
+
+
+def untrained_records(previous: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Figures of the untrained backbone in the results of an interrupted run."""
+    return [record for record in (previous or {}).get("probes", []) if not record["trained"]]
+
+
+def fit_to_hardware(
+    cfg: DictConfig, task: PretextTask, trainer: pl.Trainer, data: PairedDataModule
+) -> PretextTask:
+    """Check that the task can be trained on this hardware, and make it ready.
+
+    Returns:
+        The task: with shared batch norms on several processes, with a CUDA graph where that is possible.
+
+    Raises:
+        ValueError: The length, the processes or the device do not fit.
+    """
+    if is_sharded(trainer):
+        check_sharded(sync_batchnorm=cfg.trainer.sync_batchnorm, compiled=cfg.get("compile"))
+    if not task.needs_training:
+        return task
+    device = trainer.strategy.root_device
+    check_length(
+        cfg.trainer,
+        batches=data.pretrain_batches,
+        batch_size=data.batch_size,
+        processes=trainer.world_size,
+    )
+    if trainer.world_size > 1 and cfg.trainer.sync_batchnorm:
+        task = cast(PretextTask, synchronise_batch_norm(task, on_gpu=device.type == "cuda"))
+    if cfg.get("compile"):
+        check_compiler(device)
+    if use_graphs(
+        cfg.get("cuda_graphs", False),  # old runs have none
+        device=device,
+        processes=trainer.world_size,
+        precision=str(trainer.precision),
+        accumulated=cfg.trainer.accumulate_grad_batches,
+        recordable=task.recordable,
+    ):
+        task.graph = StepGraph(task)
+    return task
+
+
+def fitting_probes(
+    cfg: DictConfig, task: PretextTask, data: PairedDataModule, preparation: Preparation
+) -> tuple[dict[str, BaseProbe], list[str]]:
+    """Make the probes and check each against the labels and the backbones.
+
+    Returns:
+        The probes to run, and the names of those that need labels where there are none.
+
+    Raises:
+        ValueError: One does not fit.
+    """
+    probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe))
+    labels = data.targets if data.has_downstream else "none"
+    chosen = {name: p for name, p in probes.items() if {labels, "none"} & set(p.targets)}
+    skipped = sorted(set(probes) - set(chosen))
+    if skipped and data.has_downstream:
+        name = skipped[0]
+        raise ValueError(
+            f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
+            f"{data.name} has {labels}; choose other probes: probe=[...]"
+        )
+    one_image = to_float(data.train_sample(1))
+    fed = preparation.feed(task)(one_image)
+    shapes = [map_shapes(backbone, fed) for backbone in task.branches().values()]
+    for name, probe in chosen.items():
+        if fed.ndim == 5 and not probe.takes_views:
+            raise ValueError(f"probe {name} needs whole images, no tiles: encoding.input=image")
+        probe.check(data.label_counts)
+        for maps in shapes:
+            probe.check_trunk(maps, data.label_counts)
+    return chosen, skipped
+
+
+def check_columns(parts: Parts) -> None:
+    """Refuse a benchmark whose columns would stay empty for want of labels.
+
+    Raises:
+        ValueError: Names the probes that need them.
+    """
+    table = parts.cfg.get("benchmark")
+    if table and (empty := sorted({column.probe for column in table.columns} & set(parts.skipped))):
+        raise ValueError(
+            f"benchmark {table.name} shows {', '.join(empty)}, and data {parts.data.name} has no labelled "
+            "images; give data.train_dir= and data.test_dir=, or leave these probes out: "
+            f"probe=[{','.join(parts.probes)}]"
+        )

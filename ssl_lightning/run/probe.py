@@ -1,0 +1,66 @@
+"""Probes of one run: every branch prepared, encoded and judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ssl_lightning.artifacts.results import Record
+from ssl_lightning.engine.fsdp import is_sharded
+from ssl_lightning.engine.trainer import make_trainer
+from ssl_lightning.probes.base import run_probes
+from ssl_lightning.run.parts import Parts
+from ssl_lightning.tasks.base import PretextTask
+
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision")  # keys of the trainer
+SPLITS = ("train", "heldout", "test")  # of the labelled images
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What the probes found.
+
+    Args:
+        records: Figures, all but `trained`.
+        seconds: By name: `encode_s`, and for each probe `<name>_s`.
+        backbones: As they were probed, by branch.
+    """
+
+    records: list[Record]
+    seconds: dict[str, float]
+    backbones: dict[str, nn.Module]
+
+
+def probe(parts: Parts, task: PretextTask) -> Probed:
+    """Prepare every branch as it is now and run every probe on it."""
+    device = parts.trainer.strategy.root_device
+    task.to(device)
+    precision = parts.trainer.precision_plugin.forward_context
+    backbones = parts.preparation.trunks(task, parts.unlabelled, precision=precision)
+    if not parts.probes:
+        return Probed([], {}, backbones)
+    data = parts.data
+    records, seconds = run_probes(
+        backbones,
+        parts.preparation.feed(task),
+        parts.probes,
+        {split: data.downstream(split) for split in SPLITS if data.label_counts.get(split)},
+        class_names=data.spec.class_names or (),
+        folder=parts.folder,
+        data=data,
+        make_trainer=partial(make_trainer, **probe_hardware(parts)),
+        seed=parts.cfg.seed,
+        precision=precision,
+        device=device,
+        protocol=parts.preparation.protocol(task, data.pretrain_images),
+    )
+    return Probed(records, seconds, backbones)
+
+
+def probe_hardware(parts: Parts) -> dict[str, Any]:
+    """Options of the trainers of probes, which hold a complete backbone in every process."""
+    options = {key: parts.cfg.trainer[key] for key in HARDWARE}
+    return options | ({"strategy": "auto"} if is_sharded(parts.trainer) else {})

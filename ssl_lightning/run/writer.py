@@ -1,0 +1,144 @@
+"""What a run prints and writes of itself: header, results.json, model card."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import torch
+from omegaconf import OmegaConf
+
+from ssl_lightning.artifacts.results import SCHEMA, Record, git_revision, versions, write_json
+from ssl_lightning.artifacts.run_folder import RESULTS
+from ssl_lightning.config.identity import config_sha256, series_sha256
+from ssl_lightning.config.trust import given_overrides
+from ssl_lightning.engine.trainer import peak_memory_gb
+from ssl_lightning.report.model_card import write_model_card
+from ssl_lightning.report.summary import print_header
+from ssl_lightning.run.parts import Parts
+from ssl_lightning.run.probe import Probed
+
+UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
+PLACES = ("root", "dir", "pretrain_dir", "train_dir", "test_dir")  # keys of data: where it is read from
+
+
+class RunWriter:
+    """Collect the figures of a run and write them.
+
+    Args:
+        parts: Of the run.
+        began: When it began, by `time.perf_counter`.
+    """
+
+    def __init__(self, parts: Parts, began: float) -> None:
+        self.parts, self.began = parts, began
+        self.records: list[Record] = []
+        self.probe_s: dict[str, float] = {}
+
+    def add(self, probed: Probed, *, trained: bool) -> None:
+        """Keep the figures of one round of probes."""
+        self.records += [record | {"trained": trained} for record in probed.records]
+        self.probe_s = probed.seconds or self.probe_s
+
+    def write(self, status: str) -> dict[str, Any]:
+        """Write results.json, and of a finished run the model card; return the content of results.json."""
+        results = self.results(status)
+        folder = self.parts.folder
+        if self.parts.trainer.is_global_zero:
+            if status == "finished":  # before the results, so that finished results mean that all is there
+                write_model_card(folder, results, self.export_config())
+            write_json(folder / RESULTS, results)
+        return results
+
+    def results(self, status: str) -> dict[str, Any]:
+        """The content of results.json as things stand."""
+        parts, cfg, trainer = self.parts, self.parts.cfg, self.parts.trainer
+        config = cast(dict[str, Any], OmegaConf.to_container(cfg))
+        before = parts.previous["run"] if parts.previous else {}
+        table = cfg.get("benchmark")
+        return {
+            "schema": SCHEMA,
+            "run": {
+                "task": cfg.choices.task,
+                "data": cfg.choices.data,
+                "backbone": cfg.choices.backbone,
+                "seed": cfg.seed,
+                "devices": trainer.world_size,
+                "precision": trainer.precision,
+                "epochs": trainer.current_epoch if parts.task.needs_training else 0,
+                "wall_s": before.get("wall_s", 0.0) + time.perf_counter() - self.began,
+                "images_per_s": parts.throughput.images_per_s,
+                "probe_s": self.probe_s,
+                "peak_memory_gb": peak_memory_gb(),
+                "resumed": before.get("resumed", 0) + 1 if parts.resumed_from else 0,
+                "git": git_revision(),
+                "versions": versions(),
+                "config_sha256": config_sha256(config),
+                "series_sha256": series_sha256(config),
+                "benchmark": {key: table[key] for key in ("name", "budget", "row")} if table else None,
+                "command": command("train.py", given_overrides(cfg)),
+                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+                "labels": UNKNOWN_LABELS if parts.loaded else parts.task.labels_seen,
+                "status": status,
+            },
+            "pretext": parts.metrics.validation,
+            "probes": self.records,
+        }
+
+    def export_config(self) -> dict[str, Any]:
+        """The content of `backbone.json`: how to build the backbone, and how to feed it."""
+        parts, cfg = self.parts, self.parts.cfg
+        backbone = cast(dict[str, Any], OmegaConf.to_container(cfg.backbone))
+        return {
+            "backbone": {**backbone, "in_channels": parts.task.trunk_channels(parts.data.spec)},
+            "input": parts.task.input_config(),
+            "batch_norm": parts.preparation.protocol(parts.task, parts.data.pretrain_images)["batch_norm"],
+            "task": cfg.choices.task,
+            "data": cfg.choices.data,
+        }
+
+    def print_header(self) -> None:
+        """Say what is about to run, with the batch and the learning rate as they will really be."""
+        parts, cfg = self.parts, self.parts.cfg
+        if not parts.trainer.is_global_zero:
+            return
+        size = sum(p.numel() for p in parts.task.backbone.parameters())
+        names = f"{cfg.choices.task} on {cfg.choices.data} with {cfg.choices.backbone}"
+        facts = {
+            "run": f"{names} ({size:,} parameters), seed {cfg.seed}",
+            "hardware": f"{parts.trainer.world_size} x {parts.trainer.strategy.root_device.type}, "
+            f"{parts.trainer.precision}, {'channels-last' if cfg.channels_last else 'NCHW'}, "
+            f"{torch.get_num_threads()} threads each",
+        }
+        if parts.task.needs_training:
+            batch = parts.data.batch_size * cfg.trainer.accumulate_grad_batches
+            views, base = parts.task.views_per_image, cfg.optimizer.lr
+            facts["batch"] = f"{batch} images x {views} views = {batch * views} through the backbone"
+            facts["lr"] = f"{base * parts.task.lr_factor(batch):g} (base {base:g})"
+        if parts.task.needs_training and not parts.data.holds_out:
+            facts["held out"] = "nothing (data.heldout is 0): no validation, no best.ckpt"
+        if places := [f"{key} {cfg.data[key]}" for key in PLACES if cfg.data.get(key)]:
+            facts["data"] = ", ".join(places)
+        if parts.loaded:
+            facts["weights"] = parts.loaded
+        if parts.resumed_from:
+            facts["resumed"] = f"from {parts.resumed_from}"
+        if parts.skipped:
+            facts["probes"] = (
+                f"{', '.join(parts.skipped)} skipped: the data have no labelled images "
+                "(data.train_dir and data.test_dir)"
+            )
+        print_header(facts)
+
+
+def command(entry: str, overrides: Iterable[str]) -> str:
+    """The shell line that computes the same again, wherever it writes.
+
+    >>> command("train.py", ["task=jigsaw", "probe=[linear]", "output_dir=/scratch"])
+    "python train.py task=jigsaw 'probe=[linear]'"
+    """
+    given = [each for each in overrides if each.partition("=")[0] not in ("output_dir", "name")]
+    return shlex.join(["python", entry, *given])

@@ -1,0 +1,143 @@
+"""Export and import of trunks: exact round trips, and files that do not fit or want to run code."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import ssl_lightning
+from ssl_lightning.artifacts.weights import load_backbone, load_weights, read_state, save_backbone
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.timm_backbone import create_timm
+
+CONFIG = {"_target_": "ssl_lightning.networks.convnet.ConvNet", "widths": [4, 8], "strides": [2, 1]}
+
+
+def small() -> ConvNet:
+    return ConvNet(widths=[4, 8], strides=[2, 1])
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(
+        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+def test_an_exported_trunk_comes_back_exactly(tmp_path: Path) -> None:
+    trunk = small().to(memory_format=torch.channels_last)
+    save_backbone(tmp_path, trunk, {"backbone": {**CONFIG, "in_channels": 3}})
+    for path in (tmp_path, tmp_path / "backbone.safetensors", str(tmp_path)):
+        loaded = ssl_lightning.load_backbone(path)
+        assert equal(loaded, trunk)
+        assert not loaded.training
+    x = torch.randn(2, 3, 16, 16)
+    for got, expected in zip(loaded(x), trunk.eval()(x), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_an_exported_timm_trunk_loads_into_timm(tmp_path: Path) -> None:
+    trunk = create_timm("resnet18")
+    config = {"_target_": "ssl_lightning.networks.timm_backbone.create_timm", "model_name": "resnet18"}
+    save_backbone(tmp_path, trunk, {"backbone": {**config, "in_channels": 3}})
+    plain = timm.create_model("resnet18", num_classes=0)
+    plain.load_state_dict(read_state(tmp_path / "backbone.safetensors"))  # strict
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(plain.eval().forward_features(x), load_backbone(tmp_path)(x)[-1])
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"_target_": "os.system", "command": "touch hacked"},
+        {"_target_": "torch.hub.load", "repo_or_dir": "x"},
+        {
+            "_target_": "ssl_lightning.networks.timm_backbone.get_close_matches",
+            "word": "a",
+            "possibilities": [],
+        },
+        {"_target_": "ssl_lightning.networks.convnet.accumulate", "iterable": []},
+        {"_target_": "ssl_lightning.networks.features.nn.Module"},
+        "nothing",
+    ],
+)
+def test_a_config_that_asks_for_anything_but_a_trunk_is_refused(tmp_path: Path, backbone: object) -> None:
+    save_backbone(tmp_path, small(), {"backbone": CONFIG})
+    (tmp_path / "backbone.json").write_text(json.dumps({"backbone": backbone}))
+    with pytest.raises(ValueError, match=r"backbone\.json"):
+        load_backbone(tmp_path)
+
+
+def test_nested_targets_are_not_built(tmp_path: Path) -> None:
+    evil = {**CONFIG, "widths": {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "hacked")}}
+    save_backbone(tmp_path, small(), {"backbone": evil})
+    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the constructor says of a dict
+        load_backbone(tmp_path)
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_weights_come_from_many_kinds_of_file(tmp_path: Path) -> None:
+    source = small()
+    state = source.state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "a.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}}, tmp_path / "moco.pth")
+    ours = {f"backbone.{k}": v for k, v in state.items()} | {"head.weight": torch.zeros(1)}
+    torch.save({"state_dict": ours, "epoch": 1}, tmp_path / "last.ckpt")
+    maps = {"moco.pth": {"module.encoder_q.": ""}}
+    for name in ("a.safetensors", "plain.pth", "moco.pth", "last.ckpt"):
+        trunk = small()
+        assert not equal(trunk, source)
+        report = load_weights(trunk, tmp_path / name, prefix_map=maps.get(name))
+        assert equal(trunk, source)
+        assert f"{len(state)} of {len(state)} weights" in report
+
+
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
+    trunk = small()
+    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    state = dict(small().state_dict())
+    removed = next(iter(state))
+    del state[removed]
+    state["fc.weight"] = torch.zeros(10, 8)
+    state["stages.1.0.0.weight"] = torch.zeros(2, 2)
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="does not fit") as error:
+        load_weights(trunk, tmp_path / "odd.pth")
+    for part in (
+        f"1 missing: {removed}",
+        "1 unexpected: fc.weight",
+        "1 of another shape: stages.1.0.0.weight (2, 2)",
+    ):
+        assert part in str(error.value)
+    assert all(torch.equal(before[k], v) for k, v in trunk.state_dict().items())
+
+
+def test_files_that_hold_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "torn.safetensors").write_bytes(b"12345678abc")
+    (tmp_path / "torn.ckpt").write_bytes(b"PK\x03\x04 cut")
+    torch.save({"epoch": 1}, tmp_path / "none.ckpt")
+    for name, message in (
+        ("torn.safetensors", "torn"),
+        ("torn.ckpt", "torn"),
+        ("none.ckpt", "holds no weights"),
+        ("absent.pt", "is not there"),
+        (".", "holds neither"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_weights(small(), tmp_path / name)
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("/tmp/ssl_lightning_hacked"),))
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": Evil()}}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        read_state(tmp_path / "evil.ckpt")
+    assert not Path("/tmp/ssl_lightning_hacked").exists()

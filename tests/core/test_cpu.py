@@ -1,0 +1,21 @@
+"""How many cores a process counts on."""
+
+import os
+
+import pytest
+
+from ssl_lightning.core.cpu import available_cores
+
+
+@pytest.mark.parametrize(
+    ("bound", "given", "expected"),
+    [(8, None, 8), (8, "2", 2), (2, "8", 2), (8, "", 8), (8, "all", 8), (8, "0", 1)],
+)
+def test_no_more_than_bound_and_than_slurm_gave(
+    monkeypatch: pytest.MonkeyPatch, bound: int, given: str | None, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)), raising=False)
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    if given is not None:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", given)
+    assert available_cores() == expected

@@ -1,0 +1,124 @@
+"""Batch norm of two processes against torch's own on the whole batch."""
+
+import copy
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from ssl_lightning.engine.sync_batch_norm import FEW, _add_scaled, synchronise_batch_norm
+from ssl_lightning.networks import exchange
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), BatchNormAct2d(4), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, momentum=None),
+        nn.ReLU(), nn.BatchNorm2d(5, affine=False), nn.Flatten(), nn.Linear(80, 6), nn.BatchNorm1d(6),
+    )  # fmt: skip
+    for part in net.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.affine:
+            nn.init.uniform_(part.weight, 0.5, 2)
+            nn.init.normal_(part.bias)
+    return net
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = 3 + 2 * torch.randn(8, 3, 8, 8, generator=generator)
+    return x, torch.randn(8, 6, generator=generator)
+
+
+def train(net: nn.Module, x: torch.Tensor, target: torch.Tensor, bf16: bool) -> None:
+    for _ in range(2):  # the second pass moves the running statistics on
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            y = net(x.to(memory_format=torch.channels_last))
+        (y.float() - target).square().mean().backward()
+
+
+def one_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for bf16 in (False, True):
+        net = synchronise_batch_norm(network(), on_gpu=False)
+        x, target = (part.chunk(2)[rank] for part in batch())
+        train(nn.parallel.DistributedDataParallel(net), x, target, bf16)
+        if rank == 0:
+            grads = {name: p.grad for name, p in net.named_parameters()}
+            torch.save({"grads": grads, "state": net.state_dict()}, Path(folder) / f"{bf16}.pt")
+    check_exchange(rank)
+    dist.destroy_process_group()
+
+
+def check_exchange(rank: int) -> None:
+    """What is gathered, by shared memory where that can be had, against torch's gather."""
+    assert (exchange._of_group() is not None) == (sys.platform == "linux" and platform.machine() == "x86_64")
+    for own in (torch.rand(2, 5), torch.rand(2, 5, dtype=torch.float64), torch.rand(2, exchange.CAPACITY)):
+        own += rank  # the draws of both are the same
+        expected = [torch.empty_like(own) for _ in range(2)]
+        dist.all_gather(expected, own)
+        assert torch.equal(exchange.all_gather(own), torch.stack(expected)), rank
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(one_rank, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_two_processes_compute_what_one_does(two_processes: Path, bf16: bool) -> None:
+    two = torch.load(two_processes / f"{bf16}.pt", weights_only=True)
+    net = network()
+    train(net, *batch(), bf16)
+    assert two["state"].keys() == net.state_dict().keys()
+    for name, value in net.state_dict().items():  # the same statistics of the same bfloat16 maps
+        torch.testing.assert_close(two["state"][name], value, rtol=1e-4, atol=1e-2 if bf16 else 1e-5)
+    for name, parameter in net.named_parameters():
+        loose = {"rtol": 0.1, "atol": 0.02} if bf16 else {"rtol": 1e-3, "atol": 2e-5}
+        torch.testing.assert_close(two["grads"][name], parameter.grad, **loose)
+    # and it is not what a process would get from its own half
+    half = network()
+    train(half, *(part.chunk(2)[0] for part in batch()), bf16)
+    assert not torch.allclose(half.state_dict()["1.running_mean"], two["state"]["1.running_mean"], atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (3, 5, 7), (3, FEW, 4, 5), (3, FEW + 1, 5, 4), (3, FEW, 1, 1), (0, 5, 4, 4)]
+)
+def test_channels_are_added_with_a_factor_each(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, start = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    factors = torch.randn(shape[1], generator=generator).to(dtype)
+    expected = start.double() + x.double() * factors.double().view(-1, *[1] * (len(shape) - 2))
+    formats = [torch.contiguous_format, *[torch.channels_last] * (len(shape) == 4)]
+    for first in formats:
+        for second in formats:
+            to = start.clone(memory_format=first)
+            assert _add_scaled(to, x.contiguous(memory_format=second), factors) is to
+            torch.testing.assert_close(to, expected.to(dtype))
+
+
+def test_evaluation_and_a_single_process_are_torchs_own() -> None:
+    x, _ = batch()
+    net = network()
+    synced = synchronise_batch_norm(copy.deepcopy(net), on_gpu=False)
+    assert torch.equal(synced(x), net(x))
+    assert torch.equal(synced.eval()(x), net.eval()(x))
+
+
+def test_an_unknown_batch_norm_is_refused() -> None:
+    class Odd(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ValueError, match="Odd, which cannot share"):
+        synchronise_batch_norm(nn.Sequential(Odd(3)), on_gpu=False)

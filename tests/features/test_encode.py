@@ -1,0 +1,133 @@
+"""The one pass of a trunk over the labelled splits, by one process and by two."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.features.encode import encode, evaluating, gather_batches, global_order
+
+
+class Trunk(nn.Module):
+    """Three stages: the image itself, a batch-normed half-size map, and one cell; counts its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        self.seen.append(x)
+        half = self.norm(F.avg_pool2d(x, 2))
+        return [x, half, F.adaptive_avg_pool2d(half, 1)]
+
+
+def images(n: int, name: str = "images") -> tuple[Tensor, Tensor]:
+    stream = generator(name)
+    pixels = torch.randint(256, (n, 3, 8, 8), generator=stream, dtype=torch.uint8)
+    return pixels, torch.randint(5, (n,), generator=stream)
+
+
+def batches(n: int, size: int = 4) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(*(part.split(size) for part in images(n)), strict=True))
+
+
+def double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def test_values_grids_and_counts() -> None:
+    trunk = Trunk()
+    features = encode(trunk, double, {"train": batches(10), "test": batches(3)}, [2, 1, 2, 6])
+    pixels, labels = images(10)
+    assert torch.equal(features.labels["train"], labels)
+    assert features.stages == ("stage1", "stage2", "stage3")
+    x = 2 * pixels.float() / 255
+    for pool in (1, 2, 6):
+        torch.testing.assert_close(
+            features.get("train", "stage1", pool), F.adaptive_avg_pool2d(x, pool).flatten(1)
+        )
+    # a grid is no finer than the map, and what two sizes share is held once
+    assert (features.grids["stage2", 6], features.grids["stage3", 2]) == ((4, 4), (1, 1))
+    assert features.get("train", "stage2", 6).shape == (10, 3 * 4 * 4)
+    assert features.get("test", "stage3", 1) is features.get("test", "stage3", 6)
+    assert torch.equal(torch.cat(trunk.seen)[:10], x)
+    assert sum(map(len, trunk.seen)) == 13  # each image once, for all pool sizes
+    assert features.images_per_s == pytest.approx(13 / features.encode_s)
+
+
+def test_modes_of_the_parts_are_restored_and_statistics_untouched() -> None:
+    trunk = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.BatchNorm2d(3)).train()
+    trunk[2].eval()  # frozen by someone
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    with evaluating(trunk):
+        assert not any(part.training for part in trunk.modules())
+        trunk(torch.randn(4, 3, 2, 2))
+    assert [part.training for part in trunk.modules()] == [True, True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
+
+
+def test_features_of_a_diverged_trunk_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"stage1 on train are not finite"):
+        encode(Trunk(), lambda x: x / 0, {"train": batches(4)}, [1])
+
+
+def test_an_empty_split_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'test' has no images"):
+        encode(Trunk(), double, {"test": []}, [1])
+
+
+@pytest.mark.parametrize(("n", "size", "world"), [(10, 4, 3), (9, 4, 2), (8, 4, 4), (5, 8, 3), (13, 4, 4)])
+def test_global_order_undoes_the_cut(n: int, size: int, world: int) -> None:
+    parts = [batch.tensor_split(world) for batch in torch.arange(n).split(size)]
+    counts = [[len(part[rank]) for part in parts] for rank in range(world)]
+    counts = [list(itertools.takewhile(bool, c)) for c in counts]  # a loader may skip an empty last slice
+    longest = max(map(sum, counts))
+    padded = torch.full((world, longest), -1)
+    for rank in range(world):
+        rows = torch.cat([part[rank] for part in parts])
+        padded[rank, : len(rows)] = rows
+    assert torch.equal(padded.flatten()[global_order(counts, longest)], torch.arange(n))
+
+
+def test_one_process_gathers_nothing() -> None:
+    local = torch.arange(3)
+    assert gather_batches(local, [2, 1]) is local
+
+
+def _encode_a_share(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    share = [(x.tensor_split(world)[rank], y.tensor_split(world)[rank]) for x, y in batches(9)]
+    features = encode(Trunk(), double, {"train": share}, [2])
+    torch.save((features.labels, features.pooled), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
+    mp.spawn(_encode_a_share, (2, str(tmp_path)), nprocs=2)  # the second has nothing of the last batch
+    alone = encode(Trunk(), double, {"train": batches(9)}, [2])
+    for rank in range(2):
+        labels, pooled = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(labels["train"], alone.labels["train"])
+        for key, values in alone.pooled["train"].items():
+            torch.testing.assert_close(pooled["train"][key], values)
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_is_encoded_as_it_is_written() -> None:
+    def backend(*_: object) -> None:
+        raise AssertionError("it is compiled")
+
+    trunk, images = Trunk(), torch.randint(256, (6, 3, 4, 4)).byte()
+    loaders = {"train": [(images, torch.zeros(6).long())]}
+    expected = encode(trunk, nn.Identity(), loaders, [1]).get("train", "stage3", 1)
+    trunk.compile(backend=backend)
+    assert torch.equal(encode(trunk, nn.Identity(), loaders, [1]).get("train", "stage3", 1), expected)
+    with pytest.raises(Exception, match="it is compiled"):
+        trunk(images.float())

@@ -1,0 +1,198 @@
+"""The loop that users run: validation in the middle of epochs, default callbacks, checkpoint and resume."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.bench.build import composed
+from ssl_lightning.run.execute import execute, pretrain
+from ssl_lightning.run.parts import Parts, build_parts
+from ssl_lightning.run.writer import RunWriter
+from tests._stand_in import StandIn
+from tests.test_resume import digest
+
+# 32 images, 4 batches an epoch, a validation after the 2nd and the 4th
+LOOP = [
+    "data=fake", "data.num_train=48", "data.heldout=16", "data.num_test=16", "data.batch_size=8",
+    "trainer.max_epochs=3", "trainer.val_check_interval=0.5", "trainer.log_every_n_steps=1",
+    "callbacks.checkpoint.every_n_steps=1", "callbacks.panel.images=1", "callbacks.panel.keep=false",
+    "probe=[knn]", "probe.knn.ks=[2]",
+    "backbone.widths=[8,16]", "backbone.strides=[2,2]", "scheduler=constant",
+]  # fmt: skip
+CASES = {
+    "rotation": [],
+    "jigsaw": ["task.permutations=4", "task.permutations_per_image=4", "task.hidden=64"],
+    "context_prediction": ["task.downsample=0", "task.hidden=32", "task.embedding=16"],
+    "colorization": ["task.width=8"],
+    "inpainting": ["task.warmup_steps=3", "task.discriminator_width=4", "task.decoder_width=8"],
+    "super_resolution": ["task.discriminator_width=4", "task.decoder_width=8"],
+    "supervised": [],
+}
+LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
+STOP = (1, 3)  # epoch and batch, both from 0, that an interrupted run does not reach
+
+
+class StoppedError(Exception):
+    """The run is interrupted."""
+
+
+class Stop(Callback):
+    """Interrupt the run."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if (trainer.current_epoch, batch_idx) == STOP:
+            raise StoppedError
+
+
+def carry_out(folder: Path, overrides: list[str], *callbacks: Callback, stand_in: bool = False) -> Parts:
+    """Do what a rank process does, `ssl_lightning.run.execute.run`; a folder with a checkpoint is resumed."""
+    folder.mkdir(exist_ok=True)
+    cfg = composed([*LOOP, *overrides], folder)
+    cfg.overrides = [*LOOP, *overrides]  # as the launcher does, for the model card
+    job = build_parts(cfg, folder)
+    if stand_in:
+        job.task.graph = StandIn(job.task)
+    job.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+    writer = RunWriter(job, began=0.0)
+    execute(job, writer)
+    writer.write("finished")
+    return job
+
+
+class Pair(NamedTuple):
+    """A run from beginning to end without graphs, and one with graphs that was interrupted and resumed."""
+
+    plain: Path
+    replayed: Path
+
+
+def both(folder: Path, overrides: list[str], *graphs: str, stand_in: bool = False) -> Pair:
+    """Run both; `graphs` are the overrides that switch graphs on."""
+    pair = Pair(folder / "plain", folder / "replayed")
+    carry_out(pair.plain, [*overrides, "cuda_graphs=false"])
+    with pytest.raises(StoppedError):
+        carry_out(pair.replayed, [*overrides, *graphs], Stop(), stand_in=stand_in)
+    resumed = carry_out(pair.replayed, [*overrides, *graphs], stand_in=stand_in)
+    assert resumed.resumed_from == pair.replayed / "checkpoints/last.ckpt"
+    return pair
+
+
+def last_weights(folder: Path) -> dict[str, Tensor]:
+    """The state of the task in the newest checkpoint."""
+    return {k: v.cpu() for k, v in load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"].items()}
+
+
+def first_weights(folder: Path, overrides: list[str]) -> dict[str, Tensor]:
+    """The parameters of the task before the first step."""
+    task = build_parts(composed(overrides, folder), folder, resume=False).task
+    return {name: value.detach().cpu().clone() for name, value in task.named_parameters()}
+
+
+def assert_moved_alike(
+    first: dict[str, Tensor], one: dict[str, Tensor], other: dict[str, Tensor], within: float = 0.1
+) -> None:
+    """What training changed, all parameters as one vector, differs by little of its length.
+
+    Of weights that no longer move after half of the steps it differs by about half of it.
+    """
+    moves = [torch.cat([(end[k] - v).double().flatten() for k, v in first.items()]) for end in (one, other)]
+    assert (moves[1] - moves[0]).norm() < within * moves[0].norm()
+
+
+def epoch_losses(folder: Path) -> list[float]:
+    """Mean of the training loss in each epoch."""
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    losses = [[float(row["train/loss"]) for row in rows if row["epoch"] == str(epoch)] for epoch in range(3)]
+    assert [len(each) for each in losses] == [4, 4, 4]
+    return [sum(each) / len(each) for each in losses]
+
+
+def assert_falls(losses: list[float]) -> None:
+    assert losses[2] < losses[1] < losses[0], losses
+    assert losses[2] < 0.9 * losses[0], losses
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> list[str]:
+    """The overrides of a task."""
+    return [
+        f"task={request.param}",
+        *CASES[request.param],
+        *LEARN,
+        "trainer=cpu",
+        "trainer.precision=32-true",
+    ]
+
+
+@pytest.fixture(scope="module")
+def pair(case: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return both(tmp_path_factory.mktemp("pair"), case, stand_in=True)
+
+
+def test_graphs_and_an_interruption_change_no_bit(pair: Pair) -> None:
+    assert digest(pair.replayed) == digest(pair.plain)
+
+
+def test_the_pretext_loss_falls_from_epoch_to_epoch(pair: Pair) -> None:
+    for folder in pair:
+        assert_falls(epoch_losses(folder))
+
+
+def test_validation_callbacks_and_probes_change_no_weight(
+    pair: Pair, case: list[str], tmp_path: Path
+) -> None:
+    """So that tests which switch them off, to be quick, are tests of the same training."""
+    off = ["trainer.limit_val_batches=0", "callbacks=[]", "probe=[]", "logger=[]"]
+    loop = [option for option in LOOP if not option.startswith(("callbacks", "probe"))]
+    job = build_parts(composed([*loop, *case, *off], tmp_path), tmp_path)
+    pretrain(job)
+    found = job.task.state_dict()
+    assert not [
+        name for name, value in last_weights(pair.plain).items() if not torch.equal(value, found[name])
+    ]
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Full fp32 on a GPU, too; what is compiled is compiled in every test."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    yield
+    torch.compiler.set_stance("default")
+    torch.compiler.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("precision", "compiled"), [("32-true", "false"), ("32-true", "true"), ("bf16-mixed", "false")]
+)
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_graphs_an_interruption_and_compiling_change_little(
+    name: str, precision: str, compiled: str, tmp_path: Path, exact: None
+) -> None:
+    given = [f"task={name}", *CASES[name], "trainer=gpu", f"trainer.precision={precision}"]
+    given += ["optimizer=sgd", "optimizer.lr=0.001"]  # Adam would make much of rounding
+    first = first_weights(tmp_path, [*LOOP, *given])
+    pair = both(tmp_path, given, "cuda_graphs=true", f"compile={compiled}")
+    assert_moved_alike(first, *map(last_weights, pair))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_the_pretext_loss_falls_with_the_defaults(
+    name: str, compiled: str, tmp_path: Path, exact: None
+) -> None:
+    given = [f"task={name}", *CASES[name], *LEARN, "trainer=gpu", f"compile={compiled}"]
+    carry_out(tmp_path, given)
+    assert_falls(epoch_losses(tmp_path))
