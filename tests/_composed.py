@@ -7,6 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from ssl_lightning.config.composition import drop_unchosen
+
 CONF = Path(__file__).parent.parent / "conf"
 
 
@@ -16,6 +18,7 @@ def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
         cfg = compose("train", list(overrides), return_hydra_config=True)
     OmegaConf.update(cfg, "hydra.runtime.output_dir", str(folder), force_add=True)
     HydraConfig.instance().set_config(cfg)
+    cfg = drop_unchosen(cfg, cfg.hydra)
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[return-value]

@@ -65,8 +65,10 @@ def seeded_losses(task: str, root: Path) -> list[float]:
 @pytest.mark.parametrize("task", TASKS)
 def test_seeded_losses_are_what_they_were(task: str, tmp_path: Path) -> None:
     expected = json.loads(GOLDEN.read_text())[task]
-    # the kernels of other processors round otherwise, and training spreads it
-    assert seeded_losses(task, tmp_path) == pytest.approx(expected, rel=2e-3)
+    # Processors round float32 sums otherwise, by about 1e-5 of the first loss; each update multiplies that.
+    # AVX2 against no vector instructions: up to 1e-5, 7e-5, 2e-4 and 3e-3 in steps 1 to 4.
+    for step, (loss, golden) in enumerate(zip(seeded_losses(task, tmp_path), expected, strict=True)):
+        assert loss == pytest.approx(golden, rel=1e-4 * 5**step), f"step {step + 1}"
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from ssl_lightning.config.composition import drop_unchosen
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.data.base import PairedDataModule
@@ -36,12 +37,13 @@ def device(accelerator: str = "auto") -> torch.device:
 
 def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
     """Compose `conf/train.yaml` with overrides, resolved, for steps that keep their files in `folder`."""
-    where = [
-        f"run_dir='{folder}'",
-        "choices={task: bench, data: bench, backbone: bench}",
-    ]  # else by the command
+    names = "choices={task: bench, data: bench, backbone: bench}"  # the command's, else
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        return resolve(compose("train", [*overrides, *where]))
+        cfg = compose("train", [*overrides, f"run_dir='{folder}'", names], return_hydra_config=True)
+    cfg = drop_unchosen(cfg, cfg.hydra)
+    OmegaConf.set_struct(cfg, False)
+    del cfg["hydra"]
+    return resolve(cfg)
 
 
 def made_data(cfg: DictConfig) -> PairedDataModule:

@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.artifacts.run_folder import CHECKPOINTS, CONFIG, EVALUATION
+from ssl_lightning.config.composition import drop_unchosen
 from ssl_lightning.config.identity import leaves
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.errors import RunError
@@ -31,7 +32,8 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     Raises:
         RunError: What is named is absent, does not fit, or a process failed.
     """
-    given = list(HydraConfig.get().overrides.task)
+    hydra = HydraConfig.get()
+    cfg, given = drop_unchosen(cfg, hydra), list(hydra.overrides.task)
     folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()
     if cfg.run:
         resolved = evaluation_config(folder, cfg, given)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.artifacts.run_folder import CONFIG, NEXT_CONFIG
+from ssl_lightning.config.composition import drop_unchosen
 from ssl_lightning.config.identity import ABSENT, leaves
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.trust import CACHES, check_links, check_trusted, given_overrides, load_config
@@ -81,7 +82,7 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
     first = given_overrides(stored)
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-            before, after = (_flat(compose("train", [*first, *extra])) for extra in ([], overrides))
+            before, after = (_flat([*first, *extra]) for extra in ([], overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise RunError(f"error: {error}") from None
     changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
@@ -174,9 +175,11 @@ def _may_change(key: str) -> bool:
     return any(key == allowed or key.startswith(allowed + ".") for allowed in MAY_CHANGE)
 
 
-def _flat(cfg: DictConfig) -> dict[str, Any]:
-    """Leaves of a config by dotted name; interpolations as they are written."""
-    return leaves(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+def _flat(overrides: list[str]) -> dict[str, Any]:
+    """Compose overrides: leaves by dotted name; interpolations as they are written."""
+    cfg = compose("train", overrides, return_hydra_config=True)
+    chosen = cast(dict[str, Any], OmegaConf.to_container(drop_unchosen(cfg, cfg.hydra)))
+    return leaves({key: value for key, value in chosen.items() if key != "hydra"})
 
 
 def _delete(cfg: DictConfig, key: str) -> None:

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.artifacts.run_folder import CONFIG, LOCK
+from ssl_lightning.config.composition import drop_unchosen
 from ssl_lightning.config.types import check_special
 from ssl_lightning.core.atomic_files import DiskFullError, naming_full_disk, remove_leftovers, write_file
 from ssl_lightning.core.errors import RunError
@@ -46,12 +47,14 @@ def launch(cfg: DictConfig) -> float | None:
     Raises:
         RunError: The config does not resolve, the folder holds a run already, or a process failed.
     """
-    folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir).resolve()
+    cfg = drop_unchosen(cfg, hydra)
     resolved = resolve(cfg)
-    resolved.overrides = list(HydraConfig.get().overrides.task)  # what resume and the model card start from
+    resolved.overrides = list(hydra.overrides.task)  # what resume and the model card start from
     place = check_start(resolved)
     check_name(place, resolved.overrides)
-    check_budget(resolved)
+    check_benchmark(resolved)
     if cfg.skip_finished and (done := finished_run(resolved)):
         with contextlib.suppress(OSError):
             folder.rmdir()  # which Hydra has just made, if it is empty
@@ -156,14 +159,22 @@ def check_start(cfg: DictConfig) -> Place:
     return find_place(launcher, cfg.trainer.num_nodes, devices, os.environ)
 
 
-def check_budget(cfg: DictConfig) -> None:
-    """Refuse a benchmark with a budget that is made for another, and would change its trunk or its length.
+def check_benchmark(cfg: DictConfig) -> None:
+    """Refuse a benchmark with a budget that is made for another, or with data that no column shows.
 
     Raises:
-        RunError: It is.
+        RunError: The budget would change its trunk or its length, or each column is of other data.
     """
     table = cfg.get("benchmark")
-    if table and table.budget not in table.budgets:
+    if not table:
+        return
+    if table.budget not in table.budgets:
         raise RunError(
             f"error: budget is {table.budget!r}; benchmark {table.name} allows {', '.join(table.budgets)}"
+        )
+    shown = {column.get("data", cfg.choices.data) for column in table.columns}
+    if cfg.choices.data not in shown:
+        raise RunError(
+            f"error: data is {cfg.choices.data!r}; benchmark {table.name} has columns for "
+            f"{', '.join(sorted(shown))}"
         )

@@ -15,7 +15,7 @@ from ssl_lightning.engine.fsdp import whole_task
 from ssl_lightning.engine.trainer import join_processes
 from ssl_lightning.report.summary import print_summary
 from ssl_lightning.run.build import compile_networks
-from ssl_lightning.run.parts import Parts, build_parts, untrained_records
+from ssl_lightning.run.parts import Parts, build_parts, check_columns, untrained_records
 from ssl_lightning.run.probe import probe
 from ssl_lightning.run.writer import RunWriter
 from ssl_lightning.tasks.base import PretextTask
@@ -37,6 +37,7 @@ def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
     began = time.perf_counter()
     join_processes()
     parts = build_parts(cfg, folder)
+    check_columns(parts)
     writer = RunWriter(parts, began)
     if resumes and parts.trainer.is_global_zero:
         accept_config(folder)

@@ -200,3 +200,18 @@ def fitting_probes(
         for maps in shapes:
             probe.check_trunk(maps, data.label_counts)
     return chosen, skipped
+
+
+def check_columns(parts: Parts) -> None:
+    """Refuse a benchmark whose columns would stay empty for want of labels.
+
+    Raises:
+        ValueError: Names the probes that need them.
+    """
+    table = parts.cfg.get("benchmark")
+    if table and (empty := sorted({column.probe for column in table.columns} & set(parts.skipped))):
+        raise ValueError(
+            f"benchmark {table.name} shows {', '.join(empty)}, and data {parts.data.name} has no labelled "
+            "images; give data.train_dir= and data.test_dir=, or leave these probes out: "
+            f"probe=[{','.join(parts.probes)}]"
+        )

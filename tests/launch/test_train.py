@@ -15,7 +15,7 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch import cluster, ranks
 from ssl_lightning.launch.cluster import count_devices, this_machine
 from ssl_lightning.launch.ranks import start_ranks
-from ssl_lightning.launch.train import check_budget, check_start
+from ssl_lightning.launch.train import check_benchmark, check_start
 
 
 def config(**trainer: object) -> DictConfig:
@@ -82,9 +82,10 @@ def test_of_several_launchers_the_first_says_what_is_wrong_with_the_config(
 def test_a_budget_of_another_benchmark_is_refused() -> None:
     table = {"name": "rotnet_cifar10", "budget": "gpu", "budgets": ["tiny", "full"]}
     with pytest.raises(RunError, match="budget is 'gpu'; benchmark rotnet_cifar10 allows tiny, full"):
-        check_budget(OmegaConf.create({"benchmark": table}))
-    check_budget(OmegaConf.create({"benchmark": table | {"budget": "tiny"}}))
-    check_budget(OmegaConf.create({"seed": 0}))  # no benchmark, any budget
+        check_benchmark(OmegaConf.create({"benchmark": table}))
+    fine = table | {"budget": "tiny", "columns": [{"name": "linear"}]}
+    check_benchmark(OmegaConf.create({"benchmark": fine, "choices": {"data": "fake"}}))
+    check_benchmark(OmegaConf.create({"seed": 0}))  # no benchmark, any budget
 
 
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

@@ -13,6 +13,7 @@ from ssl_lightning.ops import svm
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.probes._svm import as_targets, deal, fit, fit_cross_validated, solver
 from ssl_lightning.probes.svm import SVMProbe
+from tests.ops._bounds import assert_same_svms
 
 CLASSES = 4
 SIZES = {"train": 120, "heldout": 60, "test": 80}
@@ -147,8 +148,10 @@ def test_machines_fitted_a_few_at_a_time_are_the_same(several: bool, monkeypatch
         monkeypatch.setattr(svm, "AT_ONCE", at_once)
         one_label = not several
         found.append(fit_cross_validated(x, targets, [0.25, 4.0], 3, one_label=one_label, max_iter=100))
-    torch.testing.assert_close(found[0].weight, found[1].weight, rtol=1e-7, atol=1e-9)
     assert torch.equal(found[0].costs, found[1].costs)
+    costs = found[0].costs[:, None] * (1 + targets.T)  # positives weigh 2, -1 nothing
+    weights = [torch.cat([each.weight, each.bias[:, None]], 1) for each in found]
+    assert_same_svms(*weights, torch.cat([x, x.new_ones(len(x), 1)], 1), 2.0 * targets.T - 1, costs)
 
 
 def test_a_class_that_is_never_or_always_there_gets_a_constant_answer() -> None:
