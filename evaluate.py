@@ -1,4 +1,4 @@
-"""Probe a trunk that exists already: `python evaluate.py run=<run folder> probe=[linear,knn]`."""
+"""Probe a backbone that exists already: `python evaluate.py run=<run folder> probe=[linear,knn]`."""
 
 import hydra
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""Pretrain a trunk by a pretext task and probe it: `python train.py task=rotation data=cifar10`."""
+"""Pretrain a backbone by a pretext task and probe it: `python train.py task=rotation data=cifar10`."""
 
 import sys
 

@@ -84,9 +84,9 @@ def test_every_row_composes_into_a_folder_of_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_budget_changes_neither_trunk_nor_probes_of_a_published_table(name: str) -> None:
+def test_a_budget_changes_neither_backbone_nor_probes_of_a_published_table(name: str) -> None:
     if not published(name):
-        return  # a table of our own, with a trunk for each budget
+        return  # a table of our own, with a backbone for each budget
     for number in (0, -1):
         full, tiny = (
             job(name, "full", number % len(sweep(name))),
@@ -133,7 +133,7 @@ def test_published_figures_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", ["alexnet_imagenet_linear", "resnet50_imagenet"])
-def test_every_stage_of_the_trunk_has_a_column(name: str) -> None:
+def test_every_stage_of_the_backbone_has_a_column(name: str) -> None:
     cfg = job(name, "full", 0)
     stages = len(instantiate(cfg.backbone, in_channels=3).feature_info.channels())
     asked = [column.stage for column in cfg.benchmark.columns if column.stage != "best"]
@@ -161,17 +161,17 @@ def test_every_stage_of_the_trunk_has_a_column(name: str) -> None:
         ("rotnet_cifar10", 60_480 + 534_528 + 2 * 405_504 + 2 * 2176),  # convolutions of the blocks; norms
     ],
 )
-def test_the_trunks_have_the_size_of_the_published_ones(name: str, size: int) -> None:
+def test_the_backbones_have_the_size_of_the_published_ones(name: str, size: int) -> None:
     backbones = [cfg.backbone for cfg in jobs(name)]
     assert backbones == backbones[:1] * len(backbones)
-    trunk = instantiate(backbones[0], in_channels=3)
-    assert sum(weight.numel() for weight in trunk.parameters()) == size
+    backbone = instantiate(backbones[0], in_channels=3)
+    assert sum(weight.numel() for weight in backbone.parameters()) == size
 
 
-def test_a_transfer_takes_the_finished_trunk_of_the_same_budget_row_and_seed() -> None:
-    trunks = {f"{cfg.output_dir}/{cfg.folder}" for cfg in jobs("alexnet_imagenet_linear")}
+def test_a_transfer_takes_the_finished_backbone_of_the_same_budget_row_and_seed() -> None:
+    backbones = {f"{cfg.output_dir}/{cfg.folder}" for cfg in jobs("alexnet_imagenet_linear")}
     wanted = {cfg.init_from for cfg in jobs("alexnet_voc")}
-    assert wanted == {f"{folder}/backbone.safetensors" for folder in trunks}
+    assert wanted == {f"{folder}/backbone.safetensors" for folder in backbones}
     assert "/tiny/random/seed0/" in job("alexnet_voc", "tiny", 0).init_from
     by_row = {cfg.benchmark.row: cfg.data.channels for cfg in jobs("alexnet_voc")}
     assert by_row.pop("colorization") == 1
@@ -186,13 +186,13 @@ PAPERS = [
 
 
 @pytest.mark.parametrize("option", PAPERS)
-def test_the_setting_of_a_paper_fits_its_trunk(option: str) -> None:
+def test_the_setting_of_a_paper_fits_its_backbone(option: str) -> None:
     overrides = ["task.content=null"] if option.startswith("ledig") else []  # VGG19 is a download
     cfg = composed([f"experiment={option}", *NEEDED.get(option, []), *overrides], Path("run"))
     spec = ImageSpec(3, cfg.data.image_size, (0.5,) * 3, (0.2,) * 3, ("a", "b"), pretrain_labels=True)
     task_class = get_class(cfg.task._target_)
-    trunk = instantiate(cfg.backbone, in_channels=task_class.trunk_channels(spec))
-    task = instantiate(cfg.task, _partial_=True)(trunk, spec)
+    backbone = instantiate(cfg.backbone, in_channels=task_class.backbone_channels(spec))
+    task = instantiate(cfg.task, _partial_=True)(backbone, spec)
     tiles = {"noroozi2016_jigsaw": (64, 85, 21), "doersch2015_context_prediction": (96, 96 + 48, 2 * 7)}
     if option in tiles:
         assert (task.grid.tile, task.grid.pitch, task.grid.play) == tiles[option]
@@ -340,7 +340,7 @@ VOC = {
 
 @pytest.mark.slow
 def test_dry_run_of_alexnet_on_voc(pretrained: Path) -> None:
-    rows = ["random", "inpainting", "colorization"]  # a trunk as initialised, one of RGB, one of L
+    rows = ["random", "inpainting", "colorization"]  # a backbone as initialised, one of RGB, one of L
     for experiment, small in VOC.items():
         batch = "finetune" if "classification" in experiment else experiment.partition("_")[2]
         run_table(
@@ -358,7 +358,7 @@ def test_dry_run_of_alexnet_on_voc(pretrained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_trunk_that_is_not_there_is_named(place: Path) -> None:
+def test_a_backbone_that_is_not_there_is_named(place: Path) -> None:
     job = ["experiment=voc07_classification", "benchmark.row=rotation", "seed=7"]
     done = run_table(place, "alexnet_voc", *job, "data.dir=voc", "data.heldout=3", ok=False)
     missing = "out/benchmark/alexnet_imagenet_linear/tiny/rotation/seed7/backbone.safetensors is not there"

@@ -213,10 +213,10 @@ def test_no_step_of_an_augmented_classifier_waits_for_the_device(tmp_path: Path)
     data.prepare_data()
     data.setup()
     data.place(device)
-    trunk = NIN(blocks=3).to(device)
+    backbone = NIN(blocks=3).to(device)
     wanted = [Wanted(f"stage{n}", 8, 4.0) for n in (1, 2, 3)]
     loaders = {"test": data.downstream("test")}
-    maps = SharedMaps(trunk, lambda x: x, loaders, 0, (), precision=nullcontext, device=device)
+    maps = SharedMaps(backbone, lambda x: x, loaders, 0, (), precision=nullcontext, device=device)
     setting: Any = SimpleNamespace(maps=maps, data=data, device=device, loaders=loaders)
     source = FreshMaps(setting, wanted, Choice("nonlinear", "last", "train"), 8)
     probe = NonLinearProbe()

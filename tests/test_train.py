@@ -157,7 +157,7 @@ def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
     added = after.probes[len(before.probes) :]
     assert {(r.probe, r.evaluation.data) for r in added} == {("linear", "fake")}
     assert len(added) == 3
-    # the exported trunk, as one from elsewhere
+    # the exported backbone, as one from elsewhere
     small = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "name=again", f"output_dir={tmp_path}"]
     evaluate(tmp_path, f"weights={folder}/backbone.safetensors", *small)
     elsewhere = results_of(tmp_path / "evaluate/fake/convnet/again").probes
@@ -216,7 +216,7 @@ def test_training_that_diverges_names_the_step_and_the_checkpoint(
     assert len(facts["images"]) in (8, 16)
     results = results_of(folder)
     assert results.run.status == "failed"
-    assert results.probes  # of the untrained trunk
+    assert results.probes  # of the untrained backbone
     for path in (folder / "checkpoints").glob("*.ckpt"):
         state = load_checkpoint(path)["state_dict"]
         assert all(value.isfinite().all() for value in state.values()), path
@@ -271,7 +271,7 @@ def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(tmp_path: Path) -
         (["task.copies=3"], "error: copies is 3; allowed are 4"),
         (
             ["backbone=resnet18", "data.image_size=16"],
-            "error: data.image_size is 16 px, but the trunk has stride 32",
+            "error: data.image_size is 16 px, but the backbone has stride 32",
         ),
         (["data=folder", "data.pretrain_dir=/no/such/folder"], "/no/such/folder"),
         (["trainer=gpu"], "error: trainer.accelerator is 'gpu', but torch sees no GPU"),
@@ -317,7 +317,7 @@ def test_weights_from_elsewhere_are_said(tmp_path: Path) -> None:
     first = tmp_path / "rotation/fake/convnet/first"
     train(tmp_path, *SMALL, "task=random", "logger=[]", f"init_from={first}")
     run = results_of(tmp_path / "random/fake/convnet/run").run
-    assert run.labels == "unknown: the trunk's first weights come from elsewhere"
+    assert run.labels == "unknown: the backbone's first weights come from elsewhere"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Weights of a trunk: exported with the config beside them, and read from many kinds of file, strictly."""
+"""Weights of a backbone: exported with the config beside them, and read from many kinds of file, strictly."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from ssl_lightning.config.types import accepted, check_values
 from ssl_lightning.core.atomic_files import atomic_file, write_json
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 
-TRUNKS = "ssl_lightning.networks."  # where the target of an exported trunk may lie
+BACKBONES = "ssl_lightning.networks."  # where the target of an exported backbone may lie
 SCHEMA = 1  # of backbone.json
 MAX_CONFIG = 1 << 20  # bytes of it
 
 
-def save_backbone(folder: Path, trunk: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write `backbone.safetensors` and, beside it, what rebuilds the trunk.
+def save_backbone(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> None:
+    """Write `backbone.safetensors` and, beside it, what rebuilds the backbone.
 
     Args:
         folder: The run folder.
-        trunk: The trunk.
+        backbone: The backbone.
         config: Its resolved config with `_target_` and `in_channels`, under `backbone`; and anything else
             that a user needs to feed it.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in trunk.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     with atomic_file(folder / BACKBONE) as temporary:
         temporary.write_bytes(save(state, {"format": "pt"}))
     write_json(folder / BACKBONE_CONFIG, {"schema": SCHEMA, **config})
 
 
 def load_backbone(path: str | Path) -> nn.Module:
-    """Rebuild an exported trunk: `(B, C, H, W)` normalised floats in, the list of stage maps out.
+    """Rebuild an exported backbone: `(B, C, H, W)` normalised floats in, the list of stage maps out.
 
     Args:
         path: `backbone.safetensors`, or the run folder that holds it; `backbone.json` lies beside it
-            and also says, under `input`, which colours the trunk takes (RGB, grey or L, the lightness of CIE
+            and also says, under `input`, which colours the backbone takes (RGB, grey or L, the lightness of CIE
             Lab) and by which mean and std they are normalised.
 
     Returns:
-        The trunk in eval mode, on the CPU.
+        The backbone in eval mode, on the CPU.
 
     Raises:
-        ValueError: A file is absent or broken, or its config asks for anything but a trunk of ours.
+        ValueError: A file is absent or broken, or its config asks for anything but a backbone of ours.
     """
     file = Path(path) / BACKBONE if Path(path).is_dir() else Path(path)
     beside = file.with_name(BACKBONE_CONFIG)
@@ -63,53 +63,53 @@ def load_backbone(path: str | Path) -> nn.Module:
         target = config["_target_"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{beside} is needed beside {file.name} and cannot be read: {error}") from error
-    trunk = _build(target, {key: value for key, value in config.items() if key != "_target_"}, beside)
-    load_weights(trunk, file)
-    return trunk.eval()
+    backbone = _build(target, {key: value for key, value in config.items() if key != "_target_"}, beside)
+    load_weights(backbone, file)
+    return backbone.eval()
 
 
 def _build(target: Any, arguments: dict[str, Any], source: Path) -> nn.Module:
     """Build the backbone that `source` describes."""
     if "pretrained" in arguments:
         arguments["pretrained"] = False  # the weights are here: nothing is fetched
-    make = _trunk_class(target, source)
+    make = _backbone_class(target, source)
     kinds, anything = accepted(make)
     try:
         check_values(arguments, kinds, "backbone.", anything)
-        trunk = make(**arguments)
+        backbone = make(**arguments)
     except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} asks for a trunk that cannot be built: {error}") from error
-    if not isinstance(trunk, nn.Module):
-        raise ValueError(f"{source} asks for {target!r}, which is no trunk")
-    return trunk
+        raise ValueError(f"{source} asks for a backbone that cannot be built: {error}") from error
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"{source} asks for {target!r}, which is no backbone")
+    return backbone
 
 
-def _trunk_class(target: Any, source: Path) -> Any:
-    """Find a trunk by its dotted name; the file may name nothing else, nor anything only imported there."""
-    module, _, name = str(target).removeprefix(TRUNKS).partition(".")
+def _backbone_class(target: Any, source: Path) -> Any:
+    """Find a backbone by its dotted name; the file may name nothing else, nor anything only imported there."""
+    module, _, name = str(target).removeprefix(BACKBONES).partition(".")
     found = None
-    if str(target).startswith(TRUNKS) and module.isidentifier() and name.isidentifier():
+    if str(target).startswith(BACKBONES) and module.isidentifier() and name.isidentifier():
         with contextlib.suppress(ImportError):
-            found = getattr(importlib.import_module(TRUNKS + module), name, None)
-    if getattr(found, "__module__", None) != TRUNKS + module:
-        raise ValueError(f"{source} asks for {target!r}; only trunks of {TRUNKS}* are built")
+            found = getattr(importlib.import_module(BACKBONES + module), name, None)
+    if getattr(found, "__module__", None) != BACKBONES + module:
+        raise ValueError(f"{source} asks for {target!r}; only backbones of {BACKBONES}* are built")
     return found
 
 
 def load_weights(
-    trunk: nn.Module,
+    backbone: nn.Module,
     path: str | Path,
     *,
     prefix_map: Mapping[str, str | None] | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Load weights from elsewhere into a trunk, all of them or none.
+    """Load weights from elsewhere into a backbone, all of them or none.
 
     Args:
-        trunk: The trunk.
+        backbone: The backbone.
         path: A run folder, an exported or any other `.safetensors`, a checkpoint of this project (its
             `backbone.*`), or a plain state dict of torch (also under the key `state_dict` or `model`).
-        prefix_map: What the names in the file begin with -> what the trunk calls it; None drops these
+        prefix_map: What the names in the file begin with -> what the backbone calls it; None drops these
             weights, as for a head: `{"module.encoder_q.": "", "fc.": None}`. The longest that fits counts.
         state: What `read_state` found in the file, where that was done before.
 
@@ -120,18 +120,18 @@ def load_weights(
         ValueError: The file cannot be read, or names or shapes differ; nothing was loaded then.
     """
     state = rename(read_state(Path(path)) if state is None else state, prefix_map or {})
-    own = trunk.state_dict()
+    own = backbone.state_dict()
     report = mismatches(own, state)
     first = next((n for n, w in own.items() if n in state and w.dim() == state[n].dim() == 4), None)
     if first and (takes := own[first].shape[1]) != (taught := state[first].shape[1]):
-        report.append(f"it was trained on images of {taught} channels, this trunk takes {takes}")
+        report.append(f"it was trained on images of {taught} channels, this backbone takes {takes}")
     if report:
         renaming = '. A prefix_map renames or drops weights: \'prefix_map={"module.":"","fc.":null}\''
         raise ValueError(
-            f"{path} does not fit the trunk, of whose {len(own)} weights it has "
+            f"{path} does not fit the backbone, of whose {len(own)} weights it has "
             f"{len(own.keys() & state.keys())}; {'; '.join(report)}" + renaming * (own.keys() != state.keys())
         )
-    trunk.load_state_dict(state)
+    backbone.load_state_dict(state)
     return f"{len(state)} of {len(own)} weights from {path}, none missing, none unexpected"
 
 
@@ -151,7 +151,7 @@ def rename(state: Mapping[str, Tensor], prefix_map: Mapping[str, str | None]) ->
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the weights of a trunk from a file or a run folder, without running any code of it.
+    """Read the weights of a backbone from a file or a run folder, without running any code of it.
 
     Raises:
         ValueError: There is no such file, or it holds no weights.

@@ -42,7 +42,7 @@ class BareLoop:
         self.spent: Counter[str] = Counter()
         task.train()
         if clocked:
-            self._clock_trunk(task.backbone)
+            self._clock_backbone(task.backbone)
 
     def step(self) -> None:
         """Train on the next batch."""
@@ -77,7 +77,7 @@ class BareLoop:
         wait()
         self.spent[part] += time.perf_counter() - began  # type: ignore[assignment]
 
-    def _clock_trunk(self, trunk: nn.Module) -> None:
+    def _clock_backbone(self, backbone: nn.Module) -> None:
         began: list[float] = []
 
         def before(*_: object) -> None:
@@ -86,7 +86,7 @@ class BareLoop:
 
         def after(*_: object) -> None:
             wait()
-            self.spent["trunk forward"] += time.perf_counter() - began.pop()  # type: ignore[assignment]
+            self.spent["backbone forward"] += time.perf_counter() - began.pop()  # type: ignore[assignment]
 
-        trunk.register_forward_pre_hook(before)
-        trunk.register_forward_hook(after)
+        backbone.register_forward_pre_hook(before)
+        backbone.register_forward_hook(after)

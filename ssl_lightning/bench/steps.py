@@ -169,8 +169,8 @@ def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
     return {
         "loader_ms": 1000 * seconds(lambda: [next(stream) for _ in range(count)]) / count,
         "receive_ms": 1000 * median_seconds(lambda: task.receive(raw.to(task.device)), steps),
-        "pretext_op_head_loss_ms": spent["forward"] - spent["trunk forward"],
-        "trunk_forward_ms": spent["trunk forward"],
+        "pretext_op_head_loss_ms": spent["forward"] - spent["backbone forward"],
+        "backbone_forward_ms": spent["backbone forward"],
         "backward_ms": spent["backward"],
         "optimizer_ms": spent["optimizer"],
         "gflops": counter.get_total_flops() * steps / spent_s / 1e9,

@@ -21,7 +21,7 @@ LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
 
 @dataclass(frozen=True)
 class FeatureHealth:
-    """What the pooled last stage of a trunk says of some images.
+    """What the pooled last stage of a backbone says of some images.
 
     Args:
         rank: Effective rank, from 1 to `largest`.
@@ -118,9 +118,9 @@ class Collapse(Callback):
                     for name, each in found.items()
                 }
         taken, whole = {}, whole_task(trainer, task)
-        for name, trunk in whole.branches().items():
+        for name, backbone in whole.branches().items():
             each = encode(
-                trunk,
+                backbone,
                 whole.probe_input,
                 {"heldout": class_labels(loader)},
                 [1],

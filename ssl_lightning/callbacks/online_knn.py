@@ -100,9 +100,9 @@ class OnlineKNN(Callback):
         """Features of `loaders` for every branch, encoded once an epoch, whoever asks first."""
         if not self._features:
             loaders, whole = self.loaders(trainer), whole_task(trainer, task)
-            for name, trunk in whole.branches().items():
+            for name, backbone in whole.branches().items():
                 self._features[name] = encode(
-                    trunk,
+                    backbone,
                     whole.probe_input,
                     loaders,
                     [1],

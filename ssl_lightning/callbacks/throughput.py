@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 class Throughput(Callback):
     """Count pretraining images and the seconds spent on them, also over the parts of a resumed run.
 
-    An image counts once however many views of it enter the trunk. Nothing here asks the device for a value.
+    An image counts once however many views of it enter the backbone. Nothing here asks the device for a value.
     """
 
     def __init__(self) -> None:

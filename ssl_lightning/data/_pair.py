@@ -21,7 +21,7 @@ class InMemoryPair(InMemory):
 
     All images get the size and the channels of the set that is pretrained on: the others are resized
     (bicubic), grey becomes three equal channels, and colour the luma of BT.601. Mean and deviation are
-    those of pretraining, for which the trunk was made. The pretext's validation sees held-out images of
+    those of pretraining, for which the backbone was made. The pretext's validation sees held-out images of
     the set that is probed on.
 
     Args:

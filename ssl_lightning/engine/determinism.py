@@ -61,7 +61,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
             raise
         raise NotDeterministicError(
             f"{found[1]} has no deterministic implementation here, and deterministic is true; "
-            "deterministic=false permits it, or choose a task, trunk or probe that does without"
+            "deterministic=false permits it, or choose a task, backbone or probe that does without"
         ) from error
     finally:
         torch.use_deterministic_algorithms(before[0])

@@ -1,4 +1,4 @@
-"""One pass of a frozen trunk over the labelled splits; every probe works on what it leaves."""
+"""One pass of a frozen backbone over the labelled splits; every probe works on what it leaves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Grid = tuple[int, int]
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled stage maps of one trunk on the labelled splits, encoded once.
+    """Pooled stage maps of one backbone on the labelled splits, encoded once.
 
     Args:
         labels: For each split `(N,)` int64, in the order of its loader; `(N, K)` of 1, 0 and -1 (ignored)
@@ -49,7 +49,7 @@ class Features:
 
 
 def encode(
-    trunk: nn.Module,
+    backbone: nn.Module,
     probe_input: Callable[[Tensor], Tensor],
     loaders: Mapping[str, Loader],
     pools: Iterable[int],
@@ -57,30 +57,30 @@ def encode(
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """Encode every image of every split once, in eval mode; the modes of the trunk are restored.
+    """Encode every image of every split once, in eval mode; the modes of the backbone are restored.
 
     With several processes each encodes what its own loader yields, the contiguous slice that
     `torch.tensor_split` gives it of every global batch, and each ends up with all features in the
     original order.
 
     Args:
-        trunk: Maps what `probe_input` returns to the list of stage maps, shallow to deep.
-        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes; or into several inputs
+        backbone: Maps what `probe_input` returns to the list of stage maps, shallow to deep.
+        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbone takes; or into several inputs
             for each, `(B, V, C, h, w)`, whose stage maps are averaged.
         loaders: For each split an iterable of `(images, labels)`.
         pools: Pool sizes that the probes need.
         precision: Makes the context that the forward pass runs in, such as autocast.
-        device: Where the trunk is; the features stay there.
+        device: Where the backbone is; the features stay there.
 
     Raises:
-        ValueError: A split is empty, or features are not finite, as those of a trunk that diverged.
+        ValueError: A split is empty, or features are not finite, as those of a backbone that diverged.
     """
     began = time.perf_counter()
     sizes = sorted(set(pools))
     grids: dict[tuple[str, int], Grid] = {}
     labels: dict[str, Tensor] = {}
     pooled: dict[str, dict[tuple[str, Grid], Tensor]] = {}
-    with evaluating(trunk), not_compiled(trunk), torch.inference_mode():
+    with evaluating(backbone), not_compiled(backbone), torch.inference_mode():
         for split, loader in loaders.items():
             parts: dict[tuple[str, Grid], list[Tensor]] = {}
             label_parts: list[Tensor] = []
@@ -90,7 +90,7 @@ def encode(
                     continue
                 with precision():
                     x = images.to(device, non_blocking=True).float().div_(255)
-                    maps = stage_maps(trunk, probe_input(x))
+                    maps = stage_maps(backbone, probe_input(x))
                 for depth, stage_map in enumerate(maps, 1):
                     height, width = stage_map.shape[-2:]
                     grids |= {(f"stage{depth}", g): (min(g, height), min(g, width)) for g in sizes}
@@ -121,15 +121,15 @@ def class_labels(loader: Loader) -> Loader:
         yield images, labels if one_each else torch.full((len(images),), -1)
 
 
-def stage_maps(trunk: nn.Module, fed: Tensor) -> list[Tensor]:
-    """Run a trunk on `(B, C, H, W)`, or on several inputs for each image, `(B, V, C, h, w)`.
+def stage_maps(backbone: nn.Module, fed: Tensor) -> list[Tensor]:
+    """Run a backbone on `(B, C, H, W)`, or on several inputs for each image, `(B, V, C, h, w)`.
 
     Returns:
         Stage maps `(B, C_i, H_i, W_i)`, shallow to deep; of several inputs the mean, in float32.
     """
     if fed.ndim == 4:
-        return trunk(fed)
-    return [maps.float().unflatten(0, fed.shape[:2]).mean(1) for maps in trunk(fed.flatten(0, 1))]
+        return backbone(fed)
+    return [maps.float().unflatten(0, fed.shape[:2]).mean(1) for maps in backbone(fed.flatten(0, 1))]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How a trunk is made ready to be probed: what it is fed, and the statistics of its batch norms."""
+"""How a backbone is made ready to be probed: what it is fed, and the statistics of its batch norms."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ProbedTask(Protocol):
 
 @dataclass(frozen=True)
 class Preparation:
-    """What happens to every trunk before it is encoded, trained or not: `encoding` of the config.
+    """What happens to every backbone before it is encoded, trained or not: `encoding` of the config.
 
     Args:
         batch_norm: "trained" leaves the statistics as they are, "recalibrated" takes them from whole
-            unlabelled images; None: recalibrated where the task says that its trunk never saw any.
+            unlabelled images; None: recalibrated where the task says that its backbone never saw any.
         images: Unlabelled pretraining images that they are taken from, fewer where there are fewer.
         input: "image" feeds whole images; "views" the several inputs that a task on tiles makes of each,
             whose stage maps are averaged (Kolesnikov et al. 2019, sec. 3.2).
@@ -59,16 +59,16 @@ class Preparation:
             raise ValueError(f"encoding.input is {self.input!r}; allowed are {', '.join(INPUTS)}")
 
     def feed(self, task: ProbedTask) -> Callable[[Tensor], Tensor]:
-        """Return what turns plain images, floats in [0, 1], into the input of the trunks."""
+        """Return what turns plain images, floats in [0, 1], into the input of the backbones."""
         return task.probe_views if self.input == "views" else task.probe_input
 
     def recalibrates(self, task: ProbedTask) -> bool:
-        """Whether the trunks of this task get new statistics; on tiles those of training fit."""
+        """Whether the backbones of this task get new statistics; on tiles those of training fit."""
         if self.batch_norm is None:
             return task.recalibrate and self.input == "image"
         return self.batch_norm == RECALIBRATED
 
-    def trunks(
+    def backbones(
         self,
         task: ProbedTask,
         sample: Callable[[int], Tensor],
@@ -86,8 +86,8 @@ class Preparation:
             return task.branches()
         images, feed = sample(self.images), self.feed(task)
         return {
-            name: recalibrated(trunk, feed, images, precision=precision, device=task.device)
-            for name, trunk in task.branches().items()
+            name: recalibrated(backbone, feed, images, precision=precision, device=task.device)
+            for name, backbone in task.branches().items()
         }
 
     def protocol(self, task: ProbedTask, available: int) -> dict[str, str]:
@@ -98,7 +98,7 @@ class Preparation:
 
 
 def recalibrated(
-    trunk: nn.Module,
+    backbone: nn.Module,
     probe_input: Callable[[Tensor], Tensor],
     images: Tensor,
     *,
@@ -106,38 +106,38 @@ def recalibrated(
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """Copy a trunk and replace the running statistics of its batch norms; no weight changes.
+    """Copy a backbone and replace the running statistics of its batch norms; no weight changes.
 
-    A trunk that was trained on tiles normalises whole images by the statistics of tiles, which costs its
+    A backbone that was trained on tiles normalises whole images by the statistics of tiles, which costs its
     features much of what they know. The new ones are the mean over batches of plain images.
 
     Args:
-        trunk: Maps what `probe_input` returns to the list of stage maps.
-        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes.
+        backbone: Maps what `probe_input` returns to the list of stage maps.
+        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbone takes.
         images: `(N, C, H, W)` uint8, without labels.
         batch_size: Images of a forward pass at most; all passes are of the same size, give or take one.
         precision: Makes the context that the forward pass runs in.
-        device: Where the trunk is.
+        device: Where the backbone is.
 
     Returns:
-        The copy, in eval mode; a trunk without running statistics is copied as it is.
+        The copy, in eval mode; a backbone without running statistics is copied as it is.
     """
-    trunk = copy.deepcopy(trunk)
-    norms = [m for m in trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    backbone = copy.deepcopy(backbone)
+    norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
-    trunk.eval()
+    backbone.eval()
     if not norms:
-        return trunk
+        return backbone
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the plain mean over all batches
-    with evaluating(trunk), torch.no_grad(), precision():
+    with evaluating(backbone), torch.no_grad(), precision():
         for norm in norms:
             norm.train()
         for batch in images.tensor_split(-(-len(images) // batch_size)):
             fed = probe_input(batch.to(device, non_blocking=True).float().div_(255))
-            trunk(fed.flatten(0, 1) if fed.ndim == 5 else fed)
+            backbone(fed.flatten(0, 1) if fed.ndim == 5 else fed)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return trunk
+    return backbone

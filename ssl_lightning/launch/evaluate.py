@@ -1,4 +1,4 @@
-"""`python evaluate.py`: probes on a finished run, or on a trunk from elsewhere. Imports no torch."""
+"""`python evaluate.py`: probes on a finished run, or on a backbone from elsewhere. Imports no torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     if cfg.weights is None and not cfg.backbone.get("pretrained"):
         raise RunError(
             "error: nothing to evaluate; give run=<run folder>, weights=<file>, or for a timm model "
-            "backbone.pretrained=true (an untrained trunk: python train.py task=random)"
+            "backbone.pretrained=true (an untrained backbone: python train.py task=random)"
         )
     resolved = resolve(cfg)
     resolved.update(overrides=given, run_dir=str(folder))
@@ -69,7 +69,7 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
         stored.choices.data = new.choices.data
     stored.update(checkpoint=new.checkpoint, callbacks={}, logger={}, overrides=given)
     if (folder / CHECKPOINTS).is_dir():
-        stored.init_from = None  # the trunk is the trained one; without, it is still that which was given
+        stored.init_from = None  # the backbone is the trained one; without, it is still that which was given
     check_loaded(stored, folder, folder / CONFIG, _keys_of(new, touched))
     return stored
 

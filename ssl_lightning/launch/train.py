@@ -163,7 +163,7 @@ def check_benchmark(cfg: DictConfig) -> None:
     """Refuse a benchmark with a budget that is made for another, or with data that no column shows.
 
     Raises:
-        RunError: The budget would change its trunk or its length, or each column is of other data.
+        RunError: The budget would change its backbone or its length, or each column is of other data.
     """
     table = cfg.get("benchmark")
     if not table:

@@ -25,7 +25,7 @@ class AlexNet(StagedNetwork):
     (3x3, 256). Stage map i is the output of conv i before any pooling, where the linear classifiers of the
     published tables sit (they pool it themselves). Images of 224 px give maps of 55, 27, 13, 13 and 13:
     the poolings are unpadded, so maps are up to two cells smaller than H / reduction. pool5 and the
-    fully-connected layers are not part of the trunk. Convolutions keep their biases and PyTorch's initial
+    fully-connected layers are not part of the backbone. Convolutions keep their biases and PyTorch's initial
     weights, as in the authors' code.
 
     Args:

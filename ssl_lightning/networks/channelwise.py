@@ -29,7 +29,7 @@ class ChannelwiseLinear(nn.Module):
         cells = math.prod(grid)
         if cells > MAX_CELLS:
             raise ValueError(
-                f"the deepest maps of the trunk have {grid[0]} x {grid[1]} cells, and a layer that connects "
+                f"the deepest maps of the backbone have {grid[0]} x {grid[1]} cells, and a layer that connects "
                 f"all with each other has {channels * cells**2:,} weights; allowed are {MAX_CELLS} cells: "
                 "choose a backbone with a larger stride, or a smaller data.image_size"
             )

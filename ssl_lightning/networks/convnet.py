@@ -1,4 +1,4 @@
-"""The quick start's trunk: six 3x3 convolutions."""
+"""The quick start's backbone: six 3x3 convolutions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoder of every generative task: the stage maps of a trunk in, a picture out."""
+"""The decoder of every generative task: the stage maps of a backbone in, a picture out."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Decoder(nn.Module):
 
     A step enlarges by nearest neighbour and convolves (3x3, batch norm, ReLU): transposed convolutions leave
     checkerboards (Odena, Dumoulin, Olah 2016). Without skips everything has to pass through the deepest
-    stage, so that no shallow shortcut saves the trunk from learning.
+    stage, so that no shallow shortcut saves the backbone from learning.
 
     Args:
-        backbone: The trunk; only its `feature_info` is read.
+        backbone: The backbone; only its `feature_info` is read.
         out_channels: Channels of the result.
-        reduction: Image size over the size of the result, 1 for full resolution; at most the trunk's.
+        reduction: Image size over the size of the result, 1 for full resolution; at most the backbone's.
         width: Channels of the last step; each step before it has twice as many, up to `max_width`.
         max_width: Channels of a step at most.
         skips: Whether each step also sees the deepest stage map that is as large as its input to the
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
             )
         if not 1 <= reduction <= reductions[-1]:
             raise ValueError(
-                f"a decoder to 1/{reduction} of the image; allowed are 1 to {reductions[-1]}, what the trunk "
+                f"a decoder to 1/{reduction} of the image; allowed are 1 to {reductions[-1]}, what the backbone "
                 "leaves of it"
             )
         self.reduction = reduction
@@ -83,7 +83,7 @@ class Decoder(nn.Module):
             x = F.interpolate(x, (-(-size[0] // level), -(-size[1] // level)), mode="nearest")
             if taken is not None:
                 skipped = stages[taken]
-                if skipped.shape[2:] != x.shape[2:]:  # unpadded trunks, such as AlexNet
+                if skipped.shape[2:] != x.shape[2:]:  # unpadded backbones, such as AlexNet
                     skipped = F.interpolate(skipped, x.shape[2:], mode="nearest")
                 x = torch.cat([x, skipped], 1)
             x = step(x)

@@ -1,4 +1,4 @@
-"""Faster R-CNN with a feature pyramid over the stage maps of any trunk (Ren et al. 2015, Lin et al. 2017)."""
+"""Faster R-CNN with a feature pyramid over the stage maps of any backbone (Ren et al. 2015, Lin et al. 2017)."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ ASPECTS = (0.5, 1.0, 2.0)  # of the anchors, height over width
 ROI_CELLS = 7
 
 
-class PyramidTrunk(nn.Module):
-    """A trunk and the pyramid over its stage maps, as torchvision's detectors take it.
+class PyramidBackbone(nn.Module):
+    """A backbone and the pyramid over its stage maps, as torchvision's detectors take it.
 
     Args:
-        trunk: Maps images to the chosen stage maps, shallow to deep, as float32.
+        backbone: Maps images to the chosen stage maps, shallow to deep, as float32.
         channels: Of each of these maps.
         out_channels: Of every level of the pyramid.
     """
 
-    def __init__(self, trunk: nn.Module, channels: Sequence[int], out_channels: int) -> None:
+    def __init__(self, backbone: nn.Module, channels: Sequence[int], out_channels: int) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
         self.pyramid = FeaturePyramidNetwork(list(channels), out_channels, extra_blocks=LastLevelMaxPool())
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map images `(B, C, H, W)` to the levels, fine to coarse, the last one pooled once more."""
-        maps = self.trunk(images)
+        maps = self.backbone(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.pyramid(OrderedDict((str(level), x) for level, x in enumerate(maps)))
 
 
 def make_detector(
-    trunk: nn.Module,
+    backbone: nn.Module,
     channels: Sequence[int],
     reductions: Sequence[int],
     num_classes: int,
@@ -58,7 +58,7 @@ def make_detector(
     """Build torchvision's Faster R-CNN, which leaves the size and the values of its images alone.
 
     Args:
-        trunk: Maps images to the chosen stage maps, shallow to deep, as float32.
+        backbone: Maps images to the chosen stage maps, shallow to deep, as float32.
         channels: Of each of these maps.
         reductions: Image size over map size of each; each twice the one before, as the levels of the box
             head.
@@ -85,7 +85,7 @@ def make_detector(
     levels = [*reductions, 2 * reductions[-1]]
     names = [str(level) for level in range(len(reductions))]
     return FasterRCNN(
-        PyramidTrunk(trunk, channels, width),
+        PyramidBackbone(backbone, channels, width),
         rpn_anchor_generator=AnchorGenerator(
             tuple((round(anchor_scale * stride),) for stride in levels), (ASPECTS,) * len(levels)
         ),
@@ -111,7 +111,7 @@ def pyramid_stages(reductions: Sequence[int], finest: int) -> list[int]:
     """Return the stages, counted from 1, that make a pyramid: the deepest of each stride from `finest` on.
 
     Args:
-        reductions: Of all stages of a trunk.
+        reductions: Of all stages of a backbone.
         finest: Smallest stride of a level; where no stage has as much, the deepest stage is taken.
 
     >>> pyramid_stages([2, 4, 8, 16, 32], 4)

@@ -1,4 +1,4 @@
-"""Segmentation head over the stage maps of a trunk (FCN: Long, Shelhamer, Darrell 2015)."""
+"""Segmentation head over the stage maps of a backbone (FCN: Long, Shelhamer, Darrell 2015)."""
 
 from __future__ import annotations
 

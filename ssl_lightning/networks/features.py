@@ -12,7 +12,7 @@ from ssl_lightning.networks.small_maps import PaddedConv2d
 
 
 class FeatureInfo:
-    """What the stage maps of a trunk look like, with the methods of timm's class of that name.
+    """What the stage maps of a backbone look like, with the methods of timm's class of that name.
 
     Args:
         channels: C_i of each stage, shallow to deep.
@@ -102,20 +102,20 @@ def check_in_channels(in_channels: int) -> None:
 
 
 def check_input_size(backbone: Any, image_size: int) -> None:
-    """Refuse images that the trunk would shrink to less than one cell.
+    """Refuse images that the backbone would shrink to less than one cell.
 
     Args:
-        backbone: A trunk; its `feature_info` is read, and its `min_image_size` if it has one.
+        backbone: A backbone; its `feature_info` is read, and its `min_image_size` if it has one.
         image_size: Height and width of the square images in pixels.
 
     Raises:
-        ValueError: The image size is below the largest reduction of the trunk, or below its minimum.
+        ValueError: The image size is below the largest reduction of the backbone, or below its minimum.
     """
     stride = max(backbone.feature_info.reduction())
     smallest = max(stride, getattr(backbone, "min_image_size", stride))
     if image_size < smallest:
         raise ValueError(
-            f"data.image_size is {image_size} px, but the trunk has stride {stride} and needs at least "
+            f"data.image_size is {image_size} px, but the backbone has stride {stride} and needs at least "
             f"{smallest} px; set data.image_size to {smallest} or more, or choose a backbone with a smaller "
             "stride, such as convnet"
         )

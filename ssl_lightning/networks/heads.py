@@ -1,4 +1,4 @@
-"""Heads: what turns the stage maps of a trunk into an answer."""
+"""Heads: what turns the stage maps of a backbone into an answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PooledClassifier(nn.Module):
     """Global average pooling of the last stage map, then one linear layer.
 
     Args:
-        backbone: The trunk whose last stage is classified; only its `feature_info` is read.
+        backbone: The backbone whose last stage is classified; only its `feature_info` is read.
         num_classes: Number of answers.
     """
 
@@ -32,7 +32,7 @@ class TileEmbedding(nn.Module):
     may not start to learn for many epochs.
 
     Args:
-        backbone: The trunk whose last stage is embedded; only its `feature_info` is read.
+        backbone: The backbone whose last stage is embedded; only its `feature_info` is read.
         width: Numbers per tile.
     """
 
@@ -72,21 +72,21 @@ class SequenceClassifier(nn.Module):
 
 
 def check_tile_size(backbone: Any, tile: int, image_size: int) -> None:
-    """Refuse tiles that the trunk would shrink to less than one cell.
+    """Refuse tiles that the backbone would shrink to less than one cell.
 
     Args:
-        backbone: A trunk; its `feature_info` is read, and its `min_image_size` if it has one.
+        backbone: A backbone; its `feature_info` is read, and its `min_image_size` if it has one.
         tile: Height and width of a tile in pixels.
         image_size: Height and width of the images, for the message.
 
     Raises:
-        ValueError: The tile is below the largest reduction of the trunk, or below its minimum.
+        ValueError: The tile is below the largest reduction of the backbone, or below its minimum.
     """
     stride = max(backbone.feature_info.reduction())
     smallest = max(stride, getattr(backbone, "min_image_size", stride))
     if tile < smallest:
         raise ValueError(
-            f"the tiles are {tile} px (data.image_size is {image_size}), but the trunk has stride {stride} "
+            f"the tiles are {tile} px (data.image_size is {image_size}), but the backbone has stride {stride} "
             f"and needs at least {smallest} px; raise data.image_size or task.tile, or choose a backbone "
             "with a smaller stride, such as convnet"
         )

@@ -11,12 +11,12 @@ class PixelShuffleHead(nn.Module):
     """Double the deepest stage map by pixel shuffle until it is `scale` times as large; a 9x9 convolution.
 
     Args:
-        backbone: A trunk whose maps are as large as its input; only its `feature_info` is read.
+        backbone: A backbone whose maps are as large as its input; only its `feature_info` is read.
         out_channels: Channels of the result.
         scale: A power of 2.
 
     Raises:
-        ValueError: The trunk shrinks its input.
+        ValueError: The backbone shrinks its input.
     """
 
     def __init__(self, backbone: Any, out_channels: int, scale: int) -> None:
@@ -24,8 +24,8 @@ class PixelShuffleHead(nn.Module):
         width, reduction = backbone.feature_info.channels()[-1], backbone.feature_info.reduction()[-1]
         if reduction != 1:
             raise ValueError(
-                f"the deepest stage of the trunk is 1/{reduction} of its input; a small image can only enter "
-                "a trunk that keeps its size, such as backbone=srresnet; or choose task.input=enlarged"
+                f"the deepest stage of the backbone is 1/{reduction} of its input; a small image can only enter "
+                "a backbone that keeps its size, such as backbone=srresnet; or choose task.input=enlarged"
             )
         steps: list[nn.Module] = []
         for _ in range(scale.bit_length() - 1):

@@ -1,4 +1,4 @@
-"""SRResNet, the generator of SRGAN, as a trunk (Ledig et al. 2017, sec. 2.1.1 and fig. 4)."""
+"""SRResNet, the generator of SRGAN, as a backbone (Ledig et al. 2017, sec. 2.1.1 and fig. 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any timm model that returns stage maps, as a trunk."""
+"""Any timm model that returns stage maps, as a backbone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def create_timm(
         ValueError: timm has no such model, the model cannot return stage maps, it refuses an option, or an
             option would have it read a file.
     """
-    import timm  # takes seconds to import, which a run with one of our own trunks need not wait for
+    import timm  # takes seconds to import, which a run with one of our own backbones need not wait for
 
     check_in_channels(in_channels)
     known = timm.list_models()

@@ -78,7 +78,7 @@ def cut_tiles(
         corners: `(B, n, 2)` places, or `(B, n, C, 2)` with one for each channel.
         tile: Height and width t.
         dtype: Of the tiles, values unchanged; None: that of the images.
-        channels_last: Whether the numbers of a pixel lie side by side in memory, as trunks like it: of images
+        channels_last: Whether the numbers of a pixel lie side by side in memory, as backbones like it: of images
             that are channels-last themselves such tiles are cut several times as fast.
 
     Returns:
@@ -147,7 +147,7 @@ def permute_tiles(tiles: Tensor, orders: Tensor) -> Tensor:
     """Arrange the tiles of each image in several orders.
 
     Args:
-        tiles: `(B, n, ...)`: pixels, or what a trunk made of them.
+        tiles: `(B, n, ...)`: pixels, or what a backbone made of them.
         orders: `(B, P, n)` int64; place i shows tile `orders[..., i]`. `orders.argsort(-1)` is the inverse.
 
     Returns:

@@ -17,15 +17,15 @@ MEASURED = 256  # training images that give the scale of the maps where the maps
 
 
 class StageMaps(nn.Module):
-    """Some stage maps of a trunk, each channel brought to mean 0 and deviation 1 by fixed numbers.
+    """Some stage maps of a backbone, each channel brought to mean 0 and deviation 1 by fixed numbers.
 
-    As the linear probe does: else the scale of its features would decide how fast a head learns from a trunk,
-    and an untrained one would be beaten for its scale alone. The trunk stays in eval mode.
+    As the linear probe does: else the scale of its features would decide how fast a head learns from a backbone,
+    and an untrained one would be beaten for its scale alone. The backbone stays in eval mode.
 
     Args:
-        setting: Whose trunk, how it is fed and in what precision it computes.
+        setting: Whose backbone, how it is fed and in what precision it computes.
         stages: Which, counted from 1, in rising order.
-        copied: Work on a copy of the trunk, to be trained.
+        copied: Work on a copy of the backbone, to be trained.
     """
 
     mean: list[Tensor]
@@ -33,24 +33,24 @@ class StageMaps(nn.Module):
 
     def __init__(self, setting: Setting, stages: Sequence[int], *, copied: bool) -> None:
         super().__init__()
-        self.trunk = copy.deepcopy(setting.trunk) if copied else setting.trunk
+        self.backbone = copy.deepcopy(setting.backbone) if copied else setting.backbone
         if copied:
-            self.trunk.requires_grad_(True)
+            self.backbone.requires_grad_(True)
         self.stages, self.copied = list(stages), copied
         self.feed, self.precision = setting.feed, setting.precision
         self.device = torch.device(setting.device)
         self.mean, self.std = [], []
 
     def train(self, mode: bool = True) -> StageMaps:
-        """Leave the mode of the trunk alone; it encodes in eval mode, so that its statistics stay."""
+        """Leave the mode of the backbone alone; it encodes in eval mode, so that its statistics stay."""
         return self
 
     def raw(self, images: Tensor) -> list[Tensor]:
-        """Encode images `(B, C, H, W)` uint8 to the chosen maps, as the trunk returns them."""
+        """Encode images `(B, C, H, W)` uint8 to the chosen maps, as the backbone returns them."""
         return self.of_input(self.input(images))
 
     def input(self, images: Tensor) -> Tensor:
-        """Make of images `(B, C, H, W)` uint8 what the trunk takes.
+        """Make of images `(B, C, H, W)` uint8 what the backbone takes.
 
         Raises:
             ValueError: The probe is fed tiles.
@@ -64,11 +64,11 @@ class StageMaps(nn.Module):
     def of_input(self, fed: Tensor) -> list[Tensor]:
         """Encode what `input` made."""
         with (
-            evaluating(self.trunk),
+            evaluating(self.backbone),
             torch.set_grad_enabled(self.copied and torch.is_grad_enabled()),
             self.precision(),
         ):
-            maps = self.trunk(fed)
+            maps = self.backbone(fed)
         return [maps[stage - 1] for stage in self.stages]
 
     def scaled(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -85,7 +85,7 @@ class StageMaps(nn.Module):
         """Take the scale from raw maps.
 
         Raises:
-            ValueError: They are not finite, as those of a trunk that diverged.
+            ValueError: They are not finite, as those of a backbone that diverged.
         """
         sums: list[list[Tensor]] = [[] for _ in self.stages]
         for maps in batches:
@@ -115,12 +115,12 @@ def stage_numbers(
     """Return which stages a probe works on, counted from 1, in rising order.
 
     Raises:
-        ValueError: The trunk does not have one of them.
+        ValueError: The backbone does not have one of them.
     """
-    depth = len(setting.trunk.feature_info.channels())  # type: ignore[operator, union-attr]
+    depth = len(setting.backbone.feature_info.channels())  # type: ignore[operator, union-attr]
     chosen = sorted(set(default if stages is None else stages))
     if not chosen or chosen[0] < 1 or chosen[-1] > depth:
-        raise ValueError(f"probe.{name}.stages is {chosen}; this trunk has the stages 1 to {depth}")
+        raise ValueError(f"probe.{name}.stages is {chosen}; this backbone has the stages 1 to {depth}")
     return chosen
 
 

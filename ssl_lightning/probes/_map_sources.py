@@ -17,7 +17,7 @@ from ssl_lightning.probes._shared_maps import Wanted, gather_maps
 from ssl_lightning.probes.base import Setting
 
 EVAL_BATCH = 1024
-TOGETHER = 8  # augmented batches that the frozen trunk encodes at once
+TOGETHER = 8  # augmented batches that the frozen backbone encodes at once
 
 Batch = tuple[Sequence[Tensor], Tensor]  # for each classifier its maps (B, C, rows, columns); labels (B,)
 
@@ -66,7 +66,7 @@ class KeptMaps:
 class FreshMaps:
     """The maps of several stages, from images that are augmented in every epoch.
 
-    Its attributes are those of `KeptMaps`. The trunk encodes several batches at once, in eval mode, where
+    Its attributes are those of `KeptMaps`. The backbone encodes several batches at once, in eval mode, where
     an image's map does not depend on the others. Test and held-out images are not augmented, and encoded
     whenever they are asked for.
 

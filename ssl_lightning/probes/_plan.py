@@ -27,7 +27,7 @@ class TrainingPlan:
         batch_size: Images of a step.
         optimizer: "adamw" or "sgd" (momentum 0.9).
         lr: Of the head at its peak: linear warm-up over a twentieth of the steps, then a half cosine to 0.
-        trunk_lr: Of the trunk, where it is trained.
+        trunk_lr: Of the backbone, where it is trained.
         weight_decay: Of everything that is trained.
         evals: Evaluations on held-out images, evenly spread; the best of these states is kept.
 
@@ -82,7 +82,7 @@ class TrainingPlan:
     def train(
         self,
         head: nn.Module,
-        trunk: nn.Module | None,
+        backbone: nn.Module | None,
         loss: Callable[[Tensor, int], Tensor],
         evaluate: Callable[[], dict[str, Any]],
         *,
@@ -90,11 +90,11 @@ class TrainingPlan:
         seed: int,
         choose_by: str,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Train; leave head and trunk in the state that did best on held-out images.
+        """Train; leave head and backbone in the state that did best on held-out images.
 
         Args:
             head: What is trained in any case.
-            trunk: Trained too; None leaves it alone.
+            backbone: Trained too; None leaves it alone.
             loss: Takes the indices of a batch and the number of the step.
             evaluate: Returns held-out figures by name.
             images: Training images.
@@ -108,13 +108,13 @@ class TrainingPlan:
             ValueError: The loss is not finite.
         """
         groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": self.lr}]
-        if trunk is not None:
-            groups.append({"params": list(trunk.parameters()), "lr": self.trunk_lr})
+        if backbone is not None:
+            groups.append({"params": list(backbone.parameters()), "lr": self.trunk_lr})
         options = {"momentum": 0.9} if self.optimizer == "sgd" else {}
         optimizer = OPTIMIZERS[self.optimizer](groups, weight_decay=self.weight_decay, **options)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         at = {round(self.steps * part / self.evals) for part in range(1, self.evals + 1)}
-        trained = [module for module in (head, trunk) if module is not None]
+        trained = [module for module in (head, backbone) if module is not None]
         best: tuple[float, int, dict[str, Any], list[dict[str, Any]]] | None = None
         curve: dict[str, float] = {}
         total = None
@@ -140,8 +140,8 @@ class TrainingPlan:
         for module, state in zip(trained, best[3], strict=True):
             module.load_state_dict(state)
         protocol = {
-            "trunk": "frozen"
-            if trunk is None
+            "backbone": "frozen"
+            if backbone is None
             else f"fine-tuned, lr {self.trunk_lr:g}, batch-norm statistics kept",
             "steps": self.steps,
             "batch_size": self.batch_size,

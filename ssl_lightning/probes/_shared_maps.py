@@ -48,15 +48,15 @@ class Wanted:
 
 
 class SharedMaps:
-    """Stage maps of one frozen trunk, for all probes that ask for them one after another.
+    """Stage maps of one frozen backbone, for all probes that ask for them one after another.
 
     A pass over the images encodes the maps that are asked for, and those that will be asked for next, as
     long as all of them together fit in the memory that each allows. Maps that nobody will ask for again
     are forgotten.
 
     Args:
-        trunk: In the mode it is in; it is encoded in eval mode.
-        feed: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes.
+        backbone: In the mode it is in; it is encoded in eval mode.
+        feed: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbone takes.
         loaders: For each split this process's share of the labelled batches.
         images: Number of images of all splits.
         upcoming: What will be asked for, in this order.
@@ -66,7 +66,7 @@ class SharedMaps:
 
     def __init__(
         self,
-        trunk: nn.Module,
+        backbone: nn.Module,
         feed: Callable[[Tensor], Tensor],
         loaders: Mapping[str, Loader],
         images: int,
@@ -75,7 +75,7 @@ class SharedMaps:
         precision: Callable[[], AbstractContextManager[Any]],
         device: torch.device | str,
     ) -> None:
-        self.trunk, self.feed, self.loaders, self.images = trunk, feed, loaders, images
+        self.backbone, self.feed, self.loaders, self.images = backbone, feed, loaders, images
         self.precision, self.device = precision, device
         self.passes = 0
         self._upcoming = list(upcoming)
@@ -98,10 +98,10 @@ class SharedMaps:
 
     def of_batch(self, images: Tensor, wanted: Iterable[Wanted]) -> list[Tensor]:
         """Encode a batch of images uint8, in eval mode and without gradients: the maps, in fp32."""
-        with evaluating(self.trunk), torch.no_grad():
+        with evaluating(self.backbone), torch.no_grad():
             with self.precision():
                 fed = self.feed(images.to(self.device, non_blocking=True).float().div_(255))
-                maps = stage_maps(self.trunk, fed)
+                maps = stage_maps(self.backbone, fed)
             return [each.take(maps) for each in wanted]
 
     def shapes(self, wanted: Sequence[Wanted]) -> list[torch.Size]:

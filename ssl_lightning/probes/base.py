@@ -51,8 +51,8 @@ class BaseProbe:
                 "probe.nonlinear.selection=last"
             )
 
-    def check_trunk(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
-        """Refuse, before any work, a trunk that the probe cannot do.
+    def check_backbone(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
+        """Refuse, before any work, a backbone that the probe cannot do.
 
         Args:
             maps: For each stage the shape `(C, H, W)` of the map of one image.
@@ -65,9 +65,11 @@ class BaseProbe:
             self.check_stage(self.stage, maps)
 
     def check_stage(self, stage: str, maps: Mapping[str, tuple[int, int, int]]) -> None:
-        """Refuse a stage that the trunk does not have."""
+        """Refuse a stage that the backbone does not have."""
         if stage not in maps:
-            raise ValueError(f"stage of {type(self).__name__} is {stage!r}; the trunk has {', '.join(maps)}")
+            raise ValueError(
+                f"stage of {type(self).__name__} is {stage!r}; the backbone has {', '.join(maps)}"
+            )
 
 
 class Probe(BaseProbe, ABC):
@@ -80,7 +82,7 @@ class Probe(BaseProbe, ABC):
 
     @abstractmethod
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
-        """Evaluate one trunk.
+        """Evaluate one backbone.
 
         Returns:
             Records; the runner adds the names of the probe and of the branch.
@@ -124,12 +126,12 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a probe of the trunk itself works with.
+    """What a probe of the backbone itself works with.
 
     Args:
-        branch: Name of the trunk.
-        trunk: On `device`; a probe that trains does so on a copy.
-        feed: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunk takes.
+        branch: Name of the backbone.
+        backbone: On `device`; a probe that trains does so on a copy.
+        feed: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbone takes.
         loaders: For each of train, heldout and test this process's share of the labelled batches; without
             heldout where the data hold out no images.
         class_names: In label order.
@@ -143,7 +145,7 @@ class Setting:
     """
 
     branch: str
-    trunk: nn.Module
+    backbone: nn.Module
     feed: Callable[[Tensor], Tensor]
     loaders: Mapping[str, Loader]
     class_names: tuple[str, ...]
@@ -156,14 +158,14 @@ class Setting:
     maps: SharedMaps
 
 
-class TrunkProbe(BaseProbe, ABC):
-    """A probe that needs the trunk itself: to train it, or to read its maps."""
+class BackboneProbe(BaseProbe, ABC):
+    """A probe that needs the backbone itself: to train it, or to read its maps."""
 
     wanted: tuple[Wanted, ...] = ()  # what it will ask of `Setting.maps`, in this order
 
     @abstractmethod
     def run(self, setting: Setting) -> list[Record]:
-        """Evaluate one trunk.
+        """Evaluate one backbone.
 
         Returns:
             Records; the runner adds the names of the probe and of the branch.
@@ -185,14 +187,14 @@ def run_probes(
     device: torch.device | str = "cpu",
     protocol: Mapping[str, Any] | None = None,
 ) -> tuple[list[Record], dict[str, float]]:
-    """Encode each trunk once for all probes of features, and run every probe on it.
+    """Encode each backbone once for all probes of features, and run every probe on it.
 
     With several processes all do this on the same features and return the same: while one probed,
     the others could only wait.
 
     Args:
-        branches: The trunks by name, on `device`.
-        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the trunks take.
+        branches: The backbones by name, on `device`.
+        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbones take.
         probes: The probes by name.
         loaders: For each of train, heldout and test an iterable of `(images uint8, labels)`, each of
             which yields this process's slice of every batch.
@@ -203,7 +205,7 @@ def run_probes(
         seed: Names the random streams of probes that draw.
         precision: Makes the context that the forward pass runs in.
         device: Where features are kept and probes computed.
-        protocol: How the trunks were prepared and fed, for the protocol of every record.
+        protocol: How the backbones were prepared and fed, for the protocol of every record.
 
     Returns:
         The records, all but `trained`; and seconds by name: `encode_s`, and for each probe `<name>_s`.
@@ -214,9 +216,9 @@ def run_probes(
     records: list[Record] = []
     seconds = {f"{name}_s": 0.0 for name in probes}
     of_features = {name: probe for name, probe in probes.items() if isinstance(probe, Probe)}
-    of_trunks = {name: probe for name, probe in probes.items() if isinstance(probe, TrunkProbe)}
+    of_backbones = {name: probe for name, probe in probes.items() if isinstance(probe, BackboneProbe)}
     pools = {pool for probe in of_features.values() for pool in probe.pools}
-    wanted = [each for probe in of_trunks.values() for each in probe.wanted]
+    wanted = [each for probe in of_backbones.values() for each in probe.wanted]
     images = sum(cast(Images, data).label_counts[split] for split in loaders) if wanted else 0
 
     def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
@@ -227,9 +229,9 @@ def run_probes(
             whole = {**record.protocol, **(protocol or {})}
             records.append(replace(record, probe=name, branch=branch, protocol=whole))
 
-    for branch, trunk in branches.items():
+    for branch, backbone in branches.items():
         if of_features:
-            features = encode(trunk, probe_input, loaders, pools, precision=precision, device=device)
+            features = encode(backbone, probe_input, loaders, pools, precision=precision, device=device)
             seconds["encode_s"] = seconds.get("encode_s", 0.0) + features.encode_s
             _check_labels(features, len(class_names))
             counts = {split: len(labels) for split, labels in features.labels.items()}
@@ -240,7 +242,7 @@ def run_probes(
             del features
         setting = Setting(
             branch,
-            trunk,
+            backbone,
             probe_input,
             loaders,
             class_names,
@@ -250,10 +252,10 @@ def run_probes(
             seed,
             cast(Images, data),
             make_trainer,
-            SharedMaps(trunk, probe_input, loaders, images, wanted, precision=precision, device=device),
+            SharedMaps(backbone, probe_input, loaders, images, wanted, precision=precision, device=device),
         )
-        for name, trunk_probe in of_trunks.items():
-            timed(name, branch, partial(trunk_probe.run, setting))
+        for name, backbone_probe in of_backbones.items():
+            timed(name, branch, partial(backbone_probe.run, setting))
     return records, seconds
 
 

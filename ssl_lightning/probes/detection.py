@@ -1,4 +1,4 @@
-"""Detection probe: Faster R-CNN with a feature pyramid, on a frozen trunk or with it."""
+"""Detection probe: Faster R-CNN with a feature pyramid, on a frozen backbone or with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ssl_lightning.probes._dense import (
 )
 from ssl_lightning.probes._pictures import draw_boxes
 from ssl_lightning.probes._plan import TrainingPlan
-from ssl_lightning.probes.base import Setting, TrunkProbe
+from ssl_lightning.probes.base import BackboneProbe, Setting
 
 METRICS = ("coco_map", "ap50", "voc07_ap50")
 FINEST = 4  # smallest stride of a level of the pyramid
@@ -32,7 +32,7 @@ DRAWN_SCORE = 0.5
 Target = Mapping[str, Tensor]
 
 
-class DetectionProbe(TrunkProbe):
+class DetectionProbe(BackboneProbe):
     """Average precision of boxes: COCO's mean over IoU 0.5..0.95, at 0.5, and VOC 2007's 11 points at 0.5.
 
     Difficult objects are trained on; an evaluation neither asks for nor punishes them. Images without objects
@@ -40,7 +40,7 @@ class DetectionProbe(TrunkProbe):
 
     Args:
         stages: Stages that make the pyramid, counted from 1; None: the deepest of each stride from 4 on.
-        finetune: Train a copy of the trunk too, with `trunk_lr`.
+        finetune: Train a copy of the backbone too, with `trunk_lr`.
         width, box_width, anchor_scale, proposals, rois: See `make_detector`.
         steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`; AP50 chooses.
         flip: Whether half of the training images are mirrored left to right.
@@ -94,7 +94,7 @@ class DetectionProbe(TrunkProbe):
         self.plan.check(counts["train"])
 
     def run(self, setting: Setting) -> list[Record]:
-        info: Any = setting.trunk.feature_info
+        info: Any = setting.backbone.feature_info
         reductions = info.reduction()
         stages = stage_numbers(setting, self.stages, pyramid_stages(reductions, FINEST), "detection")
         splits = {split: read_split(loader, setting.device) for split, loader in setting.loaders.items()}
@@ -131,7 +131,7 @@ class DetectionProbe(TrunkProbe):
 
             heldout, training = self.plan.train(
                 nn.ModuleList([detector.backbone.pyramid, detector.rpn, detector.roi_heads]),
-                maps.trunk if self.finetune else None,
+                maps.backbone if self.finetune else None,
                 loss,
                 lambda: self._evaluate(detector, maps, *splits["heldout"], setting.class_names)[0],
                 images=len(images),

@@ -17,15 +17,15 @@ from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import class_labels, encode
-from ssl_lightning.probes.base import ImageLoader, Setting, TrunkProbe
+from ssl_lightning.probes.base import BackboneProbe, ImageLoader, Setting
 
 
-class EmbeddingProbe(TrunkProbe):
+class EmbeddingProbe(BackboneProbe):
     """Write `embedding.npz` (and `embedding.parquet` where pyarrow is installed) and `neighbours.png`.
 
     The files hold `names`, `features` `(N, D)` float32, and `labels` where the images have one each; a
     branch other than the backbone has its name in theirs. There is no figure: the probe looks, it does
-    not judge. What the trunk gave before its training is overwritten by what it gives after.
+    not judge. What the backbone gave before its training is overwritten by what it gives after.
 
     Args:
         folder: Any folder of images; None for the test images, or for the pretraining images where the
@@ -64,7 +64,7 @@ class EmbeddingProbe(TrunkProbe):
     def run(self, setting: Setting) -> list[Record]:
         loader = self.images(setting)
         features = encode(
-            setting.trunk,
+            setting.backbone,
             setting.feed,
             {"images": class_labels(loader)},
             [self.pool],

@@ -1,4 +1,4 @@
-"""Fine-tuning: a copy of the trunk is trained further, on a share of the labels, through Lightning."""
+"""Fine-tuning: a copy of the backbone is trained further, on a share of the labels, through Lightning."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, Globa
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.probes._choice import Choice
-from ssl_lightning.probes.base import Setting, TrunkProbe
+from ssl_lightning.probes.base import BackboneProbe, Setting
 
 CLASSIFIERS = {"linear": "linear layer on the mean of the map", "conv": "NIN block and a linear layer"}
 DECAY = 0.2  # of the rates at each milestone
 EVALUATIONS = 20  # on held-out images, at most, however many epochs a small share needs
 
 
-class FineTuneProbe(TrunkProbe):
-    """Top-1 (mean average precision with several classes an image) after training trunk and classifier.
+class FineTuneProbe(BackboneProbe):
+    """Top-1 (mean average precision with several classes an image) after training backbone and classifier.
 
     SGD with Nesterov momentum 0.9. Training ends early when held-out images have not been told better for
     some time, and the weights that told them best meet the test images once; with `selection="last"` it
@@ -48,7 +48,7 @@ class FineTuneProbe(TrunkProbe):
         augment: Whether images are augmented as for pretraining.
         selection: "heldout" or "last", see above.
         labels: "train", or "train+heldout", which trains on the held-out images too and selects nothing.
-        lr: Largest learning rate of the trunk.
+        lr: Largest learning rate of the backbone.
         head_lr: That of the classifier.
         weight_decay: Of both.
         batch_size: Images of a step over all processes; all of them where a share has fewer.
@@ -121,8 +121,8 @@ class FineTuneProbe(TrunkProbe):
                 "labelled training images; 2 are needed"
             )
 
-    def check_trunk(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
-        super().check_trunk(maps, counts)
+    def check_backbone(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
+        super().check_backbone(maps, counts)
         names = list(maps)
         top = self.stage or names[-1]
         allowed = names[: names.index(top)]
@@ -136,7 +136,7 @@ class FineTuneProbe(TrunkProbe):
         return [self.train(setting, fraction) for fraction in self.fractions]
 
     def train(self, setting: Setting, fraction: float) -> Record:
-        """Train a copy of the trunk on a share of the labels, and test it."""
+        """Train a copy of the backbone on a share of the labels, and test it."""
         loader: Any = setting.data.labelled(
             fraction, self.batch_size, augment=self.augment, heldout=self.choice.with_heldout
         )
@@ -197,10 +197,10 @@ class FineTuneProbe(TrunkProbe):
 
 
 class FineTuning(pl.LightningModule):
-    """A trunk and a classifier that learn together.
+    """A backbone and a classifier that learn together.
 
     Args:
-        setting: What the probe works with; its trunk is copied.
+        setting: What the probe works with; its backbone is copied.
         frozen: Name of the last stage that is not trained, or None.
         steps: Of the whole schedule.
         every_n_epochs: Epochs between two evaluations on held-out images; None: there are none.
@@ -226,7 +226,7 @@ class FineTuning(pl.LightningModule):
         self.setting, self.steps, self.milestones = setting, steps, milestones
         self.every_n_epochs, self.patience = every_n_epochs, patience
         self.lr, self.head_lr, self.weight_decay = lr, head_lr, weight_decay
-        self.trunk = copy.deepcopy(setting.trunk).requires_grad_(True)
+        self.backbone = copy.deepcopy(setting.backbone).requires_grad_(True)
         images, labels = next(iter(setting.loaders["test"]))
         fed = setting.feed(images[:1].to(setting.device).float().div_(255))
         self.metric = "top1" if labels.ndim == 1 else "map"
@@ -234,7 +234,7 @@ class FineTuning(pl.LightningModule):
         self.head = head(classifier, channels, len(setting.class_names)).to(setting.device)
         if dist.is_initialized() and dist.get_world_size() > 1:
             on_gpu = torch.device(setting.device).type == "cuda"
-            self.trunk = synchronise_batch_norm(self.trunk, on_gpu=on_gpu)
+            self.backbone = synchronise_batch_norm(self.backbone, on_gpu=on_gpu)
             self.head = synchronise_batch_norm(self.head, on_gpu=on_gpu)
         self.best, self.best_epoch, self.best_weights = -1.0, 0, copy.deepcopy(self.state_dict())
         self._handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
@@ -245,24 +245,24 @@ class FineTuning(pl.LightningModule):
         Returns:
             Name and channels of the map that is classified; the deepest one without a `stage`.
         """
-        with evaluating(self.trunk):
-            maps = stage_maps(self.trunk, fed)
+        with evaluating(self.backbone):
+            maps = stage_maps(self.backbone, fed)
             by_name = {f"stage{number}": each for number, each in enumerate(maps, 1)}
             stage = stage or next(reversed(by_name))
-            trained = weights_behind(self.trunk, by_name[stage])
-            fixed = weights_behind(self.trunk, by_name[frozen]) if frozen else set()
-        for name, weight in self.trunk.named_parameters():
+            trained = weights_behind(self.backbone, by_name[stage])
+            fixed = weights_behind(self.backbone, by_name[frozen]) if frozen else set()
+        for name, weight in self.backbone.named_parameters():
             weight.requires_grad_(name in trained - fixed)
         return stage, by_name[stage].shape[1]
 
     @property
     def trained_weights(self) -> int:
-        """Numbers that are trained, of trunk and classifier."""
+        """Numbers that are trained, of backbone and classifier."""
         return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map `(B, C, H, W)` uint8 to logits `(B, K)`."""
-        maps = stage_maps(self.trunk, self.setting.feed(images.float().div_(255)))
+        maps = stage_maps(self.backbone, self.setting.feed(images.float().div_(255)))
         return self.head(maps[int(self.stage.removeprefix("stage")) - 1])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -270,8 +270,8 @@ class FineTuning(pl.LightningModule):
         return loss(self(images).float(), labels)
 
     def configure_optimizers(self) -> Any:
-        trunk = [weight for weight in self.trunk.parameters() if weight.requires_grad]
-        groups = [{"params": self.head.parameters(), "lr": self.head_lr}, {"params": trunk, "lr": self.lr}]
+        backbone = [weight for weight in self.backbone.parameters() if weight.requires_grad]
+        groups = [{"params": self.head.parameters(), "lr": self.head_lr}, {"params": backbone, "lr": self.lr}]
         sgd = torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
         schedule: torch.optim.lr_scheduler.LRScheduler
         if self.milestones is None:
@@ -288,7 +288,7 @@ class FineTuning(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.train()
-        for part in self.trunk.modules():  # what is frozen keeps its statistics too
+        for part in self.backbone.modules():  # what is frozen keeps its statistics too
             own = list(part.parameters(recurse=False))
             if own and not any(weight.requires_grad for weight in own):
                 part.eval()

@@ -17,7 +17,7 @@ from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, Three
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps, KeptMaps, MapSource
 from ssl_lightning.probes._shared_maps import Wanted
-from ssl_lightning.probes.base import Setting, TrunkProbe
+from ssl_lightning.probes.base import BackboneProbe, Setting
 
 # of their CIFAR-10 runs: epochs, and where among them the learning rate is multiplied by DECAY
 SCHEDULES = {"mlp": (50, (0.4, 0.8, 0.9)), "conv": (100, (0.35, 0.7, 0.85))}
@@ -25,12 +25,12 @@ DECAY = 0.2
 DESCRIPTIONS = {"mlp": "three fully-connected layers", "conv": "NIN block and a linear layer"}
 
 
-class NonLinearProbe(TrunkProbe):
+class NonLinearProbe(BackboneProbe):
     """Top-1 of a small network on the map of a stage (Gidaris et al. 2018, sec. 4.1).
 
     SGD with Nesterov momentum 0.9 and weight decay 5e-4; the weights chosen meet the test images once. Their
     protocol is `augment=True, selection="last", labels="train+heldout"`: every epoch sees new crops and
-    flips, through the frozen trunk in eval mode, and nothing is selected. Without augmentation the maps are
+    flips, through the frozen backbone in eval mode, and nothing is selected. Without augmentation the maps are
     made once, in the same pass as those of other probes that ask for maps. With several processes each
     trains the same classifiers on all maps.
 
@@ -100,7 +100,7 @@ class NonLinearProbe(TrunkProbe):
         if train < 2:
             raise ValueError(f"the non-linear probe trains on 2 labelled images or more; there are {train}")
 
-    def check_trunk(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
+    def check_backbone(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
         images = sum(counts.get(split, 0) for split in ("train", "heldout", "test"))
         for wanted in self.maps:
             self.check_stage(wanted.stage, maps)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import effective_rank
-from ssl_lightning.probes.base import Setting, TrunkProbe
+from ssl_lightning.probes.base import BackboneProbe, Setting
 
 
-class RankMeProbe(TrunkProbe):
-    """Effective rank of every stage, for comparing runs of one trunk on the same data (Garrido et al. 2023).
+class RankMeProbe(BackboneProbe):
+    """Effective rank of every stage, for comparing runs of one backbone on the same data (Garrido et al. 2023).
 
     A rank, from 1 to the number of features, and no accuracy: a low one says that the features have
     collapsed. Stages of different width cannot be compared by it.
@@ -34,7 +34,7 @@ class RankMeProbe(TrunkProbe):
 
     def run(self, setting: Setting) -> list[Record]:
         features = encode(
-            setting.trunk,
+            setting.backbone,
             setting.feed,
             {"pretrain": class_labels(setting.data.unlabelled(self.images))},
             [self.pool],

@@ -1,4 +1,4 @@
-"""Segmentation probe: an FCN head over the stage maps, on a frozen trunk or with it (Long et al. 2015)."""
+"""Segmentation probe: an FCN head over the stage maps, on a frozen backbone or with it (Long et al. 2015)."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from ssl_lightning.probes._dense import (
 )
 from ssl_lightning.probes._pictures import draw_masks
 from ssl_lightning.probes._plan import TrainingPlan
-from ssl_lightning.probes.base import Setting, TrunkProbe
+from ssl_lightning.probes.base import BackboneProbe, Setting
 
 Maps = Callable[[Tensor], list[Tensor]]  # indices of images -> their stage maps, in scale
 
 
-class SegmentationProbe(TrunkProbe):
+class SegmentationProbe(BackboneProbe):
     """Mean intersection over union of per-pixel classification, over all pixels of a split.
 
     Pixels with id 255 neither train nor count. All splits are read into memory (uint8). Nothing is augmented,
-    which in the paper made no noticeable difference (sec. 4.3), so that a frozen trunk encodes each image
+    which in the paper made no noticeable difference (sec. 4.3), so that a frozen backbone encodes each image
     once.
 
     Args:
         stages: Stages whose maps are scored, counted from 1; None: the last three, as in FCN-8s.
         hidden, dilation: See `FCNHead`.
-        finetune: Train a copy of the trunk too, with `trunk_lr`.
+        finetune: Train a copy of the backbone too, with `trunk_lr`.
         steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`.
-        cache_gb: Maps of a frozen trunk that are kept at most, in GB; above, images are encoded at every
+        cache_gb: Maps of a frozen backbone that are kept at most, in GB; above, images are encoded at every
             step.
         pictures: Test images drawn into `segmentation_<branch>.png`; 0 draws none.
 
@@ -92,7 +92,7 @@ class SegmentationProbe(TrunkProbe):
         self.plan.check(counts["train"])
 
     def run(self, setting: Setting) -> list[Record]:
-        info: Any = setting.trunk.feature_info
+        info: Any = setting.backbone.feature_info
         stages = stage_numbers(
             setting,
             self.stages,
@@ -100,7 +100,7 @@ class SegmentationProbe(TrunkProbe):
             "segmentation",
         )
         splits = {split: read_split(loader, setting.device) for split, loader in setting.loaders.items()}
-        trunk = StageMaps(setting, stages, copied=self.finetune)
+        backbone = StageMaps(setting, stages, copied=self.finetune)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(setting.seed, "segmentation", setting.branch))
             head = FCNHead(
@@ -112,7 +112,7 @@ class SegmentationProbe(TrunkProbe):
         for split in ("heldout", "test"):
             if not (splits[split][1] != VOID).any():
                 raise ValueError(f"the {split} masks have no pixel that counts, so there is no figure")
-        maps, cached = self._maps(trunk, {split: images for split, (images, _) in splits.items()})
+        maps, cached = self._maps(backbone, {split: images for split, (images, _) in splits.items()})
 
         def loss(indices: Tensor, step: int) -> Tensor:
             head.train()
@@ -148,7 +148,7 @@ class SegmentationProbe(TrunkProbe):
 
         heldout, training = self.plan.train(
             head,
-            trunk.trunk if self.finetune else None,
+            backbone.backbone if self.finetune else None,
             loss,
             lambda: evaluate("heldout")[0],
             images=len(splits["train"][0]),
@@ -182,7 +182,7 @@ class SegmentationProbe(TrunkProbe):
         }
         return [Record(f"stage{stages[-1]}", "miou", test["miou"], len(images), protocol)]
 
-    def _maps(self, trunk: StageMaps, images: Mapping[str, Tensor]) -> tuple[dict[str, Maps], bool]:
+    def _maps(self, backbone: StageMaps, images: Mapping[str, Tensor]) -> tuple[dict[str, Maps], bool]:
         """Say how to come by the maps of each split, and whether they are kept: if they may be, and fit."""
 
         size = self.plan.batch_size
@@ -190,7 +190,7 @@ class SegmentationProbe(TrunkProbe):
         @torch.no_grad()
         def encode(pictures: Tensor) -> Iterator[list[Tensor]]:
             for part in chunks(len(pictures), size):
-                yield trunk.raw(pictures[part])
+                yield backbone.raw(pictures[part])
 
         batches = encode(images["train"])
         begun = next(batches)
@@ -204,13 +204,13 @@ class SegmentationProbe(TrunkProbe):
                 ("heldout", encode(images["heldout"])),
             ):
                 kept[split] = [torch.cat(parts) for parts in zip(*encoded, strict=True)]
-            trunk.measure([x[part] for x in kept["train"]] for part in chunks(len(images["train"]), size))
+            backbone.measure([x[part] for x in kept["train"]] for part in chunks(len(images["train"]), size))
         else:
-            trunk.measure(encode(images["train"][spread(len(images["train"]), MEASURED)]))
+            backbone.measure(encode(images["train"][spread(len(images["train"]), MEASURED)]))
 
         def of(split: str) -> Maps:
             if split in kept:
-                return lambda indices: trunk.scaled([x[indices.to(x.device)] for x in kept[split]])
-            return lambda indices: trunk(trunk.input(images[split][indices]))
+                return lambda indices: backbone.scaled([x[indices.to(x.device)] for x in kept[split]])
+            return lambda indices: backbone(backbone.input(images[split][indices]))
 
         return {split: of(split) for split in images}, cached

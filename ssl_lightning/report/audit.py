@@ -154,7 +154,7 @@ def _cells(first: Row, row: Row) -> tuple[str, ...]:
     name = row.name if row is first else f"without {row.name}"
     verdict = row.verdict
     if row is first and row.probe is not None and row.untrained is not None:
-        verdict = f"untrained trunk: {100 * row.untrained.value:.1f}"
+        verdict = f"untrained backbone: {100 * row.untrained.value:.1f}"
     return (
         name,
         *_pair(row.pretext, None if row is first else first.pretext),

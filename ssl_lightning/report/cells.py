@@ -1,4 +1,4 @@
-"""One figure of a table: the records that it is taken from, their mean, the gain over the untrained trunk."""
+"""One figure of a table: the records that it is taken from, their mean, the gain over the untrained backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS
 
-UNTRAINED = "the same trunk before its first step"
+UNTRAINED = "the same backbone before its first step"
 RANDOM = "the row random of the same seed, data and backbone"
 TREATED = RANDOM + ", whose batch norm or input is treated otherwise"
 
@@ -26,7 +26,7 @@ class Pick:
     Args:
         run: Where it is from.
         record: It, at the stage that the column asks for.
-        against: The same of the untrained trunk, if it was measured.
+        against: The same of the untrained backbone, if it was measured.
         over: What that is: UNTRAINED, RANDOM, TREATED, or "".
         others: How many other figures of the run the column would fit as well.
     """
@@ -67,7 +67,7 @@ class Cell:
 
     @property
     def gains(self) -> list[float]:
-        """Differences to the untrained trunk, seed by seed, for the seeds that have it."""
+        """Differences to the untrained backbone, seed by seed, for the seeds that have it."""
         return [self.scale * (pick.record.value - pick.against.value) for pick in self.picks if pick.against]
 
     @property
@@ -92,7 +92,7 @@ def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRu
 
     Args:
         run: Finished.
-        branch: Of its trunks.
+        branch: Of its backbones.
         column: Of the table.
         control: A run that trained nothing, of the same seed, data and backbone, for the gain.
 
@@ -157,7 +157,7 @@ def what(record: Record) -> list[Any]:
 
 
 def treatment(record: Record) -> list[Any]:
-    """What was measured, and how the trunk was prepared and fed for it."""
+    """What was measured, and how the backbone was prepared and fed for it."""
     return [*what(record), *(record.protocol.get(key) for key in ("input", "batch_norm"))]
 
 
@@ -171,7 +171,7 @@ def make_cell(
 
     Args:
         runs: Finished ones of the row.
-        branch: Of their trunks.
+        branch: Of their backbones.
         column: Of the table.
         control: Finds the run that trained nothing, for a gain.
 

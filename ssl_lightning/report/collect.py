@@ -43,7 +43,7 @@ class ReportedRun:
 
     @property
     def control(self) -> bool:
-        """Whether it trained nothing: its figures are those of the untrained trunk."""
+        """Whether it trained nothing: its figures are those of the untrained backbone."""
         return not any(record.trained for record in self.probes)
 
     @property

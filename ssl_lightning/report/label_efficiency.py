@@ -1,4 +1,4 @@
-"""The label-efficiency curve: how good a trunk's features are with few labels, run by run.
+"""The label-efficiency curve: how good a backbone's features are with few labels, run by run.
 
 `python -m ssl_lightning.report.label_efficiency curve.png <run folder> <run folder> ...` draws what
 `probe=[lowshot]` left in the results.json of each.
@@ -23,7 +23,7 @@ METRICS = {"top1": "top-1 in %", "map": "mean average precision in %"}
 
 @dataclass(frozen=True)
 class Curve:
-    """Figures of one trunk.
+    """Figures of one backbone.
 
     Args:
         name: Of the task.

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what the exported trunk is, how it was made, how good it is, how to load it."""
+"""MODEL_CARD.md: what the exported backbone is, how it was made, how good it is, how to load it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ssl_lightning.report.summary import column, headline
 CARD = """\
 # {task} on {data}: {backbone}
 
-A trunk pretrained by ssl-lightning. `backbone.safetensors` holds its weights, `backbone.json` how it is built
+A backbone pretrained by ssl-lightning. `backbone.safetensors` holds its weights, `backbone.json` how it is built
 and fed.
 
     import ssl_lightning
 
-    trunk = ssl_lightning.load_backbone("{folder}")  # (B, {channels}, H, W) -> list of stage maps
+    backbone = ssl_lightning.load_backbone("{folder}")  # (B, {channels}, H, W) -> list of stage maps
 
 Images are {colour}, normalised with mean {mean} and std {std}; trained at {image_size} px.
 
@@ -44,7 +44,7 @@ Test figures (top-1 unless named), at the stage that did best on held-out images
 with its protocol, is in `results.json`.
 """
 
-COLOURS = {  # what backbone.json calls the input of the trunk
+COLOURS = {  # what backbone.json calls the input of the backbone
     "RGB": "RGB, floats in [0, 1]",
     "grey": "grey, floats in [0, 1]",
     "L": "the lightness L of CIE Lab, 0 to 100 (`ssl_lightning.ops.lab.rgb_to_lab(images)[:, :1]`)",

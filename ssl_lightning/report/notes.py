@@ -29,7 +29,7 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     if any(column.stage == BEST_STAGE for column in columns):
         lines.append("The stage is the one that did best on held-out images, for each seed, never on test.")
     if any(row.labels for row in rows):
-        lines.append("Bold: the best of the rows whose trunk has seen no label.")
+        lines.append("Bold: the best of the rows whose backbone has seen no label.")
     return lines
 
 

@@ -103,7 +103,7 @@ def summary_table(records: list[Record]) -> Table:
     what = "figures" if any(r.metric != "top1" for r in shown) else "top-1"
     title = f"Test {what} in %, {' → '.join(states)}; * best stage, chosen on held-out images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("trunk", no_wrap=True)
+    table.add_column("backbone", no_wrap=True)
     columns = list(dict.fromkeys(column(r) for r in shown))
     for name in columns:
         table.add_column(name, justify="right", no_wrap=True)

@@ -11,7 +11,7 @@ from ssl_lightning.report.benchmark import Benchmark, Column, Published
 from ssl_lightning.report.cells import Cell, make_cell
 from ssl_lightning.report.collect import ReportedRun
 
-TRUNK = "backbone"  # the branch that every task has
+BACKBONE = "backbone"  # the branch that every task has
 PRETEXTS = (
     "val/acc",
     "val/psnr",
@@ -27,7 +27,7 @@ class Row:
 
     Args:
         name: Of the benchmark's rows, or of the series.
-        branch: Which trunk of the runs.
+        branch: Which backbone of the runs.
         cells: By the name of the column; where there is no figure, there is no cell.
         runs: The newest finished run of each seed, by seed.
         pretext: The figure of the pretext that is shown.
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        return self.name if self.branch == TRUNK else f"{self.name}, {self.branch}"
+        return self.name if self.branch == BACKBONE else f"{self.name}, {self.branch}"
 
     @property
     def seeds(self) -> list[int]:
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def labels(self) -> bool:
-        """Whether the trunk has seen labels: such a row is a bound, not a competitor."""
+        """Whether the backbone has seen labels: such a row is a bound, not a competitor."""
         return any(run.facts.labels not in (None, "none") for run in self.used)
 
     @property
@@ -159,9 +159,9 @@ def make_rows(
 
 
 def branches(runs: Sequence[ReportedRun]) -> list[str]:
-    """The trunks that the runs were probed on, the backbone first."""
+    """The backbones that the runs were probed on, the backbone first."""
     found = {record.branch for run in runs for record in run.probes}
-    return sorted(found, key=lambda branch: (branch != TRUNK, branch))
+    return sorted(found, key=lambda branch: (branch != BACKBONE, branch))
 
 
 def main_runs(cells: Iterable[Cell]) -> list[ReportedRun]:

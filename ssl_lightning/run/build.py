@@ -76,7 +76,7 @@ class StartingPoint:
             return task, loaded
         state, self.content = self.content["state_dict"], None
         if wrong := mismatches(task.state_dict(), state):
-            raise ValueError(f"{self.path} is of another task or trunk: {'; '.join(wrong)}")
+            raise ValueError(f"{self.path} is of another task or backbone: {'; '.join(wrong)}")
         if self.resumes:
             return task, loaded or "published, by timm" * published
         task.load_state_dict(state)
@@ -86,7 +86,7 @@ class StartingPoint:
 def build_task(
     cfg: DictConfig, data: PairedDataModule, weights: Mapping[str, Tensor] | None = None
 ) -> tuple[PretextTask, str]:
-    """Build the trunk and the task around it, with the initial weights of `cfg.seed` or of `cfg.init_from`.
+    """Build the backbone and the task around it, with the initial weights of `cfg.seed` or of `cfg.init_from`.
 
     Args:
         cfg: Resolved.
@@ -94,14 +94,14 @@ def build_task(
         weights: What is in `cfg.init_from`, where that was read before.
 
     Returns:
-        The task, and a line that says where the trunk's weights come from, "" for the seed.
+        The task, and a line that says where the backbone's weights come from, "" for the seed.
 
     Raises:
-        ValueError: The images are smaller than the stride of the trunk, or other parts do not fit.
+        ValueError: The images are smaller than the stride of the backbone, or other parts do not fit.
     """
     torch.manual_seed(stream_seed(cfg.seed, "weights"))
     task_class = cast(type[PretextTask], get_class(cfg.task._target_))
-    backbone: nn.Module = instantiate(cfg.backbone, in_channels=task_class.trunk_channels(data.spec))
+    backbone: nn.Module = instantiate(cfg.backbone, in_channels=task_class.backbone_channels(data.spec))
     check_input_size(backbone, data.spec.image_size)
     # partial: passed as keywords of instantiate, modules would be copied into a config
     make_task: partial[PretextTask] = instantiate(cfg.task, _partial_=True)
@@ -158,12 +158,12 @@ def check_compiler(device: torch.device) -> None:
         ) from error
 
 
-def map_shapes(trunk: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]:
+def map_shapes(backbone: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]:
     """Shape `(C, H, W)` of each stage map, found by encoding one image; leaves no trace."""
     try:
-        with evaluating(trunk), torch.no_grad():
-            maps = stage_maps(trunk, fed)
+        with evaluating(backbone), torch.no_grad():
+            maps = stage_maps(backbone, fed)
     except (AssertionError, RuntimeError) as error:  # transformers of timm take one size only
         size = "x".join(map(str, fed.shape[-2:]))
-        raise ValueError(f"the trunk takes no images of {size} px: {error}") from error
+        raise ValueError(f"the backbone takes no images of {size} px: {error}") from error
     return {f"stage{depth}": tuple(each.shape[1:]) for depth, each in enumerate(maps, 1)}  # type: ignore[misc]

@@ -198,7 +198,7 @@ def fitting_probes(
             raise ValueError(f"probe {name} needs whole images, no tiles: encoding.input=image")
         probe.check(data.label_counts)
         for maps in shapes:
-            probe.check_trunk(maps, data.label_counts)
+            probe.check_backbone(maps, data.label_counts)
     return chosen, skipped
 
 

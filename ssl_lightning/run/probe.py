@@ -40,7 +40,7 @@ def probe(parts: Parts, task: PretextTask) -> Probed:
     device = parts.trainer.strategy.root_device
     task.to(device)
     precision = parts.trainer.precision_plugin.forward_context
-    backbones = parts.preparation.trunks(task, parts.unlabelled, precision=precision)
+    backbones = parts.preparation.backbones(task, parts.unlabelled, precision=precision)
     if not parts.probes:
         return Probed([], {}, backbones)
     data = parts.data

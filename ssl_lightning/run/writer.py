@@ -100,7 +100,7 @@ class RunWriter:
         parts, cfg = self.parts, self.parts.cfg
         backbone = cast(dict[str, Any], OmegaConf.to_container(cfg.backbone))
         return {
-            "backbone": {**backbone, "in_channels": parts.task.trunk_channels(parts.data.spec)},
+            "backbone": {**backbone, "in_channels": parts.task.backbone_channels(parts.data.spec)},
             "input": parts.task.input_config(),
             "batch_norm": parts.preparation.protocol(parts.task, parts.data.pretrain_images)["batch_norm"],
             "task": cfg.choices.task,

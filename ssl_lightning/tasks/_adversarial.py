@@ -50,7 +50,7 @@ class AdversarialTask(PretextTask):
     pictures, which the probes show it.
 
     Args:
-        backbone: The trunk.
+        backbone: The backbone.
         spec: Shape and statistics of the images.
         fake_size: Height and width of what the discriminator is shown; decides how many stages it has.
         adversarial_weight: Of the adversarial loss beside the generator's own; 0 for no discriminator at

@@ -42,7 +42,7 @@ class Panel:
 class PretextTask(pl.LightningModule):
     """A network that learns from labels made out of the images themselves.
 
-    A task implements `step` (corrupt, encode, score) and `panel`; the trunk is `self.backbone`.
+    A task implements `step` (corrupt, encode, score) and `panel`; the backbone is `self.backbone`.
 
     Args:
         backbone: Maps `(B, C, H, W)` floats to the list of stage feature maps, shallow to deep.
@@ -57,8 +57,8 @@ class PretextTask(pl.LightningModule):
 
     needs_training = True  # False for a control that is probed as it was initialised
     needs_labels = False  # True for a control that learns from the labels of the pretraining images
-    views_per_image = 1  # images that enter the trunk per pretraining image: the effective batch
-    # True where the trunk never saw whole images, so that its batch-norm statistics do not fit them
+    views_per_image = 1  # images that enter the backbone per pretraining image: the effective batch
+    # True where the backbone never saw whole images, so that its batch-norm statistics do not fit them
     recalibrate = False
     # True where `rounds` does the same with every batch, so that it may be recorded (`cuda_graphs`): not
     # where Python decides by the step, the epoch, or what it reads from the device
@@ -101,8 +101,8 @@ class PretextTask(pl.LightningModule):
     # --- what a task is ---
 
     @classmethod
-    def trunk_channels(cls, spec: ImageSpec) -> int:
-        """Channels of what `probe_input` returns, for which the trunk is built: those of the images."""
+    def backbone_channels(cls, spec: ImageSpec) -> int:
+        """Channels of what `probe_input` returns, for which the backbone is built: those of the images."""
         return spec.channels
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ class PretextTask(pl.LightningModule):
         yield "loss", self.step(images, labels, stream)
 
     def branches(self) -> dict[str, nn.Module]:
-        """Return the trunks worth probing, by name."""
+        """Return the backbones worth probing, by name."""
         return {"backbone": self.backbone}
 
     def receive(self, images: Tensor) -> Tensor:
@@ -139,17 +139,17 @@ class PretextTask(pl.LightningModule):
         return to_float(images).contiguous(memory_format=self.image_format)
 
     def probe_input(self, images: Tensor) -> Tensor:
-        """Turn plain images, `(B, C, H, W)` floats in [0, 1], into what the trunk takes."""
+        """Turn plain images, `(B, C, H, W)` floats in [0, 1], into what the backbone takes."""
         return self.normalise(images)
 
     def probe_views(self, images: Tensor) -> Tensor:
         """Turn plain images into several inputs for each, `(B, V, C, h, w)`, whose features are averaged.
 
         Raises:
-            ValueError: The trunk of this task sees whole images, so there are no such parts.
+            ValueError: The backbone of this task sees whole images, so there are no such parts.
         """
         raise ValueError(
-            f"encoding.input is views, but the trunk of {type(self).__name__} sees whole images; use image"
+            f"encoding.input is views, but the backbone of {type(self).__name__} sees whole images; use image"
         )
 
     def input_config(self) -> dict[str, Any]:

@@ -30,12 +30,12 @@ FARTHEST = 150.0  # ab distance at which the curve of accuracies ends (paper, se
 
 
 class Colorization(PretextTask):
-    """Say the colours of an image from its lightness, L of CIE Lab; the trunk never sees a colour.
+    """Say the colours of an image from its lightness, L of CIE Lab; the backbone never sees a colour.
 
     The colours of the data set are measured before the first step and kept in the checkpoint.
 
     Args:
-        backbone: The trunk, for images of one channel.
+        backbone: The backbone, for images of one channel.
         spec: Shape and statistics of the images, which must have colours.
         target: "bins" classifies each pixel's ab into bins of the gamut, rare colours weighing more (Zhang
             et al.); "l2" regresses ab.
@@ -44,7 +44,7 @@ class Colorization(PretextTask):
         sigma: Deviation of the Gaussian, in Lab units, that spreads it; also smooths the prior.
         rebalance: lambda of the weights 1 / ((1 - lambda) p + lambda / Q), above 0: 1 switches them off.
         temperature: At which the predicted bins are averaged to a colour.
-        reduction: Image size over the size of the predicted colours; None: what the trunk leaves, but 4 at
+        reduction: Image size over the size of the predicted colours; None: what the backbone leaves, but 4 at
             most.
         width: Channels of the decoder's last step.
         skips: Whether the decoder also sees shallower stages.
@@ -105,8 +105,8 @@ class Colorization(PretextTask):
         self.target, self.neighbours, self.sigma = target, neighbours, sigma
         self.rebalance, self.temperature = rebalance, temperature
         self.prior_images, self.cache_dir = prior_images, cache_dir
-        trunk: Any = backbone
-        leaves = trunk.feature_info.reduction()[-1]
+        info: Any = backbone.feature_info
+        leaves = info.reduction()[-1]
         self.reduction = min(leaves, FINEST) if reduction is None else reduction
         outputs = len(bins) if target == "bins" else 2
         self.decoder = Decoder(backbone, outputs, reduction=self.reduction, width=width, skips=skips)
@@ -119,7 +119,7 @@ class Colorization(PretextTask):
         self.register_buffer("ab_std", torch.ones(()))
 
     @classmethod
-    def trunk_channels(cls, spec: ImageSpec) -> int:
+    def backbone_channels(cls, spec: ImageSpec) -> int:
         return 1
 
     def input_config(self) -> dict[str, Any]:
@@ -219,14 +219,14 @@ class Colorization(PretextTask):
         return scores
 
     def normalise_lightness(self, lightness: Tensor) -> Tensor:
-        """Scale L from 0..100 to -1..1: what the trunk takes, `(B, 1, H, W)`."""
+        """Scale L from 0..100 to -1..1: what the backbone takes, `(B, 1, H, W)`."""
         return (lightness / LIGHTNESS - 1).contiguous(memory_format=self.image_format)
 
     def probe_input(self, images: Tensor) -> Tensor:
         return self.normalise_lightness(rgb_to_lab(images)[:, :1])
 
     def panel(self, images: Tensor) -> Panel:
-        """Show what the trunk sees, the image as coloured, and the original."""
+        """Show what the backbone sees, the image as coloured, and the original."""
         lab = rgb_to_lab(images)
         grey = torch.zeros_like(lab[:, 1:])
         said = self.colour(self.predict(lab[:, :1]), images.shape)

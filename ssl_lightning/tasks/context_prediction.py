@@ -35,10 +35,10 @@ COLOURS = ("dropping", "projection")
 class ContextPrediction(PretextTask):
     """Say at which of eight places around a patch another one lies.
 
-    The trunk sees each patch by itself, and once; the head sees the centre beside one neighbour.
+    The backbone sees each patch by itself, and once; the head sees the centre beside one neighbour.
 
     Args:
-        backbone: The trunk.
+        backbone: The backbone.
         spec: Shape and statistics of the images.
         pairs_per_image: 8 asks for all neighbours of the centre in one pass over 9 patches; fewer draws so
             many of them.
@@ -56,7 +56,7 @@ class ContextPrediction(PretextTask):
         **base: The keywords of `PretextTask`.
 
     Raises:
-        ValueError: A number is out of range, or a patch is smaller than the stride of the trunk.
+        ValueError: A number is out of range, or a patch is smaller than the stride of the backbone.
     """
 
     recalibrate = True
@@ -151,7 +151,7 @@ class ContextPrediction(PretextTask):
         return cut_tiles(images, corners, self.grid.tile, torch.float32, channels_last=whole)
 
     def prepare(self, patches: Tensor, stream: torch.Generator, white: float = 1.0) -> Tensor:
-        """Turn patches `(B, n, C, t, t)`, floats from 0 to `white`, which it may change, into trunk input."""
+        """Turn patches `(B, n, C, t, t)`, floats from 0 to `white`, which it may change, into backbone input."""
         if self.downsample:
             patches = resample_tiles(patches, self.table, self.downsample, stream, inplace=True)
         if self.colours == "projection":  # linear, as resampling is: either may come first
@@ -175,7 +175,7 @@ class ContextPrediction(PretextTask):
         return self.normalise(cut_tiles(images, corners, self.grid.tile))
 
     def panel(self, images: Tensor) -> Panel:
-        """Show the patches, one pair as the trunk sees it, and the pair as the network lays it."""
+        """Show the patches, one pair as the backbone sees it, and the pair as the network lays it."""
         stream = generator("panel", device=images.device)  # the same patches in every epoch
         corners = draw_corners(self.grid, len(images), stream)
         place = draw_neighbours(len(images), 1, stream)  # (B, 1)

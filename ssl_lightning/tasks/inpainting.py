@@ -23,13 +23,13 @@ MASKS = ("center", "blocks", "region")
 class Inpainting(AdversarialTask):
     """Fill in what was removed from an image.
 
-    The trunk sees the image with the data set's mean colour in the hole. A bottleneck connects every place of
+    The backbone sees the image with the data set's mean colour in the hole. A bottleneck connects every place of
     its deepest stage with every other, and a decoder makes the whole picture of it; what counts is the hole
     and a band around it. The discriminator is shown the filling alone where all holes are one square,
     else the image with the filling in it. The squared error weighs 1 - adversarial_weight, as in the paper.
 
     Args:
-        backbone: The trunk.
+        backbone: The backbone.
         spec: Shape and statistics of the images.
         mask: "center" removes a square in the middle, "blocks" four overlapping ones of half its side at
             random, "region" a random shape of its area (sec. 3.3), which the paper learns its features by.

@@ -30,10 +30,10 @@ from ssl_lightning.tasks.base import Panel, PretextTask, white_of
 class Jigsaw(PretextTask):
     """Say in which of a fixed set of orders the tiles of an image were given.
 
-    The trunk sees each tile by itself, and once; only the head sees the orders.
+    The backbone sees each tile by itself, and once; only the head sees the orders.
 
     Args:
-        backbone: The trunk.
+        backbone: The backbone.
         spec: Shape and statistics of the images.
         grid: Tiles along an edge; n = grid squared.
         cell: Size in pixels of the cell in which a tile lies; None: image_size // grid (255 px: 85, 64: 21,
@@ -53,7 +53,7 @@ class Jigsaw(PretextTask):
         **base: The keywords of `PretextTask`.
 
     Raises:
-        ValueError: A number is out of range, or a tile is smaller than the stride of the trunk.
+        ValueError: A number is out of range, or a tile is smaller than the stride of the backbone.
     """
 
     recalibrate = True
@@ -139,7 +139,7 @@ class Jigsaw(PretextTask):
         return grey_scale(tiles, self.grey, stream, inplace=True)
 
     def prepare(self, tiles: Tensor, white: float = 1.0) -> Tensor:
-        """Turn tiles `(B, n, C, t, t)`, floats from 0 to `white`, in place into what the trunk takes."""
+        """Turn tiles `(B, n, C, t, t)`, floats from 0 to `white`, in place into what the backbone takes."""
         if self.standardise:
             return standardise_tiles(tiles, white / 255, inplace=True)
         return tiles.sub_(self.mean * white).div_(self.std * white)

@@ -1,4 +1,4 @@
-"""Control: the trunk as it was initialised, which every pretext task has to clear."""
+"""Control: the backbone as it was initialised, which every pretext task has to clear."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ssl_lightning.tasks.base import Panel, PretextTask
 
 
 class Random(PretextTask):
-    """Train nothing. The trunk of seed s is the one that every task of seed s starts from."""
+    """Train nothing. The backbone of seed s is the one that every task of seed s starts from."""
 
     needs_training = False
 

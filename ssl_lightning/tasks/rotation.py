@@ -18,10 +18,10 @@ class Rotation(PretextTask):
     """Say by which multiple of 90 degrees an image was turned.
 
     Args:
-        backbone: The trunk.
+        backbone: The backbone.
         spec: Shape and statistics of the images.
         copies: 4 puts all four rotations of every image into the batch, as the paper does (sec. 3.2),
-            so that the trunk sees 4 B images; 1 draws one rotation per image (VISSL).
+            so that the backbone sees 4 B images; 1 draws one rotation per image (VISSL).
         **base: The keywords of `PretextTask`.
 
     Raises:

@@ -29,16 +29,16 @@ class SuperResolution(AdversarialTask):
     """Restore an image that was made smaller.
 
     The network's output is added to the bicubic enlargement: what that knows already need not pass through
-    the trunk, which is left with what is missing, the detail. With the output starting at 0, it never begins
+    the backbone, which is left with what is missing, the detail. With the output starting at 0, it never begins
     below the baseline either.
 
     Args:
-        backbone: The trunk.
+        backbone: The backbone.
         spec: Shape and statistics of the images.
         scale: 2 or 4: by how much the image is made smaller.
-        input: "enlarged" lets the bicubic enlargement enter the trunk, so that trunks that shrink their input
+        input: "enlarged" lets the bicubic enlargement enter the backbone, so that backbones that shrink their input
             have something to see; "small" the small image itself, as SRResNet does, and enlarges the stage
-            map by pixel shuffle: for trunks that keep the size.
+            map by pixel shuffle: for backbones that keep the size.
         content: What measures content: "discriminator" compares its stage maps of both pictures (feature
             matching, Salimans et al. 2016; nothing without a discriminator), "vgg" those of VGG19 as in the
             paper, which brings in the labels of ImageNet; None leaves it out.
@@ -50,7 +50,7 @@ class SuperResolution(AdversarialTask):
         **base: The keywords of `AdversarialTask` and `PretextTask`.
 
     Raises:
-        ValueError: A number or a name is out of range, the scale does not divide the image, or the trunk does
+        ValueError: A number or a name is out of range, the scale does not divide the image, or the backbone does
             not fit the input.
     """
 

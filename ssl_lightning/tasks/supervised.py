@@ -1,4 +1,4 @@
-"""Control: the same trunk, trained with the labels of the pretraining images."""
+"""Control: the same backbone, trained with the labels of the pretraining images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Supervised(PretextTask):
     """Name the class of an image: what a pretext task is measured against.
 
     Args:
-        backbone: The trunk.
+        backbone: The backbone.
         spec: Shape, statistics and classes of the images.
         **base: The keywords of `PretextTask`.
 

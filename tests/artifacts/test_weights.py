@@ -1,4 +1,4 @@
-"""Export and import of trunks: exact round trips, and files that do not fit or want to run code."""
+"""Export and import of backbones: exact round trips, and files that do not fit or want to run code."""
 
 import json
 from pathlib import Path
@@ -27,22 +27,22 @@ def equal(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
-def test_an_exported_trunk_comes_back_exactly(tmp_path: Path) -> None:
-    trunk = small().to(memory_format=torch.channels_last)
-    save_backbone(tmp_path, trunk, {"backbone": {**CONFIG, "in_channels": 3}})
+def test_an_exported_backbone_comes_back_exactly(tmp_path: Path) -> None:
+    backbone = small().to(memory_format=torch.channels_last)
+    save_backbone(tmp_path, backbone, {"backbone": {**CONFIG, "in_channels": 3}})
     for path in (tmp_path, tmp_path / "backbone.safetensors", str(tmp_path)):
         loaded = ssl_lightning.load_backbone(path)
-        assert equal(loaded, trunk)
+        assert equal(loaded, backbone)
         assert not loaded.training
     x = torch.randn(2, 3, 16, 16)
-    for got, expected in zip(loaded(x), trunk.eval()(x), strict=True):
+    for got, expected in zip(loaded(x), backbone.eval()(x), strict=True):
         torch.testing.assert_close(got, expected)
 
 
-def test_an_exported_timm_trunk_loads_into_timm(tmp_path: Path) -> None:
-    trunk = create_timm("resnet18")
+def test_an_exported_timm_backbone_loads_into_timm(tmp_path: Path) -> None:
+    backbone = create_timm("resnet18")
     config = {"_target_": "ssl_lightning.networks.timm_backbone.create_timm", "model_name": "resnet18"}
-    save_backbone(tmp_path, trunk, {"backbone": {**config, "in_channels": 3}})
+    save_backbone(tmp_path, backbone, {"backbone": {**config, "in_channels": 3}})
     plain = timm.create_model("resnet18", num_classes=0)
     plain.load_state_dict(read_state(tmp_path / "backbone.safetensors"))  # strict
     x = torch.randn(1, 3, 64, 64)
@@ -64,7 +64,7 @@ def test_an_exported_timm_trunk_loads_into_timm(tmp_path: Path) -> None:
         "nothing",
     ],
 )
-def test_a_config_that_asks_for_anything_but_a_trunk_is_refused(tmp_path: Path, backbone: object) -> None:
+def test_a_config_that_asks_for_anything_but_a_backbone_is_refused(tmp_path: Path, backbone: object) -> None:
     save_backbone(tmp_path, small(), {"backbone": CONFIG})
     (tmp_path / "backbone.json").write_text(json.dumps({"backbone": backbone}))
     with pytest.raises(ValueError, match=r"backbone\.json"):
@@ -89,16 +89,16 @@ def test_weights_come_from_many_kinds_of_file(tmp_path: Path) -> None:
     torch.save({"state_dict": ours, "epoch": 1}, tmp_path / "last.ckpt")
     maps = {"moco.pth": {"module.encoder_q.": ""}}
     for name in ("a.safetensors", "plain.pth", "moco.pth", "last.ckpt"):
-        trunk = small()
-        assert not equal(trunk, source)
-        report = load_weights(trunk, tmp_path / name, prefix_map=maps.get(name))
-        assert equal(trunk, source)
+        backbone = small()
+        assert not equal(backbone, source)
+        report = load_weights(backbone, tmp_path / name, prefix_map=maps.get(name))
+        assert equal(backbone, source)
         assert f"{len(state)} of {len(state)} weights" in report
 
 
 def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
-    trunk = small()
-    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    backbone = small()
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
     state = dict(small().state_dict())
     removed = next(iter(state))
     del state[removed]
@@ -106,14 +106,14 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path: Path) -> Non
     state["stages.1.0.0.weight"] = torch.zeros(2, 2)
     torch.save(state, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match="does not fit") as error:
-        load_weights(trunk, tmp_path / "odd.pth")
+        load_weights(backbone, tmp_path / "odd.pth")
     for part in (
         f"1 missing: {removed}",
         "1 unexpected: fc.weight",
         "1 of another shape: stages.1.0.0.weight (2, 2)",
     ):
         assert part in str(error.value)
-    assert all(torch.equal(before[k], v) for k, v in trunk.state_dict().items())
+    assert all(torch.equal(before[k], v) for k, v in backbone.state_dict().items())
 
 
 def test_files_that_hold_no_weights(tmp_path: Path) -> None:

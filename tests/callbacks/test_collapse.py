@@ -1,4 +1,4 @@
-"""The health of features: by numpy, on trunks made to collapse, and that a training does not notice."""
+"""The health of features: by numpy, on backbones made to collapse, and that a training does not notice."""
 
 import csv
 import os
@@ -34,8 +34,8 @@ def fake(**changes: Any) -> Fake:
 
 def task_on(data: Fake) -> Rotation:
     torch.manual_seed(0)
-    trunk = ConvNet(widths=[6, 10], strides=[2, 1])
-    return Rotation(trunk, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+    backbone = ConvNet(widths=[6, 10], strides=[2, 1])
+    return Rotation(backbone, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
 
 
 def after_an_epoch(data: Any, *callbacks: Any) -> Any:
@@ -89,7 +89,7 @@ def test_a_training_is_the_same_to_the_bit_and_the_figures_are_those_of_numpy(
     )
 
 
-def test_a_trunk_that_is_made_to_collapse_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backbone_that_is_made_to_collapse_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     data = fake()
     task = task_on(data)
     watch, trainer = Collapse(images=32), after_an_epoch(data)
@@ -97,7 +97,7 @@ def test_a_trunk_that_is_made_to_collapse_is_told(capsys: pytest.CaptureFixture[
     with torch.no_grad():
         norm.weight[:3] = 0
         norm.bias[:3] = torch.tensor([-1.0, 0.0, 0.1])  # two are 0 behind the ReLU, one is always 0.1
-        norm.weight[3:] = 50  # or all images are mostly that 0.1, in so small and untrained a trunk
+        norm.weight[3:] = 50  # or all images are mostly that 0.1, in so small and untrained a backbone
         watch.on_train_epoch_end(trainer, task)
         assert "epoch 1: features backbone rank " in (said := capsys.readouterr().out)
         assert said.endswith("of 10, 3 of 10 channels dead\n")

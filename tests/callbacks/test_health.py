@@ -48,8 +48,8 @@ def fit(
     data.setup()
     torch.manual_seed(0)
     Poisoned.fed.clear()
-    trunk = ConvNet(widths=[8], strides=[2])
-    task = Poisoned(trunk, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=lr))
+    backbone = ConvNet(widths=[8], strides=[2])
+    task = Poisoned(backbone, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=lr))
     task.poison, task.what, task.scale = poison, what, scale
     given = {"max_epochs": 3, "log_every_n_steps": 3} | options
     checkpoint = Checkpoint(str(folder / "checkpoints"), every_n_steps=saves)

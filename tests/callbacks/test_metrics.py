@@ -38,8 +38,8 @@ def fit(tmp_path: Path) -> tuple[Watched, Metrics, list[dict]]:
     data = Fake(batch_size=32)
     data.setup()
     torch.manual_seed(0)
-    trunk = ConvNet(widths=[8], strides=[2])
-    task = Watched(trunk, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=0.05), seed=0)
+    backbone = ConvNet(widths=[8], strides=[2])
+    task = Watched(backbone, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=0.05), seed=0)
     metrics, logger = Metrics(Throughput()), CSVLogger(str(tmp_path))
     checkpoint = Checkpoint(str(tmp_path / "checkpoints"), every_n_steps=1)
     trainer = make_trainer(

@@ -88,9 +88,9 @@ class Loop:
         self.data = Fake(num_train=48, heldout=16, batch_size=8, image_size=16)
         self.data.setup()
         torch.manual_seed(0)
-        trunk = ConvNet(widths=[6, 8], strides=[2, 1])
+        backbone = ConvNet(widths=[6, 8], strides=[2, 1])
         optimizer = partial(torch.optim.SGD, lr=0.05, momentum=momentum)
-        self.task: PretextTask = MAKERS[kind](trunk, self.data.spec, optimizer=optimizer)
+        self.task: PretextTask = MAKERS[kind](backbone, self.data.spec, optimizer=optimizer)
         self.graph = graph(self.task) if graph else None
         self.task.graph = self.graph
         self.first = self.weights()

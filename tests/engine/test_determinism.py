@@ -57,7 +57,7 @@ def test_the_rank_computes_deterministically_or_says_what_does_not(as_a_rank: Pa
         message = (as_a_rank / "error.txt").read_text().partition("\n\n")[0]
         assert message == (
             "put_ has no deterministic implementation here, and deterministic is true; deterministic=false "
-            "permits it, or choose a task, trunk or probe that does without"
+            "permits it, or choose a task, backbone or probe that does without"
         )
 
 

@@ -1,4 +1,4 @@
-"""The one pass of a trunk over the labelled splits, by one process and by two."""
+"""The one pass of a backbone over the labelled splits, by one process and by two."""
 
 import itertools
 from pathlib import Path
@@ -14,7 +14,7 @@ from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import encode, evaluating, gather_batches, global_order
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Three stages: the image itself, a batch-normed half-size map, and one cell; counts its images."""
 
     def __init__(self) -> None:
@@ -43,8 +43,8 @@ def double(x: Tensor) -> Tensor:
 
 
 def test_values_grids_and_counts() -> None:
-    trunk = Trunk()
-    features = encode(trunk, double, {"train": batches(10), "test": batches(3)}, [2, 1, 2, 6])
+    backbone = Backbone()
+    features = encode(backbone, double, {"train": batches(10), "test": batches(3)}, [2, 1, 2, 6])
     pixels, labels = images(10)
     assert torch.equal(features.labels["train"], labels)
     assert features.stages == ("stage1", "stage2", "stage3")
@@ -57,30 +57,30 @@ def test_values_grids_and_counts() -> None:
     assert (features.grids["stage2", 6], features.grids["stage3", 2]) == ((4, 4), (1, 1))
     assert features.get("train", "stage2", 6).shape == (10, 3 * 4 * 4)
     assert features.get("test", "stage3", 1) is features.get("test", "stage3", 6)
-    assert torch.equal(torch.cat(trunk.seen)[:10], x)
-    assert sum(map(len, trunk.seen)) == 13  # each image once, for all pool sizes
+    assert torch.equal(torch.cat(backbone.seen)[:10], x)
+    assert sum(map(len, backbone.seen)) == 13  # each image once, for all pool sizes
     assert features.images_per_s == pytest.approx(13 / features.encode_s)
 
 
 def test_modes_of_the_parts_are_restored_and_statistics_untouched() -> None:
-    trunk = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.BatchNorm2d(3)).train()
-    trunk[2].eval()  # frozen by someone
-    before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    with evaluating(trunk):
-        assert not any(part.training for part in trunk.modules())
-        trunk(torch.randn(4, 3, 2, 2))
-    assert [part.training for part in trunk.modules()] == [True, True, True, False]
-    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
+    backbone = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.BatchNorm2d(3)).train()
+    backbone[2].eval()  # frozen by someone
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with evaluating(backbone):
+        assert not any(part.training for part in backbone.modules())
+        backbone(torch.randn(4, 3, 2, 2))
+    assert [part.training for part in backbone.modules()] == [True, True, True, False]
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
-def test_features_of_a_diverged_trunk_are_refused() -> None:
+def test_features_of_a_diverged_backbone_are_refused() -> None:
     with pytest.raises(ValueError, match=r"stage1 on train are not finite"):
-        encode(Trunk(), lambda x: x / 0, {"train": batches(4)}, [1])
+        encode(Backbone(), lambda x: x / 0, {"train": batches(4)}, [1])
 
 
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'test' has no images"):
-        encode(Trunk(), double, {"test": []}, [1])
+        encode(Backbone(), double, {"test": []}, [1])
 
 
 @pytest.mark.parametrize(("n", "size", "world"), [(10, 4, 3), (9, 4, 2), (8, 4, 4), (5, 8, 3), (13, 4, 4)])
@@ -104,14 +104,14 @@ def test_one_process_gathers_nothing() -> None:
 def _encode_a_share(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     share = [(x.tensor_split(world)[rank], y.tensor_split(world)[rank]) for x, y in batches(9)]
-    features = encode(Trunk(), double, {"train": share}, [2])
+    features = encode(Backbone(), double, {"train": share}, [2])
     torch.save((features.labels, features.pooled), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
     mp.spawn(_encode_a_share, (2, str(tmp_path)), nprocs=2)  # the second has nothing of the last batch
-    alone = encode(Trunk(), double, {"train": batches(9)}, [2])
+    alone = encode(Backbone(), double, {"train": batches(9)}, [2])
     for rank in range(2):
         labels, pooled = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(labels["train"], alone.labels["train"])
@@ -120,14 +120,14 @@ def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_trunk_is_encoded_as_it_is_written() -> None:
+def test_a_compiled_backbone_is_encoded_as_it_is_written() -> None:
     def backend(*_: object) -> None:
         raise AssertionError("it is compiled")
 
-    trunk, images = Trunk(), torch.randint(256, (6, 3, 4, 4)).byte()
+    backbone, images = Backbone(), torch.randint(256, (6, 3, 4, 4)).byte()
     loaders = {"train": [(images, torch.zeros(6).long())]}
-    expected = encode(trunk, nn.Identity(), loaders, [1]).get("train", "stage3", 1)
-    trunk.compile(backend=backend)
-    assert torch.equal(encode(trunk, nn.Identity(), loaders, [1]).get("train", "stage3", 1), expected)
+    expected = encode(backbone, nn.Identity(), loaders, [1]).get("train", "stage3", 1)
+    backbone.compile(backend=backend)
+    assert torch.equal(encode(backbone, nn.Identity(), loaders, [1]).get("train", "stage3", 1), expected)
     with pytest.raises(Exception, match="it is compiled"):
-        trunk(images.float())
+        backbone(images.float())

@@ -1,4 +1,4 @@
-"""Trunks made ready for the probes: statistics against a loop, views against single encodings."""
+"""Backbones made ready for the probes: statistics against a loop, views against single encodings."""
 
 import copy
 
@@ -18,8 +18,8 @@ SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 IMAGES = torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def norms(trunk: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in trunk.modules() if isinstance(module, nn.BatchNorm2d)]
+def norms(backbone: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def make(task: type[PretextTask] = Jigsaw) -> PretextTask:
@@ -33,7 +33,7 @@ def test_statistics_are_the_mean_over_batches() -> None:
     before = copy.deepcopy(task.backbone.state_dict())
     fresh = recalibrated(task.backbone, task.probe_input, IMAGES, batch_size=8)
     for name, value in task.backbone.state_dict().items():
-        assert torch.equal(value, before[name]), "the trunk itself is left alone"
+        assert torch.equal(value, before[name]), "the backbone itself is left alone"
     inputs: list[torch.Tensor] = []
     first = norms(fresh)[0]
     first.register_forward_hook(lambda _module, given, _out: inputs.append(given[0]))
@@ -50,14 +50,14 @@ def test_statistics_are_the_mean_over_batches() -> None:
         assert torch.equal(parameters[name], value)
 
 
-def test_a_trunk_that_saw_whole_images_is_left_as_it_is() -> None:
+def test_a_backbone_that_saw_whole_images_is_left_as_it_is() -> None:
     jigsaw, rotation = make(), make(Rotation)
     assert Preparation().recalibrates(jigsaw)
     assert not Preparation(input="views").recalibrates(jigsaw)
     assert not Preparation(batch_norm="trained").recalibrates(jigsaw)
     assert Preparation(batch_norm="recalibrated").recalibrates(rotation)
-    assert Preparation().trunks(rotation, lambda n: IMAGES[:n])["backbone"] is rotation.backbone
-    assert Preparation().trunks(jigsaw, lambda n: IMAGES[:n])["backbone"] is not jigsaw.backbone
+    assert Preparation().backbones(rotation, lambda n: IMAGES[:n])["backbone"] is rotation.backbone
+    assert Preparation().backbones(jigsaw, lambda n: IMAGES[:n])["backbone"] is not jigsaw.backbone
     for images, available in ((9, 20), (2048, 9)):  # what was really used
         assert Preparation(images=images).protocol(jigsaw, available) == {
             "input": "image", "batch_norm": "recalibrated on 9 unlabelled images",
@@ -85,5 +85,5 @@ def test_what_makes_no_sense_is_refused() -> None:
         Preparation(images=1)
     with pytest.raises(ValueError, match="allowed are image, views"):
         Preparation(input="tiles")
-    with pytest.raises(ValueError, match="the trunk of Rotation sees whole images"):
+    with pytest.raises(ValueError, match="the backbone of Rotation sees whole images"):
         Preparation(input="views").feed(make(Rotation))(IMAGES / 255)

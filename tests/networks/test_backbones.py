@@ -44,7 +44,7 @@ def _one_thread():
 
 @functools.cache
 def build(config, in_channels=3):
-    """The trunk of a config, in eval mode, with every normalisation at work.
+    """The backbone of a config, in eval mode, with every normalisation at work.
 
     timm starts the last one of a residual block at zero, which would hide the branch behind it.
     """

@@ -1,4 +1,4 @@
-"""The decoder: sizes for every kind of trunk, and what it can and cannot see."""
+"""The decoder: sizes for every kind of backbone, and what it can and cannot see."""
 
 import pytest
 import torch
@@ -11,23 +11,28 @@ from ssl_lightning.networks.decoder import Decoder
 @pytest.mark.parametrize("skips", [False, True])
 @pytest.mark.parametrize(("size", "reduction"), [((32, 32), 1), ((33, 47), 1), ((32, 32), 2), ((30, 31), 4)])
 def test_the_result_has_the_size_that_is_wanted(size: tuple[int, int], reduction: int, skips: bool) -> None:
-    trunk = ConvNet()
-    decoder = Decoder(trunk, 2, reduction=reduction, skips=skips)
-    out = decoder(trunk(torch.randn(2, 3, *size)), size)
+    backbone = ConvNet()
+    decoder = Decoder(backbone, 2, reduction=reduction, skips=skips)
+    out = decoder(backbone(torch.randn(2, 3, *size)), size)
     assert out.shape == (2, 2, -(-size[0] // reduction), -(-size[1] // reduction))
 
 
 @pytest.mark.parametrize("skips", [False, True])
-def test_an_unpadded_trunk_is_decoded_too(skips: bool) -> None:
-    trunk = AlexNet()
-    assert Decoder(trunk, 3, skips=skips)(trunk(torch.randn(2, 3, 64, 64)), (64, 64)).shape == (2, 3, 64, 64)
+def test_an_unpadded_backbone_is_decoded_too(skips: bool) -> None:
+    backbone = AlexNet()
+    assert Decoder(backbone, 3, skips=skips)(backbone(torch.randn(2, 3, 64, 64)), (64, 64)).shape == (
+        2,
+        3,
+        64,
+        64,
+    )
 
 
 @pytest.mark.parametrize(("skips", "seen"), [(False, [False, False, True]), (True, [True, False, True])])
 def test_without_skips_only_the_deepest_stage_is_seen(skips: bool, seen: list[bool]) -> None:
-    trunk = ConvNet()  # reductions 2, 4, 4: the second stage has no step of its own
-    stages = [stage.detach().requires_grad_() for stage in trunk(torch.randn(2, 3, 32, 32))]
-    Decoder(trunk, 2, skips=skips)(stages, (32, 32)).square().sum().backward()
+    backbone = ConvNet()  # reductions 2, 4, 4: the second stage has no step of its own
+    stages = [stage.detach().requires_grad_() for stage in backbone(torch.randn(2, 3, 32, 32))]
+    Decoder(backbone, 2, skips=skips)(stages, (32, 32)).square().sum().backward()
     assert [stage.grad is not None for stage in stages] == seen
 
 

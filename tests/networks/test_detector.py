@@ -15,21 +15,21 @@ class Maps(nn.Module):
         return [images.mean(1, keepdim=True)[..., ::stride, ::stride] for stride in (4, 8)]
 
 
-def small(trunk: nn.Module, size: tuple[int, int], **options: float) -> nn.Module:
+def small(backbone: nn.Module, size: tuple[int, int], **options: float) -> nn.Module:
     return make_detector(
-        trunk, [1, 1], [4, 8], 3, size, width=8, box_width=8, proposals=10, rois=8, **options
+        backbone, [1, 1], [4, 8], 3, size, width=8, box_width=8, proposals=10, rois=8, **options
     )
 
 
 def test_images_are_neither_resized_nor_normalised() -> None:
-    trunk = Maps()
-    detector = small(trunk, (40, 48)).eval()
-    images = torch.randn(2, 1, 40, 48)  # one channel: what a trunk of another colour space takes
+    backbone = Maps()
+    detector = small(backbone, (40, 48)).eval()
+    images = torch.randn(2, 1, 40, 48)  # one channel: what a backbone of another colour space takes
     with torch.no_grad():
         answers = detector(list(images))
-    assert trunk.seen.shape == (2, 1, 48, 48)  # padded to whole cells of the coarsest level, 16
-    torch.testing.assert_close(trunk.seen[:, :, :40, :48], images)
-    assert not trunk.seen[:, :, 40:].any()
+    assert backbone.seen.shape == (2, 1, 48, 48)  # padded to whole cells of the coarsest level, 16
+    torch.testing.assert_close(backbone.seen[:, :, :40, :48], images)
+    assert not backbone.seen[:, :, 40:].any()
     assert all({"boxes", "labels", "scores"} <= set(answer) for answer in answers)
 
 

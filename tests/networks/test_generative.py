@@ -40,14 +40,14 @@ def test_a_bottleneck_that_does_not_fit_memory_is_refused() -> None:
 
 
 def test_the_map_size_is_found_without_a_trace() -> None:
-    trunk = ConvNet()
-    trunk.stages[0].eval()
-    before = {name: value.clone() for name, value in trunk.state_dict().items()}
-    assert deepest_map_size(trunk, 3, 30) == (8, 8)
-    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
-    assert not trunk.stages[0].training
-    assert trunk.training
-    assert trunk.stages[1].training
+    backbone = ConvNet()
+    backbone.stages[0].eval()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    assert deepest_map_size(backbone, 3, 30) == (8, 8)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert not backbone.stages[0].training
+    assert backbone.training
+    assert backbone.stages[1].training
 
 
 def test_srresnet_is_the_papers() -> None:
@@ -72,9 +72,9 @@ def test_the_long_skip_goes_around_all_blocks() -> None:
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_pixel_shuffle_enlarges_by_the_scale(scale: int) -> None:
-    trunk = SRResNet(blocks=1, num_stages=1, width=8)
-    head = PixelShuffleHead(trunk, 3, scale)
-    assert head(trunk(torch.rand(2, 3, 8, 6))).shape == (2, 3, 8 * scale, 6 * scale)
+    backbone = SRResNet(blocks=1, num_stages=1, width=8)
+    head = PixelShuffleHead(backbone, 3, scale)
+    assert head(backbone(torch.rand(2, 3, 8, 6))).shape == (2, 3, 8 * scale, 6 * scale)
     assert sum(isinstance(m, nn.PixelShuffle) for m in head.modules()) == {2: 1, 4: 2}[scale]
     with pytest.raises(ValueError, match=r"1/4 of its input.*backbone=srresnet.*task.input=enlarged"):
         PixelShuffleHead(ConvNet(), 3, scale)

@@ -25,7 +25,7 @@ def test_closed_forms() -> None:
     assert effective_rank(torch.diag(torch.tensor([2.0, 1.0, 1.0]))).item() == pytest.approx(2**1.5, rel=1e-5)
 
 
-def test_features_of_a_collapsed_trunk_have_no_rank_to_speak_of() -> None:
+def test_features_of_a_collapsed_backbone_have_no_rank_to_speak_of() -> None:
     assert 1 <= effective_rank(torch.zeros(20, 30)).item() < 1.001
 
 

@@ -1,4 +1,4 @@
-"""The runner of the probes: one encode pass per trunk, records as in results.json, clear refusals."""
+"""The runner of the probes: one encode pass per backbone, records as in results.json, clear refusals."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.probes.base import Probe, Setting, TrunkProbe, run_probes
+from ssl_lightning.probes.base import BackboneProbe, Probe, Setting, run_probes
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 
@@ -20,7 +20,7 @@ CLASSES = 3
 HOW: dict[str, Any] = {"class_names": tuple(map(str, range(CLASSES))), "folder": Path()}
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Two stages; counts the images that enter it."""
 
     def __init__(self) -> None:
@@ -47,20 +47,20 @@ def loaders(classes: int = CLASSES) -> dict[str, list[tuple[Tensor, Tensor]]]:
 
 
 def test_each_image_is_encoded_once_per_branch_for_all_probes() -> None:
-    trunks = {"backbone": Trunk().train(), "discriminator": Trunk()}
+    backbones = {"backbone": Backbone().train(), "discriminator": Backbone()}
     probes: dict[str, Probe] = {
         "linear": LinearProbe(),
         "fine": LinearProbe(pool=4),
         "knn": KNNProbe(ks=[1, 5]),
     }
-    records, seconds = run_probes(trunks, lambda x: x, probes, loaders(), **HOW)
-    assert [trunk.images for trunk in trunks.values()] == [sum(SIZES.values())] * 2
-    assert trunks["backbone"].training
+    records, seconds = run_probes(backbones, lambda x: x, probes, loaders(), **HOW)
+    assert [backbone.images for backbone in backbones.values()] == [sum(SIZES.values())] * 2
+    assert backbones["backbone"].training
     assert set(seconds) == {"encode_s", "linear_s", "fine_s", "knn_s"}
     assert all(s > 0 for s in seconds.values())
     assert [(r.branch, r.probe, r.stage, r.protocol.get("k")) for r in records] == [
         (branch, probe, stage, k)
-        for branch in trunks
+        for branch in backbones
         for probe, ks in (("linear", [None]), ("fine", [None]), ("knn", [1, 5]))
         for stage in ("stage1", "stage2")
         for k in ks
@@ -78,35 +78,40 @@ def test_each_image_is_encoded_once_per_branch_for_all_probes() -> None:
 def test_same_input_same_records() -> None:
     def once() -> list[Record]:
         probes: Mapping[str, Probe] = {"linear": LinearProbe(), "knn": KNNProbe(ks=[3])}
-        return run_probes({"backbone": Trunk()}, lambda x: x, probes, loaders(), **HOW)[0]
+        return run_probes({"backbone": Backbone()}, lambda x: x, probes, loaders(), **HOW)[0]
 
     assert once() == once()
 
 
 def test_labels_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'train' lie in 0\.\.4.*0\.\.2"):
-        run_probes({"backbone": Trunk()}, lambda x: x, {"linear": LinearProbe()}, loaders(5), **HOW)
+        run_probes({"backbone": Backbone()}, lambda x: x, {"linear": LinearProbe()}, loaders(5), **HOW)
 
 
 def test_probes_check_what_was_encoded() -> None:
     with pytest.raises(ValueError, match=r"200 neighbours.*40"):
-        run_probes({"backbone": Trunk()}, lambda x: x, {"knn": KNNProbe()}, loaders(), **HOW)
+        run_probes({"backbone": Backbone()}, lambda x: x, {"knn": KNNProbe()}, loaders(), **HOW)
 
 
-class Counting(TrunkProbe):
-    """Counts the test images that it may read, with a trunk of its own."""
+class Counting(BackboneProbe):
+    """Counts the test images that it may read, with a backbone of its own."""
 
     def run(self, setting: Setting) -> list[Record]:
-        stages = [setting.trunk(setting.feed(x / 255)) for x, _ in setting.loaders["test"]]
+        stages = [setting.backbone(setting.feed(x / 255)) for x, _ in setting.loaders["test"]]
         return [Record("stage1", "seen", 1.0, sum(len(s[0]) for s in stages), {"heldout": None})]
 
 
-def test_a_probe_of_the_trunk_needs_no_features() -> None:
-    trunk = Trunk()
+def test_a_probe_of_the_backbone_needs_no_features() -> None:
+    backbone = Backbone()
     records, seconds = run_probes(
-        {"backbone": trunk}, lambda x: x, {"count": Counting()}, loaders(), protocol={"input": "image"}, **HOW
+        {"backbone": backbone},
+        lambda x: x,
+        {"count": Counting()},
+        loaders(),
+        protocol={"input": "image"},
+        **HOW,
     )
     assert set(seconds) == {"count_s"}
-    assert trunk.images == records[0].n == SIZES["test"]
+    assert backbone.images == records[0].n == SIZES["test"]
     assert (records[0].probe, records[0].branch) == ("count", "backbone")
     assert records[0].protocol == {"heldout": None, "input": "image"}

@@ -42,18 +42,18 @@ def test_each_epoch_is_a_new_order_of_whole_batches() -> None:
 
 
 def test_the_best_state_on_heldout_images_is_kept() -> None:
-    head, trunk = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    head, backbone = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     figures = iter([0.1, 0.7, 0.7, 0.2, 0.3])
     states: list[tuple[Tensor, Tensor]] = []
 
     def evaluate() -> dict[str, float]:
-        states.append((head.weight.clone(), trunk.weight.clone()))
+        states.append((head.weight.clone(), backbone.weight.clone()))
         return {"figure": next(figures)}
 
     kept, protocol = plan().train(
         head,
-        trunk,
-        lambda indices, step: trunk(head(torch.ones(1, 1))).sum(),
+        backbone,
+        lambda indices, step: backbone(head(torch.ones(1, 1))).sum(),
         evaluate,
         images=6,
         seed=0,
@@ -63,7 +63,7 @@ def test_the_best_state_on_heldout_images_is_kept() -> None:
     assert protocol["chosen_step"] == 4  # the first of equal ones
     assert protocol["candidates"] == {"2": 0.1, "4": 0.7, "6": 0.7, "8": 0.2, "10": 0.3}
     assert torch.equal(head.weight, states[1][0])
-    assert torch.equal(trunk.weight, states[1][1])
+    assert torch.equal(backbone.weight, states[1][1])
     assert not torch.equal(head.weight, states[2][0])
 
 

@@ -18,7 +18,7 @@ SIZES = {"train": 8, "heldout": 4, "test": 4}
 Splits = dict[str, list[tuple[Tensor, list[dict[str, Tensor]]]]]
 
 
-def trunk() -> nn.Module:
+def backbone() -> nn.Module:
     """Strides 4 and 8: what colour is in each cell."""
     torch.manual_seed(0)
     stages = [
@@ -59,7 +59,7 @@ def run(
     probe = DetectionProbe(**{"steps": 3, "lr": 0.01, "evals": 1, "pictures": 0} | small | options)
     probe.check(SIZES)
     return run_probes(
-        {"backbone": net or trunk()},
+        {"backbone": net or backbone()},
         lambda x: x - 0.5,
         {"detection": probe},
         data,  # type: ignore[arg-type]
@@ -81,12 +81,12 @@ def test_a_handful_of_images_is_learned_by_heart(tmp_path: Path) -> None:
     protocol = records[0].protocol
     assert (records[0].stage, records[0].n) == ("stage2", 8)
     assert (protocol["stages"], protocol["strides"]) == (["stage1", "stage2"], [4, 8])
-    assert protocol["trunk"] == "frozen"
+    assert protocol["backbone"] == "frozen"
     assert all(r.protocol["heldout"] == r.value for r in records)  # the same images here
 
 
-def test_the_same_seed_gives_the_same_records_and_a_frozen_trunk_stays(tmp_path: Path) -> None:
-    net = trunk().train()
+def test_the_same_seed_gives_the_same_records_and_a_frozen_backbone_stays(tmp_path: Path) -> None:
+    net = backbone().train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     state = torch.get_rng_state()
     first, second = (run(splits(), tmp_path, net, steps=10) for _ in range(2))
@@ -97,11 +97,11 @@ def test_the_same_seed_gives_the_same_records_and_a_frozen_trunk_stays(tmp_path:
 
 
 def test_finetuning_trains_a_copy(tmp_path: Path) -> None:
-    net = trunk()
+    net = backbone()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     tuned = run(splits(), tmp_path, net, finetune=True, trunk_lr=0.01, steps=10)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-    assert tuned[0].protocol["trunk"].startswith("fine-tuned, lr 0.01")
+    assert tuned[0].protocol["backbone"].startswith("fine-tuned, lr 0.01")
 
 
 def test_nothing_to_be_found_is_refused(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_bad_values_are_refused(options: dict, message: str) -> None:
 
 
 def test_stages_whose_strides_do_not_double_are_refused(tmp_path: Path) -> None:
-    net = trunk()
+    net = backbone()
     net.feature_info._reductions = [2, 8]  # type: ignore[union-attr]
     with pytest.raises(ValueError, match=r"strides \[2, 8\]"):
         run(splits(), tmp_path, net, stages=[1, 2])

@@ -1,4 +1,4 @@
-"""Embedding: what is written is what the trunk gave, under the name of its image; neighbours are nearest."""
+"""Embedding: what is written is what the backbone gave, under the name of its image; neighbours are nearest."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.embedding import EmbeddingProbe, nearest, write_parquet
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Mean colour, and its square."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -28,7 +28,7 @@ class Trunk(nn.Module):
 def embed(into: Path, branch: str = "backbone", **options: Any) -> dict[str, np.ndarray]:
     data = Fake(num_train=40, num_test=24, heldout=8, batch_size=4, eval_batch_size=10)
     records, _ = run_probes(
-        {branch: Trunk()},
+        {branch: Backbone()},
         lambda x: x,
         {"embedding": EmbeddingProbe(**options)},
         {split: data.downstream(split) for split in ("train", "heldout", "test")},
@@ -123,5 +123,5 @@ def test_bad_values_are_refused(options: dict) -> None:
 def test_what_is_not_there_is_refused_beforehand(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gone, which is not a folder"):
         EmbeddingProbe(folder=str(tmp_path / "gone")).check({})
-    with pytest.raises(ValueError, match="'stage7'; the trunk has stage1, stage2"):
-        EmbeddingProbe(stage="stage7").check_trunk({"stage1": (3, 4, 4), "stage2": (6, 2, 2)}, {})
+    with pytest.raises(ValueError, match="'stage7'; the backbone has stage1, stage2"):
+        EmbeddingProbe(stage="stage7").check_backbone({"stage1": (3, 4, 4), "stage2": (6, 2, 2)}, {})

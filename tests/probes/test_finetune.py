@@ -1,4 +1,4 @@
-"""Fine-tuning: learns a few images by heart, leaves alone what is frozen, and the trunk it was given."""
+"""Fine-tuning: learns a few images by heart, leaves alone what is frozen, and the backbone it was given."""
 
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, loss, weigh
 CLASSES = ("a", "b", "c", "d")
 
 
-def trunk() -> nn.Module:
+def backbone() -> nn.Module:
     torch.manual_seed(0)
     return ConvNet(widths=[4, 8], strides=[2, 2])
 
@@ -45,7 +45,7 @@ def tune(network: nn.Module, data: Any, **options: Any) -> list[Record]:
 
 
 def test_records_of_each_fraction_and_that_they_are_the_same_again() -> None:
-    network = trunk()
+    network = backbone()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     records = tune(network, make(), fractions=[0.5, 1.0])
     assert [(r.stage, r.metric, r.n) for r in records] == [("stage2", "top1", 24)] * 2
@@ -67,20 +67,20 @@ class Same(Fake):
 
 def test_a_few_images_are_learned_by_heart() -> None:
     data = Same(num_train=24, num_test=4, heldout=4, batch_size=4, image_size=16)
-    (record,) = tune(trunk(), data, epochs=60, batch_size=10, lr=0.05, patience=100)
+    (record,) = tune(backbone(), data, epochs=60, batch_size=10, lr=0.05, patience=100)
     assert record.value == record.protocol["heldout"] == 1.0
     assert 1 < record.protocol["epoch"] <= 60
 
 
 def test_training_ends_early_and_the_best_weights_are_tested() -> None:
-    (record,) = tune(trunk(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # never better
+    (record,) = tune(backbone(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # never better
     protocol = record.protocol
     assert (protocol["epoch"], protocol["patience"]) == (2, 2)  # two epochs between evaluations
     assert protocol["epochs_run"] == 4
 
 
 def test_a_small_share_is_passed_over_more_often() -> None:
-    (record,) = tune(trunk(), make(), fractions=[0.25], min_steps=7, batch_size=6, patience=9)
+    (record,) = tune(backbone(), make(), fractions=[0.25], min_steps=7, batch_size=6, patience=9)
     assert record.protocol["labels"]["train"] == 12
     assert record.protocol["epochs"] == 4  # 2 steps each
 
@@ -89,24 +89,24 @@ def test_frozen_stages_keep_weights_and_statistics(monkeypatch: pytest.MonkeyPat
     trained: list[FineTuning] = []
     end = FineTuning.on_train_epoch_end
     monkeypatch.setattr(FineTuning, "on_train_epoch_end", lambda self: (trained.append(self), end(self))[0])
-    network = trunk()
+    network = backbone()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     (record,) = tune(network, make(), freeze_until="stage1", epochs=1)
     assert record.protocol["trained"] == "what follows stage1"
-    after = trained[-1].trunk.state_dict()
+    after = trained[-1].backbone.state_dict()
     kept = {name for name, value in after.items() if torch.equal(value, before[name])}
     assert kept == {name for name in before if name.startswith("stages.0.")}
 
 
 def test_a_stage_that_is_not_there_is_refused_beforehand() -> None:
     shapes = {f"stage{n}": (3, 4, 4) for n in (1, 2, 3)}
-    with pytest.raises(ValueError, match="'stage9'; the trunk has stage1, stage2"):
-        FineTuneProbe(stage="stage9").check_trunk(shapes, {})
+    with pytest.raises(ValueError, match="'stage9'; the backbone has stage1, stage2"):
+        FineTuneProbe(stage="stage9").check_backbone(shapes, {})
     refused = {None: "stage3", "stage2": "stage2"}  # nothing would be left to train
     for stage, frozen in refused.items():
         with pytest.raises(ValueError, match=rf"freeze_until is '{frozen}'; .* allowed are stage1, .*null"):
-            FineTuneProbe(stage=stage, freeze_until=frozen).check_trunk(shapes, {})
-    FineTuneProbe(stage="stage2", freeze_until="stage1").check_trunk(shapes, {})
+            FineTuneProbe(stage=stage, freeze_until=frozen).check_backbone(shapes, {})
+    FineTuneProbe(stage="stage2", freeze_until="stage1").check_backbone(shapes, {})
 
 
 def caught(monkeypatch: pytest.MonkeyPatch) -> list[FineTuning]:
@@ -126,7 +126,7 @@ def test_a_conv_classifier_and_the_stages_up_to_its_own_are_trained(monkeypatch:
     assert record.stage == "stage2"
     protocol = record.protocol
     assert (protocol["classifier"], protocol["trained"]) == ("NIN block and a linear layer", "up to stage2")
-    after = trained[-1].trunk.state_dict()
+    after = trained[-1].backbone.state_dict()
     kept = {name for name, value in after.items() if torch.equal(value, before[name])}
     assert kept == {name for name in before if name.startswith("stages.2.")}
     # by hand: convolutions, two numbers a channel of each batch norm, the linear layer with its biases
@@ -141,7 +141,7 @@ def test_the_last_weights_are_tested_where_nothing_is_selected(monkeypatch: pyte
     figure = FineTuning.figure
     monkeypatch.setattr(FineTuning, "figure", lambda self, s: (figures.append(s), figure(self, s))[1])
     options: dict[str, Any] = {"epochs": 3, "patience": 1, "selection": "last", "head_lr": 1e-12, "lr": 0.0}
-    (record,) = tune(trunk(), make(), milestones=[0.5], **options)  # never better, and trained to its end
+    (record,) = tune(backbone(), make(), milestones=[0.5], **options)  # never better, and trained to its end
     protocol = record.protocol
     assert [protocol[key] for key in ("epoch", "epochs_run", "selected_on")] == [3, 3, "nothing"]
     assert protocol["labels"] == {"train": 48, "heldout": 24}
@@ -152,9 +152,9 @@ def test_the_last_weights_are_tested_where_nothing_is_selected(monkeypatch: pyte
 
 def test_heldout_images_are_trained_on_if_asked_and_none_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"selection": "last", "augment": False}
-    (both,) = tune(trunk(), make(), labels="train+heldout", **options)
+    (both,) = tune(backbone(), make(), labels="train+heldout", **options)
     data = make(heldout=0)
-    (none,) = tune(trunk(), data, **options)
+    (none,) = tune(backbone(), data, **options)
     assert both.protocol["labels"] == {"train": 72, "heldout": 0}
     assert both == none
     assert both.protocol["heldout"] is None
@@ -169,13 +169,13 @@ def test_images_are_augmented_unless_told(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         Fake, "labelled", lambda self, *a, **k: (asked.append(k["augment"]), labelled(self, *a, **k))[1]
     )
-    tune(trunk(), make(), epochs=1)
-    tune(trunk(), make(), epochs=1, augment=False)
+    tune(backbone(), make(), epochs=1)
+    tune(backbone(), make(), epochs=1, augment=False)
     assert asked == [True, False]
 
 
 def test_weights_behind_an_output() -> None:
-    network = trunk()
+    network = backbone()
     maps = network(torch.zeros(1, 3, 16, 16))
     names = [name for name, _ in network.named_parameters()]
     assert weights_behind(network, maps[0]) == {name for name in names if name.startswith("stages.0.")}

@@ -22,7 +22,7 @@ from ssl_lightning.probes.nonlinear import NonLinearProbe, Training
 TEST = 24
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Two stages: the image at half and at a quarter of its size; counts the images that enter it."""
 
     def __init__(self) -> None:
@@ -39,11 +39,11 @@ def make(**options: Any) -> Fake:
     return Fake(image_size=16, **(sizes | options))
 
 
-def probe_all(data: Fake, trunk: nn.Module, **probes: NonLinearProbe) -> list[Record]:
+def probe_all(data: Fake, backbone: nn.Module, **probes: NonLinearProbe) -> list[Record]:
     data.setup()
     splits = [split for split in ("train", "heldout", "test") if data.label_counts[split]]
     records, _ = run_probes(
-        {"backbone": trunk},
+        {"backbone": backbone},
         lambda x: x,
         probes,
         {split: data.downstream(split) for split in splits},
@@ -55,7 +55,7 @@ def probe_all(data: Fake, trunk: nn.Module, **probes: NonLinearProbe) -> list[Re
 
 
 def probe_once(data: Fake, **options: Any) -> Record:
-    (record,) = probe_all(data, Trunk(), nonlinear=NonLinearProbe(**options))
+    (record,) = probe_all(data, Backbone(), nonlinear=NonLinearProbe(**options))
     return record
 
 
@@ -124,21 +124,21 @@ def test_augmented_training_is_a_plain_loop_over_the_loader(labels: str) -> None
     # whole batches only: 60 or 80 images, 7 or 10 of 8; two stages are trained side by side
     options: dict[str, Any] = {"epochs": 3, "batch_size": 8, "selection": "last", "labels": labels}
     probe = NonLinearProbe(stage=["stage1", "stage2"], augment=True, **options)
-    records = probe_all(make(crop_padding=3, flip=True), Trunk(), nonlinear=probe)
+    records = probe_all(make(crop_padding=3, flip=True), Backbone(), nonlinear=probe)
     assert [record.stage for record in records] == ["stage1", "stage2"]
     for record in records:
         data, place = make(crop_padding=3, flip=True), int(record.stage[-1]) - 1
         data.setup()
         loader = data.labelled(1.0, 8, heldout=labels != "train")
         images, truth = next(iter(data.downstream("test", TEST)))
-        test = Trunk()(images / 255)[place]
+        test = Backbone()(images / 255)[place]
         network = probe.build(test.shape[1:], 4, 0)
         sgd = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
         for epoch in range(3):
             sgd.param_groups[0]["lr"] = 0.1 * 0.2 ** sum(epoch >= at for at in (1, 2, 3))
             for batch, answers in loader:
                 sgd.zero_grad()
-                F.cross_entropy(network(Trunk()(batch / 255)[place]), answers).backward()
+                F.cross_entropy(network(Backbone()(batch / 255)[place]), answers).backward()
                 sgd.step()
         network.eval()
         right = (network(test).argmax(1) == truth).double().mean().item()
@@ -191,12 +191,12 @@ def test_probes_share_a_pass_and_get_what_they_get_alone() -> None:
         "conv": NonLinearProbe(classifier="conv", **options),
         "small": NonLinearProbe(pool=2, **options),
     }
-    together, once = Trunk(), 104
+    together, once = Backbone(), 104
     records = probe_all(make(), together, **probes)
     shapes = 1  # of an image that is encoded to find the shapes
     assert together.images == once + shapes
     alone = [
-        record for name, probe in probes.items() for record in probe_all(make(), Trunk(), **{name: probe})
+        record for name, probe in probes.items() for record in probe_all(make(), Backbone(), **{name: probe})
     ]
     assert records == alone
 
@@ -215,11 +215,11 @@ def test_maps_of_a_pass_fit_in_the_memory(gigabytes: float, passes: int, kept: s
     data.setup()
     wanted = [Wanted(stage, 8, gigabytes) for stage in ("stage1", "stage2", "stage1")]
     loaders = {split: data.downstream(split) for split in ("train", "heldout", "test")}
-    maps = SharedMaps(Trunk(), lambda x: x, loaders, 104, wanted, precision=nullcontext, device="cpu")
+    maps = SharedMaps(Backbone(), lambda x: x, loaders, 104, wanted, precision=nullcontext, device="cpu")
     for each in wanted[:2]:
         for split, (values, labels) in maps.get(each).items():
             images, truth = (torch.cat(parts) for parts in zip(*loaders[split], strict=True))
-            expected = Trunk()(images / 255)[int(each.stage[-1]) - 1]
+            expected = Backbone()(images / 255)[int(each.stage[-1]) - 1]
             assert torch.equal(values, expected.to(values.dtype))
             assert torch.equal(labels, truth)
     assert maps.passes == passes
@@ -234,12 +234,12 @@ def test_maps_that_do_not_fit_are_halved_and_then_refused_before_any_work() -> N
     small = NonLinearProbe(max_memory_gb=numbers * 2.1 / 1e9, epochs=1)
     assert probe_once(make(), max_memory_gb=numbers * 2.1 / 1e9, epochs=1).protocol["maps"] == "bfloat16"
     shapes, counts = {"stage1": (3, 8, 8), "stage2": (3, 4, 4)}, {"train": 60, "heldout": 20, "test": 24}
-    small.check_trunk(shapes, counts)
+    small.check_backbone(shapes, counts)
     with pytest.raises(ValueError, match=r"maps of stage2 take .* GB in bfloat16, and probe\.nonlinear\.max"):
-        NonLinearProbe(max_memory_gb=numbers * 1.9 / 1e9).check_trunk(shapes, counts)
-    NonLinearProbe(max_memory_gb=numbers * 1.9 / 1e9, pool=2).check_trunk(shapes, counts)
-    with pytest.raises(ValueError, match="'stage3'; the trunk has stage1, stage2"):
-        NonLinearProbe(stage="stage3").check_trunk(shapes, counts)
+        NonLinearProbe(max_memory_gb=numbers * 1.9 / 1e9).check_backbone(shapes, counts)
+    NonLinearProbe(max_memory_gb=numbers * 1.9 / 1e9, pool=2).check_backbone(shapes, counts)
+    with pytest.raises(ValueError, match="'stage3'; the backbone has stage1, stage2"):
+        NonLinearProbe(stage="stage3").check_backbone(shapes, counts)
 
 
 def test_epochs_are_those_of_the_paper_unless_given() -> None:

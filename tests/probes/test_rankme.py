@@ -1,4 +1,4 @@
-"""RankMe probe: the rank of what the trunk makes of unlabelled images, of every stage; no labels needed."""
+"""RankMe probe: the rank of what the backbone makes of unlabelled images, of every stage; no labels needed."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.rankme import RankMeProbe
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Mean colour, and one number for it."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -26,7 +26,7 @@ def ranks(data: Any, **options: Any) -> list[dict]:
     probes = {"rankme": RankMeProbe(**options)}
     loaders = {"train": data.downstream("train")} if data.has_downstream else {}
     return run_probes(
-        {"backbone": Trunk()}, lambda x: x, probes, loaders, class_names=(), folder=Path(), data=data
+        {"backbone": Backbone()}, lambda x: x, probes, loaders, class_names=(), folder=Path(), data=data
     )[0]
 
 

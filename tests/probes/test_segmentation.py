@@ -18,7 +18,7 @@ NAMES = ("left", "right", "absent")
 SIZES = {"train": 12, "heldout": 4, "test": 8}
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """Two stages of strides 1 and 2 that hold the image, and something learnable; counts its images."""
 
     def __init__(self) -> None:
@@ -49,14 +49,14 @@ def splits(change: Callable[[Tensor], Tensor] = lambda masks: masks) -> Splits:
 
 
 def run(
-    data: Splits, folder: Path, trunk: nn.Module | None = None, seed: int = 0, **options: Any
+    data: Splits, folder: Path, backbone: nn.Module | None = None, seed: int = 0, **options: Any
 ) -> list[Record]:
     probe = SegmentationProbe(
         **{"steps": 60, "batch_size": 4, "lr": 0.1, "pictures": 0, "evals": 3} | options
     )
     probe.check(SIZES)
     return run_probes(
-        {"backbone": trunk or Trunk()},
+        {"backbone": backbone or Backbone()},
         lambda x: x - 0.5,
         {"segmentation": probe},
         data,
@@ -73,7 +73,7 @@ def test_masks_are_learned_and_a_perfect_answer_scores_one(tmp_path: Path) -> No
     protocol = record.protocol
     assert protocol["per_class"] == {"left": 1.0, "right": 1.0, "absent": None}
     assert protocol["heldout"] == 1.0
-    assert (protocol["trunk"], protocol["maps"]) == ("frozen", "kept")
+    assert (protocol["backbone"], protocol["maps"]) == ("frozen", "kept")
     assert protocol["chosen_step"] == 20  # the first of the best
 
 
@@ -111,13 +111,13 @@ def test_void_pixels_count_nowhere(tmp_path: Path) -> None:
         run(everything_void, tmp_path, stages=[1])
 
 
-def test_a_frozen_trunk_encodes_each_image_once(tmp_path: Path) -> None:
-    trunk = Trunk().train()
-    before = trunk.scale.clone()
-    run(splits(), tmp_path, trunk)
-    assert trunk.images == sum(SIZES.values())
-    assert torch.equal(trunk.scale, before)
-    assert trunk.training
+def test_a_frozen_backbone_encodes_each_image_once(tmp_path: Path) -> None:
+    backbone = Backbone().train()
+    before = backbone.scale.clone()
+    run(splits(), tmp_path, backbone)
+    assert backbone.images == sum(SIZES.values())
+    assert torch.equal(backbone.scale, before)
+    assert backbone.training
 
 
 def test_keeping_the_maps_changes_no_figure(tmp_path: Path) -> None:
@@ -138,17 +138,17 @@ def test_the_same_seed_gives_the_same_record(tmp_path: Path) -> None:
 
 
 def test_finetuning_trains_a_copy(tmp_path: Path) -> None:
-    trunk = Trunk()
-    (record,) = run(splits(), tmp_path, trunk, finetune=True, trunk_lr=0.1, stages=[1])
-    assert torch.equal(trunk.scale, torch.ones(3, 1, 1))
-    assert record.protocol["trunk"].startswith("fine-tuned, lr 0.1")
+    backbone = Backbone()
+    (record,) = run(splits(), tmp_path, backbone, finetune=True, trunk_lr=0.1, stages=[1])
+    assert torch.equal(backbone.scale, torch.ones(3, 1, 1))
+    assert record.protocol["backbone"].startswith("fine-tuned, lr 0.1")
     assert record.value == 1.0
 
 
 def test_the_scale_of_the_features_does_not_matter(tmp_path: Path) -> None:
-    large = Trunk()
+    large = Backbone()
     nn.init.constant_(large.scale, 1000.0)
-    one, two = (run(splits(), tmp_path, t, steps=15, lr=0.01, stages=[1])[0] for t in (Trunk(), large))
+    one, two = (run(splits(), tmp_path, t, steps=15, lr=0.01, stages=[1])[0] for t in (Backbone(), large))
     assert one.protocol["candidates"] == pytest.approx(two.protocol["candidates"], abs=1e-3)
 
 
@@ -186,7 +186,7 @@ def test_bad_values_are_refused(options: dict, message: str) -> None:
 def test_too_few_images_and_unknown_stages_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"batch_size \(8\).*there are 3"):
         SegmentationProbe().check({"train": 3, "heldout": 4, "test": 4})
-    with pytest.raises(ValueError, match=r"stages is \[1, 3\]; this trunk has the stages 1 to 2"):
+    with pytest.raises(ValueError, match=r"stages is \[1, 3\]; this backbone has the stages 1 to 2"):
         run(splits(), tmp_path, stages=[1, 3])
 
 

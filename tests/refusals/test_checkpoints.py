@@ -1,4 +1,4 @@
-"""What is refused of checkpoints and exported trunks, in tables: how the file is made bad, and the answer.
+"""What is refused of checkpoints and exported backbones, in tables: how the file is made bad, and the answer.
 
 Every case goes through an entrance as a user has it, in this process, up to where work would start; what was
 there before is compared by its digest. That the line reaches the terminal is shown in processes of their own.
@@ -145,11 +145,11 @@ def drop_first(weights: dict[str, Any]) -> None:
 
 
 WEIGHTS: dict[str, tuple[Spoil, str]] = {  # of a checkpoint, whichever entrance reads it
-    "a trunk of other widths": (
+    "a backbone of other widths": (
         set_to(lambda w: w.repeat(2, 1, 1, 1)),
         r"another shape: \S*\.0\.0\.0\.weight",
     ),
-    "another trunk": (state(renamed), r"\d+ missing: .*\d+ unexpected: "),
+    "another backbone": (state(renamed), r"\d+ missing: .*\d+ unexpected: "),
     "images of other channels": (set_to(lambda w: w[:, :1]), r"of another shape: .*\(4, 1, 3, 3\)"),
     "a NaN": (one_value(float("nan")), r"1 not finite: \S*stages.0.0.0.weight"),
     "an infinite weight": (one_value(float("-inf")), r"1 not finite: \S*stages.0.0.0.weight"),
@@ -174,7 +174,7 @@ WEIGHTS: dict[str, tuple[Spoil, str]] = {  # of a checkpoint, whichever entrance
 OF_A_RUN: dict[str, tuple[Spoil, str]] = {  # of the state of a task
     "another task": (
         state(lambda s: s.update({"head.0.weight": s.pop("head.linear.weight")})),
-        "is of another task or trunk: 1 missing: head.linear.weight; 1 unexpected: head.0.weight",
+        "is of another task or backbone: 1 missing: head.linear.weight; 1 unexpected: head.0.weight",
     ),
     "a text for a weight": (set_to(lambda w: "zeros"), "another kind: .* str for float32"),
     "no weights": (without("state_dict"), "state_dict is missing"),
@@ -288,7 +288,7 @@ def test_the_same_run_is_accepted_by_every_entrance(copy: Path) -> None:
     assert (before["run"]["epochs"], after["run"]["epochs"]) == (1, 2)
 
 
-# --- exported trunks: backbone.safetensors and backbone.json ---
+# --- exported backbones: backbone.safetensors and backbone.json ---
 
 
 def header(change: Callable[[dict[str, Any]], Any]) -> Spoil:
@@ -309,7 +309,7 @@ def of_first(**fields: Any) -> Spoil:
     return header(lambda content: content[min(content.keys() - {"__metadata__"})].update(fields))
 
 
-def trunk(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
+def backbone(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
     def spoil(path: Path) -> None:
         weights = load_file(path)
         path.unlink()
@@ -328,7 +328,7 @@ def absurd_but_true(path: Path) -> None:
 
 
 def value_of_first(value: float) -> Spoil:
-    return trunk(lambda weights: weights[first_weight(weights)].view(-1)[:1].fill_(value))
+    return backbone(lambda weights: weights[first_weight(weights)].view(-1)[:1].fill_(value))
 
 
 NO_SAFETENSORS = "backbone.safetensors is torn or no safetensors file"
@@ -353,21 +353,21 @@ EXPORT: dict[str, tuple[Spoil, str]] = {
     "weights that are not ours, of 32 GB": (absurd_but_true, "missing.*1 unexpected: w|unable to mmap"),
     "a NaN": (value_of_first(float("nan")), "1 not finite: stages.0.0.0.weight"),
     "an infinite weight": (value_of_first(float("inf")), "1 not finite: stages.0.0.0.weight"),
-    "a missing weight": (trunk(drop_first), "1 missing: stages.0.0.0.weight"),
-    "another weight": (trunk(lambda w: w.update({"x": torch.zeros(1)})), "1 unexpected: x"),
+    "a missing weight": (backbone(drop_first), "1 missing: stages.0.0.0.weight"),
+    "another weight": (backbone(lambda w: w.update({"x": torch.zeros(1)})), "1 unexpected: x"),
     "whole numbers": (
-        trunk(lambda w: w.update({first_weight(w): w[first_weight(w)].int()})),
+        backbone(lambda w: w.update({first_weight(w): w[first_weight(w)].int()})),
         "of another kind: stages.0.0.0.weight int32 for float32",
     ),
     "other widths": (
-        trunk(lambda w: w.update({first_weight(w): torch.zeros(8, 3, 3, 3)})),
+        backbone(lambda w: w.update({first_weight(w): torch.zeros(8, 3, 3, 3)})),
         r"of another shape: stages.0.0.0.weight \(8, 3, 3, 3\) for \(4, 3, 3, 3\)",
     ),
 }
 
 
 def says(**fields: Any) -> Spoil:
-    """Change fields of the trunk in backbone.json."""
+    """Change fields of the backbone in backbone.json."""
 
     def spoil(path: Path) -> None:
         content = json.loads(path.read_text())
@@ -400,15 +400,15 @@ DESCRIPTION: dict[str, tuple[Spoil, str]] = {
     "a link in a circle": (circle, BESIDE + ".*Too many levels of symbolic links"),
     "a newer version": (top(schema=2), BESIDE + "made by a newer ssl-lightning: its schema is 2"),
     "no version": (top(schema=None), BESIDE + "foreign: it has no schema number"),
-    "no trunk": (top(backbone=[]), BESIDE),
-    "a class of torch": (says(_target_="torch.nn.Conv2d"), "'torch.nn.Conv2d'; only trunks of ssl_lightning"),
-    "a function of the system": (says(_target_="os.system"), "'os.system'; only trunks of ssl_lightning"),
-    "what a module of trunks imports": (
-        says(_target_="ssl_lightning.networks.timm_backbone.get_close_matches"), "only trunks of ssl_light",
+    "no backbone": (top(backbone=[]), BESIDE),
+    "a class of torch": (says(_target_="torch.nn.Conv2d"), "'torch.nn.Conv2d'; only backbones of ssl_lightning"),
+    "a function of the system": (says(_target_="os.system"), "'os.system'; only backbones of ssl_lightning"),
+    "what a module of backbones imports": (
+        says(_target_="ssl_lightning.networks.timm_backbone.get_close_matches"), "only backbones of ssl_light",
     ),
-    "a target that is no text": (says(_target_=["os.system"]), "only trunks of ssl_lightning"),
+    "a target that is no text": (says(_target_=["os.system"]), "only backbones of ssl_lightning"),
     "widths in words": (says(widths="many"), "backbone.widths is 'many'; allowed is a list"),
-    "widths of other trunks": (says(widths=[8, 8, 8]), r"of another shape: stages.0.0.0.weight \(4,"),
+    "widths of other backbones": (says(widths=[8, 8, 8]), r"of another shape: stages.0.0.0.weight \(4,"),
     "negative widths": (says(widths=[-4, 4, 4]), "cannot be built"),
     "widths that are an object": (says(widths={"_target_": "os.system"}), "widths is .*allowed is a list"),
     "an unknown key": (says(depth=3), "backbone.depth is no key of backbone"),
@@ -440,7 +440,7 @@ def test_exported_weights_given_as_a_file(name: str, enter: Callable[[Path], Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DESCRIPTION)
-def test_descriptions_of_exported_trunks(name: str, copy: Path) -> None:
+def test_descriptions_of_exported_backbones(name: str, copy: Path) -> None:
     spoil, answer = DESCRIPTION[name]
     spoil(copy / "backbone.json")
     refused(entrance.load_backbone, copy, answer, copy)
@@ -457,7 +457,7 @@ def test_the_line_reaches_the_terminal_without_a_traceback(command: str, copy: P
         capture_output=True, text=True, check=False, cwd=copy.parent, env=os.environ, timeout=120,
     )  # fmt: skip
     assert done.returncode != 0
-    assert "is of another task or trunk: 1 of another shape: backbone.stages.0.0.0.weight" in done.stderr
+    assert "is of another task or backbone: 1 of another shape: backbone.stages.0.0.0.weight" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     after = digests(copy)
     assert {name: after[name] for name in before} == before

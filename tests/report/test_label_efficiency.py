@@ -38,7 +38,7 @@ def test_the_stage_is_chosen_on_heldout_images_for_each_number_of_labels() -> No
     assert (found.ks, found.values, found.deviations) == ([1, 4], [0.3, 0.5], [0.03, 0.05])
 
 
-def test_a_control_has_its_untrained_trunk() -> None:
+def test_a_control_has_its_untrained_backbone() -> None:
     found = curve(run(record("stage2", 1, 0.1, 0.9, trained=False), task="random"))
     assert found.values == [0.1]
 

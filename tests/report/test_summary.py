@@ -16,7 +16,7 @@ def record(stage: str, trained: bool, value: float, heldout: float | None, metri
 def shown(records: list[Record]) -> list[str]:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(summary_table(records))
-    names = ("trunk ", "stage1 ", "stage2 ")
+    names = ("backbone ", "stage1 ", "stage2 ")
     return [line for line in console.export_text().splitlines() if line.strip().startswith(names)]
 
 
@@ -73,7 +73,7 @@ def test_a_table_that_is_too_wide_is_cut_between_columns() -> None:
     rows = [replace(each, probe=f"probe{n}") for n in range(5) for each in both]
     console = Console(width=70, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     tables = summary_tables(rows, console)
-    assert [len(table.columns) for table in tables] == [3, 3, 2]  # the trunk, and two probes side by side
+    assert [len(table.columns) for table in tables] == [3, 3, 2]  # the backbone, and two probes side by side
     assert [table.title is None for table in tables] == [False, True, True]
     for table in tables:
         console.print(table)

@@ -30,7 +30,7 @@ def cell(found: Table, label: str, column: str) -> Cell:
 
 @pytest.fixture
 def outputs(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> Path:
-    """Rotation with three seeds and its untrained trunk, random with two, one jigsaw that was broken off."""
+    """Rotation with three seeds and its untrained backbone, random with two, one jigsaw that was broken off."""
     for seed, (value, untrained) in enumerate([(0.60, 0.40), (0.62, 0.44), (0.58, 0.39)]):
         leave(
             f"rot-{seed}",
@@ -76,7 +76,7 @@ def test_a_control_has_its_untrained_figures_and_no_gain(tmp_path: Path, outputs
     assert (found.mean, found.sd, found.gain) == (pytest.approx(41.0), pytest.approx(0.0), None)
 
 
-def test_without_an_untrained_trunk_the_gain_is_over_random_of_the_same_seed(
+def test_without_an_untrained_backbone_the_gain_is_over_random_of_the_same_seed(
     tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
     for seed, value in ((0, 0.5), (1, 0.6), (2, 0.7)):

@@ -35,9 +35,9 @@ Published beside measured, in %; the difference is measured - published, in poin
 
 - How it was measured: Test figures of 10,000 images in %; mean ± standard deviation over seeds where there \
 are several. The stage is the one that did best on held-out images, for each seed, never on test. \
-Bold: the best of the rows whose trunk has seen no label.
+Bold: the best of the rows whose backbone has seen no label.
 - Gains: In points over the row random of the same seed, data and backbone, seed by seed. \
-In points over the same trunk before its first step, seed by seed for rotation (linear, block 1).
+In points over the same backbone before its first step, seed by seed for rotation (linear, block 1).
 - Missing: No figure of a finished run: inpainting. Columns without a figure: transfer.
 - Seeds: Fewer than 2: random 1, supervised 1, jigsaw 1.
 - Duplicates: rotation, seed 1: the newest finished run counts, rot-1; passed over: rot-1-old.

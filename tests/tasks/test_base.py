@@ -32,7 +32,7 @@ def test_steps_that_take_bytes_take_floats_alike(kind: type[PretextTask]) -> Non
     raw = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8, generator=generator("bytes"))
     labels = torch.full((4,), -1)
     torch.manual_seed(0)
-    task = kind(ConvNet(in_channels=kind.trunk_channels(spec)), spec).eval()
+    task = kind(ConvNet(in_channels=kind.backbone_channels(spec)), spec).eval()
     received, _ = task.on_after_batch_transfer((raw, labels), 0)
     assert received.dtype == torch.uint8
     of_bytes, of_floats = (task.step(images, labels, generator(0)) for images in (received, to_float(raw)))

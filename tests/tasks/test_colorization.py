@@ -1,4 +1,4 @@
-"""Colorization: closed forms, a loop over pixels, what the trunk sees, that it learns, what it shows."""
+"""Colorization: closed forms, a loop over pixels, what the backbone sees, that it learns, what it shows."""
 
 import json
 import math
@@ -157,7 +157,7 @@ def test_figures_are_for_validation_only() -> None:
     assert "ab_mse" in task.eval().step(textured(2), LABELS, generator(0))
 
 
-def test_the_trunk_sees_lightness_alone() -> None:
+def test_the_backbone_sees_lightness_alone() -> None:
     task = make()
     seen: list[torch.Tensor] = []
     task.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
@@ -192,8 +192,8 @@ def test_without_skips_the_decoder_sees_only_the_deepest_stage(skips: bool, seen
     [((2, 2), None, 4), ((2, 1), None, 2), ((4, 4), None, 4), ((2, 2), 1, 1)],
 )
 def test_the_size_of_the_prediction(strides: tuple[int, int], reduction: int | None, expected: int) -> None:
-    trunk = ConvNet(in_channels=1, widths=(4, 4), strides=strides)
-    task = Colorization(trunk, SPEC, reduction=reduction)
+    backbone = ConvNet(in_channels=1, widths=(4, 4), strides=strides)
+    task = Colorization(backbone, SPEC, reduction=reduction)
     assert task.reduction == expected
     assert task.predict(torch.rand(2, 1, 32, 32)).shape == (2 * (32 // expected) ** 2, 313)
     odd = task.eval().step(torch.rand(2, 3, 30, 33), LABELS, generator(0))
@@ -299,7 +299,7 @@ def test_bad_values_are_refused(options: dict, message: str) -> None:
         make(**options)
 
 
-def test_a_run_measures_the_data_and_exports_a_trunk_for_lightness(tmp_path: Path) -> None:
+def test_a_run_measures_the_data_and_exports_a_backbone_for_lightness(tmp_path: Path) -> None:
     overrides = [
         "task=colorization", "data=fake", "trainer=debug", "optimizer=adamw", "probe=[]", "logger=[]",
         f"task.cache_dir={tmp_path / 'cache'}", "callbacks=[panel]", f"callbacks.panel.folder={tmp_path}",
@@ -327,11 +327,11 @@ def test_a_run_measures_the_data_and_exports_a_trunk_for_lightness(tmp_path: Pat
     assert export["backbone"]["in_channels"] == 1
     assert export["input"] == {"image_size": 32, "colour": "L", "mean": [50.0], "std": [50.0]}
     assert "the lightness L of CIE Lab" in (tmp_path / "MODEL_CARD.md").read_text()
-    trunk = ssl_lightning.load_backbone(tmp_path)
+    backbone = ssl_lightning.load_backbone(tmp_path)
     lightness = (rgb_to_lab(sample[:4].float() / 255)[:, :1] - 50) / 50  # by backbone.json
-    for got, expected in zip(trunk(lightness), task.eval().backbone(lightness), strict=True):
+    for got, expected in zip(backbone(lightness), task.eval().backbone(lightness), strict=True):
         torch.testing.assert_close(got, expected)
-    with pytest.raises(ValueError, match="trained on images of 1 channels, this trunk takes 3"):
+    with pytest.raises(ValueError, match="trained on images of 1 channels, this backbone takes 3"):
         load_weights(ConvNet(), tmp_path)
     for name in ("panel.png", "strip.png", "panels/epoch_0001.png"):
         assert (tmp_path / name).stat().st_size > 0

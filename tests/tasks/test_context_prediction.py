@@ -23,8 +23,8 @@ STEPS = 200
 
 def make(spec: ImageSpec = SPEC, *, widths: tuple[int, ...] = (8, 16), **options) -> ContextPrediction:
     torch.manual_seed(0)
-    trunk = ConvNet(widths=widths, strides=(2, 2, 1)[: len(widths)], in_channels=spec.channels)
-    return ContextPrediction(trunk, spec, **{"embedding": 32, "hidden": 64} | options)
+    backbone = ConvNet(widths=widths, strides=(2, 2, 1)[: len(widths)], in_channels=spec.channels)
+    return ContextPrediction(backbone, spec, **{"embedding": 32, "hidden": 64} | options)
 
 
 @pytest.mark.parametrize("hidden", [0, 64])
@@ -38,11 +38,11 @@ def test_zero_logits_give_log_8(pairs: int, hidden: int) -> None:
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 8])
-def test_the_trunk_sees_every_patch_once(pairs: int) -> None:
+def test_the_backbone_sees_every_patch_once(pairs: int) -> None:
     task = make(pairs_per_image=pairs)
-    trunk, head = seen_by(task.backbone), seen_by(task.head)
+    backbone, head = seen_by(task.backbone), seen_by(task.head)
     task.step(torch.rand(8, 3, 32, 32), LABELS, generator(0))
-    assert [x.shape for x in trunk] == [(8 * (pairs + 1), 3, 8, 8)]
+    assert [x.shape for x in backbone] == [(8 * (pairs + 1), 3, 8, 8)]
     assert [x.shape for x in head] == [(8 * pairs, 2, 32)]
     assert task.views_per_image == pairs + 1
 
@@ -53,7 +53,7 @@ def test_labels_are_where_the_neighbour_lies(pairs: int) -> None:
     task = make(PLAIN, pairs_per_image=pairs, **OFF)
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     images = torch.stack([y, x, torch.zeros(32, 32)]).expand(8, 3, 32, 32)
-    trunk, pair = seen_by(task.backbone), seen_by(task.head)
+    backbone, pair = seen_by(task.backbone), seen_by(task.head)
     task.encode_plain = task.encode
     task.encode = lambda patches: (task.encode_plain(patches), patches[:, :, :2, 0, 0])[1]  # type: ignore[method-assign]
     answers = []
@@ -69,14 +69,14 @@ def test_labels_are_where_the_neighbour_lies(pairs: int) -> None:
     scores = task.step(images, LABELS, generator(1))
     assert scores["acc"].item() == 1
     assert len(answers) == len(pair[0]) == 8 * pairs
-    assert len(trunk[0]) == 8 * (pairs + 1)
+    assert len(backbone[0]) == 8 * (pairs + 1)
     by_image = torch.tensor(answers).view(8, pairs)
     assert all(len(set(row)) == pairs for row in by_image.tolist())
     if pairs == 1:
         assert len(set(answers)) > 2  # not the same neighbour everywhere
 
 
-def test_guards_change_what_the_trunk_sees() -> None:
+def test_guards_change_what_the_backbone_sees() -> None:
     images = torch.rand(8, 3, 32, 32)
     seen = {}
     for name, options in {

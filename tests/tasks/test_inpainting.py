@@ -1,4 +1,4 @@
-"""Inpainting: what the trunk sees, what counts, that holes are filled, and what is shown."""
+"""Inpainting: what the backbone sees, what counts, that holes are filled, and what is shown."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ LABELS = torch.full((8,), -1)
 
 def make(spec: ImageSpec = SPEC, **options: Any) -> Inpainting:
     torch.manual_seed(0)
-    trunk = ConvNet(widths=(8, 16), strides=(2, 2), in_channels=spec.channels)
-    return Inpainting(trunk, spec, **{"discriminator_width": 8, "decoder_width": 16} | options)
+    backbone = ConvNet(widths=(8, 16), strides=(2, 2), in_channels=spec.channels)
+    return Inpainting(backbone, spec, **{"discriminator_width": 8, "decoder_width": 16} | options)
 
 
 def statistics(spec: ImageSpec = SPEC) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ def test_the_loss_by_looking_at_every_pixel(mask: str) -> None:
 
 
 @pytest.mark.parametrize("mask", ["center", "blocks", "region"])
-def test_the_trunk_does_not_see_what_is_removed(mask: str) -> None:
+def test_the_backbone_does_not_see_what_is_removed(mask: str) -> None:
     task = make(mask=mask).eval()
     images = torch.rand(4, 3, 32, 32)
     removed = task.draw_mask(4, generator(0))
@@ -103,13 +103,13 @@ def test_the_defaults_are_those_of_the_paper_at_its_size() -> None:
     assert (make().hole, make().overlap) == (16, 1)
 
 
-@pytest.mark.parametrize("trunk", [AlexNet(), SRResNet(blocks=1, num_stages=1, width=4)])
-def test_any_trunk_fits(trunk: nn.Module) -> None:
-    task = Inpainting(trunk, ImageSpec(3, 32, SPEC.mean, SPEC.std))
+@pytest.mark.parametrize("backbone", [AlexNet(), SRResNet(blocks=1, num_stages=1, width=4)])
+def test_any_backbone_fits(backbone: nn.Module) -> None:
+    task = Inpainting(backbone, ImageSpec(3, 32, SPEC.mean, SPEC.std))
     attempt = task.attempt(torch.rand(4, 3, 32, 32), generator(0))
     assert attempt.fake.shape == (4, 3, 32, 32)
     attempt.scores["loss"].backward()
-    assert all(p.grad is not None for p in trunk.parameters())
+    assert all(p.grad is not None for p in backbone.parameters())
 
 
 def test_grey_images_are_filled_too() -> None:
@@ -176,6 +176,6 @@ def test_bad_values_are_refused(options: dict, message: str) -> None:
         make(**options)
 
 
-def test_a_trunk_whose_maps_are_too_large_is_refused() -> None:
+def test_a_backbone_whose_maps_are_too_large_is_refused() -> None:
     with pytest.raises(ValueError, match="48 x 48 cells"):
         Inpainting(SRResNet(blocks=1, num_stages=1, width=4), ImageSpec(3, 48, SPEC.mean, SPEC.std))

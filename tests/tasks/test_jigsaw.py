@@ -1,4 +1,4 @@
-"""The jigsaw: closed forms, what the trunk and the head see, that it learns, and what it shows."""
+"""The jigsaw: closed forms, what the backbone and the head see, that it learns, and what it shows."""
 
 import math
 
@@ -21,8 +21,8 @@ LABELS = torch.full((8,), -1)
 
 def make(spec: ImageSpec = SPEC, **options) -> Jigsaw:
     torch.manual_seed(0)
-    trunk = ConvNet(widths=(8, 16), strides=(2, 2), in_channels=spec.channels)
-    return Jigsaw(trunk, spec, **{"embedding": 32, "hidden": 64} | options)
+    backbone = ConvNet(widths=(8, 16), strides=(2, 2), in_channels=spec.channels)
+    return Jigsaw(backbone, spec, **{"embedding": 32, "hidden": 64} | options)
 
 
 @pytest.mark.parametrize("hidden", [0, 64])
@@ -35,7 +35,7 @@ def test_zero_logits_give_log_of_the_number_of_orders(permutations: int, hidden:
     assert scores["loss"].item() == pytest.approx(math.log(permutations))
 
 
-def test_the_trunk_sees_every_tile_once() -> None:
+def test_the_backbone_sees_every_tile_once() -> None:
     task = make()
     seen = seen_by(task.backbone)
     task.step(torch.rand(8, 3, 32, 32), LABELS, generator(0))
@@ -89,7 +89,7 @@ def test_orders_of_an_image_differ_and_come_equally_often() -> None:
 
 
 def test_every_guard_can_be_switched_off() -> None:
-    """Without guards the trunk sees the normalised pixels of a square without gaps."""
+    """Without guards the backbone sees the normalised pixels of a square without gaps."""
     task = make(gap=False, standardise=False, grey=0.0, channel_jitter=0)
     images = torch.rand(4, 3, 32, 32)
     seen = seen_by(task.backbone)
@@ -102,7 +102,7 @@ def test_every_guard_can_be_switched_off() -> None:
     assert found.flatten(1).sum(1).tolist() == [1] * 4
 
 
-def test_guards_change_what_the_trunk_sees() -> None:
+def test_guards_change_what_the_backbone_sees() -> None:
     images = torch.rand(4, 3, 32, 32)
     corners = draw_corners(make().grid, 4, generator(0))
     grey = make(grey=1.0, channel_jitter=0).cut(images, corners, generator(1))

@@ -7,7 +7,7 @@ from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks.random import Random
 
 
-def test_it_trains_nothing_and_feeds_the_trunk_as_other_tasks_do() -> None:
+def test_it_trains_nothing_and_feeds_the_backbone_as_other_tasks_do() -> None:
     spec = ImageSpec(3, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     task = Random(ConvNet(), spec)
     assert not task.needs_training

@@ -27,7 +27,7 @@ def test_zero_logits_give_log_4(copies: int) -> None:
     assert scores["loss"].item() == pytest.approx(math.log(4))
 
 
-def test_the_trunk_sees_every_rotation_of_normalised_images() -> None:
+def test_the_backbone_sees_every_rotation_of_normalised_images() -> None:
     task = make()
     seen = []
     task.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

@@ -22,10 +22,10 @@ SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 LABELS = torch.full((8,), -1)
 
 
-def make(spec: ImageSpec = SPEC, trunk: nn.Module | None = None, **options: Any) -> SuperResolution:
+def make(spec: ImageSpec = SPEC, backbone: nn.Module | None = None, **options: Any) -> SuperResolution:
     torch.manual_seed(0)
-    trunk = trunk or ConvNet(widths=(16, 32), strides=(1, 2), in_channels=spec.channels)
-    return SuperResolution(trunk, spec, **{"discriminator_width": 8} | options)
+    backbone = backbone or ConvNet(widths=(16, 32), strides=(1, 2), in_channels=spec.channels)
+    return SuperResolution(backbone, spec, **{"discriminator_width": 8} | options)
 
 
 def small_srresnet() -> SRResNet:
@@ -48,7 +48,7 @@ def test_images_are_degraded_as_pillow_does(scale: int) -> None:
 
 @pytest.mark.parametrize("input", ["enlarged", "small"])
 def test_untrained_it_is_bicubic(input: str) -> None:
-    task = make(trunk=small_srresnet(), input=input).eval()
+    task = make(backbone=small_srresnet(), input=input).eval()
     images = torch.rand(4, 3, 32, 32)
     scores = task.step(images, LABELS, generator(0))
     assert scores["psnr"].item() == pytest.approx(scores["bicubic_psnr"].item(), abs=1e-3)
@@ -61,10 +61,10 @@ def test_untrained_it_is_bicubic(input: str) -> None:
     assert scores["bicubic_psnr"].item() == pytest.approx(float((-10 * mse.log10()).mean()), rel=1e-4)
 
 
-def test_the_trunk_sees_what_was_chosen() -> None:
+def test_the_backbone_sees_what_was_chosen() -> None:
     images = torch.rand(2, 3, 32, 32)
     for input, size in (("enlarged", 32), ("small", 8)):
-        task = make(trunk=small_srresnet(), input=input)
+        task = make(backbone=small_srresnet(), input=input)
         seen: list[Tensor] = []
         task.backbone.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
         attempt = task.attempt(images, generator(0))
@@ -125,8 +125,8 @@ def test_without_a_discriminator_there_is_no_feature_matching() -> None:
 @pytest.mark.parametrize("input", ["enlarged", "small"])
 def test_12_images_become_sharper_than_bicubic(input: str) -> None:
     images = striped(12, 4, 3, 32, "super-resolution")[0].permute(0, 3, 1, 2) / 255
-    trunk = small_srresnet() if input == "small" else None
-    task = make(trunk=trunk, input=input, adversarial_weight=0)
+    backbone = small_srresnet() if input == "small" else None
+    task = make(backbone=backbone, input=input, adversarial_weight=0)
     found = learn(task, images, torch.optim.Adam(task.parameters(), lr=3e-3), 30)
     assert found["psnr"] > found["bicubic_psnr"] + 1
     assert found["ssim"] > found["bicubic_ssim"]
