@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from ssl_lightning.config.composition import drop_unchosen
 from ssl_lightning.config.types import check_types
 from ssl_lightning.core.errors import RunError
-from tests._composed import CONF, composed
+from tests._composed import CONF
+from tests._composed import composed as composed_for
 from tests.test_benchmarks import TABLES, save_picture, sweep
 from tests.test_conf import NEEDED, options
 
@@ -37,7 +38,7 @@ def chosen(*overrides: str) -> DictConfig:
 
 def check(overrides: list[str], choice: list[str], probes: list[str]) -> None:
     """Check that a choice leaves the probes it names, and keys that the constructors take."""
-    cfg = composed([*overrides, *choice], Path("run"))
+    cfg = composed_for([*overrides, *choice], Path("run"))
     check_types(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     assert list(cfg.probe) == probes
     assert list(cfg.callbacks) == (["progress"] if "callbacks=[progress]" in choice else [])
@@ -80,7 +81,7 @@ def test_every_budget_takes_every_experiment(option: str) -> None:
 
 def check_budget(budget: str, option: str) -> None:
     given = [f"budget={budget}", f"experiment={option}", *NEEDED.get(option, [])]
-    check_types(OmegaConf.to_container(composed(given, Path("run"))))  # type: ignore[arg-type]
+    check_types(OmegaConf.to_container(composed_for(given, Path("run"))))  # type: ignore[arg-type]
 
 
 def test_what_is_chosen_stays_as_it_is() -> None:
