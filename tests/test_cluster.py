@@ -300,7 +300,7 @@ def test_this_machine_starts_all_processes() -> None:
         ),
         ("slurm", 2, {"SLURM_STEP_ID": ""}, "SLURM_STEP_ID is not set, .*start it by `srun python train.py"),
         ("slurm", 2, {"SLURM_PROCID": "3"}, "number 0 on node 0, .*--distribution=block"),
-        ("slurm", 2, {"SLURM_JOB_NODELIST": "node[a"}, "SLURM_JOB_NODELIST is .*no list of hosts"),
+        ("slurm", 2, {"SLURM_JOB_NODELIST": "node[a"}, "SLURM_JOB_NODELIST is .*not a list of hosts"),
         ("torchrun", 2, {}, "RANK is not set, .*start it by `torchrun"),
     ],
 )
@@ -342,7 +342,7 @@ def test_lists_of_hosts_are_written_out(short: str, hosts: list[str]) -> None:
 
 @pytest.mark.parametrize("wrong", ["", ",", "node[", "node[1-x]", "node[1", "a b"])
 def test_what_is_no_list_of_hosts_is_refused(wrong: str) -> None:
-    with pytest.raises(RunError, match="no list of hosts"):
+    with pytest.raises(RunError, match="not a list of hosts"):
         expand_hosts(wrong)
 
 

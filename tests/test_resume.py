@@ -228,7 +228,7 @@ def folder(tmp_path: Path) -> Path:
         (["task=nonsense"], "Could not find 'task/nonsense'"),
         (["trainer.devices=many"], "trainer.devices is 'many'"),
         (["trainer.max_epochs=1"], "trainer.max_epochs is 1, and the run is at epoch 2"),
-        (["-m"], "takes no -m"),
+        (["-m"], "does not take -m"),
         (["trainer.accelerator=gpu"], "torch sees no GPU here"),
     ],
 )

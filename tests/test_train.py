@@ -226,7 +226,7 @@ def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "task=random", "probe=[knn]")
     before = results_of(tmp_path / "random/fake/convnet/run")
     done = train(tmp_path, *SMALL, "task=random", "seed=1", ok=False)
-    assert "holds a run already" in done.stderr
+    assert "already holds a run" in done.stderr
     assert results_of(tmp_path / "random/fake/convnet/run") == before
 
 
@@ -307,7 +307,7 @@ def test_tiles_for_a_probe_of_masks_are_refused_before_training(tmp_path: Path) 
         "data.batch_size=2",
     ]
     done = train(tmp_path, *options, *views, ok=False)
-    assert "error: probe segmentation needs whole images, no tiles: encoding.input=image" in done.stderr
+    assert "error: probe segmentation needs whole images, not tiles: encoding.input=image" in done.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
