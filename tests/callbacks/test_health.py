@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.callbacks.checkpoint import Checkpoint
-from ssl_lightning.callbacks.health import DeadRunError, DivergedError, HealthGuard
+from ssl_lightning.callbacks.health import DeadRunError, DivergedError, GradientWatch, HealthGuard
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
@@ -52,10 +52,11 @@ def fit(
     task = Poisoned(backbone, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=lr))
     task.poison, task.what, task.scale = poison, what, scale
     given = {"max_epochs": 3, "log_every_n_steps": 3} | options
+    guard = guard or HealthGuard(folder, factor)
     checkpoint = Checkpoint(str(folder / "checkpoints"), every_n_steps=saves)
     trainer = make_trainer(
         accelerator="cpu", precision=precision, enable_progress_bar=False, **given,
-        callbacks=[*more, guard or HealthGuard(folder, factor), checkpoint],
+        callbacks=[guard, *more, GradientWatch(guard), checkpoint],
     )  # fmt: skip
     trainer.fit(task, datamodule=data, ckpt_path=folder / "checkpoints/last.ckpt" if resume else None)
 
