@@ -41,7 +41,7 @@ class Poisoned(Rotation):
 
 def fit(
     folder: Path, *, poison: int, what: str = "loss", scale: float = 1.0, factor: float | None = None,
-    precision: str = "32-true", resume: bool = False, saves: int | None = 1, more: Sequence[Callback] = (),
+    precision: str = "32-true", resume: bool = False, saves: int | None = 1, first: Sequence[Callback] = (), more: Sequence[Callback] = (),
     guard: HealthGuard | None = None, lr: float = 0.01, **options: Any,
 ) -> None:  # fmt: skip
     data = Fake(num_train=128, batch_size=16, image_size=16)  # 4 batches an epoch
@@ -56,7 +56,7 @@ def fit(
     checkpoint = Checkpoint(str(folder / "checkpoints"), every_n_steps=saves)
     trainer = make_trainer(
         accelerator="cpu", precision=precision, enable_progress_bar=False, **given,
-        callbacks=[guard, *more, GradientWatch(guard), checkpoint],
+        callbacks=[*first, guard, *more, GradientWatch(guard), checkpoint],
     )  # fmt: skip
     trainer.fit(task, datamodule=data, ckpt_path=folder / "checkpoints/last.ckpt" if resume else None)
 
@@ -166,7 +166,8 @@ def test_a_run_that_no_longer_learns_stops_within_three_looks(
     guard = HealthGuard(tmp_path)
     last = tmp_path / "checkpoints/last.ckpt"
     with pytest.raises(DeadRunError, match=message + rf".*{last}"):
-        fit(tmp_path, poison=10**9, max_epochs=9, guard=guard, more=[Cut(what, after=7)])
+        cut = {"first" if what == "steps" else "more": [Cut(what, after=7)]}
+        fit(tmp_path, poison=10**9, max_epochs=9, guard=guard, **cut)
     health = guard.health()
     assert health.verdict == "dead"
     if what == "steps":
