@@ -41,7 +41,8 @@ class Poisoned(Rotation):
 
 def fit(
     folder: Path, *, poison: int, what: str = "loss", scale: float = 1.0, factor: float | None = None,
-    precision: str = "32-true", resume: bool = False, saves: int | None = 1, first: Sequence[Callback] = (), more: Sequence[Callback] = (),
+    precision: str = "32-true", resume: bool = False, saves: int | None = 1,
+    first: Sequence[Callback] = (), more: Sequence[Callback] = (),
     guard: HealthGuard | None = None, lr: float = 0.01, **options: Any,
 ) -> None:  # fmt: skip
     data = Fake(num_train=128, batch_size=16, image_size=16)  # 4 batches an epoch
@@ -165,8 +166,8 @@ def test_a_run_that_no_longer_learns_stops_within_three_looks(
 ) -> None:
     guard = HealthGuard(tmp_path)
     last = tmp_path / "checkpoints/last.ckpt"
+    cut = {"first" if what == "steps" else "more": [Cut(what, after=7)]}
     with pytest.raises(DeadRunError, match=message + rf".*{last}"):
-        cut = {"first" if what == "steps" else "more": [Cut(what, after=7)]}
         fit(tmp_path, poison=10**9, max_epochs=9, guard=guard, **cut)
     health = guard.health()
     assert health.verdict == "dead"
