@@ -50,7 +50,7 @@ def build_task(
         seed=cfg.seed,
         channels_last=cfg.channels_last,
     )
-    loaded = "published, by timm" if cfg.backbone.get("pretrained") else ""
+    loaded = "published" if cfg.backbone.get("pretrained") else ""
     if cfg.init_from is not None:
         loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map, state=weights)
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded

@@ -78,7 +78,7 @@ class FirstState:
         if wrong := misfits(task.state_dict(), state):
             raise ValueError(f"{self.path} is of another task or trunk: {'; '.join(wrong)}")
         if self.resumes:
-            return task, loaded or "published, by timm" * published
+            return task, loaded or "published" * published
         task.load_state_dict(state)
         return task, str(self.path)
 
