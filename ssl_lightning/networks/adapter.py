@@ -101,6 +101,7 @@ class AdaptedBackbone(nn.Module):
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
             setattr(self, table, getattr(network, table))
         self.__dict__["_network"] = network
+        self.training = network.training
         self.feature_info = FeatureInfo(
             [stage.channels for stage in stages],
             [stage.reduction for stage in stages],
@@ -152,9 +153,8 @@ class HookedBackbone(AdaptedBackbone):
         super().__init__(network, stages)
         self._stages = list(stages)
         self._kept = _Kept()
-        for stage in stages:
-            tap = _Tap(self._kept, stage.name, stage is stages[-1])
-            network.get_submodule(stage.name).register_forward_hook(tap)
+        self._hooked: list[nn.Module | None] = [None] * len(stages)
+        self._hook()
 
     def run_to_the_end(self, images: Sequence[Tensor]) -> None:
         """Do not stop after the last stage, unless what follows fails for an image that has stage maps.
@@ -177,7 +177,17 @@ class HookedBackbone(AdaptedBackbone):
             return False
         return True
 
+    def _hook(self) -> None:
+        """Hook the nodes of the stages: all at first, later those that were replaced, as by SyncBatchNorm."""
+        for place, stage in enumerate(self._stages):
+            node = self.get_submodule(stage.name)
+            if node is not self._hooked[place]:
+                is_last = place == len(self._stages) - 1
+                node.register_forward_hook(_Tap(self._kept, stage.name, is_last))
+                self._hooked[place] = node
+
     def _encode(self, images: Tensor) -> list[Tensor]:
+        self._hook()
         kept = self._kept
         kept.running = True
         try:
@@ -287,7 +297,7 @@ def _replace_unused(parent: nn.Module, unused: set[nn.Parameter], called: set[nn
     for name, child in list(parent.named_children()):
         own = set(child.parameters())
         if own and own <= unused and called.isdisjoint(child.modules()):
-            setattr(parent, name, nn.Identity())
+            setattr(parent, name, nn.Identity().train(child.training))
         else:
             _replace_unused(child, unused, called)
 

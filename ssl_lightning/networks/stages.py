@@ -234,7 +234,7 @@ def _read_intermediate(name: str, shape: Shape, larger: Shape | None, size: int,
 
 
 def _reduction(shape: Shape, larger: Shape | None, size: int) -> int:
-    """Image size over map size; from the growth of both, where it is known, since padding does not alter it."""
+    """Image size over map size; by the growth of both where it is known, which padding does not alter."""
     grown = larger[2] - shape[2] if larger else 0
     return max(1, round(STEP / grown if grown > 0 else size / shape[2]))
 
