@@ -96,6 +96,8 @@ class AdaptedBackbone(nn.Module):
         stages: Its stages in the order in which they run.
     """
 
+    _network: Any
+
     def __init__(self, network: nn.Module, stages: Sequence[Stage]) -> None:
         super().__init__()
         for table in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -133,8 +135,7 @@ class IntermediatesBackbone(AdaptedBackbone):
         self._stop_early = stages[-1].name != names[-1]
 
     def _encode(self, images: Tensor) -> list[Tensor]:
-        network: Any = self._network
-        return network.forward_intermediates(
+        return self._network.forward_intermediates(
             images, indices=self._indices, stop_early=self._stop_early, intermediates_only=True
         )
 
@@ -237,7 +238,7 @@ def _is_backbone(module: nn.Module) -> bool:
 
 def _channels_first(backbone: Any) -> nn.Module:
     """Make a timm `features_only` model that returns `(B, H, W, C)`, such as Swin, return `(B, C, H, W)`."""
-    output_format = getattr(backbone, "output_fmt", None)
+    output_format: Any = getattr(backbone, "output_fmt", None)
     if str(output_format).endswith("NHWC"):
         backbone.register_forward_hook(_permute)
         backbone.output_fmt = type(output_format)("NCHW")

@@ -124,7 +124,7 @@ def some_nodes(names: Iterable[str]) -> str:
     return (", ".join(ordered[:SHOWN]) or "none") + more
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """What an error says, without the lines that follow."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
@@ -142,11 +142,11 @@ def _maps(
             small, error = shapes(probe_image(network, channels, size))
             if error is None:
                 break
-        else:
+        if error is not None:
             tried = " or ".join(map(str, sizes))
             raise ValueError(
                 f"{type(network).__name__} takes no images of {channels} channels and {tried} px: "
-                f"{first_line(error)}"
+                f"{_first_line(error)}"
             ) from error
         larger, _ = shapes(probe_image(network, channels, size + STEP))
     if not small.keys() <= larger.keys():  # it takes images of one size

@@ -382,7 +382,7 @@ def test_torchvision_backbone_of_any_channels(tmp_path) -> None:
     assert create_torchvision("mobilenet_v2", width_mult=0.1).feature_info.channels()[0] == 8
     config = {
         "_target_": "ssl_lightning.networks.torchvision_backbone.create_torchvision",
-        "model_name": "squeezenet1_1", "in_channels": 1, "pretrained": True, "stages": None, "image_size": None,
+        "model_name": "squeezenet1_1", "in_channels": 1, "pretrained": True, "stages": None,
     }  # fmt: skip
     save_backbone(tmp_path, net, {"backbone": config})
     images = torch.rand(1, 1, 64, 64)
