@@ -50,6 +50,8 @@ class HealthGuard(Callback):
     - Dead: in three consecutive looks the gradient norm is exactly 0, an optimizer has no gradient at all, or
       no weight has changed, while the learning rate is above a hundredth of its highest value so far.
 
+    A `GradientWatch` passes it the gradients.
+
     Args:
         run_dir: The run folder.
         factor: Largest growth of the loss; None disables this check.
@@ -109,9 +111,10 @@ class HealthGuard(Callback):
         if trainer.is_global_zero:
             (self.run_dir / BAD_BATCH).unlink(missing_ok=True)  # left by the run before its resume
 
-    def on_before_optimizer_step(
+    def note_gradients(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Store the gradient norm of an optimizer's next step."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         grads = [p.grad for p in parameters if p.grad is not None]
         self._counts["optimizer_steps"] += 1
@@ -280,6 +283,22 @@ class HealthGuard(Callback):
         if trainer.precision != "32-true":
             tries.append("trainer.precision=32-true")
         raise DivergedError(f"{'; '.join(parts)}. {self._way_back()}. What may help: {', '.join(tries)}")
+
+
+class GradientWatch(Callback):
+    """Pass the gradients to a guard after all other callbacks changed them; last callback of a Trainer.
+
+    Args:
+        guard: The guard.
+    """
+
+    def __init__(self, guard: HealthGuard) -> None:
+        self.guard = guard
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.guard.note_gradients(trainer, pl_module, optimizer)
 
 
 def gather(trainer: pl.Trainer, pl_module: pl.LightningModule, values: Tensor, alone: bool) -> Tensor:
