@@ -115,7 +115,7 @@ class Collapse(Callback):
                     name: each.get("heldout", each.stages[-1], 1)[: len(loader.indices)]
                     for name, each in found.items()
                 }
-        found, unsharded = {}, unsharded_task(trainer, task)
+        pooled, unsharded = {}, unsharded_task(trainer, task)
         for name, backbone in unsharded.branches().items():
             each = encode(
                 backbone,
@@ -125,8 +125,8 @@ class Collapse(Callback):
                 precision=trainer.precision_plugin.forward_context,
                 device=task.device,
             )
-            found[name] = each.get("heldout", each.stages[-1], 1)
-        return found
+            pooled[name] = each.get("heldout", each.stages[-1], 1)
+        return pooled
 
     def report(self, trainer: pl.Trainer, found: Mapping[str, FeatureHealth]) -> None:
         """Print the line, and send the figures to the loggers."""

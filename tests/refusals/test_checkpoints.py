@@ -394,7 +394,7 @@ DESCRIPTION: dict[str, tuple[Spoil, str]] = {
     "nested deeply": (put(b"[" * 500_000), BESIDE + "broken: it is nested too deeply"),
     "NaN": (put(b'{"schema": NaN}'), BESIDE + "broken: NaN is not a JSON number"),
     "of 16 MB": (put(b" " * (1 << 24)), BESIDE + "broken: it has 16,777,216 bytes"),
-    "a pipe": (pipe, BESIDE + "broken: plain file"),
+    "a pipe": (pipe, BESIDE + "broken: not a plain file"),
     "a link in a circle": (circle, BESIDE + ".*Too many levels of symbolic links"),
     "a newer version": (top(schema=2), BESIDE + "made by a newer ssl-lightning: its schema is 2"),
     "no version": (top(schema=None), BESIDE + "foreign: it has no schema number"),
