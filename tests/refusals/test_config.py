@@ -86,7 +86,7 @@ CASES = {
     "data=folder data.pretrain_dir=/ data.train_dir=/": "the probes need both",
     "data=folder data.pretrain_dir=/ data.max_bad=2": "data.max_bad is 2; allowed is a fraction",
     "data=folder data.pretrain_dir=/ data.crop_scale=[1,0.2]": "crop_scale",
-    "data=imagenet data.dir=/nowhere": "folder /nowhere/train does not exist; data.dir has train and val",
+    "data=imagenet data.dir=/nowhere": "folder /nowhere/train does not exist; data.dir must hold",
     "data=camvid data.dir=/ data.size=[8,8]": "data.size",
     "data=camvid data.dir=/ data.class_names=[a,a]": "data.class_names is .*different names",
     # backbones
