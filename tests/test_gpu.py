@@ -16,8 +16,8 @@ from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.networks.nin import NIN
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps
-from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
-from ssl_lightning.probes.nonlinear import NonLinearProbe, Training, recorded
+from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
+from ssl_lightning.probes.nonlinear import NonLinearProbe, Training, with_cuda_graphs
 from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from tests._composed import composed
@@ -197,7 +197,7 @@ def test_recorded_classifiers_train_as_those_that_are_not(kind: str) -> None:
         network = probe.build(shape, 4, 0).cuda()
         before = {key: value.clone() for key, value in network.state_dict().items()}
         if graphs:
-            recorded(network, maps[0])
+            with_cuda_graphs(network, maps[0])
             assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
         training = Training(network, 0.1, [1])
         for batch in maps:
@@ -214,7 +214,7 @@ def test_no_step_of_an_augmented_classifier_waits_for_the_device(tmp_path: Path)
     data.setup()
     data.place(device)
     backbone = NIN(blocks=3).to(device)
-    wanted = [Wanted(f"stage{n}", 8, 4.0) for n in (1, 2, 3)]
+    wanted = [MapRequest(f"stage{n}", 8, 4.0) for n in (1, 2, 3)]
     loaders = {"test": data.downstream("test")}
     maps = SharedMaps(backbone, lambda x: x, loaders, 0, (), precision=nullcontext, device=device)
     setting: Any = SimpleNamespace(maps=maps, data=data, device=device, loaders=loaders)
@@ -222,7 +222,7 @@ def test_no_step_of_an_augmented_classifier_waits_for_the_device(tmp_path: Path)
     probe = NonLinearProbe()
     trainings = []
     for size in source.shapes:
-        network = recorded(probe.build(size, 10, 0).to(device), torch.zeros(8, *size, device=device))
+        network = with_cuda_graphs(probe.build(size, 10, 0).to(device), torch.zeros(8, *size, device=device))
         trainings.append(Training(network, 0.1, [1]))
     for epoch in range(3):
         steps = 0
