@@ -1,4 +1,4 @@
-"""Where tiles may lie in an image, by rules that follow from its size.
+"""Grids of tiles in an image, derived from its size.
 
 Jigsaw: Noroozi, Favaro 2016; neighbours: Doersch, Gupta, Efros 2015.
 Tiles sit on a square grid, numbered row by row. Lengths are in pixels.
@@ -15,13 +15,13 @@ CENTRE = 4
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Where tiles may lie: tile (r, c) at origin + pitch * (r, c) + a draw of 0..play in each direction.
+    """Grid of tiles: tile (r, c) lies at origin + pitch * (r, c) + a draw of 0..play in each direction.
 
     Args:
         image_size: Height and width of the images in pixels.
         side: Tiles along an edge of the grid.
         tile: Height and width of a tile.
-        pitch: Distance of neighbouring tiles, from corner to corner, where both are drawn alike.
+        pitch: Distance between the corners of neighbouring tiles with equal draws.
         play: Range of the draw; at most pitch - tile, so that no two tiles overlap.
 
     Raises:
@@ -47,12 +47,12 @@ class TileGrid:
 
     @property
     def extent(self) -> int:
-        """Pixels from the first to the last that any tile may cover, in each direction."""
+        """Height and width of the area that tiles may cover."""
         return (self.side - 1) * self.pitch + self.play + self.tile
 
 
 def default_tile(cell: int) -> int:
-    """Size of a tile in a cell: three quarters, rounded up, as 64 in 85 in the paper (sec. 4.2).
+    """Return the tile size for a cell: three quarters, rounded up, like 64 of 85 in the paper (sec. 4.2).
 
     >>> [default_tile(cell) for cell in (85, 32, 21, 10)]
     [64, 24, 16, 8]
@@ -68,17 +68,17 @@ def jigsaw_grid(
     Args:
         image_size: Height and width of the images in pixels.
         side: Cells along an edge, at least 2.
-        cell: Size of a cell; None: image_size // side. What is left of the image moves the grid about.
+        cell: Size of a cell; None: image_size // side. The grid moves randomly within the rest of the image.
         tile: Size of a tile; None: see `default_tile`.
         gap: False shrinks the cells to the tiles: neighbours touch, and their edges continue.
 
     Raises:
-        ValueError: The cells do not fit the image, or the tile not its cell.
+        ValueError: The cells do not fit the image, or the tile does not fit its cell.
     """
     if not 2 <= side <= image_size:
         raise ValueError(
-            f"task.grid is {side}; allowed are 2 tiles along an edge or more, and at least a pixel for each "
-            f"of them (data.image_size={image_size})"
+            f"task.grid is {side}; allowed are 2 to {image_size} tiles along an edge "
+            f"(data.image_size={image_size})"
         )
     largest = image_size // side
     cell = largest if cell is None else cell
@@ -105,8 +105,8 @@ def neighbour_grid(
     Args:
         image_size: Height and width of the images in pixels.
         tile: Size of a patch; None: `default_tile` of a third of the image.
-        gap: Pixels between neighbours before the jitter; None: what a third of the image leaves.
-        jitter: Each patch moves by up to so many pixels each way; None: half the gap, rounded down.
+        gap: Pixels between neighbours before the jitter; None: a third of the image minus the patch.
+        jitter: Largest shift of a patch in each direction, in pixels; None: half the gap, rounded down.
 
     Raises:
         ValueError: Patches could overlap or leave the image.

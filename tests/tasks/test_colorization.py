@@ -331,7 +331,7 @@ def test_a_run_measures_the_data_and_exports_a_backbone_for_lightness(tmp_path: 
     lightness = (rgb_to_lab(sample[:4].float() / 255)[:, :1] - 50) / 50  # as backbone.json describes
     for got, expected in zip(backbone(lightness), task.eval().backbone(lightness), strict=True):
         torch.testing.assert_close(got, expected)
-    with pytest.raises(ValueError, match="trained on images of 1 channels, this backbone takes 3"):
+    with pytest.raises(ValueError, match="trained on images with 1 channels, this backbone takes 3"):
         load_weights(ConvNet(), tmp_path)
     for name in ("panel.png", "strip.png", "panels/epoch_0001.png"):
         assert (tmp_path / name).stat().st_size > 0
