@@ -14,7 +14,7 @@ from ssl_lightning.artifacts.results import Record, Results
 from ssl_lightning.report import label_efficiency
 from ssl_lightning.report.canvas import COLOURS, GREY, Picture, chart, grid
 from ssl_lightning.report.collect import ReportedRun
-from ssl_lightning.report.table import BACKBONE, Row
+from ssl_lightning.report.table import MAIN_BRANCH, Row
 from ssl_lightning.report.training_log import epochs, read_metrics, smooth, thin_points
 from ssl_lightning.report.writers import duration, is_share
 
@@ -71,7 +71,7 @@ def few_labels(rows: Sequence[Row]) -> Picture | None:
     """The label-efficiency curves of the backbones."""
     curves = []
     for row in rows:
-        for run in row.used if row.branch == BACKBONE else ():
+        for run in row.used if row.branch == MAIN_BRANCH else ():
             records = [r for r in run.probes if run.probed(r) == run.facts.data]
             try:
                 curve = label_efficiency.curve(Results(run.facts, run.pretext, records))
@@ -136,7 +136,7 @@ def training(rows: Sequence[Row]) -> Picture | None:
     """The training loss by step."""
     found = []
     for row in rows:
-        log = read_metrics(row.runs[0].path) if row.branch == BACKBONE else []
+        log = read_metrics(row.runs[0].path) if row.branch == MAIN_BRANCH else []
         points = thin_points(
             [(float(line["step"]), line["train/loss"]) for line in log if "train/loss" in line]
         )
@@ -160,7 +160,7 @@ def training(rows: Sequence[Row]) -> Picture | None:
 
 def speed(rows: Sequence[Row]) -> Picture | None:
     """Time of a run and images a second, a bar for each row."""
-    rows = [row for row in rows if row.branch == BACKBONE]
+    rows = [row for row in rows if row.branch == MAIN_BRANCH]
     if not rows:
         return None
     figure = Figure(figsize=(8.4, 0.9 + 0.3 * len(rows)), layout="constrained")

@@ -11,7 +11,7 @@ from ssl_lightning.artifacts.run_folder import PANEL, STRIP
 from ssl_lightning.core.untrusted import check_plain
 from ssl_lightning.report.canvas import Picture
 from ssl_lightning.report.charts import by_stage, few_labels, over_training, speed, training
-from ssl_lightning.report.table import BACKBONE, Row, Table
+from ssl_lightning.report.table import MAIN_BRANCH, Row, Table
 
 MOST = 12  # rows in a picture: those with the largest first figure
 MAX_PIXELS = 50_000_000  # of a strip or panel
@@ -46,7 +46,7 @@ def chosen_rows(table: Table) -> list[Row]:
 
 def task_strip(row: Row, number: int) -> Picture | None:
     """What the task did to real images: the strip over the epochs, else the last panel."""
-    for run in row.runs if row.branch == BACKBONE else ():
+    for run in row.runs if row.branch == MAIN_BRANCH else ():
         for name, what in ((STRIP, "over the epochs"), (PANEL, "after the last epoch")):
             try:
                 check_plain(run.path / name)

@@ -11,7 +11,7 @@ from ssl_lightning.report.benchmark import Benchmark, Column, Published
 from ssl_lightning.report.cells import Cell, make_cell
 from ssl_lightning.report.collect import ReportedRun
 
-BACKBONE = "backbone"  # the branch that every task has
+MAIN_BRANCH = "backbone"  # the branch that every task has
 PRETEXTS = (
     "val/acc",
     "val/psnr",
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        return self.name if self.branch == BACKBONE else f"{self.name}, {self.branch}"
+        return self.name if self.branch == MAIN_BRANCH else f"{self.name}, {self.branch}"
 
     @property
     def seeds(self) -> list[int]:
@@ -161,7 +161,7 @@ def make_rows(
 def branches(runs: Sequence[ReportedRun]) -> list[str]:
     """The backbones that the runs were probed on, the backbone first."""
     found = {record.branch for run in runs for record in run.probes}
-    return sorted(found, key=lambda branch: (branch != BACKBONE, branch))
+    return sorted(found, key=lambda branch: (branch != MAIN_BRANCH, branch))
 
 
 def main_runs(cells: Iterable[Cell]) -> list[ReportedRun]:

@@ -11,10 +11,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.config.composition import drop_unchosen
-from ssl_lightning.config.types import check_config
+from ssl_lightning.config.types import check_types
 from ssl_lightning.core.errors import RunError
+from tests._composed import CONF
+from tests._composed import composed as composed_for
 from tests.test_benchmarks import TABLES, save_picture, sweep
-from tests.test_conf import CONF, NEEDED, options, resolved
+from tests.test_conf import NEEDED, options
 
 FOLDER = ["data=folder", "data.pretrain_dir=/photos"]
 CHOICES = [
@@ -36,8 +38,8 @@ def chosen(*overrides: str) -> DictConfig:
 
 def check(overrides: list[str], choice: list[str], probes: list[str]) -> None:
     """Check that a choice leaves the probes it names, and keys that the constructors take."""
-    cfg = resolved(*overrides, *choice, tmp_path=Path("run"))
-    check_config(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
+    cfg = composed_for([*overrides, *choice], Path("run"))
+    check_types(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     assert list(cfg.probe) == probes
     assert list(cfg.callbacks) == (["progress"] if "callbacks=[progress]" in choice else [])
 
@@ -79,7 +81,7 @@ def test_every_budget_takes_every_experiment(option: str) -> None:
 
 def check_budget(budget: str, option: str) -> None:
     given = [f"budget={budget}", f"experiment={option}", *NEEDED.get(option, [])]
-    check_config(OmegaConf.to_container(resolved(*given, tmp_path=Path("run"))))  # type: ignore[arg-type]
+    check_types(OmegaConf.to_container(composed_for(given, Path("run"))))  # type: ignore[arg-type]
 
 
 def test_what_is_chosen_stays_as_it_is() -> None:
