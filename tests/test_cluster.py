@@ -341,7 +341,7 @@ def test_lists_of_hosts_are_expanded(short: str, hosts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", ",", "node[", "node[1-x]", "node[1", "a b"])
-def test_malformed_lists_of_hosts_are_refused(wrong: str) -> None:
+def test_what_is_no_list_of_hosts_is_refused(wrong: str) -> None:
     with pytest.raises(RunError, match="no list of hosts"):
         expand_hosts(wrong)
 
