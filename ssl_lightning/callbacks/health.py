@@ -50,6 +50,8 @@ class HealthGuard(Callback):
     - Dead: in three looks in a row the gradient norm is exactly 0, an optimizer has no gradient at all, or no
       weight has changed, while the learning rate is above a hundredth of its highest value so far.
 
+    A `GradientWatch` tells it of the gradients.
+
     Args:
         run_dir: The run folder.
         factor: See above; None does not judge how the loss grows.
@@ -110,9 +112,10 @@ class HealthGuard(Callback):
         if trainer.is_global_zero:
             (self.run_dir / BAD_BATCH).unlink(missing_ok=True)  # left by the run that is resumed
 
-    def on_before_optimizer_step(
+    def note_gradients(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
+        """Keep the norm of the gradients that an optimizer is about to use."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         grads = [p.grad for p in parameters if p.grad is not None]
         self._counts["optimizer_steps"] += 1
@@ -281,6 +284,22 @@ class HealthGuard(Callback):
         if trainer.precision != "32-true":
             tries.append("trainer.precision=32-true")
         raise DivergedError(f"{'; '.join(parts)}. {self._way_back()}. What may help: {', '.join(tries)}")
+
+
+class GradientWatch(Callback):
+    """Show a guard the gradients that all other callbacks leave; the last callback of a Trainer.
+
+    Args:
+        guard: Told of every optimizer step.
+    """
+
+    def __init__(self, guard: HealthGuard) -> None:
+        self.guard = guard
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.guard.note_gradients(trainer, pl_module, optimizer)
 
 
 def gather(trainer: pl.Trainer, pl_module: pl.LightningModule, values: Tensor, alone: bool) -> Tensor:

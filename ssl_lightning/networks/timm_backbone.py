@@ -1,23 +1,26 @@
-"""Any timm model that returns stage maps, as a backbone."""
+"""Any timm model as a backbone."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from difflib import get_close_matches
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from ssl_lightning.networks.adapter import as_backbone
 from ssl_lightning.networks.features import check_in_channels
 
 # Options of timm that name files and addresses, which it would read, or fetch, in ways of its own
 FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 
 
 def create_timm(
     model_name: str, *, in_channels: int = 3, pretrained: bool = False, **options: Any
 ) -> nn.Module:
-    """Build `timm.create_model(model_name, features_only=True)`.
+    """Build `timm.create_model(model_name, features_only=True)`, or adapt the model where timm cannot.
 
     Args:
         model_name: A name of `timm.list_models()`, with or without a weight tag ("resnet18.a1_in1k").
@@ -27,8 +30,8 @@ def create_timm(
             instead of shrinking further) or `img_size`; None leaves timm's default.
 
     Raises:
-        ValueError: timm has no such model, the model cannot return stage maps, it refuses an option, or an
-            option would have it read a file.
+        ValueError: timm has no such model, the model has no stage maps, it refuses an option, or an option
+            would have it read a file.
     """
     import timm  # takes seconds to import, which a run with one of our own backbones need not wait for
 
@@ -47,20 +50,29 @@ def create_timm(
     if "out_indices" in given:
         given["out_indices"] = tuple(given["out_indices"])  # Hydra passes its own list type
     try:
-        net: Any = timm.create_model(
-            model_name, features_only=True, in_chans=in_channels, pretrained=pretrained, **given
+        return as_backbone(
+            timm.create_model(
+                model_name, features_only=True, in_chans=in_channels, pretrained=pretrained, **given
+            )
         )
-    except (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+    except BUILD_ERRORS as error:
         # timm has no one error for "no stage maps" or for an option that the model does not know
+        with contextlib.suppress(*BUILD_ERRORS):
+            return _adapted(model_name, in_channels, pretrained, given)
         with_options = f" and {given}" if given else ""
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ValueError(
             f"timm cannot build {model_name!r} with features_only=True{with_options}: {reason}"
         ) from error
-    if str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC"):  # Swin and a few others
-        net.register_forward_hook(_channels_first)
-    return net
 
 
-def _channels_first(_net: nn.Module, _inputs: Any, maps: list[Tensor]) -> list[Tensor]:
-    return [x.permute(0, 3, 1, 2) for x in maps]  # (B, H, W, C) -> (B, C, H, W)
+def _adapted(model_name: str, in_channels: int, pretrained: bool, given: dict[str, Any]) -> nn.Module:
+    """Build a model that timm itself cannot make return its stage maps, such as LeViT."""
+    import timm
+
+    options = {key: value for key, value in given.items() if key != "out_indices"}
+    net: Any = timm.create_model(model_name, in_chans=in_channels, pretrained=pretrained, **options)
+    stages = None
+    if "out_indices" in given:
+        stages = [net.feature_info[index]["module"] for index in given["out_indices"]]
+    return as_backbone(net, stages=stages, image_size=given.get("img_size"), in_channels=in_channels)

@@ -78,7 +78,7 @@ class StartingPoint:
         if wrong := mismatches(task.state_dict(), state):
             raise ValueError(f"{self.path} is of another task or backbone: {'; '.join(wrong)}")
         if self.resumes:
-            return task, loaded or "published, by timm" * published
+            return task, loaded or "published" * published
         task.load_state_dict(state)
         return task, str(self.path)
 
@@ -113,7 +113,7 @@ def build_task(
         seed=cfg.seed,
         channels_last=cfg.channels_last,
     )
-    loaded = "published, by timm" if cfg.backbone.get("pretrained") else ""
+    loaded = "published" if cfg.backbone.get("pretrained") else ""
     if cfg.init_from is not None:
         loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map, state=weights)
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import resume_point
 from ssl_lightning.artifacts.results import Record, Results, earlier_results
-from ssl_lightning.callbacks.health import HealthGuard
+from ssl_lightning.callbacks.health import GradientWatch, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
@@ -109,7 +109,8 @@ def build_parts(
     throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
     metrics = Metrics(throughput)
     # the guard comes before the figures, so that the run does not report those of a failed validation
-    callbacks = [restored, throughput, health, metrics, *instantiate(cfg.callbacks).values()]
+    chosen = instantiate(cfg.callbacks).values()
+    callbacks = [restored, throughput, health, metrics, *chosen, GradientWatch(health)]
     options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
     if not data.holds_out:
         options["limit_val_batches"] = 0  # or Lightning would warn of an empty loader

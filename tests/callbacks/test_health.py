@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.callbacks.checkpoint import Checkpoint
-from ssl_lightning.callbacks.health import DeadRunError, DivergedError, HealthGuard
+from ssl_lightning.callbacks.health import DeadRunError, DivergedError, GradientWatch, HealthGuard
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
@@ -41,7 +41,8 @@ class Poisoned(Rotation):
 
 def fit(
     folder: Path, *, poison: int, what: str = "loss", scale: float = 1.0, factor: float | None = None,
-    precision: str = "32-true", resume: bool = False, saves: int | None = 1, more: Sequence[Callback] = (),
+    precision: str = "32-true", resume: bool = False, saves: int | None = 1,
+    first: Sequence[Callback] = (), more: Sequence[Callback] = (),
     guard: HealthGuard | None = None, lr: float = 0.01, **options: Any,
 ) -> None:  # fmt: skip
     data = Fake(num_train=128, batch_size=16, image_size=16)  # 4 batches an epoch
@@ -52,10 +53,11 @@ def fit(
     task = Poisoned(backbone, data.spec, optimizer=lambda p: torch.optim.SGD(p, lr=lr))
     task.poison, task.what, task.scale = poison, what, scale
     given = {"max_epochs": 3, "log_every_n_steps": 3} | options
+    guard = guard or HealthGuard(folder, factor)
     checkpoint = Checkpoint(str(folder / "checkpoints"), every_n_steps=saves)
     trainer = make_trainer(
         accelerator="cpu", precision=precision, enable_progress_bar=False, **given,
-        callbacks=[*more, guard or HealthGuard(folder, factor), checkpoint],
+        callbacks=[*first, guard, *more, GradientWatch(guard), checkpoint],
     )  # fmt: skip
     trainer.fit(task, datamodule=data, ckpt_path=folder / "checkpoints/last.ckpt" if resume else None)
 
@@ -164,8 +166,9 @@ def test_a_run_that_no_longer_learns_stops_within_three_looks(
 ) -> None:
     guard = HealthGuard(tmp_path)
     last = tmp_path / "checkpoints/last.ckpt"
+    cut = {"first" if what == "steps" else "more": [Cut(what, after=7)]}
     with pytest.raises(DeadRunError, match=message + rf".*{last}"):
-        fit(tmp_path, poison=10**9, max_epochs=9, guard=guard, more=[Cut(what, after=7)])
+        fit(tmp_path, poison=10**9, max_epochs=9, guard=guard, **cut)
     health = guard.health()
     assert health.verdict == "dead"
     if what == "steps":

@@ -66,7 +66,16 @@ def expected_sizes(name, size, reductions):
 
 def test_all_configs_are_here():
     names = {path.stem for path in CONFIGS}
-    assert names >= {"convnet", "nin", "alexnet", "resnet18", "resnet50", "resnet18_small", "timm"}
+    assert names >= {
+        "convnet",
+        "nin",
+        "alexnet",
+        "resnet18",
+        "resnet50",
+        "resnet18_small",
+        "timm",
+        "torchvision",
+    }
 
 
 @pytest.mark.parametrize("in_channels", [1, 3])

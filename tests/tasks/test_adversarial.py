@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.callbacks.csv_logger import CSVLogger
-from ssl_lightning.callbacks.health import DivergedError, HealthGuard
+from ssl_lightning.callbacks.health import DivergedError, GradientWatch, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.core.image_spec import ImageSpec
@@ -147,11 +147,11 @@ def fit(
                 if isinstance(child, nn.BatchNorm2d):
                     setattr(part, name, nn.Identity())
     tmp_path.mkdir(exist_ok=True)
-    metrics, logger = Metrics(Throughput()), CSVLogger(str(tmp_path))
+    guard, metrics, logger = HealthGuard(tmp_path), Metrics(Throughput()), CSVLogger(str(tmp_path))
     given = {"max_epochs": 2, "log_every_n_steps": 1} | options
     trainer = make_trainer(
         **task.trainer_options(given), accelerator="cpu", precision="32-true",
-        callbacks=[HealthGuard(tmp_path), metrics],
+        callbacks=[guard, metrics, GradientWatch(guard)],
         logger=[logger], enable_progress_bar=False,
     )  # fmt: skip
     try:
