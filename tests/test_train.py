@@ -149,7 +149,7 @@ def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "task=rotation")
     folder = tmp_path / "rotation/fake/convnet/run"
     before = results_of(folder)
-    assert "6 of 6 figures were in" in evaluate(tmp_path, f"run={folder}").stdout
+    assert "already has all 6, exactly equal" in evaluate(tmp_path, f"run={folder}").stdout
     assert results_of(folder) == before
     evaluate(tmp_path, f"run={folder}", "probe=[linear]", "probe.linear.pool=1")
     after = results_of(folder)
@@ -162,9 +162,8 @@ def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
     evaluate(tmp_path, f"weights={folder}/backbone.safetensors", *small)
     elsewhere = results_of(tmp_path / "evaluate/fake/convnet/again").probes
     assert elsewhere == [r for r in before.probes if r.trained]
-    assert (
-        "6 of 6 figures were in" in evaluate(tmp_path, f"run={tmp_path}/evaluate/fake/convnet/again").stdout
-    )
+    again = evaluate(tmp_path, f"run={tmp_path}/evaluate/fake/convnet/again")
+    assert "already has all 6, exactly equal" in again.stdout
 
 
 @pytest.mark.parametrize(
