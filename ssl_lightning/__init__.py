@@ -1,4 +1,4 @@
-"""Self-supervised pretraining by pretext tasks, probed honestly, on Lightning and Hydra."""
+"""Self-supervised pretraining with pretext tasks and fair probes, on Lightning and Hydra."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_backbone":  # late: the launcher imports this package and must not wait for torch
+    if name == "load_backbone":  # lazy: the launcher imports this package and must not load torch
         from ssl_lightning.artifacts.weights import load_backbone
 
         return load_backbone

@@ -1,1 +1,1 @@
-"""Files of a run folder, written and read."""
+"""Reading and writing the files of a run folder."""

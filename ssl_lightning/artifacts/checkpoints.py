@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, checked before they are used, read without running code."""
+"""Checkpoint files: atomic writes, checks before use, loading that runs no code."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ssl_lightning.artifacts.run_folder import CHECKPOINTS, LAST, PREVIOUS
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.core.untrusted import check_plain, check_schema
 
-SCHEMA, SCHEMA_KEY = 1, "ssl_lightning_schema"  # of what a run saves; those before it was counted have none
+SCHEMA, SCHEMA_KEY = 1, "ssl_lightning_schema"  # of checkpoints; the oldest ones have no schema key
 MAX_BYTES = 1 << 36  # of a checkpoint
-OLD = b"\x80\x02\x8a\nl\xfc\x9c"  # what files of torch before 1.6 begin with: pickles, no archives
+OLD = b"\x80\x02\x8a\nl\xfc\x9c"  # start of files of torch before 1.6, which are pickles, not archives
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write to a temporary name in the same folder, then rename; the file there before is kept until then.
+    """Write to a temporary file in the same folder, then rename it over the old file.
 
-    Loading is `weights_only`: a checkpoint from elsewhere cannot run code.
+    Loading is `weights_only`: a foreign checkpoint cannot run code.
     """
 
     def save_checkpoint(
@@ -34,7 +34,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as temporary, open(temporary, "wb") as file:
-            torch.save(checkpoint, file)  # a file of Python's, whose error says when the disk is full
+            torch.save(checkpoint, file)  # a Python file: its error tells that the disk is full
 
     def load_checkpoint(
         self, path: Any, map_location: Callable[..., Any] | None = None, weights_only: bool | None = None
@@ -46,18 +46,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        ValueError: The file is absent, torn, of a newer version, or holds more than tensors and plain values.
+        ValueError: The file is missing, torn, newer, or holds objects other than tensors and plain values.
     """
     if not is_complete(path):
-        what = "not there" if not os.path.lexists(path) else _what_else(path)
-        raise ValueError(f"{path} is {what}")
+        problem = _defect(path) if os.path.lexists(path) else "not there"
+        raise ValueError(f"{path} is {problem}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    if SCHEMA_KEY in content:  # weights of others have none
+    if SCHEMA_KEY in content:  # foreign weights have no schema
         try:
             check_schema(content, SCHEMA, SCHEMA_KEY)
         except ValueError as error:
@@ -66,9 +66,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a file is a complete archive of torch: every part is there and its checksum right.
+    """Check that a file is a complete archive of torch, with all parts and correct checksums.
 
-    Parts that are packed or share bytes, as torch leaves none, would make much of a small file.
+    Compressed or overlapping parts are refused: torch does not write them, and a small file could expand to a
+    huge one.
     """
     try:
         check_plain(path, MAX_BYTES)
@@ -82,33 +83,33 @@ def is_complete(path: Path) -> bool:
         return False
 
 
-def _what_else(path: Path) -> str:
-    """What a file is that is no whole archive of torch."""
+def _defect(path: Path) -> str:
+    """Describe a file that is not a complete archive of torch."""
     try:
         check_plain(path, MAX_BYTES)
         with open(path, "rb") as file:
             old = file.read(len(OLD)) == OLD
     except (OSError, ValueError) as error:
-        return f"no checkpoint: {error}"
-    advice = "; it may be of torch before 1.6: load and save it by a newer one, if you trust it"
-    return "torn or no checkpoint" + advice * old
+        return f"not a checkpoint: {error}"
+    advice = "; it may be from torch before 1.6: if you trust it, load and save it with a newer torch"
+    return "torn or not a checkpoint" + advice * old
 
 
 def _reason(error: Exception) -> str:
-    """One line of what torch says; it also says how to run the code of the file."""
+    """Shorten torch's error to one line, without its advice on how to run the file's code."""
     if found := re.search(r"GLOBAL (\S+)", str(error)):
-        return f"it would run {found[1]}, and no code of a file is run"
+        return f"it would run {found[1]}, and code of a file is never run"
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def resume_point(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run folder: the last, or where that is torn the one before it.
+    """Find the newest complete checkpoint of a run folder: the last, or the previous one if that is torn.
 
     Returns:
-        None if the run wrote none yet.
+        None if the folder has no checkpoint yet.
 
     Raises:
-        ValueError: There are some, and all are torn.
+        ValueError: All checkpoints are torn.
     """
     found = [path for name in (LAST, PREVIOUS) if os.path.lexists(path := folder / CHECKPOINTS / name)]
     for path in found:
@@ -116,5 +117,5 @@ def resume_point(folder: Path) -> Path | None:
             return path
     if found:
         names = ", ".join(map(str, found))
-        raise ValueError(f"no checkpoint of {folder} can be used: {names} torn; start the run anew")
+        raise ValueError(f"{folder} has no usable checkpoint: {names} torn; start a new run")
     return None

@@ -11,14 +11,14 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "ssl-lightning"
 
 
 def git_revision() -> str:
-    """Commit of the code, with "-dirty" after local changes; "" outside a git checkout."""
+    """Return the commit of the code, with "-dirty" after local changes; "" outside a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a figure can depend on."""
+    """Return the versions of Python and of the packages that figures can depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

@@ -1,8 +1,4 @@
-"""Results of a run as dataclasses, and results.json, the file that holds them; imports no torch.
-
-The fields of this module define results.json. Every change of them raises `SCHEMA`, and
-`python -m ssl_lightning.report.results_schema` writes the JSON schema again.
-"""
+"""Results of a run as dataclasses, and their file results.json; imports no torch."""
 
 from __future__ import annotations
 
@@ -19,17 +15,19 @@ from ssl_lightning.artifacts.typed_json import NEEDED, Limits, from_json, refusa
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.untrusted import check_schema, read_json
 
+# The fields of this module define results.json. After a change of them, raise SCHEMA and run
+# `python -m ssl_lightning.report.results_schema` to rewrite the JSON schema.
 SCHEMA: Final = 2
-MAX_BYTES = 1 << 25  # of a results.json; a run leaves some 50 kB
+MAX_BYTES = 1 << 25  # of a results.json; a run writes about 50 kB
 PROTOCOL_NUMBERS = ("heldout", "k", "k_shot", "fraction", "sd")  # numbers or null in a protocol
 RANKS = ("rankme",)  # metrics that are ranks; all others are fractions
 RANK = Limits("a rank, 1 or more", minimum=1)
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
 Status = Literal["finished", "failed", "interrupted"]
 BAD_VERDICTS = ("dead", "diverged")
-GONE = 0.5  # a run with zero gradients at more than this share of steps learned nothing
+MAX_ZERO_GRAD_SHARE = 0.5  # a run with more steps of zero gradients learned nothing
 
-Name = Annotated[str, Limits("a text of at most 200 characters", longest=200)]  # names of files hold it too
+Name = Annotated[str, Limits("a text of at most 200 characters", longest=200)]  # the limit of file names
 Count = Annotated[int, Limits("a whole number, 0 or more", minimum=0)]
 OneOrMore = Annotated[int, Limits("a whole number, 1 or more", minimum=1)]
 Amount = Annotated[float, Limits("a number, 0 or more", minimum=0)]
@@ -45,10 +43,10 @@ class Evaluation:
     """Origin of a record that `evaluate.py` added.
 
     Args:
-        data: Name of the data that were probed.
+        data: Name of the probed data set.
         checkpoint: "last", "best" or a path.
         git: Commit of the code.
-        command: Shell line that made it.
+        command: Shell line of the evaluation.
     """
 
     data: Name
@@ -62,15 +60,15 @@ class Measured:
     """One figure of a probe, without its protocol.
 
     Args:
-        probe: Name of the probe; the runner of the probes fills it in, as the next two.
-        branch: Name of the backbone.
+        probe: Name of the probe; `run_probes` sets this and the next two fields.
+        branch: Name of the branch.
         trained: Whether the backbone was pretrained.
-        stage: Such as "stage3".
-        split: "test", or "pretrain" for a figure of unlabelled pretraining images.
-        metric: Such as "top1".
+        stage: Stage of the backbone, such as "stage3".
+        split: "test", or "pretrain" for a figure on unlabelled pretraining images.
+        metric: Name of the metric, such as "top1".
         value: In [0, 1]; a rank is at least 1.
-        n: Number of images that were measured.
-        evaluation: Set where `evaluate.py` added the figure to a finished run.
+        n: Number of images measured.
+        evaluation: Set if `evaluate.py` added the figure to a finished run.
     """
 
     probe: Name = field(default="", kw_only=True, metadata=NEEDED)
@@ -89,24 +87,24 @@ class Record(Measured):
     """One figure of a probe.
 
     Args:
-        protocol: Everything that a comparison needs to know; `heldout` is the figure on held-out images.
+        protocol: All settings that a comparison needs; `heldout` is the figure on held-out images.
     """
 
     protocol: Protocol
 
     @property
     def heldout(self) -> float | None:
-        """The same figure on held-out images, None without labels."""
+        """Same figure on held-out images, None without labels."""
         return cast(float | None, self.protocol.get("heldout"))
 
 
 @dataclass(frozen=True)
 class StoredRecord(Measured):
-    """A record as results.json holds it.
+    """A record as stored in results.json.
 
     Args:
-        protocol: Place in the list of protocols that the record shares with others.
-        own: The rest of its protocol.
+        protocol: Index of the protocol that the record shares with others.
+        own: Rest of its protocol.
     """
 
     protocol: Count
@@ -118,9 +116,9 @@ class BenchmarkRow:
     """Place of a run in a benchmark.
 
     Args:
-        name: Of the benchmark.
-        row: Of its table.
-        budget: Such as "cpu".
+        name: Name of the benchmark.
+        row: Row of its table.
+        budget: Name of the budget, such as "cpu".
     """
 
     name: Name
@@ -130,15 +128,15 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class Health:
-    """Gradients of a training, as the health callback saw them.
+    """Gradients of a training, measured by the health callback.
 
     Args:
-        steps: Batches.
-        optimizer_steps: Steps of the optimizer.
+        steps: Number of batches.
+        optimizer_steps: Number of optimizer steps.
         min_grad_norm: Smallest finite gradient norm, None if none was measured.
-        max_grad_norm: Likewise the largest.
-        zero_grad_share: Share of optimizer steps at which all gradients were zero.
-        verdict: "healthy", or "dead" or "diverged" for a training that was stopped.
+        max_grad_norm: Largest finite gradient norm, or None.
+        zero_grad_share: Share of optimizer steps with all gradients zero.
+        verdict: "healthy", or "dead" or "diverged" for a stopped training.
     """
 
     steps: Count
@@ -150,37 +148,37 @@ class Health:
 
     @property
     def bad(self) -> bool:
-        """Whether the training cannot have learned what its figures seem to say."""
-        return self.verdict in BAD_VERDICTS or self.zero_grad_share > GONE
+        """Whether the training failed, so that its figures mean nothing."""
+        return self.verdict in BAD_VERDICTS or self.zero_grad_share > MAX_ZERO_GRAD_SHARE
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """Facts about a run; None where an older version did not write them.
+    """Facts about a run; None if an older version did not write them.
 
     Args:
         task: Name of the task.
         data: Name of the data.
         backbone: Name of the backbone.
-        seed: Of the run.
+        seed: Seed of the run.
         devices: Number of processes.
-        precision: Of Lightning, such as "bf16-mixed".
-        epochs: Pretrained.
-        wall_s: Seconds of the whole run, over all resumes.
-        images_per_s: In pretraining, 0 without one.
-        probe_s: Seconds by probe, and of the encode pass.
-        peak_memory_gb: By place: host, gpu.
-        resumed: How many times the run was resumed.
+        precision: Lightning's precision, such as "bf16-mixed".
+        epochs: Epochs of pretraining.
+        wall_s: Seconds of the run, over all resumes.
+        images_per_s: Speed of pretraining, 0 without one.
+        probe_s: Seconds per probe, and of the encode pass.
+        peak_memory_gb: Peak memory by place: host, gpu.
+        resumed: Number of resumes.
         git: Commit of the code, "" outside a checkout.
-        versions: Of Python and of packages.
+        versions: Versions of Python and of packages.
         config_sha256: Digest of the config, `config.identity`.
         series_sha256: The same without the seeds.
-        benchmark: The row of a table that the run fills.
-        command: Shell line that makes the same run.
-        ended: Time of ISO 8601.
-        labels: Labels that the backbone has seen; "none" for a self-supervised one.
+        benchmark: Row of a benchmark that the run fills.
+        command: Shell line that repeats the run.
+        ended: Time of the end, ISO 8601.
+        labels: Labels used to train the backbone; "none" for a self-supervised one.
         health: Gradients of the training.
-        status: Whether it came to its end.
+        status: How the run ended.
     """
 
     task: Name
@@ -209,7 +207,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class ResultsFile:
-    """Content of a results.json: protocols stand once, for all records that share them."""
+    """Content of a results.json; records that share a protocol refer to one copy."""
 
     schema: Literal[2]
     run: RunFacts
@@ -220,7 +218,7 @@ class ResultsFile:
 
 @dataclass(frozen=True)
 class ResultsFile1:
-    """Content of a results.json of schema 1: each record holds its whole protocol."""
+    """Content of a results.json of schema 1: each record holds its complete protocol."""
 
     schema: Literal[1]
     run: RunFacts
@@ -230,10 +228,10 @@ class ResultsFile1:
 
 @dataclass(frozen=True)
 class Results:
-    """All that a run measured.
+    """All results of a run.
 
     Args:
-        run: Facts about it.
+        run: Facts about the run.
         pretext: Validation figures of the pretext task.
         probes: Figures of the probes.
     """
@@ -243,17 +241,17 @@ class Results:
     probes: list[Record]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of its results.json."""
+        """Return the content of results.json."""
         protocols, stored = _share_protocols(self.probes)
         content = to_json(ResultsFile(SCHEMA, self.run, self.pretext, protocols, stored))
         return cast(dict[str, Any], content)
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Results:
-        """Check the content of a results.json, of this schema or an older one.
+        """Check the content of a results.json of this or an older schema.
 
         Raises:
-            ValueError: It is of a newer version, or a field is missing, unknown, of another type or out of
+            ValueError: The schema is newer, or a field is missing, unknown, of the wrong type or out of
                 bounds; the message names the field.
         """
         check_schema(content, SCHEMA)
@@ -262,22 +260,22 @@ class Results:
             run, pretext, records = old.run, old.pretext, old.probes
         else:
             file: ResultsFile = from_json(ResultsFile, content)
-            run, pretext, records = file.run, file.pretext, _whole_records(file)
+            run, pretext, records = file.run, file.pretext, _complete_records(file)
         for number, record in enumerate(records):
             _check_figures(record, f"probes[{number}]")
         return cls(run, pretext, records)
 
 
 def read_results(path: Path, clean: Callable[[Any], Any] = lambda content: content) -> Results:
-    """Read a results.json, which may be broken, foreign, or of a newer version.
+    """Read and check a results.json.
 
     Args:
         path: The file.
         clean: Applied to its content before the checks, such as `core.untrusted.printable_all`.
 
     Raises:
-        ValueError: It is; the message says what is wrong, and does not name the file.
-        OSError: It cannot be read.
+        ValueError: The file is broken, foreign or from a newer version; the message does not name the file.
+        OSError: The file cannot be read.
     """
     return Results.from_json(clean(read_json(path, MAX_BYTES)))
 
@@ -286,13 +284,13 @@ def earlier_results(folder: Path) -> Results | None:
     """Read the results.json of a run folder, if there is one.
 
     Raises:
-        ValueError: It is broken, foreign, or of a newer version.
+        ValueError: It is broken, foreign, or from a newer version.
     """
     path = folder / RESULTS
     try:
         return read_results(path) if os.path.lexists(path) else None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: {error}; to do without it, move it away") from None
+        raise ValueError(f"{path}: {error}; to continue without it, move it away") from None
 
 
 def write_results(path: Path, results: Results) -> None:
@@ -313,17 +311,16 @@ def add_records(results: Results, records: list[Record], evaluation: Evaluation)
     """Add the records of a later evaluation, in place.
 
     Args:
-        results: Of the run.
-        records: The new ones. One that is there already, with the same data, protocol and value, is not
-            added.
+        results: Results of the run.
+        records: New records. One that exists already, with the same data, protocol and value, is skipped.
         evaluation: Their origin.
 
     Returns:
-        How many were there already.
+        Number of records that existed already.
     """
     known = [
         (replace(r, evaluation=None), (r.evaluation or results.run).data)
-        for r in results.probes  # those of a run carry no evaluation
+        for r in results.probes  # records of the run itself have no evaluation
     ]
     new = [r for r in records if (r, evaluation.data) not in known]
     results.probes.extend(replace(r, evaluation=evaluation) for r in new)
@@ -331,7 +328,7 @@ def add_records(results: Results, records: list[Record], evaluation: Evaluation)
 
 
 def best_stage(records: list[Record]) -> Record | None:
-    """The record whose stage did best on held-out images; without such a figure the deepest stage."""
+    """Select the record of the stage with the best held-out figure; without one, of the deepest stage."""
 
     def key(record: Record) -> tuple[float, int]:
         heldout = -math.inf if record.heldout is None else record.heldout
@@ -344,20 +341,20 @@ def objective_value(results: Results, objective: str) -> float:
     """Read one figure of a run, for a sweeper to optimise.
 
     Args:
-        results: Of the run.
-        objective: `probe/<probe>/<metric>` (trained backbone, held-out figure of its best stage: a
-            sweep must not select on test; of a figure that needs no labels, such as `probe/rankme/rankme`,
-            that of the deepest stage), or `pretext/<name>` such as `pretext/val/loss`.
+        results: Results of the run.
+        objective: `pretext/<name>` such as `pretext/val/loss`, or `probe/<probe>/<metric>`. The latter is the
+            held-out figure of the trained backbone's best stage, since a sweep must not select on test. For
+            metrics without labels, such as `probe/rankme/rankme`, it is the figure of the deepest stage.
 
     Raises:
-        ValueError: The run has no such figure; the message names those that it has.
+        ValueError: The run has no such figure; the message lists its figures.
     """
     kind, _, rest = objective.partition("/")
     if kind == "pretext" and rest in results.pretext:
         return float(results.pretext[rest])
     probe, _, metric = rest.partition("/")
     rows = [r for r in results.probes if r.branch == "backbone" and r.evaluation is None]
-    trained = any(r.trained for r in rows)  # a control that trains nothing has only untrained rows
+    trained = any(r.trained for r in rows)  # a control without training has only untrained records
     rows = [r for r in rows if r.trained == trained and _selectable(r) is not None]
     best = best_stage([r for r in rows if kind == "probe" and (r.probe, r.metric) == (probe, metric)])
     if best is None:
@@ -370,12 +367,12 @@ def objective_value(results: Results, objective: str) -> float:
 
 
 def _selectable(record: Record) -> float | None:
-    """The figure by which a run may be chosen, if any: on held-out, or on unlabelled pretraining images."""
+    """Return the figure that may select a run, if any: on held-out or on unlabelled pretraining images."""
     return float(record.value) if record.split == "pretrain" else record.heldout
 
 
 def _share_protocols(records: list[Record]) -> tuple[list[Protocol], list[StoredRecord]]:
-    """Split protocols into what all figures of a probe and an evaluation share, and the rest of each."""
+    """Split protocols into the part shared by all records of a probe and evaluation, and the rest of each."""
     groups: dict[tuple[str, Evaluation | None], list[Record]] = {}
     for record in records:
         groups.setdefault((record.probe, record.evaluation), []).append(record)
@@ -390,7 +387,7 @@ def _share_protocols(records: list[Record]) -> tuple[list[Protocol], list[Stored
 
 
 def _common(protocols: list[Protocol]) -> Protocol:
-    """What all protocols say alike; `heldout` is a figure, and stays with its record."""
+    """Return the entries that all protocols share; `heldout` is a figure and stays with its record."""
     first, *others = ({key: json.dumps(value) for key, value in each.items()} for each in protocols)
     return {
         key: value
@@ -399,12 +396,11 @@ def _common(protocols: list[Protocol]) -> Protocol:
     }
 
 
-def _whole_records(file: ResultsFile) -> list[Record]:
-    """Give each record its whole protocol.
+def _complete_records(file: ResultsFile) -> list[Record]:
+    """Give each record its complete protocol.
 
     Raises:
-        ValueError: One names a protocol that the file does not have, or so many share large ones that the
-            file would have exceeded `MAX_BYTES` without sharing.
+        ValueError: The index of a protocol is out of range, or the protocols together exceed `MAX_BYTES`.
     """
     records, unfolded = [], 0
     sizes = [len(json.dumps(each)) for each in file.protocols]
@@ -425,10 +421,10 @@ def _figure(record: Measured) -> dict[str, Any]:
 
 
 def _check_figures(record: Record, place: str) -> None:
-    """Check the figures of a record, whose bounds depend on its metric.
+    """Check the figures of a record; the bounds depend on its metric.
 
     Raises:
-        ValueError: One is out of bounds; the message names it.
+        ValueError: A figure is out of bounds; the message names it.
     """
     for key in PROTOCOL_NUMBERS:
         from_json(float | None, record.protocol.get(key), f"{place}.protocol.{key}")

@@ -1,13 +1,13 @@
-"""Names of the files in a run folder, and what its processes tell each other; imports no torch."""
+"""Names of the files in a run folder, and exit codes of its processes; imports no torch."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-CONFIG = "config.yaml"  # resolved: exactly what ran
-NEXT_CONFIG = ".next-config.yaml.tmp"  # of a run that is being resumed, until it has passed every check
-EVALUATION = "evaluation.yaml"  # the config of the last evaluate.py run=
+CONFIG = "config.yaml"  # the resolved config of the run
+NEXT_CONFIG = ".next-config.yaml.tmp"  # config of a resume, until it has passed all checks
+EVALUATION = "evaluation.yaml"  # config of the last evaluate.py run=
 RESULTS = "results.json"
 METRICS = "metrics.csv"
 ERROR = "error.txt"
@@ -18,10 +18,10 @@ BACKBONE, BACKBONE_CONFIG, MODEL_CARD = "backbone.safetensors", "backbone.json",
 PANEL, PANELS, STRIP = "panel.png", "panels", "strip.png"
 
 PARENT_PIPE = "SSL_LIGHTNING_PARENT_PIPE"  # environment variable: a pipe that closes when the launcher ends
-NOT_FIRST = os.EX_TEMPFAIL  # exit status of a rank that failed after another, most likely because of it
-UNREPORTED = os.EX_IOERR  # exit status of a rank that had no room for error.txt and printed its error
+NOT_FIRST = os.EX_TEMPFAIL  # exit code of a rank that failed after another rank, most likely because of it
+UNREPORTED = os.EX_IOERR  # exit code of a rank that could not write error.txt and printed its error
 
 
 def accept_config(folder: Path) -> None:
-    """Replace the config of a resumed run by the next one, which has passed every check."""
+    """Replace the config of a resumed run by the next one, after all checks."""
     os.replace(folder / NEXT_CONFIG, folder / CONFIG)

@@ -1,4 +1,4 @@
-"""Comparison of weights from a file with the network that they are for."""
+"""Comparison of weights from a file with a network's state dict."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Any]) -> list[str]:
-    """List the reasons why weights cannot be loaded into a network, one phrase for each kind.
+    """List the reasons why weights cannot be loaded into a network, one phrase per kind.
 
     Args:
         own: `state_dict()` of the network.
-        state: Weights by name as they were read; values may be of any type.
+        state: Weights by name, as read from a file; values may be of any type.
 
     Returns:
         An empty list if every name, type and shape matches and all values are finite.
@@ -35,13 +35,13 @@ def mismatches(own: Mapping[str, Tensor], state: Mapping[str, Any]) -> list[str]
         "of another kind": [f"{name} {_kind(state[name])} for {_kind(own[name])}" for name in kinds],
         "of another shape": shapes,
     }
-    if not any(findings.values()):  # values are looked at last: a shape may promise more than there is
+    if not any(findings.values()):  # values are read last: a shape may promise more data than the file has
         findings["not finite"] = [name for name, value in state.items() if not value.isfinite().all()]
     return [f"{len(names)} {what}: {some(names)}" for what, names in findings.items() if names]
 
 
 def some(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """Format the first few names and the number of the others."""
     shown = [str(name)[:100] for name in names[:SHOWN]]
     return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 

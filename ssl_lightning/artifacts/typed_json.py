@@ -1,4 +1,4 @@
-"""Typed JSON: dataclasses to JSON objects and back, one check of what was read, and its JSON schema."""
+"""Typed JSON: conversion of dataclasses to JSON and back, with type checks and a JSON schema."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any, TypeGuard
 
 from ssl_lightning.config.types import describe, fits
 
-LARGEST = 2**63  # of a whole number, which is then one that a float can hold
-NEEDED = {"needed": True}  # metadata of a field that JSON must have, although it has a default
+LARGEST = 2**63  # of an integer, so that a float can hold it
+NEEDED = {"needed": True}  # metadata of a field that is required in JSON although it has a default
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of a value, as the second part of `Annotated`; None for no bound.
+    """Bounds of a value, as the second argument of `Annotated`; None means no bound.
 
     Args:
-        words: The values that are allowed, for error messages.
-        minimum: Of a number.
-        maximum: Likewise.
-        longest: Characters of a text.
-        pattern: Regular expression that a whole text matches.
-        time: Whether a text must be a time of ISO 8601.
+        words: Allowed values, for error messages.
+        minimum: Smallest number.
+        maximum: Largest number.
+        longest: Largest length of a text.
+        pattern: Regular expression that matches the complete text.
+        time: Whether a text must be an ISO 8601 time.
     """
 
     words: str
@@ -50,7 +50,7 @@ class Limits:
         )
 
     def json_schema(self) -> dict[str, Any]:
-        """The bounds as keywords of JSON schema."""
+        """Return the bounds as keywords of JSON schema."""
         keywords = {
             "minimum": self.minimum,
             "maximum": self.maximum,
@@ -62,7 +62,7 @@ class Limits:
 
 
 def to_json(value: Any) -> Any:
-    """Turn a dataclass into a JSON object, without the fields that are None; other values stay."""
+    """Convert a dataclass to a JSON object without its None fields; other values stay."""
     if dataclasses.is_dataclass(value):
         pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
         return {name: to_json(each) for name, each in pairs if each is not None}
@@ -72,18 +72,18 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any, place: str = "") -> Any:
-    """Check a value that was read from JSON, and make it one of a type.
+    """Check a parsed JSON value and convert it to a type.
 
     Args:
-        kind: A dataclass, a type that `config.types.fits` knows, or `Annotated` with `Limits`.
-        value: As the JSON parser returned it.
-        place: Where it stands, such as `probes[0].value`, for the message.
+        kind: A dataclass, a type that `config.types.fits` supports, or `Annotated` with `Limits`.
+        value: Result of the JSON parser.
+        place: Path of the value for the message, such as `probes[0].value`.
 
     Returns:
         The value, with dataclasses in place of objects.
 
     Raises:
-        ValueError: It is of another type or out of bounds; the message names the place.
+        ValueError: The type is wrong or the value is out of bounds; the message names the place.
     """
     base, limits, optional = _parts(kind)
     if value is None and optional:
@@ -106,12 +106,12 @@ def from_json(kind: Any, value: Any, place: str = "") -> Any:
 
 
 def refusal(place: str, value: Any, allowed: str) -> ValueError:
-    """Make the error of a wrong value; the value is abbreviated."""
+    """Build the error for a wrong value, which is abbreviated."""
     return ValueError(f"foreign: {place} is {_abbreviated(value)}; allowed is {allowed}")
 
 
 def json_schema(kind: Any) -> dict[str, Any]:
-    """Make the JSON schema of what `to_json` writes of a type."""
+    """Build the JSON schema for the output of `to_json` for a type."""
     base, limits, optional = _parts(kind)
     general, inner = _general(base), typing.get_args(base)
     schema: dict[str, Any] = {}
@@ -135,7 +135,7 @@ def json_schema(kind: Any) -> dict[str, Any]:
 
 
 def _decode_fields(kind: type, value: Mapping[str, Any], place: str) -> Any:
-    """Make a dataclass of an object; null stands for a field's default."""
+    """Convert an object to a dataclass; null stands for a field's default."""
     hints = _fields(kind)
     if unknown := [key for key in value if key not in hints]:
         raise ValueError(f"foreign: {_join(place, _abbreviated(unknown[0]))} is not known to this version")
@@ -154,7 +154,7 @@ def _decode_fields(kind: type, value: Mapping[str, Any], place: str) -> Any:
 
 @functools.cache
 def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
-    """Type of each field of a dataclass, and whether JSON must have it."""
+    """Map each field of a dataclass to its type and whether JSON must have it."""
     hints = typing.get_type_hints(kind, include_extras=True)
     missing = dataclasses.MISSING
     return {
@@ -172,7 +172,7 @@ def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
 
 
 def _parts(kind: Any) -> tuple[Any, Limits | None, bool]:
-    """Split a type into the plain type, its limits, and whether it may be None."""
+    """Split a type into plain type, limits, and whether it may be None."""
     optional, limits = False, None
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         (kind,) = (each for each in typing.get_args(kind) if each is not type(None))
@@ -183,7 +183,7 @@ def _parts(kind: Any) -> tuple[Any, Limits | None, bool]:
 
 
 def _is_fields(kind: Any) -> TypeGuard[type]:
-    """Whether a type is a dataclass."""
+    """Tell whether a type is a dataclass."""
     return isinstance(kind, type) and dataclasses.is_dataclass(kind)
 
 
@@ -204,6 +204,6 @@ def _is_time(text: str) -> bool:
 
 
 def _abbreviated(value: Any) -> str:
-    """The beginning of any value, for a message."""
+    """Shorten any value for a message."""
     huge = isinstance(value, int) and abs(value) > LARGEST  # Python refuses to print thousands of digits
     return "a number of many digits" if huge else repr(str(value)[:40])

@@ -1,4 +1,4 @@
-"""Weights of a backbone: exported with the config beside them, and read from many kinds of file, strictly."""
+"""Backbone weights: export with a config, and strict loading from many kinds of files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ssl_lightning.config.types import accepted, check_values
 from ssl_lightning.core.atomic_files import atomic_file, write_json
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 
-BACKBONES = "ssl_lightning.networks."  # where the target of an exported backbone may lie
+BACKBONES = "ssl_lightning.networks."  # prefix of the allowed targets of an exported backbone
 SCHEMA = 1  # of backbone.json
-MAX_CONFIG = 1 << 20  # bytes of it
+MAX_CONFIG = 1 << 20  # bytes of backbone.json
 
 
 def save_backbone(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> None:
-    """Write `backbone.safetensors` and, beside it, what rebuilds the backbone.
+    """Write `backbone.safetensors`, and `backbone.json` to rebuild the backbone.
 
     Args:
         folder: The run folder.
         backbone: The backbone.
-        config: Its resolved config with `_target_` and `in_channels`, under `backbone`; and anything else
-            that a user needs to feed it.
+        config: Under `backbone`, its resolved config with `_target_` and `in_channels`; further keys describe
+            its input.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
     with atomic_file(folder / BACKBONE) as temporary:
@@ -41,18 +41,17 @@ def save_backbone(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) 
 
 
 def load_backbone(path: str | Path) -> nn.Module:
-    """Rebuild an exported backbone: `(B, C, H, W)` normalised floats in, the list of stage maps out.
+    """Rebuild an exported backbone, which maps `(B, C, H, W)` normalised floats to a list of stage maps.
 
     Args:
-        path: `backbone.safetensors`, or the run folder that holds it; `backbone.json` lies beside it
-            and also says, under `input`, which colours the backbone takes (RGB, grey or L, the lightness of CIE
-            Lab) and by which mean and std they are normalised.
+        path: `backbone.safetensors` or its run folder. `backbone.json` beside it also gives the `input`:
+            colours (RGB, grey or L, the lightness of CIE Lab), mean and std.
 
     Returns:
         The backbone in eval mode, on the CPU.
 
     Raises:
-        ValueError: A file is absent or broken, or its config asks for anything but a backbone of ours.
+        ValueError: A file is missing or broken, or its config names anything but a backbone of this package.
     """
     file = Path(path) / BACKBONE if Path(path).is_dir() else Path(path)
     beside = file.with_name(BACKBONE_CONFIG)
@@ -71,28 +70,28 @@ def load_backbone(path: str | Path) -> nn.Module:
 def _build(target: Any, arguments: dict[str, Any], source: Path) -> nn.Module:
     """Build the backbone that `source` describes."""
     if "pretrained" in arguments:
-        arguments["pretrained"] = False  # the weights are here: nothing is fetched
+        arguments["pretrained"] = False  # the weights are in the file: download nothing
     make = _backbone_class(target, source)
     kinds, anything = accepted(make)
     try:
         check_values(arguments, kinds, "backbone.", anything)
         backbone = make(**arguments)
     except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{source} asks for a backbone that cannot be built: {error}") from error
+        raise ValueError(f"{source} names a backbone that cannot be built: {error}") from error
     if not isinstance(backbone, nn.Module):
-        raise ValueError(f"{source} asks for {target!r}, which is no backbone")
+        raise ValueError(f"{source} names {target!r}, which is not a backbone")
     return backbone
 
 
 def _backbone_class(target: Any, source: Path) -> Any:
-    """Find a backbone by its dotted name; the file may name nothing else, nor anything only imported there."""
+    """Find a backbone by its dotted name; other objects and names imported by its module are refused."""
     module, _, name = str(target).removeprefix(BACKBONES).partition(".")
     found = None
     if str(target).startswith(BACKBONES) and module.isidentifier() and name.isidentifier():
         with contextlib.suppress(ImportError):
             found = getattr(importlib.import_module(BACKBONES + module), name, None)
     if getattr(found, "__module__", None) != BACKBONES + module:
-        raise ValueError(f"{source} asks for {target!r}; only backbones of {BACKBONES}* are built")
+        raise ValueError(f"{source} names {target!r}; only backbones of {BACKBONES}* are built")
     return found
 
 
@@ -103,40 +102,40 @@ def load_weights(
     prefix_map: Mapping[str, str | None] | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Load weights from elsewhere into a backbone, all of them or none.
+    """Load all weights of a file into a backbone, or none.
 
     Args:
         backbone: The backbone.
-        path: A run folder, an exported or any other `.safetensors`, a checkpoint of this project (its
-            `backbone.*`), or a plain state dict of torch (also under the key `state_dict` or `model`).
-        prefix_map: What the names in the file begin with -> what the backbone calls it; None drops these
-            weights, as for a head: `{"module.encoder_q.": "", "fc.": None}`. The longest that fits counts.
-        state: What `read_state` found in the file, where that was done before.
+        path: A run folder, a `.safetensors` file, a checkpoint of this project (its `backbone.*`), or a plain
+            state dict of torch (also under the key `state_dict` or `model`).
+        prefix_map: Prefix of names in the file -> prefix in the backbone. None drops the weights, such as a
+            head's: `{"module.encoder_q.": "", "fc.": None}`. The longest matching prefix counts.
+        state: Result of `read_state` for the file, if it was read before.
 
     Returns:
-        One line that says what was loaded.
+        One line that describes the loaded weights.
 
     Raises:
-        ValueError: The file cannot be read, or names or shapes differ; nothing was loaded then.
+        ValueError: The file cannot be read, or names or shapes differ; the backbone is unchanged.
     """
     state = rename(read_state(Path(path)) if state is None else state, prefix_map or {})
     own = backbone.state_dict()
     report = mismatches(own, state)
     first = next((n for n, w in own.items() if n in state and w.dim() == state[n].dim() == 4), None)
     if first and (takes := own[first].shape[1]) != (taught := state[first].shape[1]):
-        report.append(f"it was trained on images of {taught} channels, this backbone takes {takes}")
+        report.append(f"it was trained on images with {taught} channels, this backbone takes {takes}")
     if report:
         renaming = '. A prefix_map renames or drops weights: \'prefix_map={"module.":"","fc.":null}\''
         raise ValueError(
-            f"{path} does not fit the backbone, of whose {len(own)} weights it has "
-            f"{len(own.keys() & state.keys())}; {'; '.join(report)}" + renaming * (own.keys() != state.keys())
+            f"{path} does not fit the backbone: it has {len(own.keys() & state.keys())} of its {len(own)} "
+            f"weights; {'; '.join(report)}" + renaming * (own.keys() != state.keys())
         )
     backbone.load_state_dict(state)
     return f"{len(state)} of {len(own)} weights from {path}, none missing, none unexpected"
 
 
 def rename(state: Mapping[str, Tensor], prefix_map: Mapping[str, str | None]) -> dict[str, Tensor]:
-    """Exchange the prefixes of names; those mapped to None are dropped.
+    """Replace the prefixes of names; names with a prefix mapped to None are dropped.
 
     >>> rename({"net.a": 1, "fc.b": 2, "c": 3}, {"net.": "", "fc.": None})
     {'a': 1, 'c': 3}
@@ -151,10 +150,10 @@ def rename(state: Mapping[str, Tensor], prefix_map: Mapping[str, str | None]) ->
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the weights of a backbone from a file or a run folder, without running any code of it.
+    """Read the weights of a backbone from a file or a run folder, without running code of the file.
 
     Raises:
-        ValueError: There is no such file, or it holds no weights.
+        ValueError: The file is missing, torn, or holds no weights.
     """
     if path.is_dir():
         file = path / BACKBONE if (path / BACKBONE).exists() else resume_point(path)
@@ -168,7 +167,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             check_plain(path, MAX_BYTES)
             return load_file(path)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is torn or no safetensors file: {error}") from error
+            raise ValueError(f"{path} is torn or not a safetensors file: {error}") from error
     content: Any = load_checkpoint(path)
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content.get(key), dict) else content

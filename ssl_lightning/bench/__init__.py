@@ -1,1 +1,1 @@
-"""Speed, as ratios measured in one run: `python bench.py`."""
+"""Benchmarks of speed, as ratios within one run: `python bench.py`."""

@@ -1,4 +1,4 @@
-"""`python -m ssl_lightning.bench`: the sections of a benchmark, as tables and one JSON file."""
+"""Command line of the benchmark: `python bench.py` prints tables and writes one JSON file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Rows = list[dict[str, Any]]
 
 
 def bench_steps(options: argparse.Namespace) -> Rows:
-    """Images/s of the framework and of a bare loop."""
+    """Images/s of the framework against a bare loop."""
     from ssl_lightning.bench.steps import framework_against_bare
 
     return [
@@ -37,20 +37,20 @@ def bench_steps(options: argparse.Namespace) -> Rows:
 
 
 def bench_parts(options: argparse.Namespace) -> Rows:
-    """Milliseconds of the parts of a step, its share of the machine's matrix product, and peak memory."""
-    from ssl_lightning.bench.build import alone
-    from ssl_lightning.bench.steps import matmul_peak, where_it_goes
+    """Milliseconds of the parts of a step, share of the peak matrix product, and peak memory."""
+    from ssl_lightning.bench.build import in_new_process
+    from ssl_lightning.bench.steps import matmul_peak, step_parts
 
     peak = matmul_peak(task_overrides(options.tasks[0], options))
     rows = [
-        {"task": task, **alone(where_it_goes, task_overrides(task, options), options.repeats)}
+        {"task": task, **in_new_process(step_parts, task_overrides(task, options), options.repeats)}
         for task in options.tasks
     ]
     return [row | {"of_matmul": row["gflops"] / peak} for row in rows]
 
 
 def bench_defaults(options: argparse.Namespace) -> Rows:
-    """The defaults against fp32 NCHW."""
+    """Defaults against fp32 NCHW."""
     from ssl_lightning.bench.steps import defaults_against_fp32
 
     return [
@@ -60,14 +60,14 @@ def bench_defaults(options: argparse.Namespace) -> Rows:
 
 
 def bench_ops(options: argparse.Namespace) -> Rows:
-    """Pretext ops against one image at a time."""
+    """Batched pretext ops against one image at a time."""
     from ssl_lightning.bench.ops import ops_against_loops
 
     return ops_against_loops(64, options.repeats)
 
 
 def bench_probes(options: argparse.Namespace) -> Rows:
-    """Probes against an encode pass, and against encoding again in every epoch."""
+    """Probes against one encode pass, and against encoding in every epoch."""
     from ssl_lightning.bench.probing import probes_against_encoding
 
     return [probes_against_encoding(["task=random", *options.overrides])]
@@ -91,25 +91,25 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
 
 
 def task_overrides(task: str, options: argparse.Namespace) -> list[str]:
-    """What is run of a task."""
+    """Return the overrides of the command line for a task."""
     return [f"task={task}", *options.overrides]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the sections that were asked for; print a table of each, and write all figures as JSON."""
+    """Run the chosen sections; print a table of each and write all figures as JSON."""
     from ssl_lightning.bench.steps import BLOCK, TASKS
 
     keep_quiet()
     parser = argparse.ArgumentParser(prog="python bench.py", description=__doc__)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--repeats", type=int, default=20, help="blocks of steps, or calls, of each figure")
-    about = "training steps that are timed at once; more on a GPU, such as 100"
+    parser.add_argument("--repeats", type=int, default=20, help="blocks of steps, or calls, per figure")
+    about = "training steps per block; use more on a GPU, such as 100"
     parser.add_argument("--block", type=int, default=BLOCK, help=about)
-    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="where all figures go")
-    about = "of train.py, such as backbone=nin data.batch_size=128"
+    parser.add_argument("--out", type=Path, default=Path("bench.json"), help="file for all figures")
+    about = "overrides of train.py, such as backbone=nin data.batch_size=128"
     parser.add_argument("overrides", nargs="*", help=about)
-    # overrides first: an option that takes several values would take them, too
+    # overrides first: an option with several values would take them too
     options = parser.parse_args(sorted(arguments, key=lambda each: "=" not in each or each.startswith("-")))
     figures: dict[str, Any] = {
         "machine": machine(),
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine of the measurements."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     found: dict[str, Any] = {
         "processor": names[0] if names else platform.processor(),
@@ -142,7 +142,7 @@ def _cpuinfo() -> list[str]:
 
 
 def as_table(title: str, rows: Rows) -> Table:
-    """A row for each, with three digits of what is no count."""
+    """Format rows as a table; floats below 100 have three digits."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for key in rows[0]:
         table.add_column(key.replace("_", " "), justify="left" if isinstance(rows[0][key], str) else "right")
@@ -156,8 +156,8 @@ def _plain(value: object) -> str:
 
 
 def start() -> int:
-    """Run with the settings of the memory allocator that every training run has."""
-    if not ALLOCATOR.keys() <= os.environ.keys():  # read by the C library as the process starts
+    """Run with the memory allocator settings of a training run."""
+    if not ALLOCATOR.keys() <= os.environ.keys():  # the C library reads them at process start
         os.execve(sys.executable, [sys.executable, *sys.argv], ALLOCATOR | os.environ)
     return main(sys.argv[1:])
 

@@ -1,4 +1,4 @@
-"""The training step of a task in a plain PyTorch loop: nothing but what must be computed."""
+"""Training steps of a task in a plain PyTorch loop, without framework overhead."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ssl_lightning.tasks.base import PretextTask
 
 
 class BareLoop:
-    """Steps of a task on batches made beforehand, without Trainer, loader, transfer, schedule and logs.
+    """Run steps of a task on prepared batches, without Trainer, loader, transfer, schedule and logs.
 
-    What it computes of a batch is what the framework does: corrupt, encode, score, backward, step.
+    The computation equals the framework's: corrupt, encode, score, backward, step.
 
     Args:
-        task: Of its own, not the one that a Trainer has.
-        batches: `(images, labels)` as `step` takes them; used in turn.
-        optimizers: One; for an adversarial task that of the generator and that of the discriminator.
+        task: A task without a Trainer.
+        batches: `(images, labels)` as `step` takes them, used in turn.
+        optimizers: One; for an adversarial task, the optimizers of generator and discriminator.
         precision: Lightning's name.
-        clocked: Whether to keep the seconds of each part in `spent`; it waits for the device between them.
+        clocked: Whether to add up the seconds of each part in `spent`; this synchronises with the device.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The parts of a run, built as `train.py` builds them, for a benchmark to time."""
+"""Construction of the parts of a run as in `train.py`, and timers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from ssl_lightning.launch.train import resolve
 from ssl_lightning.run.__main__ import keep_quiet
 from ssl_lightning.tasks.base import PretextTask
 
-KINDS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # of products, by Lightning's precision
+KINDS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # autocast dtype by precision
 T = TypeVar("T")
 
 
 def device(accelerator: str = "auto") -> torch.device:
-    """Where is computed: the GPU if there is one, unless `trainer.accelerator` is cpu."""
+    """Return the device of the benchmark: the GPU, if any, unless `trainer.accelerator` is cpu."""
     return torch.device("cuda" if torch.cuda.is_available() and accelerator != "cpu" else "cpu")
 
 
 def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
-    """Compose `conf/train.yaml` with overrides, resolved, for steps that keep their files in `folder`."""
-    names = "choices={task: bench, data: bench, backbone: bench}"  # the command's, else
+    """Compose and resolve `conf/train.yaml` with overrides; files of the run go to `folder`."""
+    names = "choices={task: bench, data: bench, backbone: bench}"  # otherwise read from the command line
     with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
         cfg = compose("train", [*overrides, f"run_dir='{folder}'", names], return_hydra_config=True)
     cfg = drop_unchosen(cfg, cfg.hydra)
@@ -46,16 +46,16 @@ def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
     return resolve(cfg)
 
 
-def made_data(cfg: DictConfig) -> PairedDataModule:
-    """Make the data module ready to give batches."""
+def make_data(cfg: DictConfig) -> PairedDataModule:
+    """Build the data module and set it up."""
     data: PairedDataModule = instantiate(cfg.data)
     data.prepare_data()
     data.setup()
     return data
 
 
-def batches_of(data: PairedDataModule, task: PretextTask, count: int) -> list[tuple[Tensor, Tensor]]:
-    """The first training batches, as `step` gets them."""
+def load_batches(data: PairedDataModule, task: PretextTask, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Load the first training batches in the form that `step` takes."""
     found = []
     for _, (images, labels) in zip(range(count), data.train_dataloader(), strict=False):
         found.append((task.receive(images.to(task.device)), labels.to(task.device)))
@@ -63,23 +63,23 @@ def batches_of(data: PairedDataModule, task: PretextTask, count: int) -> list[tu
 
 
 def precision_of(cfg: DictConfig) -> str:
-    """The precision of a run: what its config names, or what `auto` is where it computes."""
+    """Return the precision of a run; `auto` is resolved for its device."""
     return choose_precision(device(cfg.trainer.accelerator).type == "cuda", cfg.trainer.precision)
 
 
 def autocast(precision: str, kind_of_device: str) -> Any:
-    """The context in which Lightning runs a step at some precision."""
+    """Return the autocast context that Lightning uses at a precision."""
     return torch.autocast(kind_of_device, KINDS.get(precision, torch.bfloat16), enabled=precision in KINDS)
 
 
 def wait() -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the GPU, if any, is idle."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Seconds of a call, to the end of what it gave the device to do."""
+    """Time a call in seconds, including its work on the device."""
     wait()
     began = time.perf_counter()
     work()
@@ -88,17 +88,17 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def median_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median seconds of a call, after one that warms up."""
+    """Return the median seconds of a call, after one warm-up call."""
     return statistics.median([seconds(work) for _ in range(repeats + 1)][1:])
 
 
-def alone(work: Callable[..., T], *args: Any, plain: bool = False) -> T:
-    """Call a function of a module in a process of its own, whose memory is that of this call.
+def in_new_process(work: Callable[..., T], *args: Any, plain: bool = False) -> T:
+    """Call a function in a new process, so that its memory is the memory of this call.
 
     Args:
-        work: The function.
-        *args: What it is given.
-        plain: Whether the process has the C library's own memory allocator settings, not those of our runs.
+        work: A function of a module.
+        *args: Its arguments.
+        plain: Whether to use the C library's default allocator settings instead of the settings of a run.
     """
     kept = {name: os.environ.pop(name) for name in ALLOCATOR if plain and name in os.environ}
     try:
@@ -109,6 +109,6 @@ def alone(work: Callable[..., T], *args: Any, plain: bool = False) -> T:
 
 
 def time_in_turns(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
-    """Median seconds of several calls that take turns, so that a disturbance falls on all of them."""
+    """Return the median seconds of calls that take turns, so that a disturbance affects all of them."""
     times = [[seconds(work) for work in works] for _ in range(repeats + 1)][1:]
     return [statistics.median(column) for column in zip(*times, strict=True)]

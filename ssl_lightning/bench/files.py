@@ -1,8 +1,4 @@
-"""Epochs of image files against the packed cache and against shards of the same pictures.
-
-The pictures are CIFAR-10's photographs, enlarged (bicubic) to 500 x 375 px, with noise as of a sensor (the
-enlarged ones have no fine detail, and would be decoded too fast), saved as JPEG of quality 90: about 60 kB.
-"""
+"""Benchmark of image files against the packed cache and shards of the same pictures."""
 
 from __future__ import annotations
 
@@ -24,13 +20,13 @@ from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.data.shards import Shards
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 90
-NOISE = 6.0  # standard deviation, of 255
+NOISE = 6.0  # standard deviation, in 0..255
 SHARDS, WINDOW = 8, 4
-VIEWS = ((64, 0), (64, 2), (224, 0), (224, 2))  # pixels, and decoding processes
+VIEWS = ((64, 0), (64, 2), (224, 0), (224, 2))  # image size in pixels, decoding processes
 
 
 def files_against_pack(images: int, epochs: int) -> list[dict[str, Any]]:
-    """Images a second of training batches with random crops, by view and workers; sources take turns."""
+    """Measure images/s of training batches with random crops, by view and workers; sources take turns."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         pictures, shards, root = (Path(scratch, name) for name in ("pictures", "shards", "cache"))
@@ -59,7 +55,11 @@ def files_against_pack(images: int, epochs: int) -> list[dict[str, Any]]:
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """Write JPEGs."""
+    """Write CIFAR-10 photographs as JPEG files of quality 90 (about 60 kB).
+
+    They are enlarged (bicubic) to 500 x 375 px, with added sensor noise. Without noise they have no fine
+    detail and decode too fast.
+    """
     folder.mkdir()
     random = np.random.default_rng(0)
     for number, image in enumerate(load(CIFAR10().obtain(), "train_images")[:count].numpy()):
@@ -71,7 +71,7 @@ def write_pictures(folder: Path, count: int) -> None:
 
 
 def in_turns(sources: Mapping[str, PairedDataModule], epochs: int) -> dict[str, float]:
-    """Median images a second of each, after an epoch that is not counted."""
+    """Return the median images/s of each source, after one warm-up epoch."""
     loaders: dict[str, Iterable[Any]] = {}
     for name, data in sources.items():
         data.setup()

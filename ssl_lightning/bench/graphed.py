@@ -1,4 +1,4 @@
-"""The bare loop as a CUDA graph: the ceiling of a GPU that never waits for Python."""
+"""Bare loop as a CUDA graph, the upper bound for a GPU that never waits for Python."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ WARM_UP = 3  # steps before recording
 
 
 class GraphedLoop(BareLoop):
-    """Whole steps, optimizer included, recorded once and launched as one; batches are copied on the device.
+    """Record a complete step with its optimizer once and replay it; batches are copied on the device.
 
-    It takes what `BareLoop` takes, on a GPU, and ends with the same weights. The first steps, which warm up,
-    are steps like the others.
+    It takes the arguments of `BareLoop`, on a GPU, and ends with the same weights. Warm-up steps train too.
     """
 
     def step(self) -> None:
@@ -34,7 +33,7 @@ class GraphedLoop(BareLoop):
 
     def _warm_up(self) -> None:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            if "capturable" in group:  # Adam, which else counts its steps on the host
+            if "capturable" in group:  # Adam, which otherwise counts its steps on the host
                 group["capturable"] = True
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)

@@ -1,4 +1,4 @@
-"""Pretext ops of a whole batch at once, against one image at a time with PIL, torchvision, scikit-image."""
+"""Benchmark of batched pretext ops against one image at a time with PIL, torchvision, scikit-image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skimage.color import rgb2lab
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from ssl_lightning.bench.build import alone, device, time_in_turns
+from ssl_lightning.bench.build import device, in_new_process, time_in_turns
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.lab import rgb_to_lab
 from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
@@ -29,11 +29,10 @@ Pair = tuple[Callable[[], object], Callable[[], object]]
 
 
 def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
-    """Time each op both ways on generated images; in milliseconds of a batch.
+    """Time each op both ways on generated images, in milliseconds per batch.
 
-    Ours are on the GPU, if there is one, as in training, with the images there already. On a CPU these are
-    medians over processes: where memory comes to lie makes the same op up to 1.4 times as fast in one as in
-    another.
+    The batched ops run on the GPU, if any, with the images already there, as in training. On a CPU, figures
+    are medians over processes: memory placement makes an op up to 1.4 times as fast in some processes.
     """
     rows: list[dict[str, object]] = []
     for name, size, make in (
@@ -47,7 +46,7 @@ def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
         if device().type == "cuda":
             times = [both_ways(*given)]
         else:
-            times = [alone(both_ways, *given) for _ in range(PROCESSES)]
+            times = [in_new_process(both_ways, *given) for _ in range(PROCESSES)]
         ours, theirs = (statistics.median(each) for each in zip(*times, strict=True))
         found = {"op": name, "images": batch_size, "pixels": size}
         rows.append(found | {"ms": 1000 * ours, "one_by_one_ms": 1000 * theirs, "times": theirs / ours})
@@ -55,16 +54,16 @@ def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
 
 
 def both_ways(make: Callable[..., Pair], batch_size: int, size: int, repeats: int) -> list[float]:
-    """Median seconds of a batch at once and one by one, in turns."""
+    """Return median seconds of a batch at once and one by one; the two take turns."""
     shape = (batch_size, 3, size, size)
     pixels = torch.randint(256, shape, dtype=torch.uint8, generator=generator("bench"))
     pictures = [tv.to_pil_image(image) for image in pixels]
-    pixels = pixels.contiguous(memory_format=torch.channels_last)  # as loaders give them
+    pixels = pixels.contiguous(memory_format=torch.channels_last)  # as from loaders
     return time_in_turns(make(pixels.to(device()), pictures), repeats)
 
 
 def jigsaw(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
-    """Nine tiles with random gaps, shifted channels, some grey, standardised, as `task=jigsaw` cuts them."""
+    """Make nine tiles as in `task=jigsaw`: random gaps, shifted channels, some grey, standardised."""
     grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "jigsaw", device=pixels.device)
 
     def batched() -> Tensor:
@@ -97,7 +96,7 @@ def jigsaw_tiles(picture: Image.Image, grid: TileGrid) -> list[Tensor]:
 
 
 def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
-    """A centre and its eight neighbours without green-magenta, normalised; cut once for all pairs."""
+    """Cut a centre and its eight neighbours once for all pairs, without green-magenta, normalised."""
     grid, stream = jigsaw_grid(pixels.shape[-1]), generator("bench", "context", device=pixels.device)
     mean, std = (torch.tensor(values, device=pixels.device) for values in (MEAN, STD))
     matrix, offset = colour_projection(3).to(pixels.device) / (255 * std[:, None]), -mean / std
@@ -114,7 +113,7 @@ def context(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
 
 
 def context_of_pairs(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
-    """The same, but one by one as by a data set of pairs `(2, 3, t, t)`, each cut for itself."""
+    """Compare `context` with a data set of pairs `(2, 3, t, t)` that cuts each pair separately."""
     grid = jigsaw_grid(pixels.shape[-1])
     batched, _ = context(pixels, pictures)
 
@@ -153,7 +152,7 @@ def corners_of(grid: TileGrid) -> list[tuple[int, int]]:
 
 
 def rotation(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
-    """The four copies of every image."""
+    """Make the four rotated copies of every image."""
 
     def one_by_one() -> Tensor:
         copies = [[tv.to_tensor(picture.rotate(90 * turns)) for turns in range(4)] for picture in pictures]
@@ -163,7 +162,7 @@ def rotation(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
 
 
 def lab(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
-    """From RGB to Lab; one by one by scikit-image."""
+    """Convert RGB to Lab; one by one with scikit-image."""
     arrays = [np.asarray(picture) for picture in pictures]
     return (
         lambda: rgb_to_lab(pixels),

@@ -1,4 +1,4 @@
-"""Probes: what they cost beside one encode pass, and beside a protocol that encodes anew in every epoch."""
+"""Benchmark of the probes against one encode pass, and against a protocol that encodes in every epoch."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import torch.nn.functional as F
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from ssl_lightning.bench.build import autocast, composed, device, made_data, precision_of
+from ssl_lightning.bench.build import autocast, composed, device, make_data, precision_of
 from ssl_lightning.features.encode import evaluating, stage_maps
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.run.build import build_task
 from ssl_lightning.run.probe import SPLITS
 
-EPOCHS = 28  # of the protocol of Goyal et al. 2019
-LRS = (0.01, 0.1, 1.0)  # chosen on held-out images; all are trained side by side on the same features
+EPOCHS = 28  # as in Goyal et al. 2019
+LRS = (0.01, 0.1, 1.0)  # trained side by side on the same features; held-out images choose one
 
 
 def probes_against_encoding(overrides: list[str], pool: int = 2) -> dict[str, float]:
-    """Seconds of the linear and the kNN probe, of the encode pass, and of SGD heads on images encoded anew.
+    """Time the linear and kNN probes, the encode pass, and SGD heads with encoding in every epoch.
 
-    The other protocol trains linear classifiers of all stages for 28 epochs (Goyal et al. 2019), on the
-    same pooled features and without augmentation, and takes the best rate and stage by held-out images.
+    The latter protocol trains linear classifiers on all stages for 28 epochs (Goyal et al. 2019), on the same
+    pooled features and without augmentation. Held-out images choose the learning rate and the stage.
     """
     with tempfile.TemporaryDirectory() as folder:
         cfg = composed(["probe=[linear,knn]", *overrides], Path(folder))
-        data = made_data(cfg)
+        data = make_data(cfg)
         task, _ = build_task(cfg, data)
         task = task.to(device(cfg.trainer.accelerator))
         loaders = {split: data.downstream(split) for split in SPLITS}
         precision = precision_of(cfg)
-        for _ in range(2):  # the first time warms up, as the first of 28 epochs does
+        for _ in range(2):  # the first time warms up, like the first of 28 epochs
             records, spent = run_probes(
                 {"backbone": task.backbone},
                 task.probe_input,
@@ -64,7 +64,7 @@ def probes_against_encoding(overrides: list[str], pool: int = 2) -> dict[str, fl
 
 
 def train_heads(task: Any, loaders: Any, classes: int, pool: int, precision: str) -> float:
-    """Train heads of every stage and rate by SGD, encoding in each epoch anew; test top-1 of the best."""
+    """Train heads of all stages and rates by SGD, encoding in each epoch; return test top-1 of the best."""
 
     def features(images: Tensor) -> list[Tensor]:
         with torch.no_grad(), autocast(precision, task.device.type):

@@ -1,4 +1,4 @@
-"""Training steps: the framework against a bare loop, where the time goes, and what the defaults bring."""
+"""Benchmark of training steps: framework against bare loop, parts of a step, defaults against fp32."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_lightning.bench.bare import BareLoop
 from ssl_lightning.bench.build import (
     KINDS,
-    alone,
-    batches_of,
     composed,
     device,
-    made_data,
+    in_new_process,
+    load_batches,
+    make_data,
     median_seconds,
     precision_of,
     seconds,
@@ -40,18 +40,18 @@ from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.base import PretextTask
 
-TASKS = sorted({path.stem for path in conf_dir().glob("task/*.yaml")} - {"random"})  # which takes no step
-PREPARED = 8  # batches made beforehand
-BLOCK = 10  # steps that are timed at once
-LOOPS = {"bare": BareLoop, "graphed": GraphedLoop}  # the second on GPUs
+TASKS = sorted({path.stem for path in conf_dir().glob("task/*.yaml")} - {"random"})  # which does not train
+PREPARED = 8  # number of prepared batches
+BLOCK = 10  # steps per timed block
+LOOPS = {"bare": BareLoop, "graphed": GraphedLoop}  # graphed: only on GPUs
 
 
 class TakeTurns(Callback):
-    """Let other loops run between blocks of the framework's own steps, and time all of them.
+    """Run other loops between blocks of the framework's steps, and time all of them.
 
     Args:
-        loops: Their steps; the time that they take is not the framework's.
-        block: Steps of a block.
+        loops: Other loops; their time does not count as the framework's.
+        block: Steps per block.
     """
 
     def __init__(self, loops: Sequence[BareLoop], block: int) -> None:
@@ -68,7 +68,7 @@ class TakeTurns(Callback):
             return
         wait()
         now = time.perf_counter()
-        if self._began:  # what comes before the first block's end warms up
+        if self._began:  # the first block warms up
             self.ours.append(now - self._began)
         for loop, times in zip(self.loops, self.theirs, strict=True):
             now = time.perf_counter()
@@ -81,7 +81,7 @@ class TakeTurns(Callback):
 
 
 def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextTask, list[Any]]:
-    """A second, equal task with its optimizers, which no Trainer knows."""
+    """Build an equal task with its optimizers, without a Trainer."""
     task, _ = build_task(cfg, data)
     task = task.to(device(cfg.trainer.accelerator))
     if not channels_last:
@@ -102,15 +102,15 @@ def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextT
 
 
 def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = BLOCK) -> dict[str, float]:
-    """Time the steps of a run as `train.py` makes it, callbacks and logging included, and bare ones.
+    """Time the steps of a run of `train.py`, with callbacks and logging, against bare steps.
 
-    Both take turns in one process, on a GPU with a third: the bare loop as a CUDA graph. Validation and
-    checkpoints, which are no steps, are left out.
+    The loops take turns in one process; a GPU adds the bare loop as a CUDA graph. Validation and checkpoints
+    are off.
 
     Args:
-        overrides: Of the run.
-        blocks: That are timed.
-        block: Steps of a block; its end waits for the device, which short blocks of a GPU would feel.
+        overrides: Overrides of the run.
+        blocks: Number of timed blocks.
+        block: Steps per block. A block ends with a wait for the device, which slows short blocks on a GPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         steps = (blocks + 1) * block
@@ -119,7 +119,7 @@ def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = B
             "trainer.max_epochs=-1",
             "trainer.limit_val_batches=0",
         ]
-        # steps without pictures and checkpoints, which are made by the minute and by the epoch
+        # only the progress bar: panels and checkpoints are not part of a step
         cfg = composed([*overrides, *quick, "callbacks=[progress]", "probe=[]"], Path(folder))
         job = build_parts(cfg, Path(folder))
         loops: dict[str, BareLoop] = {}
@@ -127,11 +127,11 @@ def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = B
             if name == "graphed" and device(cfg.trainer.accelerator).type != "cuda":
                 continue
             task, optimizers = bare_task(cfg, job.data)
-            prepared = batches_of(job.data, task, PREPARED)
+            prepared = load_batches(job.data, task, PREPARED)
             loops[name] = kind(task, prepared, optimizers, job.trainer.precision)
         turns = TakeTurns(list(loops.values()), block)
         job.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
-        with contextlib.redirect_stdout(io.StringIO()):  # the progress is made, and not shown
+        with contextlib.redirect_stdout(io.StringIO()):  # progress is computed but not shown
             pretrain(job)
     images = job.data.batch_size * block
     found = {"images_per_s": images / statistics.median(turns.ours)}
@@ -142,17 +142,17 @@ def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = B
     return found
 
 
-def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
-    """Milliseconds of the parts of a step, each on its own, and what the step achieves in GFLOP/s.
+def step_parts(overrides: Sequence[str], steps: int) -> dict[str, float]:
+    """Measure milliseconds of the parts of a step and its GFLOP/s.
 
-    What a step of `framework_against_bare` takes beyond these is Lightning, callbacks and logs. The highest
-    memory is that of the process: call it in one of its own.
+    The rest of a step in `framework_against_bare` is Lightning, callbacks and logs. Peak memory is measured
+    for the process: call this function in a new one.
     """
     with tempfile.TemporaryDirectory() as folder:
         cfg = composed([*overrides, "probe=[]"], Path(folder))
-    data = made_data(cfg)
+    data = make_data(cfg)
     task, optimizers = bare_task(cfg, data)
-    loop = BareLoop(task, batches_of(data, task, PREPARED), optimizers, precision_of(cfg), clocked=True)
+    loop = BareLoop(task, load_batches(data, task, PREPARED), optimizers, precision_of(cfg), clocked=True)
     with FlopCounterMode(display=False) as counter:
         loop.step()
     loop.spent.clear()
@@ -179,16 +179,16 @@ def where_it_goes(overrides: Sequence[str], steps: int) -> dict[str, float]:
 
 
 def defaults_against_fp32(overrides: Sequence[str], steps: int) -> dict[str, float]:
-    """Images/s of bare steps as they are by default, and in fp32 NCHW, in turns.
+    """Measure images/s of bare steps with the defaults and in fp32 NCHW, in turns.
 
-    The defaults have a part in which freed memory is kept (`cpu.ALLOCATOR`): fp32 is timed without, as
-    PyTorch has it, and with. Each turn is a process of its own: memory that one way leaves behind does not
-    fit the other.
+    The defaults keep freed memory (`cpu.ALLOCATOR`): fp32 is timed with and without this setting. Each turn
+    runs in a new process, because memory left by one variant does not fit the other.
     """
     fp32 = [*overrides, "trainer.precision=32-true"]
     ways = ((overrides, True, False), (fp32, False, True), (fp32, False, False))
     rates = [
-        [alone(bare_rate, given, last, steps, plain=plain) for given, last, plain in ways] for _ in range(2)
+        [in_new_process(bare_rate, given, last, steps, plain=plain) for given, last, plain in ways]
+        for _ in range(2)
     ]
     ours, plain, kept = (statistics.mean(each) for each in zip(*rates, strict=True))
     speeds = {"images_per_s": ours, "fp32_images_per_s": plain, "fp32_kept_memory_images_per_s": kept}
@@ -196,19 +196,19 @@ def defaults_against_fp32(overrides: Sequence[str], steps: int) -> dict[str, flo
 
 
 def bare_rate(overrides: Sequence[str], channels_last: bool, steps: int) -> float:
-    """Images/s of bare steps, by their median, after some that warm up."""
+    """Measure images/s of bare steps by their median time, after a warm-up."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = composed([*overrides, "probe=[]"], Path(folder))
-    data = made_data(cfg)
+    data = make_data(cfg)
     task, optimizers = bare_task(cfg, data, channels_last)
-    loop = BareLoop(task, batches_of(data, task, PREPARED), optimizers, precision_of(cfg))
+    loop = BareLoop(task, load_batches(data, task, PREPARED), optimizers, precision_of(cfg))
     for _ in range(BLOCK):
         loop.step()
     return data.batch_size / median_seconds(loop.step, 2 * steps)
 
 
 def matmul_peak(overrides: Sequence[str], repeats: int = 10) -> float:
-    """GFLOP/s of a square matrix product in the precision of a run, where it computes."""
+    """Measure GFLOP/s of a square matrix product in the precision and on the device of a run."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = composed(overrides, Path(folder))
     where = device(cfg.trainer.accelerator)

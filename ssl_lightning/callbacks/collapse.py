@@ -110,10 +110,9 @@ class Collapse(Callback):
         loader = self.loader(trainer)
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, OnlineKNN) and other.holds(trainer, loader):
-                found = other.encoded(trainer, task)
                 return {
                     name: each.get("heldout", each.stages[-1], 1)[: len(loader.indices)]
-                    for name, each in found.items()
+                    for name, each in other.encoded(trainer, task).items()
                 }
         pooled, unsharded = {}, unsharded_task(trainer, task)
         for name, backbone in unsharded.branches().items():

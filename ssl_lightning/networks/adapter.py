@@ -1,4 +1,4 @@
-"""Make a backbone of any network: of torchvision, of timm, or your own."""
+"""Adapters that turn any network (torchvision, timm, or your own) into a backbone."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ def as_backbone(
     image_size: int | None = None,
     in_channels: int = 3,
 ) -> nn.Module:
-    """Make a module a backbone: images `(B, C, H, W)` in, the list of stage maps `(B, C_i, H_i, W_i)` out.
+    """Turn a module into a backbone: images `(B, C, H, W)` in, list of stage maps `(B, C_i, H_i, W_i)` out.
 
-    A backbone, such as this project's own or timm's `features_only`, is returned as it is. Otherwise one or
-    two passes of a small image find the stages, the last map of each resolution: `layer1` to `layer4` of
-    torchvision's resnet18. A network of one resolution, such as a ViT, gives four evenly spaced blocks.
-    timm's models run by their `forward_intermediates`, all others with forward hooks on the stages.
+    A backbone, such as this project's or timm's `features_only`, is returned unchanged. Otherwise one or two
+    passes of a small image find the stages, the last map of each resolution: `layer1` to `layer4` of
+    torchvision's resnet18. A network with one resolution, such as a ViT, gives four evenly spaced blocks.
+    timm's models run through `forward_intermediates`, all others with forward hooks on the stages.
 
-    The backbone shares the weights of the module, under the same names: `state_dict()` has no prefix. It
-    takes the module over. Layers that do not lead to the last stage, such as the classifier, are replaced
-    by `nn.Identity`, and single parameters of that kind are frozen, since DDP allows no unused ones.
+    The backbone shares the module's weights under the same names: `state_dict()` has no prefix. It modifies
+    the module: layers that do not lead to the last stage, such as the classifier, become `nn.Identity`.
+    Other unused parameters are frozen, since DDP allows none.
 
     Args:
-        module: Any network of images.
-        stages: Names of the nodes whose outputs are the stages, as in `named_modules()`; their order is the
-            order in which they run. A node that runs more than once is no stage. None: see above.
-        image_size: Height and width of the images; needed for networks that take one unusual size only.
+        module: Any network that takes images.
+        stages: Names of the nodes whose outputs are the stages, as in `named_modules()`, in any order. A node
+            that runs more than once cannot be a stage. None: see above.
+        image_size: Height and width of the images; needed for networks that take only one unusual size.
         in_channels: Channels of the images, at least 1.
 
     Returns:
         The backbone, with `feature_info.channels()`, `.reduction()` and `.module_name()`.
 
     Raises:
-        ValueError: The module takes no such images, has no such nodes, or does not shrink the image.
+        ValueError: The module does not take such images, lacks the nodes, or does not shrink the image.
 
     Example:
         >>> import torchvision
@@ -88,12 +88,12 @@ def as_backbone(
 
 
 class AdaptedBackbone(nn.Module):
-    """A network with the contract of a backbone; `as_backbone` chooses the subclass.
+    """Network with the contract of a backbone; `as_backbone` chooses the subclass.
 
     Args:
-        network: The network. It is not a submodule: its parameters, buffers and children are those of the
-            backbone, so that all names stay.
-        stages: Its stages in the order in which they run.
+        network: The network. It is not a submodule: the backbone shares its parameters, buffers and children,
+            so that all names stay.
+        stages: Its stages, in the order of the forward pass.
     """
 
     _network: Any
@@ -121,12 +121,12 @@ class AdaptedBackbone(nn.Module):
 
 
 class IntermediatesBackbone(AdaptedBackbone):
-    """A timm model that runs by its `forward_intermediates`.
+    """A timm model run through `forward_intermediates`.
 
     Args:
         network: The model.
         stages: Its stages.
-        names: Of all maps that the model can return, in the order of timm's `indices`.
+        names: Names of all maps that the model can return, in the order of timm's `indices`.
     """
 
     def __init__(self, network: nn.Module, stages: Sequence[Stage], names: Sequence[str]) -> None:
@@ -141,9 +141,9 @@ class IntermediatesBackbone(AdaptedBackbone):
 
 
 class HookedBackbone(AdaptedBackbone):
-    """A network whose forward hooks keep the outputs of the stages.
+    """A network whose forward hooks store the outputs of the stages.
 
-    After the last stage it runs to the end, of which `as_backbone` has left little, or is stopped.
+    After the last stage it runs to its end, which `as_backbone` has shortened, or is stopped.
 
     Args:
         network: The network.
@@ -158,9 +158,9 @@ class HookedBackbone(AdaptedBackbone):
         self._hook()
 
     def run_to_the_end(self, images: Sequence[Tensor]) -> None:
-        """Do not stop after the last stage, unless what follows fails for an image that has stage maps.
+        """Run beyond the last stage, unless that fails for an image that has stage maps.
 
-        Stopping raises an exception through the network, which not all tools can follow.
+        Stopping raises an exception through the network, which not all tools support.
         """
         with evaluating(self), torch.no_grad():
             for image in images:
@@ -174,12 +174,12 @@ class HookedBackbone(AdaptedBackbone):
     def _takes(self, image: Tensor) -> bool:
         try:
             self(image)
-        except Exception:  # an image that does not fit has many kinds of errors
+        except Exception:  # unsuitable images raise many kinds of errors
             return False
         return True
 
     def _hook(self) -> None:
-        """Hook the nodes of the stages: all at first, later those that were replaced, as by SyncBatchNorm."""
+        """Hook the nodes of the stages: all at first, later the replaced ones, such as by SyncBatchNorm."""
         for place, stage in enumerate(self._stages):
             node = self.get_submodule(stage.name)
             if node is not self._hooked[place]:
@@ -200,24 +200,24 @@ class HookedBackbone(AdaptedBackbone):
 
 
 class _LastStageError(Exception):
-    """Ends the forward pass of a network: what follows is not needed."""
+    """End the forward pass of a network after its last stage."""
 
 
 class _Kept:
-    """Outputs of the stages of the pass that is running."""
+    """Outputs of the stages in the current pass."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, Tensor] = {}
-        self.stop = True  # the pass at the last stage
-        self.running = False  # not while the module is run by others, nor in a recomputation for gradients
+        self.stop = True  # whether to stop at the last stage
+        self.running = False  # false while other code runs the module, and in a recomputation for gradients
 
 
 class _Tap:
-    """Forward hook that keeps the output of a stage.
+    """Forward hook that stores the output of a stage.
 
     Args:
-        kept: Where to.
-        name: Of the stage.
+        kept: Destination.
+        name: Name of the stage.
         is_last: Whether the pass may stop here.
     """
 
@@ -237,7 +237,7 @@ def _is_backbone(module: nn.Module) -> bool:
 
 
 def _channels_first(backbone: Any) -> nn.Module:
-    """Make a timm `features_only` model that returns `(B, H, W, C)`, such as Swin, return `(B, C, H, W)`."""
+    """Permute the maps `(B, H, W, C)` of a timm `features_only` model, such as Swin, to `(B, C, H, W)`."""
     output_format: Any = getattr(backbone, "output_fmt", None)
     if str(output_format).endswith("NHWC"):
         backbone.register_forward_hook(_permute)
@@ -252,10 +252,10 @@ def _permute(_backbone: nn.Module, _inputs: Any, maps: list[Tensor]) -> list[Ten
 def _chosen(
     module: nn.Module, maps: Mapping[str, Stage], names: Sequence[str] | None, automatic: list[Stage]
 ) -> list[Stage]:
-    """The stages of these names, else the automatic ones.
+    """Return the stages with these names, or the automatic ones.
 
     Raises:
-        ValueError: There are none, or they do not shrink the image.
+        ValueError: The network has no stages, lacks a name, or does not shrink the image.
     """
     kind = type(module).__name__
     if names is not None:
@@ -304,7 +304,7 @@ def _replace_unused(parent: nn.Module, unused: set[nn.Parameter], called: set[nn
 
 
 def _to_map(output: Tensor, stage: Stage, images: Tensor) -> Tensor:
-    """Bring the output of a stage into `(B, C, H, W)`."""
+    """Convert the output of a stage to `(B, C, H, W)`."""
     if stage.layout == "NHWC":
         return output.permute(0, 3, 1, 2)
     if stage.layout == "NCHW":

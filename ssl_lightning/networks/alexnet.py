@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.networks.features import StagedNetwork, check_in_channels
 
-# channels, kernel, stride, padding, whether an unpadded 3x3 max-pooling with stride 2 comes before
+# channels, kernel, stride, padding, whether an unpadded 3x3 max-pooling with stride 2 precedes
 LAYERS = (
     (64, 11, 4, 2, False),
     (192, 5, 1, 2, True),
@@ -15,17 +15,17 @@ LAYERS = (
     (256, 3, 1, 1, False),
 )
 REDUCTIONS = (4, 8, 16, 16, 16)
-MIN_IMAGE_SIZE = 31  # conv1 must leave 7 cells: the two unpadded poolings make 3 and 1 of them
+MIN_IMAGE_SIZE = 31  # conv1 must leave 7 cells; the two unpadded poolings reduce them to 3 and 1
 
 
 class AlexNet(StagedNetwork):
     """The five convolutions of AlexNet (Krizhevsky 2014, "one weird trick"), each with batch norm and ReLU.
 
     conv1 (11x11/4, 64) - pool - conv2 (5x5, 192) - pool - conv3 (3x3, 384) - conv4 (3x3, 256) - conv5
-    (3x3, 256). Stage map i is the output of conv i before any pooling, where the linear classifiers of the
-    published tables sit (they pool it themselves). Images of 224 px give maps of 55, 27, 13, 13 and 13:
-    the poolings are unpadded, so maps are up to two cells smaller than H / reduction. pool5 and the
-    fully-connected layers are not part of the backbone. Convolutions keep their biases and PyTorch's initial
+    (3x3, 256). Stage map i is the output of conv i before any pooling. The linear classifiers of the
+    published tables use these maps and pool them themselves. Images of 224 px give maps of 55, 27, 13, 13
+    and 13: the poolings are unpadded, so maps are up to two cells smaller than H / reduction. The backbone
+    ends before pool5 and the fully-connected layers. Convolutions keep their biases and PyTorch's initial
     weights, as in the authors' code.
 
     Args:

@@ -13,12 +13,12 @@ MAX_CELLS = 1024
 class ChannelwiseLinear(nn.Module):
     """A fully-connected layer within each channel, then a 1x1 convolution across them, batch norm and ReLU.
 
-    It carries what is known at one place to every other, which convolutions of a small reach cannot: with
-    m cells and C channels it has C m^2 weights, where one layer for all would have C^2 m^2.
+    It passes information between all places of a map, which small convolutions cannot. With m cells and C
+    channels it has C m^2 weights; one layer over all channels would have C^2 m^2.
 
     Args:
         channels: C.
-        grid: Rows and columns of the maps, which must be of this size.
+        grid: Rows and columns of every input map.
 
     Raises:
         ValueError: The maps have more than 1024 cells.
@@ -29,8 +29,8 @@ class ChannelwiseLinear(nn.Module):
         cells = math.prod(grid)
         if cells > MAX_CELLS:
             raise ValueError(
-                f"the deepest maps of the backbone have {grid[0]} x {grid[1]} cells, and a layer that connects "
-                f"all with each other has {channels * cells**2:,} weights; allowed are {MAX_CELLS} cells: "
+                f"the deepest maps of the backbone have {grid[0]} x {grid[1]} cells, and a layer that "
+                f"connects all pairs has {channels * cells**2:,} weights; allowed are {MAX_CELLS} cells: "
                 "choose a backbone with a larger stride, or a smaller data.image_size"
             )
         self.weight = nn.Parameter(torch.empty(channels, cells, cells))

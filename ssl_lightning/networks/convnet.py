@@ -1,4 +1,4 @@
-"""The quick start's backbone: six 3x3 convolutions."""
+"""Backbone of the quick start: six 3x3 convolutions."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ssl_lightning.networks.features import StagedNetwork, check_in_channels, co
 class ConvNet(StagedNetwork):
     """Stages of two 3x3 convolutions with batch norm and ReLU, the second of which may have a stride.
 
-    With strides 2, 2, 1, images of 32 px give maps of 16, 8 and 8; a map is ceil(H / reduction) high.
-    The stride sits within a stage, not behind it, so that the second convolution of the widest maps and
-    what follows it cost a quarter.
+    With strides 2, 2, 1, images of 32 px give maps of 16, 8 and 8; a map has ceil(H / reduction) rows.
+    The stride belongs to the second convolution of a stage. A stride in the next stage instead would make
+    this convolution, on the largest maps, cost four times as much.
 
     Args:
         in_channels: Channels of the images, at least 1.
-        widths: Channels of each stage. Multiples of 16 are fast: CPU kernels take others, by batch norm above
-            all, several times as slowly for each channel.
+        widths: Channels of each stage. Use multiples of 16: with other widths, CPU kernels (batch norm above
+            all) take several times as long per channel.
         strides: Stride of each stage, applied at its second convolution.
 
     Raises:

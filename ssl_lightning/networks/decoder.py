@@ -1,4 +1,4 @@
-"""The decoder of every generative task: the stage maps of a backbone in, a picture out."""
+"""Decoder of all generative tasks: maps the stage maps of a backbone to a picture."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ Size = tuple[int, int]
 
 
 class Decoder(nn.Module):
-    """Double the deepest stage map until it has the size that is wanted, then one convolution.
+    """Double the deepest stage map until it has the size of the result, then apply one convolution.
 
     A step enlarges by nearest neighbour and convolves (3x3, batch norm, ReLU): transposed convolutions leave
-    checkerboards (Odena, Dumoulin, Olah 2016). Without skips everything has to pass through the deepest
-    stage, so that no shallow shortcut saves the backbone from learning.
+    checkerboards (Odena, Dumoulin, Olah 2016). Without skips, all information passes through the deepest
+    stage, so that the backbone cannot take a shallow shortcut.
 
     Args:
         backbone: The backbone; only its `feature_info` is read.
         out_channels: Channels of the result.
         reduction: Image size over the size of the result, 1 for full resolution; at most the backbone's.
         width: Channels of the last step; each step before it has twice as many, up to `max_width`.
-        max_width: Channels of a step at most.
-        skips: Whether each step also sees the deepest stage map that is as large as its input to the
-            convolution.
+        max_width: Upper bound for the channels of a step.
+        skips: Whether the convolution of a step also takes the deepest stage map of the same size.
 
     Raises:
         ValueError: A number is out of range.
@@ -52,20 +51,20 @@ class Decoder(nn.Module):
             )
         if not 1 <= reduction <= reductions[-1]:
             raise ValueError(
-                f"a decoder to 1/{reduction} of the image; allowed are 1 to {reductions[-1]}, what the backbone "
-                "leaves of it"
+                f"a decoder with reduction {reduction}; allowed are 1 to {reductions[-1]}, the reduction of "
+                "the backbone's deepest stage"
             )
         self.reduction = reduction
         self.steps = nn.ModuleList()
-        self.levels: list[int] = []  # reduction of the result of each step
-        self.taken: list[int | None] = []  # the stage that each step also sees
+        self.levels: list[int] = []  # reduction after each step
+        self.skip_stages: list[int | None] = []  # stage that each step takes as a skip
         level, inputs = reductions[-1], channels[-1]
         while level > reduction:
             level = max(reduction, level // 2)
             skipped = next((s for s in reversed(range(len(reductions))) if reductions[s] == level), None)
-            self.taken.append(skipped if skips else None)
+            self.skip_stages.append(skipped if skips else None)
             self.levels.append(level)
-        for number, stage in enumerate(self.taken):
+        for number, stage in enumerate(self.skip_stages):
             outputs = min(max_width, width * 2 ** (len(self.levels) - 1 - number))
             inputs += 0 if stage is None else channels[stage]
             self.steps.append(conv_bn_relu(inputs, outputs, 3))
@@ -79,10 +78,10 @@ class Decoder(nn.Module):
             `(B, out_channels, ceil(H / reduction), ceil(W / reduction))`.
         """
         x = stages[-1]
-        for step, level, taken in zip(self.steps, self.levels, self.taken, strict=True):
+        for step, level, skip_stage in zip(self.steps, self.levels, self.skip_stages, strict=True):
             x = F.interpolate(x, (-(-size[0] // level), -(-size[1] // level)), mode="nearest")
-            if taken is not None:
-                skipped = stages[taken]
+            if skip_stage is not None:
+                skipped = stages[skip_stage]
                 if skipped.shape[2:] != x.shape[2:]:  # unpadded backbones, such as AlexNet
                     skipped = F.interpolate(skipped, x.shape[2:], mode="nearest")
                 x = torch.cat([x, skipped], 1)

@@ -1,4 +1,4 @@
-"""Faster R-CNN with a feature pyramid over the stage maps of any backbone (Ren et al. 2015, Lin et al. 2017)."""
+"""Faster R-CNN with a feature pyramid over stage maps (Ren et al. 2015, Lin et al. 2017)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ROI_CELLS = 7
 
 
 class PyramidBackbone(nn.Module):
-    """A backbone and the pyramid over its stage maps, as torchvision's detectors take it.
+    """A backbone with a feature pyramid over its stage maps, in the form of torchvision's detectors.
 
     Args:
         backbone: Maps images to the chosen stage maps, shallow to deep, as float32.
-        channels: Of each of these maps.
-        out_channels: Of every level of the pyramid.
+        channels: Channels of each of these maps.
+        out_channels: Channels of every level of the pyramid.
     """
 
     def __init__(self, backbone: nn.Module, channels: Sequence[int], out_channels: int) -> None:
@@ -35,7 +35,7 @@ class PyramidBackbone(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Map images `(B, C, H, W)` to the levels, fine to coarse, the last one pooled once more."""
+        """Map images `(B, C, H, W)` to levels, fine to coarse; the last is pooled from the one before."""
         maps = self.backbone(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.pyramid(OrderedDict((str(level), x) for level, x in enumerate(maps)))
@@ -55,32 +55,31 @@ def make_detector(
     rois: int = 128,
     max_detections: int = 100,
 ) -> Any:
-    """Build torchvision's Faster R-CNN, which leaves the size and the values of its images alone.
+    """Build torchvision's Faster R-CNN without its resizing and normalisation of images.
 
     Args:
         backbone: Maps images to the chosen stage maps, shallow to deep, as float32.
-        channels: Of each of these maps.
-        reductions: Image size over map size of each; each twice the one before, as the levels of the box
-            head.
-        num_classes: Without background.
+        channels: Channels of each of these maps.
+        reductions: Image size over map size of each map; each is twice the one before, as the box head needs.
+        num_classes: Number of classes without background.
         image_size: Height and width of the images.
         width: Channels of the pyramid.
         box_width: Units of the two layers of the box head.
-        anchor_scale: Side of the anchors of a level over its reduction; torchvision has 8.
-        proposals: Boxes that the first stage passes on, for each image.
-        rois: Of these, those that the second is trained on.
-        max_detections: Boxes of an image in the end.
+        anchor_scale: Side of a level's anchors over its reduction (torchvision: 8).
+        proposals: Boxes per image that the region proposal network passes to the box head.
+        rois: Proposals per image that the box head is trained on.
+        max_detections: Upper bound for the detections of an image.
 
     Returns:
-        `FasterRCNN`: labels are counted from 1, 0 is background.
+        `FasterRCNN`: labels count from 1, 0 is background.
 
     Raises:
         ValueError: The reductions do not double.
     """
     if any(deeper != 2 * shallower for shallower, deeper in pairwise(reductions)):
         raise ValueError(
-            f"the stages have the strides {list(reductions)}; a pyramid needs each to be twice the one "
-            "before: choose others by probe.detection.stages"
+            f"the stages have the strides {list(reductions)}; in a pyramid each must be twice the one "
+            "before: choose other stages with probe.detection.stages"
         )
     levels = [*reductions, 2 * reductions[-1]]
     names = [str(level) for level in range(len(reductions))]
@@ -98,7 +97,7 @@ def make_detector(
         box_predictor=FastRCNNPredictor(box_width, 1 + num_classes),
         box_batch_size_per_image=rois,
         box_detections_per_img=max_detections,
-        # the size as it is, padded so that every level divides it and anchors sit on their cells
+        # keep the image size; padding makes every level divide it and puts anchors on their cells
         min_size=min(image_size),
         max_size=max(image_size),
         size_divisible=levels[-1],
@@ -108,11 +107,11 @@ def make_detector(
 
 
 def pyramid_stages(reductions: Sequence[int], finest: int) -> list[int]:
-    """Return the stages, counted from 1, that make a pyramid: the deepest of each stride from `finest` on.
+    """Choose the stages of a pyramid, counted from 1: the deepest stage of each stride from `finest` on.
 
     Args:
-        reductions: Of all stages of a backbone.
-        finest: Smallest stride of a level; where no stage has as much, the deepest stage is taken.
+        reductions: Reductions of all stages of a backbone.
+        finest: Smallest stride of a level; if no stage has such a stride, the deepest stage is chosen.
 
     >>> pyramid_stages([2, 4, 8, 16, 32], 4)
     [2, 3, 4, 5]

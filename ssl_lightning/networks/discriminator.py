@@ -1,4 +1,4 @@
-"""The networks that tell real pictures from made ones (SRGAN: Ledig et al. 2017, sec. 2.1.1)."""
+"""Discriminators of real and generated pictures (SRGAN: Ledig et al. 2017, sec. 2.1.1)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ MAX_STAGES = 5
 class Discriminator(StagedNetwork):
     """Stages of two 3x3 convolutions, the second with stride 2; LeakyReLU 0.2, no pooling.
 
-    Batch norm follows every convolution but the first, which sees the pixels. With width 64 and four stages
-    these are SRGAN's eight convolutions. A map is ceil(H / reduction) high. The answer is a head's: see
-    `PooledClassifier`.
+    Batch norm follows every convolution but the first, which takes the pixels. With width 64 and four stages
+    these are SRGAN's eight convolutions. A map has ceil(H / reduction) rows. The decision is made by a head,
+    see `PooledClassifier`.
 
     Args:
         in_channels: Channels of the images, at least 1.
         stages: Number of stages, 1 to 5; see `discriminator_stages`.
         width: Channels of the first stage; each further one has twice as many, up to `max_width`.
-        max_width: Channels of a stage at most.
+        max_width: Upper bound for the channels of a stage.
 
     Raises:
         ValueError: A number is out of range.
@@ -48,7 +48,7 @@ class Discriminator(StagedNetwork):
 
 
 def discriminator_stages(image_size: int) -> int:
-    """Stages that leave maps of at least 4 x 4 cells, as both papers do: 4 for 64 and 96 px; 1 to 5.
+    """Return the number of stages, 1 to 5, that leaves maps of at least 4 x 4 cells, as in both papers.
 
     >>> [discriminator_stages(size) for size in (8, 16, 32, 64, 96, 224)]
     [1, 2, 3, 4, 4, 5]
@@ -58,7 +58,7 @@ def discriminator_stages(image_size: int) -> int:
 
 @contextmanager
 def frozen(*networks: nn.Module) -> Iterator[None]:
-    """Let gradients pass through networks, but not into their weights."""
+    """Pass gradients through networks without computing gradients of their weights."""
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
     for p in parameters:
         p.requires_grad_(False)
@@ -71,7 +71,7 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unrecorded(network: nn.Module) -> Iterator[None]:
-    """Keep the running statistics of batch norm as they are, while it normalises by those of the batch."""
+    """Normalise by batch statistics without updating batch norm's running statistics."""
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Segmentation head over the stage maps of a backbone (FCN: Long, Shelhamer, Darrell 2015)."""
+"""Segmentation head on the stage maps of a backbone (FCN: Long, Shelhamer, Darrell 2015)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ssl_lightning.ops.bilinear import resize_bilinear
 
 
 class FCNHead(nn.Module):
-    """Score every stage map, then add up from the deepest to the shallowest (sec. 4.2: FCN-8s has three).
+    """Score every stage map and add the scores up, deepest to shallowest (sec. 4.2: FCN-8s has three).
 
     Args:
-        channels: Of each stage map, shallow to deep.
+        channels: Channels of each stage map, shallow to deep.
         num_classes: Scores per pixel.
-        hidden: Channels of a 3x3 convolution with batch norm and ReLU before the scores of each stage; 0
-            leaves it out, and the scores are linear in the features, as in the paper.
-        dilation: Of that convolution.
+        hidden: Channels of a 3x3 convolution with batch norm and ReLU before the scores of each stage. 0
+            omits it; then the scores are linear in the features, as in the paper.
+        dilation: Dilation of that convolution.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class FCNHead(nn.Module):
                 score.append(nn.Conv2d(width, hidden, 3, padding=dilation, dilation=dilation, bias=False))
                 score.extend([nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)])
             last = nn.Conv2d(hidden or width, num_classes, 1)
-            nn.init.zeros_(last.weight)  # as the paper: at first all classes are alike
+            nn.init.zeros_(last.weight)  # as in the paper: all classes start equal
             if last.bias is not None:
                 nn.init.zeros_(last.bias)
             score.append(last)

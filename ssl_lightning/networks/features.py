@@ -1,4 +1,4 @@
-"""Contract of every backbone: images in, the list of stage feature maps out (CONTRIBUTING.md)."""
+"""Contract of every backbone: images in, list of stage maps out (CONTRIBUTING.md)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ssl_lightning.networks.small_maps import PaddedConv2d
 
 
 class FeatureInfo:
-    """What the stage maps of a backbone look like, with the methods of timm's class of that name.
+    """Describe the stage maps of a backbone, with the methods of timm's class of the same name.
 
     Args:
         channels: C_i of each stage, shallow to deep.
-        reductions: Factor by which each stage is smaller than the image.
+        reductions: Image size over map size of each stage.
         module_names: Name of the submodule that ends each stage.
     """
 
@@ -40,13 +40,14 @@ class FeatureInfo:
 
 
 class StagedNetwork(nn.Module):
-    """A chain of stages whose every output is a feature map.
+    """Run a chain of stages and return the output of each.
 
     Args:
-        stages: Modules run one after the other.
+        stages: Modules, run in this order.
         channels: Channels of each stage's output.
         reductions: Image size over map size of each stage's output.
-        min_image_size: Smallest height and width that leave a cell in every map; None: the largest reduction.
+        min_image_size: Smallest height and width that leave one cell in every map; None: the largest
+            reduction.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class StagedNetwork(nn.Module):
 
 
 def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution padded so that size H becomes ceil(H / stride), batch norm (hence no bias), ReLU.
+    """Build a convolution (H -> ceil(H / stride), no bias because of batch norm), batch norm and ReLU.
 
     `kernel` must be odd.
     """
@@ -81,9 +82,9 @@ def conv_bn_relu(in_channels: int, out_channels: int, kernel: int, stride: int =
 
 
 def deepest_map_size(backbone: nn.Module, channels: int, image_size: int) -> tuple[int, int]:
-    """Rows and columns of the deepest stage map of square images, found by encoding one; leaves no trace."""
+    """Return rows and columns of the deepest stage map of square images, without changing the backbone."""
     modes = {part: part.training for part in backbone.modules()}
-    backbone.eval()  # batch norm does not count the image
+    backbone.eval()  # batch norm statistics stay unchanged
     with torch.no_grad():
         height, width = backbone(torch.zeros(1, channels, image_size, image_size))[-1].shape[2:]
     for part, training in modes.items():
@@ -92,7 +93,7 @@ def deepest_map_size(backbone: nn.Module, channels: int, image_size: int) -> tup
 
 
 def check_in_channels(in_channels: int) -> None:
-    """Refuse images without channels.
+    """Raise if images would have no channels.
 
     Raises:
         ValueError: `in_channels` is below 1.
@@ -102,7 +103,7 @@ def check_in_channels(in_channels: int) -> None:
 
 
 def check_input_size(backbone: Any, image_size: int) -> None:
-    """Refuse images that the backbone would shrink to less than one cell.
+    """Raise if the backbone would shrink images to less than one cell.
 
     Args:
         backbone: A backbone; its `feature_info` is read, and its `min_image_size` if it has one.

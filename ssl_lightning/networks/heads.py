@@ -1,4 +1,4 @@
-"""Heads: what turns the stage maps of a backbone into an answer."""
+"""Heads that map the stage maps of a backbone to predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class PooledClassifier(nn.Module):
 
     Args:
         backbone: The backbone whose last stage is classified; only its `feature_info` is read.
-        num_classes: Number of answers.
+        num_classes: Number of classes.
     """
 
     def __init__(self, backbone: Any, num_classes: int) -> None:
@@ -26,14 +26,14 @@ class PooledClassifier(nn.Module):
 
 
 class TileEmbedding(nn.Module):
-    """The last stage map of a tile in quarters, then a linear layer, batch norm and ReLU.
+    """Average the last stage map of a tile over quarters, then a linear layer, batch norm and ReLU.
 
-    Quarters keep what sits where within the tile, for maps of every size. Without the batch norm a jigsaw
-    may not start to learn for many epochs.
+    Quarters keep the layout within the tile, for maps of any size. Without batch norm, jigsaw may not start
+    to learn for many epochs.
 
     Args:
         backbone: The backbone whose last stage is embedded; only its `feature_info` is read.
-        width: Numbers per tile.
+        width: Size of the embedding of a tile.
     """
 
     def __init__(self, backbone: Any, width: int) -> None:
@@ -43,19 +43,19 @@ class TileEmbedding(nn.Module):
         self.norm = nn.BatchNorm1d(width)
 
     def forward(self, stages: list[Tensor]) -> Tensor:
-        """Map stage maps, the last `(N, D, h, w)`, to embeddings `(N, width)`, at least 0."""
+        """Map stage maps, the last `(N, D, h, w)`, to non-negative embeddings `(N, width)`."""
         quarters = _quarters(stages[-1])  # (N, D, 2, 2)
         return self.norm(self.linear(quarters.flatten(1))).relu_()
 
 
 class SequenceClassifier(nn.Module):
-    """Name the order of a sequence of embeddings: concatenate, one hidden layer, one linear layer.
+    """Classify the order of a sequence: concatenate its embeddings, one hidden layer, one linear layer.
 
     Args:
         length: Embeddings in a sequence.
-        width: Numbers per embedding.
-        hidden: Units of the hidden layer, with batch norm; 0 leaves it out.
-        num_classes: Number of answers.
+        width: Size of an embedding.
+        hidden: Units of the hidden layer, with batch norm; 0 omits it.
+        num_classes: Number of classes.
     """
 
     def __init__(self, length: int, width: int, hidden: int, num_classes: int) -> None:
@@ -72,7 +72,7 @@ class SequenceClassifier(nn.Module):
 
 
 def check_tile_size(backbone: Any, tile: int, image_size: int) -> None:
-    """Refuse tiles that the backbone would shrink to less than one cell.
+    """Raise if the backbone would shrink tiles to less than one cell.
 
     Args:
         backbone: A backbone; its `feature_info` is read, and its `min_image_size` if it has one.
@@ -86,17 +86,17 @@ def check_tile_size(backbone: Any, tile: int, image_size: int) -> None:
     smallest = max(stride, getattr(backbone, "min_image_size", stride))
     if tile < smallest:
         raise ValueError(
-            f"the tiles are {tile} px (data.image_size is {image_size}), but the backbone has stride {stride} "
-            f"and needs at least {smallest} px; raise data.image_size or task.tile, or choose a backbone "
-            "with a smaller stride, such as convnet"
+            f"the tiles are {tile} px (data.image_size is {image_size}), but the backbone has stride "
+            f"{stride} and needs at least {smallest} px; raise data.image_size or task.tile, or choose a "
+            "backbone with a smaller stride, such as convnet"
         )
 
 
 def global_average(maps: Tensor) -> Tensor:
     """Average `(B, C, H, W)` over its cells: `(B, C)`.
 
-    The gradient has the memory format of the maps. That of `maps.mean((2, 3))` is contiguous, and what comes
-    before channels-last maps would work on two formats at once: 20 times as long for ReLU on a CPU.
+    The gradient has the memory format of the maps. The gradient of `maps.mean((2, 3))` is always contiguous;
+    the layer before channels-last maps would then mix two formats, and ReLU on a CPU takes 20 times as long.
     """
     if maps.is_contiguous(memory_format=torch.channels_last):
         return maps.permute(0, 2, 3, 1).mean((1, 2))
@@ -104,9 +104,10 @@ def global_average(maps: Tensor) -> Tensor:
 
 
 def _quarters(maps: Tensor) -> Tensor:
-    """Average each quarter of `(N, D, h, w)`: `(N, D, 2, 2)`. Quarters of an odd size share its middle.
+    """Average each quarter of `(N, D, h, w)`: `(N, D, 2, 2)`. Quarters of an odd size share the middle.
 
-    As adaptive_avg_pool2d, whose gradient is not deterministic on a GPU. Memory format: as `global_average`.
+    Equals adaptive_avg_pool2d, whose gradient is not deterministic on a GPU. Memory format: as in
+    `global_average`.
     """
     if maps.is_contiguous(memory_format=torch.channels_last):
         return _halves(_halves(maps.permute(0, 2, 3, 1), 1), 2).permute(0, 3, 1, 2)
@@ -116,6 +117,6 @@ def _quarters(maps: Tensor) -> Tensor:
 def _halves(maps: Tensor, dim: int) -> Tensor:
     size = maps.shape[dim]
     half = (size + 1) // 2
-    if size == 2 * half:  # views, whose gradient needs no zeros
+    if size == 2 * half:  # a view: its gradient needs no zero-filled tensor
         return maps.unflatten(dim, (2, half)).mean(dim + 1)
     return torch.stack([maps.narrow(dim, first, half).mean(dim) for first in (0, size - half)], dim)

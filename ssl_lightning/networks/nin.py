@@ -8,7 +8,7 @@ from torch import nn
 
 from ssl_lightning.networks.features import StagedNetwork, check_in_channels, conv_bn_relu
 
-# kernel of the first convolution (the other two are 1x1), widths of the three, pooling behind them
+# kernel of the first convolution (the other two are 1x1), widths of all three, pooling after them
 BLOCKS = (
     (5, (192, 160, 96), nn.MaxPool2d),
     (5, (192, 192, 192), nn.AvgPool2d),
@@ -22,18 +22,18 @@ ALLOWED = (3, 4, 5)
 class NIN(StagedNetwork):
     """Three to five blocks, each of a 5x5 or 3x3 and two 1x1 convolutions with batch norm and ReLU.
 
-    Blocks 1 and 2 end in a 3x3 max- and average-pooling with stride 2. As in the authors' code the pooling
-    belongs to its block, so stage map i, on which the paper's classifiers sit, comes *after* it: images
-    of 32 px give maps of 16, 8, 8, ... (block 2: 192 x 8 x 8). Their published CIFAR-10 runs switch off
-    the optional pooling of block 3 (`use_avg_on_conv3`), which is therefore absent here. Convolutions
-    start from a normal distribution with variance 2 / (k * k * C_out), as theirs.
+    Blocks 1 and 2 end in a 3x3 max- and average-pooling with stride 2. As in the authors' code, the pooling
+    belongs to its block: stage map i, the input of the paper's classifiers, is taken *after* it. Images of
+    32 px give maps of 16, 8, 8, ... (block 2: 192 x 8 x 8). The authors' published CIFAR-10 runs switch off
+    the optional pooling of block 3 (`use_avg_on_conv3`), so it is absent here. As in their code, weights of
+    convolutions start from a normal distribution with variance 2 / (k * k * C_out).
 
     Args:
         in_channels: Channels of the images, at least 1.
         blocks: Number of blocks, 3, 4 or 5 (the paper's table 1 compares them).
 
     Raises:
-        ValueError: `blocks` is none of these, or `in_channels` is below 1.
+        ValueError: `blocks` is not 3, 4 or 5, or `in_channels` is below 1.
     """
 
     def __init__(self, *, in_channels: int = 3, blocks: int = 4) -> None:

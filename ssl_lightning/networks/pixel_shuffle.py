@@ -1,4 +1,4 @@
-"""The up-sampling head of SRResNet (Ledig et al. 2017, fig. 4; Shi et al. 2016)."""
+"""Up-sampling head of SRResNet (Ledig et al. 2017, fig. 4; Shi et al. 2016)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 class PixelShuffleHead(nn.Module):
-    """Double the deepest stage map by pixel shuffle until it is `scale` times as large; a 9x9 convolution.
+    """Double the deepest stage map by pixel shuffle up to `scale` times its size, then a 9x9 convolution.
 
     Args:
         backbone: A backbone whose maps are as large as its input; only its `feature_info` is read.
         out_channels: Channels of the result.
-        scale: A power of 2.
+        scale: Size of the result over the size of the map, a power of 2.
 
     Raises:
         ValueError: The backbone shrinks its input.
@@ -24,8 +24,8 @@ class PixelShuffleHead(nn.Module):
         width, reduction = backbone.feature_info.channels()[-1], backbone.feature_info.reduction()[-1]
         if reduction != 1:
             raise ValueError(
-                f"the deepest stage of the backbone is 1/{reduction} of its input; a small image can only enter "
-                "a backbone that keeps its size, such as backbone=srresnet; or choose task.input=enlarged"
+                f"the deepest stage of the backbone is 1/{reduction} of its input; small images need a "
+                "backbone that keeps their size, such as backbone=srresnet; or choose task.input=enlarged"
             )
         steps: list[nn.Module] = []
         for _ in range(scale.bit_length() - 1):

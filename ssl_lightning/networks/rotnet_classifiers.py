@@ -1,4 +1,4 @@
-"""RotNet's classifiers on a frozen stage map (Gidaris, Singh, Komodakis 2018; sizes from their code)."""
+"""Classifiers of RotNet on a frozen stage map (Gidaris, Singh, Komodakis 2018; sizes from their code)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from ssl_lightning.networks.features import conv_bn_relu
 from ssl_lightning.networks.heads import global_average
 
-WIDEST = 2048  # units of a hidden layer, however many classes
+WIDEST = 2048  # upper bound for the units of a hidden layer
 CONV_WIDTH = 192
 
 
 class ThreeLayerClassifier(nn.Sequential):
-    """Three fully-connected layers on the whole map, 20 K units in the hidden ones, batch norm and ReLU.
+    """Three fully-connected layers on all cells of a map: two hidden with 20 K units, batch norm and ReLU.
 
     Args:
         features: Numbers in a map: channels x rows x columns.
@@ -37,7 +37,7 @@ class ConvBlockClassifier(nn.Sequential):
     """A block of NIN (one 3x3 and two 1x1 convolutions), global average pooling and a linear layer.
 
     Args:
-        channels: Of the map.
+        channels: Channels of the map.
         num_classes: K.
     """
 
@@ -65,7 +65,7 @@ def _hidden(features: int, units: int) -> tuple[nn.Module, ...]:
 
 @torch.no_grad()
 def _initialise(module: nn.Module) -> None:
-    """Weights from a normal distribution of variance 2 / fan-out, biases 0, as theirs."""
+    """Draw weights from a normal distribution of variance 2 / fan-out, set biases to 0, as in their code."""
     for part in module.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear)):
             fan_out = part.weight.shape[0] * part.weight[0, 0].numel()

@@ -1,4 +1,4 @@
-"""Convolution of maps that are smaller than its kernel, as one matrix product."""
+"""Convolution of maps smaller than the kernel, as one matrix product."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from torch.nn import functional as F
 class PaddedConv2d(nn.Conv2d):
     """A convolution without bias, padded so that size H becomes ceil(H / stride), fast on tiny maps too.
 
-    Of a map of 2 x 2 cells a 3x3 kernel sees padding more than anything else, and CPU kernels, which go along
-    the rows of a map, find rows of two cells. As a linear layer from every cell to every cell it has 4 x 4
-    products where the convolution has 4 x 9, in one large matrix product. So it is computed on a CPU wherever
-    map and result have at most half as many cells as the kernel. In bfloat16, for which processors have units
-    that multiply matrices, the map may have four times as many (4 x 4, with stride 2). It must be
-    channels-last, so that no map need be copied. The last three convolutions of `convnet` on the tiles of
-    jigsaw and context prediction are such. Results differ by rounding; weights are as of `torch.nn.Conv2d`.
+    On a map of 2 x 2 cells, a 3x3 kernel reads mostly padding, and CPU kernels work along rows of only two
+    cells. A linear layer from every cell to every cell needs 4 x 4 products instead of 4 x 9, in one large
+    matrix product. It is used on a CPU if map and result have at most half as many cells as the kernel.
+    In bfloat16, where processors have matrix units, the map may have four times as many (4 x 4 with stride
+    2). The map must be channels-last, so that it is not copied. Jigsaw and context prediction use it for the
+    last three convolutions of `convnet`. Results differ by rounding; weights are as in `torch.nn.Conv2d`.
 
     Args:
         in_channels: Channels of the maps.
         out_channels: Channels of the result.
         kernel: Height and width of the kernel, odd.
-        stride: Of both sides.
+        stride: Stride in both directions.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
@@ -49,9 +48,9 @@ class PaddedConv2d(nn.Conv2d):
 
 
 @lru_cache
-@torch.inference_mode(False)  # a validation may be the first to ask, and training go on with it
+@torch.inference_mode(False)  # validation may fill the cache that training then uses
 def _joins(height: int, width: int, kernel: int, stride: int) -> Tensor:
-    """Which tap of a kernel joins a cell of the result to one of the map: 0 and 1, `(to * from, k * k)`."""
+    """Mark the kernel tap that joins a cell of the map to a cell of the result: 0/1, `(to * from, k * k)`."""
 
     def along(cells: int) -> Tensor:  # (to, from, k)
         centre, offset = torch.arange(0, cells, stride), torch.arange(kernel) - kernel // 2

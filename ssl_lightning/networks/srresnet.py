@@ -1,4 +1,4 @@
-"""SRResNet, the generator of SRGAN, as a backbone (Ledig et al. 2017, sec. 2.1.1 and fig. 4)."""
+"""Backbone SRResNet, the generator of SRGAN (Ledig et al. 2017, sec. 2.1.1 and fig. 4)."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from ssl_lightning.networks.features import StagedNetwork, check_in_channels
 
 
 class SRResNet(StagedNetwork):
-    """A 9x9 convolution, residual blocks (3x3, batch norm, PReLU, 3x3, batch norm) and a skip over all.
+    """A 9x9 convolution, residual blocks (3x3, batch norm, PReLU, 3x3, batch norm) and a skip over them.
 
-    Nothing shrinks: every map is as large as the image. The blocks come in stages of equal length, and a
-    stage map is what a stage leaves. The last stage ends in the paper's closing convolution with batch norm,
-    and the output of the first convolution is added to its map. Up-sampling is a head's: see
-    `PixelShuffleHead`.
+    Every map is as large as the image. Stages have equally many blocks; a stage map is the output of a stage.
+    The last stage ends in the paper's closing convolution with batch norm, and the output of the first
+    convolution is added to its map. Up-sampling belongs to the head, see `PixelShuffleHead`.
 
     Args:
         in_channels: Channels of the images, at least 1.
         width: Channels throughout (paper: 64).
         blocks: Residual blocks (paper: 16).
-        num_stages: Stages that they are grouped into, with equally many blocks each.
+        num_stages: Number of stages; must divide `blocks`.
 
     Raises:
-        ValueError: A number is below 1, or `blocks` is no multiple of `num_stages`.
+        ValueError: A number is below 1, or `blocks` is not a multiple of `num_stages`.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class SRResNet(StagedNetwork):
 
 
 class ResidualBlock(nn.Module):
-    """x + f(x), f: 3x3 convolution, batch norm, PReLU, 3x3 convolution, batch norm."""
+    """Compute x + f(x), f: 3x3 convolution, batch norm, PReLU, 3x3 convolution, batch norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Find the stages of any network: the nodes that give its last feature map of each resolution."""
+"""Search for the stages of any network: nodes that give the last feature map of each resolution."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ssl_lightning.features.encode import evaluating
 
-SIZES = (64, 224, 32, 28, 96, 128, 256, 384)  # px of the images tried where no size is known
-STEP = 64  # px that the second image is larger by; strides divide it
-MAX_PREFIX = 16  # class and register tokens that may stand before the tokens of the patches
-BLOCKS = 4  # stages taken from a network of one resolution, such as a ViT
+SIZES = (64, 224, 32, 28, 96, 128, 256, 384)  # px of the images to try if no size is known
+STEP = 64  # px by which the second image is larger; strides divide it
+MAX_PREFIX = 16  # class and register tokens that may precede the patch tokens
+BLOCKS = 4  # stages of a network with one resolution, such as a ViT
 SHOWN = 20  # nodes in a message
 
 Shape = tuple[int, ...]
@@ -24,7 +24,7 @@ class Stage(NamedTuple):
     """A node of a network whose output is a feature map.
 
     Attributes:
-        name: Of the submodule, as in `named_modules()`.
+        name: Name of the submodule, as in `named_modules()`.
         layout: `(B, C, H, W)`, `(B, H, W, C)`, or `(B, prefix + H * W, C)`.
         channels: C.
         reduction: Image size over map size.
@@ -37,32 +37,32 @@ class Stage(NamedTuple):
 
 
 def probe_image(network: nn.Module, channels: int, size: int) -> Tensor:
-    """A black image `(1, channels, size, size)` of the device and dtype of the network's weights."""
+    """Make a black image `(1, channels, size, size)` with the device and dtype of the network's weights."""
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     return torch.zeros(1, channels, size, size, device=like.device, dtype=like.dtype)
 
 
 def hooked_maps(network: nn.Module, channels: int, image_size: int | None) -> tuple[dict[str, Stage], int]:
-    """Find the nodes that give a feature map, by passes of one small image.
+    """Find the nodes that give a feature map, by passes of a small image.
 
     Args:
-        network: Any network of images.
+        network: Any network that takes images.
         channels: Channels of the images.
         image_size: Their height and width; None: the first usual size that the network takes.
 
     Returns:
-        The nodes that were called once, in that order; and the image size.
+        The nodes that run once, in their order, and the image size.
 
     Raises:
-        ValueError: The network takes no such image.
+        ValueError: The network does not take such images.
     """
     return _maps(network, channels, image_size, lambda image: _node_shapes(network, image), _read)
 
 
 def intermediate_maps(network: Any, channels: int, image_size: int | None) -> tuple[dict[str, Stage], int]:
-    """The same of what timm's `forward_intermediates` returns, by the names in the model's `feature_info`.
+    """Find the maps of timm's `forward_intermediates`, named as in the model's `feature_info`.
 
-    The nodes are in the order of timm's `indices`. There are none if the names do not tell them apart.
+    The nodes have the order of timm's `indices`. The result is empty if the names are not unique.
     """
     declared = getattr(network, "feature_info", None)
     names = [each["module"] for each in declared] if isinstance(declared, list) else []
@@ -81,15 +81,15 @@ def intermediate_maps(network: Any, channels: int, image_size: int | None) -> tu
 def default_stages(network: nn.Module, maps: Mapping[str, Stage]) -> list[Stage]:
     """Choose the last map of each resolution.
 
-    Blocks are not looked into unless there is no other way, and single layers before the first block, the
-    stem, are left out. A network of one resolution gives four evenly spaced blocks, the last among them.
+    Blocks are opened only if necessary, and single layers before the first block (the stem) are skipped. A
+    network with one resolution gives four evenly spaced blocks, with the last one.
 
     Args:
         network: The network.
-        maps: Its nodes, of `hooked_maps`.
+        maps: Its nodes, from `hooked_maps`.
 
     Returns:
-        The stages, shallow to deep; empty if there are none.
+        The stages, shallow to deep; empty if none is found.
     """
     order = {name: number for number, name in enumerate(maps)}
     names = list(_chain(network, "", maps))
@@ -105,27 +105,27 @@ def default_stages(network: nn.Module, maps: Mapping[str, Stage]) -> list[Stage]
 
 
 def last_of_each_resolution(nodes: Sequence[Stage]) -> list[Stage]:
-    """Choose the last map of each resolution, up to the smallest one: not of a decoder behind that."""
+    """Choose the last map of each resolution up to the smallest one, which excludes a decoder."""
     smallest = max((node.reduction for node in nodes), default=0)
     end = max((number for number, node in enumerate(nodes, 1) if node.reduction == smallest), default=0)
     return list({node.reduction: node for node in nodes[:end]}.values())
 
 
 def evenly_spaced(nodes: Sequence[Stage]) -> list[Stage]:
-    """Choose up to four evenly spaced ones, the last among them."""
+    """Choose up to four evenly spaced nodes, with the last one."""
     number = min(BLOCKS, len(nodes))
     return [nodes[(place + 1) * len(nodes) // number - 1] for place in range(number)]
 
 
 def some_nodes(names: Iterable[str]) -> str:
-    """The first names, and how many more there are; outer nodes come before the nodes within them."""
+    """Format the first names and the number of others; outer nodes precede inner ones."""
     ordered = sorted(names, key=lambda name: name.count("."))
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return (", ".join(ordered[:SHOWN]) or "none") + more
 
 
 def _first_line(error: Exception) -> str:
-    """What an error says, without the lines that follow."""
+    """Return the first line of an error message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
@@ -162,7 +162,7 @@ def _maps(
 
 
 def _declared_sizes(network: nn.Module) -> Iterator[int]:
-    """Image sizes that a transformer says it was built for."""
+    """Yield the image sizes that a transformer declares."""
     for part in (network, getattr(network, "patch_embed", None)):
         for key in ("image_size", "img_size"):
             size = getattr(part, key, None)
@@ -172,7 +172,7 @@ def _declared_sizes(network: nn.Module) -> Iterator[int]:
 
 
 def _node_shapes(network: nn.Module, image: Tensor) -> tuple[dict[str, Shape], Exception | None]:
-    """Shapes that the nodes return which are called once, in that order; and what ended the pass, if so."""
+    """Return the output shapes of the nodes that run once, in order, and the error that ended the pass."""
     shapes: dict[str, Shape] = {}
     calls: dict[str, int] = {}
 
@@ -189,7 +189,7 @@ def _node_shapes(network: nn.Module, image: Tensor) -> tuple[dict[str, Shape], E
     ended: Exception | None = None
     try:
         network(image)
-    except Exception as error:  # an image that does not fit has many kinds of errors
+    except Exception as error:  # unsuitable images raise many kinds of errors
         ended = error
     finally:
         for handle in handles:
@@ -198,19 +198,19 @@ def _node_shapes(network: nn.Module, image: Tensor) -> tuple[dict[str, Shape], E
 
 
 def first_output(output: Any) -> Any:
-    """The first part of what a module returns, where it returns a tuple."""
+    """Return the first element if a module returns a tuple."""
     return output[0] if isinstance(output, tuple) and output else output
 
 
 def _read(name: str, shape: Shape, larger: Shape | None, size: int, grid: int) -> Stage | None:
-    """Read an output as a map, if it is one.
+    """Interpret an output shape as a stage; None if it is not a map.
 
     Args:
-        name: Of the node.
-        shape: What it gives for an image of `size` px.
-        larger: What it gives for one that is `STEP` px larger; None if the network takes no such image.
-        size: In pixels.
-        grid: Rows of the map before it; 0 if there was none.
+        name: Name of the node.
+        shape: Output shape for an image of `size` px.
+        larger: Output shape for an image `STEP` px larger; None if the network does not take it.
+        size: Image size in pixels.
+        grid: Rows of the previous map; 0 without one.
     """
     if len(shape) == 3:
         rows = grid if grid > 1 else isqrt(shape[1])
@@ -219,9 +219,9 @@ def _read(name: str, shape: Shape, larger: Shape | None, size: int, grid: int) -
             return None
         return Stage(name, "tokens", shape[2], round(size / rows))
     sides = [axis for axis in (1, 2, 3) if larger and larger[axis] != shape[axis]]
-    if larger is None:  # only squares tell where rows and columns are
+    if larger is None:  # only equal sides identify rows and columns
         sides = next(([axis, axis + 1] for axis in (2, 1) if shape[axis] == shape[axis + 1] > 1), [])
-    if sides not in ([2, 3], [1, 2]):  # of one size for all images, such as after a global pooling
+    if sides not in ([2, 3], [1, 2]):  # constant size, such as after global pooling
         return None
     reduction = _reduction(shape, larger, size)
     if sides == [2, 3]:
@@ -234,15 +234,15 @@ def _read_intermediate(name: str, shape: Shape, larger: Shape | None, size: int,
 
 
 def _reduction(shape: Shape, larger: Shape | None, size: int) -> int:
-    """Image size over map size; by the growth of both where it is known, which padding does not alter."""
+    """Compute image size over map size, from the growth of both if known, which ignores padding."""
     grown = larger[2] - shape[2] if larger else 0
     return max(1, round(STEP / grown if grown > 0 else size / shape[2]))
 
 
 def _chain(parent: nn.Module, path: str, maps: Mapping[str, Stage]) -> Iterator[str]:
-    """Children that data pass one after the other, or in their place the nodes within them.
+    """Yield the children that data pass in sequence, or the nodes inside them.
 
-    A block that shrinks has two resolutions within; a module that has more is a chain itself.
+    A block that shrinks contains two resolutions; a module with more is itself a chain.
     """
     for key, child in parent.named_children():
         name = f"{path}{key}"
@@ -259,14 +259,14 @@ def _resolutions_within(name: str, maps: Mapping[str, Stage]) -> set[int]:
 
 
 def _without_stem(network: nn.Module, names: list[str], maps: Mapping[str, Stage]) -> list[str]:
-    """Leave out single layers before the first block, if the blocks alone have several resolutions."""
+    """Skip single layers before the first block, if the blocks alone have several resolutions."""
     layers = [_is_layer(network, name) for name in names]
     blocks = names[layers.index(False) :] if False in layers else []
     return blocks if len({maps[name].reduction for name in blocks}) > 1 else names
 
 
 def _repeated(network: nn.Module, maps: Mapping[str, Stage]) -> list[Stage]:
-    """The longest row of siblings of one class, blocks rather than layers, with maps of the deepest stage."""
+    """Return the longest row of siblings of one class at the deepest stage; blocks before layers."""
     rows: dict[tuple[str, type], list[Stage]] = {}
     deepest = max((stage.reduction for stage in maps.values()), default=0)
     for name, stage in maps.items():

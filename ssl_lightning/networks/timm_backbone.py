@@ -1,4 +1,4 @@
-"""Any timm model as a backbone."""
+"""Backbones from timm: any of its models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from ssl_lightning.networks.adapter import as_backbone
 from ssl_lightning.networks.features import check_in_channels
 
-# Options of timm that name files and addresses, which it would read, or fetch, in ways of its own
+# Options of timm that name files or addresses; timm would read or download them without our checks
 FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 
@@ -20,32 +20,32 @@ BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeErr
 def create_timm(
     model_name: str, *, in_channels: int = 3, pretrained: bool = False, **options: Any
 ) -> nn.Module:
-    """Build `timm.create_model(model_name, features_only=True)`, or adapt the model where timm cannot.
+    """Build `timm.create_model(model_name, features_only=True)`, or adapt the model if timm cannot.
 
     Args:
         model_name: A name of `timm.list_models()`, with or without a weight tag ("resnet18.a1_in1k").
         in_channels: Channels of the images, at least 1.
-        pretrained: Load timm's published weights (a download, and for most models learned from labels).
-        options: timm's own, such as `out_indices` (stages to return), `output_stride` (8 or 16: dilate
-            instead of shrinking further) or `img_size`; None leaves timm's default.
+        pretrained: Load timm's published weights (a download; most are trained with labels).
+        options: Options of timm, such as `out_indices` (stages to return), `output_stride` (8 or 16: dilate
+            instead of shrinking further) or `img_size`; None keeps timm's default.
 
     Raises:
-        ValueError: timm has no such model, the model has no stage maps, it refuses an option, or an option
-            would have it read a file.
+        ValueError: timm does not have the model, the model has no stage maps, it refuses an option, or an
+            option names a file.
     """
-    import timm  # takes seconds to import, which a run with one of our own backbones need not wait for
+    import timm  # takes seconds; runs with our own backbones need not wait for it
 
     check_in_channels(in_channels)
     known = timm.list_models()
     if model_name.partition(".")[0] not in known or not re.fullmatch(r"[\w.]+", model_name):
         close = get_close_matches(model_name, known, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() names those it has"
+        hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists all models"
         raise ValueError(f"model_name is {model_name!r}, which timm does not have; {hint}")
     given = {key: value for key, value in options.items() if value is not None}
     if files := sorted(FILES & given.keys()):
         raise ValueError(
-            f"backbone.{files[0]} is {given[files[0]]!r}; timm is given no files or addresses here: weights "
-            "come from timm itself by pretrained=true, or from a file by init_from="
+            f"backbone.{files[0]} is {given[files[0]]!r}; files and addresses are not allowed here: load "
+            "timm's weights with pretrained=true, or a file with init_from="
         )
     if "out_indices" in given:
         given["out_indices"] = tuple(given["out_indices"])  # Hydra passes its own list type
@@ -56,7 +56,7 @@ def create_timm(
             )
         )
     except BUILD_ERRORS as error:
-        # timm has no one error for "no stage maps" or for an option that the model does not know
+        # timm has no single error for "no stage maps" or for an option unknown to the model
         with contextlib.suppress(*BUILD_ERRORS):
             return _adapted(model_name, in_channels, pretrained, given)
         with_options = f" and {given}" if given else ""
@@ -67,7 +67,7 @@ def create_timm(
 
 
 def _adapted(model_name: str, in_channels: int, pretrained: bool, given: dict[str, Any]) -> nn.Module:
-    """Build a model that timm itself cannot make return its stage maps, such as LeViT."""
+    """Build and adapt a model without stage maps in timm, such as LeViT."""
     import timm
 
     options = {key: value for key, value in given.items() if key != "out_indices"}

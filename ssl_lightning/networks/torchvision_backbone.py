@@ -1,4 +1,4 @@
-"""Any classifier of torchvision as a backbone."""
+"""Backbones from torchvision: any of its classifiers."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def create_torchvision(
     image_size: int | None = None,
     **options: Any,
 ) -> nn.Module:
-    """Build `torchvision.models.get_model(model_name)` and make a backbone of it.
+    """Build `torchvision.models.get_model(model_name)` and adapt it to a backbone.
 
     Args:
         model_name: A name of `torchvision.models.list_models(torchvision.models)`.
-        in_channels: Channels of the images, at least 1. Unless 3, the first convolution is a new one, whose
-            weights are normal with the standard deviation of the model's own.
-        pretrained: Load torchvision's best published weights (a download; learned from labels).
+        in_channels: Channels of the images, at least 1. Unless 3, the first convolution is replaced; its
+            weights are normal with the standard deviation of the original ones.
+        pretrained: Load torchvision's best published weights (a download; trained with labels).
         stages: Names of the nodes that end the stages; None: the last map of each resolution (`as_backbone`).
         image_size: Height and width of the images of a `vit_*` or `maxvit_t`; None: 224.
-        options: torchvision's own, such as `width_mult` of mobilenet_v2; None leaves torchvision's default.
+        options: Options of torchvision, such as `width_mult` of mobilenet_v2; None keeps the default.
 
     Raises:
-        ValueError: torchvision has no such model, it refuses an option, the model cannot be staged, or
-            published weights are asked for with `in_channels` other than 3.
+        ValueError: torchvision does not have the model or refuses an option, the model has no stages, or
+            `pretrained` is set with `in_channels` other than 3.
     """
     check_in_channels(in_channels)
     known = torchvision.models.list_models(torchvision.models)
@@ -56,7 +56,7 @@ def create_torchvision(
     given = _of_size(model_name, image_size) | {k: v for k, v in options.items() if v is not None}
     try:
         model = torchvision.models.get_model(model_name, weights="DEFAULT" if pretrained else None, **given)
-    except (AssertionError, RuntimeError, TypeError) as error:  # an option that the model does not know
+    except (AssertionError, RuntimeError, TypeError) as error:  # an option unknown to the model
         with_options = f" with {given}" if given else ""
         raise ValueError(f"torchvision cannot build {model_name!r}{with_options}: {error}") from error
     if in_channels != 3:
@@ -65,7 +65,7 @@ def create_torchvision(
 
 
 def _of_size(model_name: str, image_size: int | None) -> dict[str, Any]:
-    """The option by which a transformer is built for images of a size."""
+    """Return the option that sets the image size of a transformer."""
     if image_size is None:
         return {}
     if model_name.startswith("vit_"):

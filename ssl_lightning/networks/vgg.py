@@ -1,4 +1,4 @@
-"""VGG19's features as a measure of content (SRGAN: Ledig et al. 2017, sec. 2.2.1)."""
+"""Features of VGG19 for the content loss (SRGAN: Ledig et al. 2017, sec. 2.2.1)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 CONV5_4 = 36  # layers of torchvision's VGG19 up to the last convolution's ReLU
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SCALE = 1 / 12.75  # of the maps in the paper, so that their squared error is on the scale of the pixels'
-SMALLEST = 16  # pixels that leave a cell after four poolings
+SCALE = 1 / 12.75  # of the maps, as in the paper: their squared error then has the scale of the pixel error
+SMALLEST = 16  # side in pixels that leaves one cell after four poolings
 
 
 class VGGFeatures(nn.Module):
-    """The map of the last convolution of VGG19 (conv5_4), which was trained with the labels of ImageNet.
+    """Map of the last convolution (conv5_4) of a VGG19 trained with ImageNet labels.
 
     Args:
-        weights: File of torchvision's weights; None downloads them.
+        weights: File with torchvision's weights; None downloads them.
 
     Raises:
-        ValueError: The file is absent, or does not hold these weights.
+        ValueError: The file does not exist or does not hold these weights.
     """
 
     mean: Tensor
@@ -30,7 +30,7 @@ class VGGFeatures(nn.Module):
         super().__init__()
         from torchvision.models import VGG19_Weights, vgg19
 
-        with torch.device("meta"):  # no memory, nor time to initialise it
+        with torch.device("meta"):  # allocates no memory and skips initialisation
             self.layers = vgg19(weights=None, init_weights=False).features[:CONV5_4]
         if weights is None:
             state = VGG19_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)

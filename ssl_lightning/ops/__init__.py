@@ -1,1 +1,1 @@
-"""Pure batched tensor functions: no modules, no state, no config."""
+"""Pure batched tensor functions, without modules, state or config."""

@@ -1,7 +1,4 @@
-"""Colour as a class: bins of the ab plane, soft targets, rebalancing, and the way back to a colour.
-
-Zhang, Isola, Efros 2016, sections 2.1 to 2.3. Colours and bins are in Lab units, (a, b) in this order.
-"""
+"""Colours as classes: bins of the ab plane, soft targets, rebalancing, and decoding to colours."""
 
 from __future__ import annotations
 
@@ -10,22 +7,24 @@ from torch import Tensor
 
 from ssl_lightning.ops.lab import rgb_to_lab
 
-# What the authors' list has beyond the rule of `gamut_bins`, which yields the other 309 of its 313 bins
+# Zhang, Isola, Efros 2016, sections 2.1 to 2.3. Colours and bins are in Lab units, (a, b) in this order
+
+# The four bins of the authors' list that the rule of `gamut_bins` does not give; it gives the other 309
 AUTHORS_GRID, AUTHORS_MORE = 10, ((40, 90), (100, -90), (100, -10), (100, 0))
 EXTENT = 112  # sRGB lies within -87..99 and -108..95
-CELLS = 4  # cells of the table of candidates along a grid step
+CELLS = 4  # cells of the candidate table per grid step, along each axis
 
 
 def gamut_bins(grid: int = AUTHORS_GRID) -> Tensor:
-    """Centres of the bins: the points of a square grid in and around the gamut of sRGB.
+    """Compute the centres of the bins: points of a square grid in and around the gamut of sRGB.
 
-    A grid point is a bin if one of the four grid squares of which it is a corner holds an 8-bit sRGB colour.
-    At grid 10 these are 309 points, all of them among the authors' 313 (`pts_in_hull.npy`). Their other
-    four, up to 3 units further from any colour, are added by name: grid 10 is exactly the authors'. Other
-    grids follow the rule alone: 1053 bins at 5, 101 at 20.
+    A grid point is a bin if one of the four grid squares around it holds an 8-bit sRGB colour. At grid 10
+    these are 309 points, all among the authors' 313 (`pts_in_hull.npy`). The other four, up to 3 units
+    further from any colour, are added explicitly: grid 10 equals the authors' list. Other grids follow
+    the rule alone: 1053 bins at 5, 101 at 20.
 
     Args:
-        grid: Distance of two neighbours.
+        grid: Distance between neighbours, 5 to 60.
 
     Returns:
         `(Q, 2)` float32, in rising order of a, then b.
@@ -35,7 +34,7 @@ def gamut_bins(grid: int = AUTHORS_GRID) -> Tensor:
     """
     if not 5 <= grid <= 60:
         raise ValueError(f"grid is {grid}; allowed are 5 to 60 units of Lab")
-    # the six faces of the RGB cube are enough: every line of constant ab through the cube leaves by one
+    # the six faces of the RGB cube are enough: every line of constant ab through the cube leaves through one
     shade = torch.arange(256, dtype=torch.float64) / 255
     one, other = (axis.flatten() for axis in torch.meshgrid(shade, shade, indexing="ij"))
     first, last = torch.zeros_like(one), torch.ones_like(one)
@@ -52,14 +51,14 @@ def gamut_bins(grid: int = AUTHORS_GRID) -> Tensor:
 
 
 def candidate_table(bins: Tensor, grid: int, neighbours: int) -> Tensor:
-    """For each small cell of the ab plane, the bins that can be among the nearest of a colour in it.
+    """Tabulate, for each small cell of the ab plane, the bins that can be nearest neighbours of its colours.
 
-    Exact, by the triangle inequality: a bin that is one of the k nearest of any point of the cell is no
-    further from the cell's centre than the k-th nearest of the centre is, plus the cell's diagonal.
+    The table is exact by the triangle inequality. If a bin is among the k nearest of any point of a cell, its
+    distance to the cell's centre is at most the k-th smallest such distance plus the cell's diagonal.
 
     Args:
-        bins: `(Q, 2)`, as of `gamut_bins`.
-        grid: The distance of two neighbours.
+        bins: `(Q, 2)`, see `gamut_bins`.
+        grid: Distance between neighbouring bins.
         neighbours: k, in 1..Q.
 
     Returns:
@@ -85,14 +84,14 @@ def soft_encode(
     """Spread each colour over its nearest bins, weighted by a Gaussian of the distance (sec. 2.1).
 
     Args:
-        ab: `(N, 2)` colours of sRGB, or means of such.
+        ab: `(N, 2)` colours of sRGB, or means of them.
         bins: `(Q, 2)` centres.
-        candidates: `(n, n, M)`, as of `candidate_table` for these bins and as many neighbours.
+        candidates: `(n, n, M)`, from `candidate_table` for these bins and at least k neighbours.
         neighbours: k.
-        sigma: Deviation of the Gaussian.
+        sigma: Standard deviation of the Gaussian.
 
     Returns:
-        `(N, k)` int64 numbers of the bins, the nearest first, and `(N, k)` weights that sum to 1.
+        Indices of the bins `(N, k)` int64, nearest first, and weights `(N, k)` that sum to 1.
     """
     count = len(candidates)
     a, b = ((ab + EXTENT) * (count / (2 * EXTENT))).long().clamp(0, count - 1).unbind(1)
@@ -105,12 +104,12 @@ def soft_encode(
 def smooth_prior(counts: Tensor, bins: Tensor, sigma: float = 5.0) -> Tensor:
     """Turn counts of the bins into a prior, smoothed by a Gaussian in the ab plane (sec. 2.2).
 
-    Each bin gives its share away to all bins in proportion to the Gaussian, so that the sum stays 1.
+    Each bin spreads its share over all bins in proportion to the Gaussian, so that the sum stays 1.
 
     Args:
-        counts: `(Q,)` colours seen, not all 0.
+        counts: `(Q,)` number of colours, not all 0.
         bins: `(Q, 2)` centres.
-        sigma: Deviation of the Gaussian.
+        sigma: Standard deviation of the Gaussian.
 
     Returns:
         `(Q,)` float64 probabilities.
@@ -120,12 +119,12 @@ def smooth_prior(counts: Tensor, bins: Tensor, sigma: float = 5.0) -> Tensor:
 
 
 def rebalancing_weights(prior: Tensor, strength: float = 0.5) -> Tensor:
-    """Weights that make rare colours count: 1 / ((1 - lambda) p + lambda / Q), of expectation 1 (eq. 4).
+    """Compute weights that favour rare colours: 1 / ((1 - lambda) p + lambda / Q), with mean 1 (eq. 4).
 
     Args:
         prior: `(Q,)` probabilities p.
-        strength: What the paper calls lambda, the share of the uniform distribution, above 0, to 1: 1 weighs
-            all bins equally; 0 would give a bin that was never seen no finite weight.
+        strength: Share lambda of the uniform distribution, in (0, 1]. 1 weighs all bins equally; 0 would give
+            a bin without colours an infinite weight.
 
     Raises:
         ValueError: `strength` is out of range.
@@ -139,8 +138,8 @@ def rebalancing_weights(prior: Tensor, strength: float = 0.5) -> Tensor:
 def annealed_mean(logits: Tensor, bins: Tensor, temperature: float = 0.38) -> Tensor:
     """Decode logits `(N, Q)` to colours `(N, 2)`: the mean of the sharpened distribution (eq. 5).
 
-    Temperature 1 gives the mean, which is grey where the network is unsure; towards 0 the mode, which is
-    vivid but spotted.
+    Temperature 1 gives the mean, which is grey where the network is unsure. Temperatures near 0 give the
+    mode, which is vivid but spotty.
     """
     with torch.autocast(logits.device.type, enabled=False):
         return (logits.float() / temperature).softmax(1) @ bins

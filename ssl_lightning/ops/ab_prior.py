@@ -1,4 +1,4 @@
-"""What colours a data set has: measured once, and kept for the next run."""
+"""Colour statistics of a data set, measured once and cached between runs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from ssl_lightning.ops.array_cache import read_array, write_array
 from ssl_lightning.ops.lab import rgb_to_lab
 
 CHUNK = 1 << 20  # pixels converted at once
-VERSION = 2  # part of the name of a cached file: raise it with every change of what is measured
+VERSION = 2  # part of a cached file's name: raise it when the measured quantities change
 
 
 @dataclass(frozen=True)
 class AbStatistics:
-    """The colours of a data set, in Lab units.
+    """Colour statistics of a data set, in Lab units.
 
     Args:
-        counts: `(Q,)` float64, for each bin the colours that are nearest to it.
+        counts: `(Q,)` float64, number of colours nearest to each bin.
         mean: `(2,)` float64, mean a and b.
-        std: Root of the mean squared deviation of a and b from their means, over both.
+        std: Root mean square deviation of a and b from their means, over both.
     """
 
     counts: Tensor
@@ -42,7 +42,7 @@ def shrink(ab: Tensor, reduction: int) -> Tensor:
 
 
 def pixels(maps: Tensor) -> Tensor:
-    """List the pixels of `(B, C, H, W)` as rows `(B * H * W, C)`; a view of channels-last maps."""
+    """List the pixels of `(B, C, H, W)` as rows `(B * H * W, C)`; a view if the maps are channels-last."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
 
 
@@ -52,8 +52,8 @@ def measure(images: Tensor, bins: Tensor, candidates: Tensor, reduction: int = 1
     Args:
         images: `(n, 3, H, W)` uint8.
         bins: `(Q, 2)`, see `gamut_bins`.
-        candidates: The table of these bins, see `candidate_table`.
-        reduction: Colours are means over cells of so many pixels squared, as the network is to say them.
+        candidates: Their table, see `candidate_table`.
+        reduction: Side in pixels of the cells that colours are averaged over, as in the network's targets.
     """
     counts = torch.zeros(len(bins), dtype=torch.float64)
     total, squares, seen = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64), 0
@@ -77,18 +77,18 @@ def cached_statistics(
     reduction: int,
     cache_dir: str | os.PathLike[str] | None,
 ) -> AbStatistics:
-    """Measure the colours of `sample(count)`, or read what an earlier run measured.
+    """Measure the colours of `sample(count)`, or read the cached statistics.
 
-    A file is named by the bins, the numbers, and the pixels of the first images: a data set is told apart
-    without decoding the whole sample.
+    The name of the cached file is a hash of the bins and of the first images, with the counts: the first 32
+    images identify a data set without decoding the complete sample.
 
     Args:
-        sample: Gives the first n of a fixed order of the images, `(n, 3, H, W)` uint8.
-        count: Images to measure.
+        sample: Returns the first n images of a fixed order, `(n, 3, H, W)` uint8.
+        count: Number of images to measure.
         bins: `(Q, 2)`.
-        candidates: The table of these bins.
+        candidates: Their table.
         reduction: See `measure`.
-        cache_dir: Where it is kept; None keeps nothing.
+        cache_dir: Folder of the cache; None does not cache.
     """
     path = None
     if cache_dir is not None:

@@ -1,4 +1,4 @@
-"""The losses of two networks against each other (Goodfellow et al. 2014), in fp32 from logits."""
+"""Adversarial losses (Goodfellow et al. 2014), in fp32 from logits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """-log D(fake), not log(1 - D(fake)): its gradient does not vanish when the discriminator is sure.
+    """Compute -log D(fake); unlike log(1 - D(fake)), its gradient stays large if the discriminator is sure.
 
     Args:
-        fake: Logits of D for what the generator made, of any shape.
+        fake: Logits of D for generated pictures, of any shape.
 
     >>> generator_loss(torch.zeros(2))  # log 2
     tensor(0.6931)
@@ -22,15 +22,15 @@ def generator_loss(fake: Tensor) -> Tensor:
 
 
 def discriminator_scores(real: Tensor, fake: Tensor, label_smoothing: float) -> dict[str, Tensor]:
-    """Mean cross-entropy of both kinds, and the share of each that is known for what it is.
+    """Compute the discriminator's mean cross-entropy, and its accuracy on real and on fake pictures.
 
-    The share is counted from where a discriminator that knows nothing ends up, which the smoothing moves
-    away from a logit of 0: one half of both kinds means that it is fooled.
+    The decision threshold is the logit of a discriminator that cannot tell them apart. Label smoothing moves
+    it away from 0. An accuracy of one half on both kinds means that the discriminator is fooled.
 
     Args:
         real: Logits of D for real pictures.
-        fake: Logits for those that the generator made.
-        label_smoothing: Real ones count as real by 1 minus this (Salimans et al. 2016, one-sided).
+        fake: Logits of D for generated pictures.
+        label_smoothing: The target of real pictures is 1 minus this (Salimans et al. 2016, one-sided).
     """
     real, fake = real.float(), fake.float()
     target = torch.full_like(real, 1 - label_smoothing)

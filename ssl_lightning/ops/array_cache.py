@@ -1,4 +1,4 @@
-"""Small arrays kept on disk between runs; any number of processes may read and write them at once."""
+"""Cache of small arrays on disk, safe for many processes that read and write at once."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import numpy as np
 
 
 def read_array(path: Path | None) -> np.ndarray | None:
-    """Load an array; None where there is none, or not a whole one."""
+    """Load an array; None if the file is missing or damaged."""
     if path is None:
         return None
     try:
         array = np.load(path, allow_pickle=False)
-    except Exception:  # numpy raises a dozen kinds of errors for bytes that are no array
+    except Exception:  # numpy raises a dozen kinds of errors for other bytes
         return None
-    return array if isinstance(array, np.ndarray) else None  # not an archive of several
+    return array if isinstance(array, np.ndarray) else None  # an archive of several arrays gives None
 
 
 def write_array(path: Path | None, array: np.ndarray) -> None:
-    """Keep an array for the next time; a reader sees all of it or nothing.
+    """Write an array atomically.
 
-    A cache that is read-only or full is no error: it costs the time to compute the array again.
+    A read-only or full disk is not an error: the next run computes the array again.
     """
     if path is None:
         return
@@ -36,4 +36,4 @@ def write_array(path: Path | None, array: np.ndarray) -> None:
                 np.save(file, array)
             os.replace(name, path)
         finally:
-            Path(name).unlink(missing_ok=True)  # gone already, if all went well
+            Path(name).unlink(missing_ok=True)  # already renamed after success

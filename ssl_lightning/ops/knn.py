@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours by cosine (Wu et al. 2018, sec. 3.4; as DINO evaluates, Caron et al. 2021)."""
+"""Weighted nearest neighbours by cosine (Wu et al. 2018, sec. 3.4; used by DINO, Caron et al. 2021)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def knn_scores(
     temperature: float = 0.07,
     batch_size: int = 256,
 ) -> Tensor:
-    """Let the k most similar samples of the bank vote with weight `exp(cosine / temperature)`.
+    """Score classes by a vote of the k most similar samples, weighted by `exp(cosine / temperature)`.
 
     Args:
-        queries: `(Q, D)` floats of any length; only their direction counts.
+        queries: `(Q, D)` floats; only their direction matters.
         bank: `(N, D)` floats.
         bank_labels: `(N,)` int64 in 0..K-1.
         num_classes: K.
-        ks: Numbers of neighbours, each in 1..N; one search serves them all.
+        ks: Numbers of neighbours, each in 1..N; one search serves all.
         temperature: Above 0.
-        batch_size: Queries per matrix product; bounds the memory to this times N similarities.
+        batch_size: Queries per matrix product; memory holds at most this times N similarities.
 
     Returns:
         `(len(ks), Q, K)` shares of the vote: at least 0, summing to 1 over the classes.
@@ -44,13 +44,13 @@ def knn_scores(
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     unit_bank = F.normalize(bank, dim=1)
     scores = queries.new_zeros(len(ks), len(queries), num_classes)
-    # one buffer: asking the system for so much memory anew takes as long as the product
+    # one buffer for all batches: allocating so much memory again takes as long as the product
     buffer = queries.new_empty(min(batch_size, len(queries)), len(bank))
     for first in range(0, len(queries), batch_size):
         batch = F.normalize(queries[first : first + batch_size], dim=1)
         similarities = torch.mm(batch, unit_bank.T, out=buffer[: len(batch)])
         similarity, index = similarities.topk(max(ks), dim=1)  # (B, k), nearest first
-        # minus the nearest: the same shares, and no overflow at low temperatures
+        # subtracting the nearest keeps the shares and prevents overflow at low temperatures
         weight = ((similarity - similarity[:, :1]) / temperature).exp_()
         voted = bank_labels[index]
         for row, k in enumerate(ks):
@@ -59,7 +59,7 @@ def knn_scores(
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
-    """Share of samples whose class is among the k best scores.
+    """Compute the share of samples whose class is among the k best scores.
 
     Args:
         scores: `(..., N, K)`.
@@ -67,10 +67,10 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
         k: In 1..K.
 
     Returns:
-        `(...)` float64 in [0, 1]: no rounding of counts that a figure is made of.
+        `(...)` float64 in [0, 1]; float32 would round large counts.
 
     Raises:
-        ValueError: There are not k classes.
+        ValueError: k is below 1 or above K.
     """
     if not 1 <= k <= scores.shape[-1]:
         raise ValueError(f"k is {k}; allowed are 1 to {scores.shape[-1]}, all classes")

@@ -1,9 +1,4 @@
-"""CIE Lab: lightness and two opponent colours, of sRGB under D65 (CIE 15:2004, IEC 61966-2-1).
-
-The way back is kornia's. The way there, part of every training step, is our own: kornia's takes three
-times as long on a CPU, is off by up to 3 units under autocast, and copies constants to the GPU in each call,
-which waits for it.
-"""
+"""CIE Lab (lightness and two opponent colours) of sRGB under D65 (CIE 15:2004, IEC 61966-2-1)."""
 
 from __future__ import annotations
 
@@ -13,23 +8,27 @@ import torch
 from kornia.color import lab_to_rgb as _lab_to_rgb
 from torch import Tensor
 
-# Linear RGB to XYZ (Rec. 709 primaries), and XYZ of white under D65: kornia's and scikit-image's digits
+# Linear RGB to XYZ (Rec. 709 primaries), and XYZ of D65 white; digits as in kornia and scikit-image
 TO_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
 WHITE = (0.95047, 1.0, 1.08883)
-TO_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))  # of f(X), f(Y), f(Z); L is less 16
-DARK_RGB = 0.04045  # up to here sRGB is linear, and beyond it a power
-DARK_XYZ = (6 / 29) ** 3  # up to here f is linear, and beyond it the cube root
+# (f(X), f(Y), f(Z)) to (L + 16, a, b)
+TO_LAB = ((0.0, 116.0, 0.0), (500.0, -500.0, 0.0), (0.0, 200.0, -200.0))
+DARK_RGB = 0.04045  # sRGB is linear up to here and a power above
+DARK_XYZ = (6 / 29) ** 3  # f is linear up to here and the cube root above
 
 
 def rgb_to_lab(images: Tensor) -> Tensor:
-    """Turn sRGB into Lab, in full precision even under autocast: bfloat16 has 3 digits, Lab needs 4.
+    """Convert sRGB to Lab, in full precision even under autocast: bfloat16 has 3 digits, Lab needs 4.
+
+    The conversion is part of every training step. Kornia's is not used: it takes three times as long on a
+    CPU, is off by up to 3 units under autocast, and copies constants to the GPU in each call.
 
     Args:
         images: `(..., 3, H, W)` uint8, or floats in [0, 1].
 
     Returns:
-        The same shape, float32 (float64 stays): L in 0..100, a in -87..99 (green to red), b in -108..95
-        (blue to yellow); both are 0 for grey.
+        The same shape, float32 (float64 for float64): L in 0..100, a in -87..99 (green to red), b in -108..95
+        (blue to yellow); a and b are 0 for grey.
     """
     if images.dtype == torch.uint8:
         shades = torch.arange(256, dtype=torch.float64, device=images.device) / 255
@@ -46,30 +45,30 @@ def rgb_to_lab(images: Tensor) -> Tensor:
 
 @cache
 def _matrices(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """From linear RGB to XYZ over that of white, and from its f to Lab: `(3, 3)` each.
+    """Return the matrices linear RGB -> XYZ / white and f(XYZ / white) -> Lab, `(3, 3)` each.
 
-    Made once: a GPU would be waited for while they are copied.
+    They are cached because copying them to a GPU forces a synchronisation.
     """
-    with torch.inference_mode(False):  # they serve training, too
+    with torch.inference_mode(False):  # training uses them too
         to_xyz, white, to_lab = (torch.tensor(rows, dtype=dtype) for rows in (TO_XYZ, WHITE, TO_LAB))
         return (to_xyz / white[:, None]).to(device), to_lab.to(device)
 
 
 def _linear(values: Tensor) -> Tensor:
-    """Undo the curve of sRGB: from encoded floats in [0, 1] to linear light in [0, 1]."""
+    """Convert sRGB values in [0, 1] to linear light in [0, 1]."""
     bright = values.clamp(min=DARK_RGB).add_(0.055).div_(1.055).log2_().mul_(2.4).exp2_()
-    # the two pieces meet, so that each clamped to its part they add up; `where` would take twice as long
+    # the two pieces meet, so the sum of both, each clamped to its part, is exact; `where` takes twice as long
     return bright.add_(values.clamp(max=DARK_RGB).sub_(DARK_RGB), alpha=1 / 12.92)
 
 
 def _compressed(xyz: Tensor) -> Tensor:
-    """The f of CIE Lab. `pow` would take twice as long as two steps by the exponent."""
+    """Apply the f of CIE Lab; `pow` takes twice as long as log2 and exp2."""
     bright = xyz.clamp(min=DARK_XYZ).log2_().div_(3).exp2_()
     return bright.add_(xyz.clamp(max=DARK_XYZ).sub_(DARK_XYZ), alpha=(29 / 6) ** 2 / 3)
 
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
-    """Turn Lab `(..., 3, H, W)` into sRGB; colours that sRGB lacks are clipped to [0, 1]."""
+    """Convert Lab `(..., 3, H, W)` to sRGB with kornia; colours outside sRGB are clipped to [0, 1]."""
     with torch.autocast(lab.device.type, enabled=False):
         return _lab_to_rgb(_full(lab), clip=True)
 

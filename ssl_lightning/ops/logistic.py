@@ -1,15 +1,4 @@
-"""Multinomial logistic regression on the device: full batch, several penalties in one pass.
-
-Minimises `mean cross-entropy + l2 / 2 * |weight|^2` (the bias is free), which is scikit-learn's
-`LogisticRegression` with `C = 1 / (N * l2)`. Three choices make it cheap:
-
-- All strengths are solved side by side. The products with the features are bound by reading them, so
-  that five strengths cost one (18,000 x 512 x 10 classes on two cores: 13 ms for 10 and for 50 columns).
-- L-BFGS (Nocedal & Wright 2006, alg. 7.4) starts from the exact inverse Hessian at zero weights, of
-  which the Gram matrix of the features is the only expensive part. Features of convolutions are so
-  correlated that without it weak penalties need hundreds of iterations rather than tens.
-- Logits are linear in the step, so that a line search needs no product with the features to move.
-"""
+"""Multinomial logistic regression on the device: full batch, several penalties at once."""
 
 from __future__ import annotations
 
@@ -20,13 +9,13 @@ import torch
 from torch import Tensor
 
 HISTORY = 10  # pairs that L-BFGS remembers
-MAX_TRIALS = 20  # of one line search; more means that rounding hides any progress
-MAX_LOGITS = 2**28  # elements of one pass (1 GiB in float32); more strengths are solved in turn
+MAX_TRIALS = 20  # steps of one line search; needing more means that rounding hides progress
+MAX_LOGITS = 2**28  # elements at once (1 GiB in float32); further strengths follow in turn
 
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """Solutions for R strengths of the penalty.
+    """Classifiers for R strengths of the penalty.
 
     Args:
         weight: `(R, K, D)`.
@@ -58,23 +47,29 @@ def fit_logistic(
 ) -> LogisticFit:
     """Fit one classifier per strength of the penalty.
 
+    The objective is `mean cross-entropy + l2 / 2 * |weight|^2` (the bias is not penalised). It equals
+    scikit-learn's `LogisticRegression` with `C = 1 / (N * l2)`.
+
+    All strengths are solved side by side. Reading the features bounds the cost of products with them, so five
+    strengths cost as much as one (18,000 x 512 x 10 classes on two cores: 13 ms for 10 and for 50 columns).
+
     Args:
-        x: `(N, D)` float features, best standardised; the computation is in their dtype.
+        x: `(N, D)` float features, preferably standardised; the fit runs in their dtype.
         labels: `(N,)` int64 in 0..K-1.
         num_classes: K.
         l2: R strengths above 0, in any order.
-        max_iter: Iterations of L-BFGS at most; 0 evaluates the start.
-        tol: Stop where the largest absolute entry of the gradient is at most this (as scikit-learn).
-        init: Weight `(K, D)` and bias `(K,)` to start from; zeros otherwise.
-        moments: What `second_moments` gives for x, or for most of x: it only sets the first direction.
+        max_iter: Upper bound for the iterations of L-BFGS; 0 evaluates the start.
+        tol: The fit stops if no entry of the gradient is larger in absolute value (as in scikit-learn).
+        init: Weight `(K, D)` and bias `(K,)` to start from; None: zeros.
+        moments: `second_moments` of x, or of most of x: they only set the first direction.
 
     Raises:
-        ValueError: Shapes do not fit, there is no sample, a strength is not above 0, or fewer than
-            two classes are asked for.
+        ValueError: Shapes do not match, there are no samples, a strength is not above 0, or `num_classes` is
+            below 2.
     """
     if x.ndim != 2 or labels.shape != x.shape[:1] or not len(x):
         raise ValueError(
-            f"x is {tuple(x.shape)} and labels {tuple(labels.shape)}; needed are (N, D) and (N,), N > 0"
+            f"x is {tuple(x.shape)} and labels {tuple(labels.shape)}; they must be (N, D) and (N,), N > 0"
         )
     if not l2 or min(l2) <= 0:
         raise ValueError(f"l2 is {list(l2)}; at least one strength is needed, all above 0")
@@ -91,17 +86,17 @@ def fit_logistic(
         parts.append(
             _lbfgs(x, labels, penalty, gram, start.expand(len(penalty), -1, -1).clone(), max_iter, tol)
         )
-        start = parts[-1][0][-1]  # warm: neighbouring strengths have neighbouring solutions
+        start = parts[-1][0][-1]  # warm start: similar strengths have similar solutions
     theta, loss, gradient, iterations = (torch.cat(column) for column in zip(*parts, strict=True))
     return LogisticFit(theta[..., :-1], theta[..., -1], loss, gradient, iterations, gradient <= tol)
 
 
 def cross_entropy_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and its gradient with respect to the logits, in closed form.
+    """Compute mean cross-entropy and its gradient with respect to the logits, in closed form.
 
     Args:
-        logits: `(R, K, N)`: classes before samples, so that the reductions over classes are vectorised
-            over samples (4 times as fast as with ten classes innermost).
+        logits: `(R, K, N)`: with samples innermost, reductions over classes are vectorised over samples (4
+            times as fast as with ten classes innermost).
         labels: `(N,)` int64 in 0..K-1.
 
     Returns:
@@ -120,7 +115,12 @@ def cross_entropy_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 def _lbfgs(
     x: Tensor, labels: Tensor, l2: Tensor, gram: Tensor, theta: Tensor, max_iter: int, tol: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Minimise from theta `(R, K, D + 1)`, bias last; return theta, loss, largest gradient, iterations."""
+    """Minimise from theta `(R, K, D + 1)`, bias last; return theta, loss, largest gradient, iterations.
+
+    L-BFGS (Nocedal & Wright 2006, alg. 7.4) starts from the exact inverse Hessian at zero weights. Its only
+    expensive part is the Gram matrix of the features. Convolutional features are strongly correlated: without
+    this start, weak penalties need hundreds of iterations instead of tens.
+    """
     penalty = torch.ones_like(theta[:1]) * l2[:, None, None]  # (R, K, D + 1)
     penalty[..., -1] = 0
     curvature = _inverse(gram / theta.shape[1], penalty[:, 0])
@@ -135,13 +135,14 @@ def _lbfgs(
             break
         direction = -_inverse_hessian(gradient, curvature, pairs)
         slope = _dot(gradient, direction)
+        # logits are linear in the step, so the line search computes no products with the features to move
         moved_logits = _product(direction, x)
         step = active.to(x.dtype)[:, None, None]
         for _ in range(MAX_TRIALS):
             new_theta, new_logits = theta + step * direction, logits + step * moved_logits
             new_loss, new_gradient = _objective(new_logits, labels, x, new_theta, penalty)
             new_slope = _dot(new_gradient, direction)
-            # The slope judges the step, since rounding hides small differences of the loss itself
+            # judged mainly by the slope, since rounding hides small differences of the loss
             accepted = (new_slope <= -0.5 * slope) & (new_loss <= loss + noise * loss.abs())
             if accepted[active].all():
                 break
@@ -162,7 +163,7 @@ def _lbfgs(
 def _objective(
     logits: Tensor, labels: Tensor, x: Tensor, theta: Tensor, penalty: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Penalised loss `(R,)` and its gradient `(R, K, D + 1)`."""
+    """Compute the penalised loss `(R,)` and its gradient `(R, K, D + 1)`."""
     loss, residual = cross_entropy_residual(logits, labels)
     by_weight = (residual.flatten(0, 1) @ x).unflatten(0, residual.shape[:2])
     gradient = torch.cat([by_weight, residual.sum(2, keepdim=True)], 2)
@@ -171,23 +172,23 @@ def _objective(
 
 
 def _product(theta: Tensor, x: Tensor) -> Tensor:
-    """Logits `(R, K, N)` of parameters `(R, K, D + 1)`, for all strengths in one product."""
+    """Compute logits `(R, K, N)` of parameters `(R, K, D + 1)`, for all strengths in one product."""
     flat = theta.flatten(0, 1)
-    # the features first and a copy after: faster than (parameters) x (features transposed)
+    # features @ parameters and a copy: faster than parameters @ features transposed
     return torch.addmm(flat[:, -1], x, flat[:, :-1].T).T.contiguous().unflatten(0, theta.shape[:2])
 
 
 def _inverse_hessian(gradient: Tensor, start: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Two-loop recursion for every strength at once, from the inverse Hessian `start`, `(R, D + 1, D + 1)`.
+    """Run the two-loop recursion for all strengths, from the inverse Hessian `start`, `(R, D + 1, D + 1)`.
 
-    A pair without curvature (sy = 0) counts nowhere.
+    Pairs without curvature (sy = 0) are ignored.
     """
     q, alphas = gradient, []
     for s, y, sy in reversed(pairs):
         alphas.append(torch.where(sy > 0, _dot(s, q) / sy, 0.0)[:, None, None])
         q = q - alphas[-1] * y
     r = q @ start
-    if pairs:  # scale to the curvature met last, as L-BFGS does with the identity
+    if pairs:  # scale to the latest curvature, as L-BFGS does with the identity
         _, y, sy = pairs[-1]
         scale = sy / _dot(y, y @ start)
         r = r * torch.where(sy > 0, scale, 1.0)[:, None, None]
@@ -198,7 +199,7 @@ def _inverse_hessian(gradient: Tensor, start: Tensor, pairs: list[tuple[Tensor, 
 
 
 def second_moments(x: Tensor) -> Tensor:
-    """Second moments `(D + 1, D + 1)` of the features and of a constant 1, the bias's feature."""
+    """Compute second moments `(D + 1, D + 1)` of the features and of the bias's constant feature 1."""
     total = x.sum(0)[:, None]
     moments = torch.cat(
         [torch.cat([x.T @ x, total], 1), torch.cat([total.T, total.new_full((1, 1), len(x))], 1)]
@@ -207,11 +208,12 @@ def second_moments(x: Tensor) -> Tensor:
 
 
 def _inverse(curvature: Tensor, penalty: Tensor) -> Tensor:
-    """Inverses `(R, D + 1, D + 1)` of the curvature plus each penalty `(R, D + 1)`.
+    """Invert the curvature plus each penalty `(R, D + 1)`: `(R, D + 1, D + 1)`.
 
-    Explicit, since every iteration multiplies with it twice: 15 times as fast as solving with the factor.
+    The inverse is explicit because every iteration multiplies with it twice: 15 times as fast as solving with
+    the factor.
     """
-    # The shift keeps rounding from making it indefinite; what starts L-BFGS need not be exact
+    # The shift keeps the matrix definite despite rounding; the start of L-BFGS need not be exact
     shift = 8 * torch.finfo(curvature.dtype).eps * curvature.diagonal().sum()
     return torch.cholesky_inverse(torch.linalg.cholesky(curvature + torch.diag_embed(penalty + shift)))
 

@@ -1,7 +1,4 @@
-"""Holes in images (context encoder: Pathak et al. 2016, sec. 3.3), and where their filling counts.
-
-A mask is `(B, 1, S, S)` bool: True where pixels are removed.
-"""
+"""Masks of holes in images, and loss weights (context encoder: Pathak et al. 2016, sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -9,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# A mask is `(B, 1, S, S)` bool: True where pixels are removed
+
 NUM_BLOCKS = 4
 
 
 def centre_mask(batch: int, image_size: int, hole: int, device: torch.device | str = "cpu") -> Tensor:
-    """Remove a square of `hole` px in the middle; an odd rest is one pixel larger below and to the right.
+    """Remove a square of `hole` px in the middle; an odd margin is one pixel larger at the bottom and right.
 
     Raises:
         ValueError: The hole does not fit the image.
@@ -26,13 +25,13 @@ def centre_mask(batch: int, image_size: int, hole: int, device: torch.device | s
 
 
 def block_masks(batch: int, image_size: int, hole: int, generator: torch.Generator) -> Tensor:
-    """Remove four squares of half the side of the hole, anywhere and overlapping: at most its area.
+    """Remove four random squares of half the hole's side, which may overlap.
 
     Args:
         batch: B.
         image_size: S.
-        hole: Side of the square that has the area that they have at most, at least 2.
-        generator: Draws the places; the mask is on its device.
+        hole: Side of a square whose area bounds theirs, 2 to S.
+        generator: Draws the positions; the mask is on its device.
 
     Raises:
         ValueError: The hole is below 2, or does not fit the image.
@@ -47,21 +46,20 @@ def block_masks(batch: int, image_size: int, hole: int, generator: torch.Generat
 
 
 def region_masks(batch: int, image_size: int, hole: int, generator: torch.Generator) -> Tensor:
-    """Remove smooth random regions with as many pixels as a square hole: the low parts of enlarged noise.
+    """Remove smooth random regions with the area of a square hole: the lowest pixels of enlarged noise.
 
     Args:
         batch: B.
         image_size: S.
-        hole: Side of the square of the same area; half the image for the paper's quarter.
+        hole: Side of the square of the same area; S / 2 removes a quarter, as in the paper.
         generator: Draws the noise; the mask is on its device.
 
     Raises:
-        ValueError: The hole has more pixels than the image, or none.
+        ValueError: The hole is below 1, or does not fit the image.
     """
     _check_hole(hole, image_size, 1)
-    cells = min(
-        4, image_size
-    )  # the authors: 0.06 cells a pixel, 7.7 in 128 px; fewer keep blobs above a pixel
+    # the authors have 0.06 cells per pixel, 7.7 in 128 px; in small images so many would make tiny blobs
+    cells = min(4, image_size)
     noise = torch.rand(batch, 1, cells, cells, generator=generator, device=generator.device)
     smooth = F.interpolate(noise, (image_size, image_size), mode="bicubic", align_corners=False)
     rank = smooth.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)  # (B, S * S): 0 for the lowest pixel
@@ -69,19 +67,19 @@ def region_masks(batch: int, image_size: int, hole: int, generator: torch.Genera
 
 
 def fill(images: Tensor, mask: Tensor, colour: Tensor) -> Tensor:
-    """Paint what is removed in one colour, `(1, C, 1, 1)`."""
+    """Paint removed pixels in one colour, `(1, C, 1, 1)`."""
     return torch.where(mask, colour.to(images.dtype), images)
 
 
 def border_weights(mask: Tensor, overlap: int, weight: float = 10.0) -> Tensor:
-    """Weigh pixels for the loss: 1 in the hole, `weight` in a band around it that is visible, 0 elsewhere.
+    """Weigh pixels for the loss: 1 in the hole, `weight` in a visible band around it, 0 elsewhere.
 
-    A filling that also has to match the band cannot break off at the hole's border (sec. 4).
+    The band makes predictions continue across the hole's border (sec. 4).
 
     Args:
         mask: `(B, 1, S, S)`.
         overlap: Width of the band in pixels, 0 for none; it ends at the border of the image.
-        weight: Of a pixel of the band (paper: 10).
+        weight: Weight of pixels in the band (paper: 10).
 
     Returns:
         `(B, 1, S, S)` float32.

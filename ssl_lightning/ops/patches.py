@@ -1,7 +1,4 @@
-"""Square tiles cut out of images, at places drawn for each (Noroozi, Favaro 2016; Doersch et al. 2015).
-
-A place is the corner (y, x) of a tile in pixels. Tiles are numbered row by row on their grid.
-"""
+"""Square tiles cut from images at random places (Noroozi, Favaro 2016; Doersch et al. 2015)."""
 
 from __future__ import annotations
 
@@ -12,7 +9,10 @@ from ssl_lightning.ops.tile_grid import NEIGHBOURS, TileGrid
 
 
 def draw_corners(grid: TileGrid, batch: int, generator: torch.Generator) -> Tensor:
-    """Draw where the tiles of each image lie: `(B, n, 2)` int64, on the device of the generator."""
+    """Draw the corners of the tiles of each image: `(B, n, 2)` int64, on the device of the generator.
+
+    A corner is the upper left pixel (y, x) of a tile. Tiles are numbered row by row on their grid.
+    """
     device = generator.device
     slack = grid.image_size - grid.extent
     origin = torch.randint(slack + 1, (batch, 1, 2), generator=generator, device=device)
@@ -21,7 +21,7 @@ def draw_corners(grid: TileGrid, batch: int, generator: torch.Generator) -> Tens
 
 
 def regular_corners(grid: TileGrid, device: torch.device | str = "cpu") -> Tensor:
-    """Return the places in the middle of what `draw_corners` draws: `(n, 2)` int64."""
+    """Return the corners in the middle of the range of `draw_corners`: `(n, 2)` int64."""
     origin = (grid.image_size - grid.extent) // 2 + grid.play // 2
     return origin + grid.pitch * _cells(grid, device)
 
@@ -32,10 +32,10 @@ def _cells(grid: TileGrid, device: torch.device | str) -> Tensor:
 
 
 def draw_neighbours(batch: int, pairs: int, generator: torch.Generator) -> Tensor:
-    """Draw different neighbours for each image: `(B, pairs)` int64 in 0..7, places of `NEIGHBOURS`.
+    """Draw distinct neighbours for each image: `(B, pairs)` int64 in 0..7, indices into `NEIGHBOURS`.
 
     Raises:
-        ValueError: There are not so many neighbours.
+        ValueError: `pairs` is below 1 or above 8.
     """
     if not 1 <= pairs <= len(NEIGHBOURS):
         raise ValueError(f"pairs is {pairs}; allowed are 1 to {len(NEIGHBOURS)}, all neighbours")
@@ -46,17 +46,17 @@ def draw_neighbours(batch: int, pairs: int, generator: torch.Generator) -> Tenso
 def shift_channels(
     corners: Tensor, channels: int, shift: int, last: int, generator: torch.Generator
 ) -> Tensor:
-    """Move the channels of each tile against each other, which hides chromatic aberration.
+    """Shift the channels of each tile against each other to hide chromatic aberration.
 
     Args:
-        corners: `(B, n, 2)` places.
+        corners: `(B, n, 2)`.
         channels: C.
         shift: Each channel moves by -shift..shift pixels in each direction (Noroozi, Favaro: 2).
-        last: Largest corner that lies in the image (image size - tile); a channel stops there and at 0.
+        last: Largest corner of a tile in the image (image size - tile); corners are clamped to 0..last.
         generator: Draws the shifts.
 
     Returns:
-        Places of the channels, `(B, n, C, 2)`.
+        Corners of the channels, `(B, n, C, 2)`.
     """
     size = (*corners.shape[:2], channels, 2)
     moves = torch.randint(-shift, shift + 1, size, generator=generator, device=corners.device)
@@ -71,46 +71,46 @@ def cut_tiles(
     *,
     channels_last: bool = False,
 ) -> Tensor:
-    """Cut tiles out of images, in one gather.
+    """Cut tiles from images in one gather.
 
     Args:
-        images: `(B, C, H, W)` of any dtype; uint8 is moved in a third of the time of floats.
-        corners: `(B, n, 2)` places, or `(B, n, C, 2)` with one for each channel.
+        images: `(B, C, H, W)` of any dtype; uint8 takes a third of the time of floats.
+        corners: `(B, n, 2)`, or `(B, n, C, 2)` with one for each channel.
         tile: Height and width t.
-        dtype: Of the tiles, values unchanged; None: that of the images.
-        channels_last: Whether the numbers of a pixel lie side by side in memory, as backbones like it: of images
-            that are channels-last themselves such tiles are cut several times as fast.
+        dtype: Type of the tiles, with unchanged values; None: the type of the images.
+        channels_last: Whether the tiles are channels-last in memory, as backbones prefer. Cutting them from
+            channels-last images is several times as fast.
 
     Returns:
-        `(B, n, C, t, t)`, dense in this order (or with C last) whatever the memory format of the images.
+        `(B, n, C, t, t)`, dense in this order (or with C last) for any memory format of the images.
 
     Raises:
-        ValueError: The tile is larger than the image, or nothing.
+        ValueError: The tile is below 1 px or larger than the image.
     """
     batch, channels, height, width = images.shape
     if not 1 <= tile <= min(height, width):
         raise ValueError(f"tile is {tile} px; allowed are 1 to {min(height, width)}, the size of the image")
     dtype = dtype or images.dtype
-    if not images.numel():  # there is no memory to view
+    if not images.numel():  # as_strided needs memory to view
         return images.new_empty(batch, corners.shape[1], channels, tile, tile, dtype=dtype)
-    # Channels-last images are one plane of pixels each, others C planes of numbers
-    whole = not images.is_contiguous()
-    images = images.contiguous(memory_format=torch.channels_last if whole else torch.contiguous_format)
-    planes, numbers = (1, channels) if whole else (channels, 1)
+    # A channels-last image is one plane of pixels, others are C planes of single values
+    pixelwise = not images.is_contiguous()
+    images = images.contiguous(memory_format=torch.channels_last if pixelwise else torch.contiguous_format)
+    planes, numbers = (1, channels) if pixelwise else (channels, 1)
     y, x = (corners[:, :, None] if corners.ndim == 3 else corners).unbind(-1)  # (B, n, C or 1)
     plane = torch.arange(batch * planes, device=images.device).view(batch, 1, planes)
     line = torch.arange(tile, device=images.device)
     begin = numbers * (((plane * height + y) * width + x)[..., None] + width * line)  # (B, n, planes, t)
-    # A line of a tile lies in one piece in memory. All pieces that begin anywhere are an overlapping view, of
-    # which index_select copies those wanted whole, in a third of the time of an index per pixel.
+    # A row of a tile is contiguous in memory. All pieces of this length form an overlapping view, from which
+    # index_select copies complete rows in a third of the time of an index per pixel.
     length = tile * numbers
     pieces = images.as_strided((images.numel() - length + 1, length), (1, 1))
     tiles = pieces.index_select(0, begin.flatten()).view(*begin.shape, tile, numbers)
-    if not whole:
+    if not pixelwise:
         tiles = tiles[..., 0]
     elif tiles.shape[2] == 1:
         tiles = tiles[:, :, 0].movedim(-1, 2)
-    else:  # whole pixels at the place of each channel, of which that channel is wanted
+    else:  # complete pixels at the corner of each channel: keep only that channel
         tiles = tiles.diagonal(dim1=2, dim2=-1).movedim(-1, 2)
     if channels_last:
         tiles = tiles.movedim(2, -1)
@@ -122,13 +122,13 @@ def cut_tiles(
 
 
 def place_tiles(tiles: Tensor, corners: Tensor, image_size: int, background: float = 0.0) -> Tensor:
-    """Put tiles where they were cut out: the inverse of `cut_tiles` for tiles that do not overlap.
+    """Paste tiles at their corners: the inverse of `cut_tiles` for tiles that do not overlap.
 
     Args:
         tiles: `(B, n, C, t, t)`.
-        corners: `(B, n, 2)` places.
+        corners: `(B, n, 2)`.
         image_size: Height and width of the result.
-        background: What is not covered by a tile.
+        background: Value of pixels outside all tiles.
 
     Returns:
         `(B, C, image_size, image_size)`.
@@ -147,15 +147,16 @@ def permute_tiles(tiles: Tensor, orders: Tensor) -> Tensor:
     """Arrange the tiles of each image in several orders.
 
     Args:
-        tiles: `(B, n, ...)`: pixels, or what a backbone made of them.
-        orders: `(B, P, n)` int64; place i shows tile `orders[..., i]`. `orders.argsort(-1)` is the inverse.
+        tiles: `(B, n, ...)`: pixels or embeddings.
+        orders: `(B, P, n)` int64; position i shows tile `orders[..., i]`. `orders.argsort(-1)` inverts it.
 
     Returns:
         `(B, P, n, ...)`.
     """
     batch, count, places = orders.shape
     first = places * torch.arange(batch * count, device=tiles.device).view(batch, count, 1)
-    # expanded first: with no tile read twice, threads that add up the gradient cannot meet, and a resumed run
-    # ends bit-identical; by rows: the gradient of `tiles[image, number, orders]` takes torch twice as long
+    # Expanding first makes the gradient deterministic, so that a resumed run ends bit-identical: no tile is
+    # read twice, so no two threads add to one element. By rows, since the gradient of
+    # `tiles[image, number, orders]` takes twice as long.
     copies = tiles[:, None].expand(-1, count, *tiles.shape[1:]).flatten(0, 2)
     return copies.index_select(0, (first + orders).flatten()).unflatten(0, orders.shape)

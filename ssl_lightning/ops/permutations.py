@@ -1,4 +1,4 @@
-"""The fixed set of orders that a jigsaw is shuffled by (Noroozi, Favaro 2016, sec. 3.4 and algorithm 1)."""
+"""Fixed set of permutations that shuffle a jigsaw (Noroozi, Favaro 2016, sec. 3.4 and algorithm 1)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.array_cache import read_array, write_array
 
 METHODS = ("minimum", "mean")
-EXHAUSTIVE = 9  # up to so many tiles every order is a candidate: 9! is 362,880
-MOST_TILES = 255  # numbers of tiles are kept in bytes, and so are distances
-SAMPLED = 200_000  # candidates beyond that
-VERSION = 1  # part of the name of a cached file: raise it with every change of the choice
+EXHAUSTIVE = 9  # up to this number of tiles every order is a candidate: 9! is 362,880
+MOST_TILES = 255  # indices of tiles and distances are stored in bytes
+SAMPLED = 200_000  # candidates for more tiles than EXHAUSTIVE
+VERSION = 1  # part of a cached file's name: raise it when the choice changes
 
 
 @dataclass(frozen=True)
 class PermutationSet:
-    """Orders that are far from each other, and how far.
+    """Orders that differ strongly from each other, and their distances.
 
     Args:
-        orders: `(P, n)` int64; place i of order k shows tile `orders[k, i]`.
-        identity: Class of the order that shuffles nothing; None where the set does not hold it.
+        orders: `(P, n)` int64; position i of order k shows tile `orders[k, i]`.
+        identity: Index of the identity in `orders`; None if the set does not contain it.
         minimum: Smallest Hamming distance of two orders, in 2..n.
         mean: Mean Hamming distance over all pairs, in 2..n.
     """
@@ -50,18 +50,18 @@ class PermutationSet:
 def permutation_set(
     tiles: int, size: int, *, method: str = "minimum", cache_dir: str | os.PathLike[str] | None = None
 ) -> PermutationSet:
-    """Choose orders one by one, each as far as possible from those chosen before; always the same ones.
+    """Choose orders greedily, each as far as possible from the orders chosen before; deterministic.
 
-    The first is the identity. Candidates are all n! orders for up to 9 tiles, and beyond that a fixed
-    sample of 200,000. Ties go to the better by the other method, then to the first in lexicographic order.
+    The first is the identity. Candidates are all n! orders for up to 9 tiles, and a fixed sample of 200,000
+    for more. The other method breaks ties, then the lexicographic order.
 
     Args:
         tiles: n, from 2 to 255.
         size: P, number of orders, at least 2 and at most the number of candidates.
-        method: "minimum" makes the smallest distance to the chosen orders as large as possible, "mean"
-            their mean distance, which is the paper's.
-        cache_dir: Folder in which the set is kept for the next time; None keeps nothing. One that cannot
-            be written to is ignored: the choice takes a second or two.
+        method: "minimum" maximises the smallest distance to the chosen orders, "mean" the mean distance, as
+            in the paper.
+        cache_dir: Folder that caches the set; None does not cache. A read-only folder is ignored: the choice
+            takes a second or two.
 
     Raises:
         ValueError: A number is out of range, or the method is unknown.
@@ -81,18 +81,18 @@ def permutation_set(
     if chosen is None:
         chosen = _choose(_candidates(tiles, size), size, method)
         write_array(path, chosen)
-    apart = hamming(chosen)[np.triu_indices(size, 1)]
+    distances = hamming(chosen)[np.triu_indices(size, 1)]
     (identity,) = np.nonzero((chosen == np.arange(tiles)).all(1))
     return PermutationSet(
         torch.from_numpy(chosen.astype(np.int64)),
         int(identity[0]) if len(identity) else None,
-        int(apart.min()),
-        float(apart.mean()),
+        int(distances.min()),
+        float(distances.mean()),
     )
 
 
 def hamming(orders: np.ndarray) -> np.ndarray:
-    """Count the places in which two orders differ: `(P, n)` to `(P, P)`.
+    """Count the positions at which two orders differ: `(P, n)` to `(P, P)`.
 
     >>> hamming(np.array([[0, 1, 2], [1, 0, 2]])).tolist()
     [[0, 2], [2, 0]]
@@ -104,10 +104,10 @@ def hamming(orders: np.ndarray) -> np.ndarray:
 
 
 def _candidates(tiles: int, size: int) -> np.ndarray:
-    """Orders to choose from, (N, n) uint8 in lexicographic order, so that the identity is the first."""
+    """Return the orders to choose from, `(N, n)` uint8 in lexicographic order; the identity is the first."""
     if tiles <= EXHAUSTIVE:
         return np.array(list(itertools.permutations(range(tiles))), dtype=np.uint8)
-    # collisions are rare (below 3 % at n = 10), and a tenth more makes up for them
+    # a tenth more draws replace duplicates, which are rare (below 3 % at n = 10)
     draws = torch.rand(SAMPLED * 11 // 10, tiles, generator=generator("permutations", tiles))
     drawn = draws.argsort(dim=1, stable=True).numpy().astype(np.uint8)
     drawn[0] = np.arange(tiles)
@@ -115,8 +115,8 @@ def _candidates(tiles: int, size: int) -> np.ndarray:
 
 
 def _choose(candidates: np.ndarray, size: int, method: str) -> np.ndarray:
-    """Pick `size` rows greedily; (P, n) uint8."""
-    places = np.ascontiguousarray(candidates.T)  # (n, N): each place is compared in one sweep
+    """Pick `size` rows greedily, `(P, n)` uint8."""
+    places = np.ascontiguousarray(candidates.T)  # (n, N): each position is compared in one sweep
     nearest = np.full(len(candidates), len(places), dtype=np.int64)
     total = np.zeros(len(candidates), dtype=np.int64)
     chosen = [0]
@@ -125,24 +125,24 @@ def _choose(candidates: np.ndarray, size: int, method: str) -> np.ndarray:
         distance = (places != places[:, newest, None]).sum(0, dtype=np.uint8)
         np.minimum(nearest, distance, out=nearest)
         total += distance
-        # one number that orders by the first criterion, then by the second; 0 for what is chosen already
+        # one number that ranks by the first criterion, then by the second; chosen orders get -1
         if method == "minimum":
             rank = nearest * (len(places) * size) + total
         else:
             rank = total * (len(places) + 1) + nearest
         rank[nearest == 0] = -1
-        chosen.append(int(rank.argmax()))  # numpy promises the first of equals
+        chosen.append(int(rank.argmax()))  # argmax returns the first of equal values
     return candidates[chosen]
 
 
 def _read(path: Path | None, tiles: int, size: int) -> np.ndarray | None:
-    """Load a cached set; None where there is none, or not a whole one."""
+    """Load a cached set; None if it is missing or damaged."""
     chosen = read_array(path)
     if chosen is None:
         return None
-    whole = (
+    valid = (
         chosen.shape == (size, tiles)
         and (np.sort(chosen, axis=1) == np.arange(tiles)).all()
         and len(np.unique(chosen, axis=0)) == size
     )
-    return chosen if whole else None
+    return chosen if valid else None

@@ -1,33 +1,33 @@
-"""How many directions features vary in, and which of them do not vary at all: collapse, without labels."""
+"""Measures of collapse without labels: effective rank and dead channels of features."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-CONSTANT = 1e-5  # relative to the largest value: above what rounding in float32 leaves
+CONSTANT = 1e-5  # relative to the largest value, above the rounding of float32
 
 
 def effective_rank(x: Tensor, eps: float = 1e-7) -> Tensor:
-    """Exponential of the entropy of the singular values, RankMe (Garrido et al. 2023, eq. 1-2).
+    """Compute RankMe, the exponential entropy of the singular values (Garrido et al. 2023, eq. 1-2).
 
     Args:
-        x: `(N, D)` floats, as they are: not centred, not scaled.
-        eps: Added to each share of the singular values, as there.
+        x: `(N, D)` floats, neither centred nor scaled.
+        eps: Added to each share of the singular values, as in the paper.
 
     Returns:
-        `()` float64: 1 for features along one direction, min(N, D) for equally strong ones.
+        `()` float64: 1 for features along one direction, min(N, D) for equally strong directions.
 
     >>> round(float(effective_rank(torch.eye(4))), 3)
     4.0
     """
     values = torch.linalg.svdvals(x.double())
     share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny) + eps
-    return torch.exp(-(share * share.log()).sum()).clamp_min(1)  # eps may push it a hair below
+    return torch.exp(-(share * share.log()).sum()).clamp_min(1)  # eps may push it slightly below
 
 
 def dead_channels(x: Tensor) -> Tensor:
-    """Which features are the same for all samples, such as those of a ReLU that never lets anything pass.
+    """Find the features that are equal for all samples, such as the output of a dead ReLU.
 
     Args:
         x: `(N, D)` floats, N at least 1.

@@ -1,4 +1,4 @@
-"""Bicubic resampling of images, as picture libraries do it (Keys 1981, a = -0.5, antialiased)."""
+"""Bicubic resampling as in image libraries (Keys 1981, a = -0.5, antialiased)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def resize_bicubic(images: Tensor, size: int) -> Tensor:
-    """Resize square images; where they shrink, the kernel widens so that nothing aliases.
+    """Resize square images; when shrinking, a wider kernel prevents aliasing.
 
     Args:
         images: `(B, C, S, S)` floats.
         size: Height and width of the result.
 
     Returns:
-        `(B, C, size, size)` float32; values may leave the range of the input a little, as bicubic does.
+        `(B, C, size, size)` float32; values may slightly exceed the range of the input.
 
     Raises:
         ValueError: `size` is below 1.
     """
     if size < 1:
-        raise ValueError(f"size is {size}; allowed are 1 and more")
+        raise ValueError(f"size is {size}; allowed is 1 or more")
     with torch.autocast(images.device.type, enabled=False):
         return F.interpolate(
             images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False

@@ -9,17 +9,17 @@ NUM_ROTATIONS = 4
 
 
 def rotate_four(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Make all four rotated copies of every image.
+    """Rotate every image by all four angles.
 
     Args:
         images: `(B, C, H, H)` of any dtype, in either memory format.
 
     Returns:
-        Copies `(4B, C, H, H)`, first all images at 0 degrees, then at 90, 180 and 270 (counter-clockwise),
-        in the memory format of the input; and the classes `(4B,)`, int64 in 0..3.
+        Copies `(4B, C, H, H)` in the memory format of the input: all images at 0 degrees, then at 90, 180 and
+        270 (counter-clockwise). Classes `(4B,)`, int64 in 0..3.
 
     Raises:
-        ValueError: The images are not square, so that their copies do not fit one batch.
+        ValueError: The images are not square, so that their copies do not fit in one batch.
 
     >>> rotate_four(torch.tensor([[[[1, 2], [3, 4]]]]))[0][:, 0].tolist()
     [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]]]
@@ -40,7 +40,7 @@ def rotate_four(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rotate_one(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rotate each image by one angle drawn for it (VISSL's variant, `copies=1`).
+    """Rotate each image by one random angle (VISSL's variant, `copies=1`).
 
     Args:
         images: `(B, C, H, H)`.

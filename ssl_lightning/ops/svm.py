@@ -1,14 +1,4 @@
-"""Linear support vector machines with squared hinge loss, solved in the primal by Newton's method.
-
-Each minimises `|w|^2 / 2 + sum_i c_i max(0, 1 - y_i <w, x_i>)^2`, which is scikit-learn's `LinearSVC` (a bias
-is a column of ones, penalised as there). The objective is made of quadratics, so that a step which leaves the
-samples within the margin the same ends at the very minimum, after five to twenty steps (Keerthi & DeCoste
-2005; Chapelle 2007).
-
-Machines on the same features, one a class and part of a cross-validation, are solved together. The features
-are turned onto their principal axes first, where the Hessian of every machine is nearly diagonal: conjugate
-gradients then find a step in some ten products with it, and it is never made.
-"""
+"""Linear support vector machines with squared hinge loss, solved in the primal by Newton's method."""
 
 from __future__ import annotations
 
@@ -17,20 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ARMIJO = 1e-4  # share of the promised decrease that a step must bring
-MAX_HALVINGS = 40  # of a step; more means that rounding hides any progress
-MAX_PRODUCTS = 200  # of conjugate gradients in one step; the next one goes on from there
-AT_ONCE = 2**24  # machines times samples: what is kept of each takes 128 MB
+ARMIJO = 1e-4  # share of the predicted decrease that a step must reach
+MAX_HALVINGS = 40  # of one step; needing more means that rounding hides progress
+MAX_PRODUCTS = 200  # of conjugate gradients in one Newton step
+AT_ONCE = 2**24  # machines times samples; each (M, N) tensor then takes 128 MB
 
 
 @dataclass(frozen=True)
 class SVMFit:
-    """Solutions.
+    """Solutions of M machines.
 
     Args:
         weight: `(M, D)`.
-        iterations: `(M,)` Newton steps taken.
-        converged: `(M,)` whether the gradient is within the tolerance.
+        iterations: `(M,)` int64, number of Newton steps.
+        converged: `(M,)` bool: the gradient is within the tolerance.
     """
 
     weight: Tensor
@@ -39,14 +29,23 @@ class SVMFit:
 
 
 class SVMSolver:
-    """What all machines on some features share.
+    """Solver for machines on the same features.
+
+    Each machine minimises `|w|^2 / 2 + sum_i c_i max(0, 1 - y_i <w, x_i>)^2`, the objective of scikit-learn's
+    `LinearSVC` (the bias is a column of ones and is penalised, as there). The objective is piecewise
+    quadratic: a Newton step that does not change the set of samples within the margin reaches the minimum
+    exactly. This takes five to twenty steps (Keerthi & DeCoste 2005; Chapelle 2007).
+
+    Machines (one per class and fold of a cross-validation) are solved together. The features are first
+    rotated to their principal axes, where the Hessian of every machine is nearly diagonal. Conjugate
+    gradients then find a step in about ten products with the Hessian, which is never formed.
 
     Args:
         x: `(N, D)` float64.
     """
 
     def __init__(self, x: Tensor) -> None:
-        # of few samples the weights lie in the span: solved with as many numbers
+        # with N < D the weights lie in the span of the samples: solve for N numbers
         span = torch.linalg.qr(x.T).Q if len(x) < x.shape[1] else None  # (D, N)
         inner = x if span is None else x @ span
         self._scale, axes = torch.linalg.eigh(inner.T @ inner)  # (R,), (R, R)
@@ -55,7 +54,7 @@ class SVMSolver:
 
     @property
     def at_once(self) -> int:
-        """How many machines `fit` may be given in one call with little memory."""
+        """Number of machines that one call of `fit` solves within the memory bound."""
         return max(1, AT_ONCE // max(1, len(self._x)))
 
     def fit(
@@ -71,10 +70,10 @@ class SVMSolver:
 
         Args:
             signs: `(M, N)` float64, y of each sample, 1 or -1.
-            costs: `(M, N)` float64, c of each sample, at least 0; one with 0 is not looked at.
-            init: `(M, D)` to start from; None for 0.
-            max_iter: Newton steps at most.
-            tol: Length of the gradient that counts as 0, relative to the one at w = 0.
+            costs: `(M, N)` float64, c of each sample, at least 0; samples with 0 are ignored.
+            init: `(M, D)` weights to start from; None: zeros.
+            max_iter: Upper bound for the Newton steps.
+            tol: Length of the gradient that counts as 0, relative to its length at w = 0.
         """
         weight = costs.new_zeros(len(costs), len(self._scale))  # (M, R)
         if init is not None:
@@ -82,38 +81,40 @@ class SVMSolver:
         start = (2 * (costs * signs) @ self._x).norm(dim=1).clamp_min(1)  # (M,)
         iterations = torch.zeros(len(signs), dtype=torch.int64)
         converged = torch.zeros(len(signs), dtype=torch.bool)
-        at_work = torch.arange(len(signs))  # those that are not solved yet
+        active = torch.arange(len(signs))  # machines that are not solved yet
         for iteration in range(max_iter + 1):
-            y, c, w = signs[at_work], costs[at_work], weight[at_work]
-            slack = 1 - y * (w @ self._x.T)  # above 0 within the margin; anew: no rounding adds up
+            y, c, w = signs[active], costs[active], weight[active]
+            # above 0 within the margin; computed from w each time, so that rounding does not accumulate
+            slack = 1 - y * (w @ self._x.T)
             gradient = w - 2 * (c * y * slack.clamp_min(0)) @ self._x
-            norm, bound = gradient.norm(dim=1), tol * start[at_work]
-            converged[at_work] = norm <= bound
+            norm, bound = gradient.norm(dim=1), tol * start[active]
+            converged[active] = norm <= bound
             left = (norm > bound).nonzero()[:, 0]
             if len(left) == 0 or iteration == max_iter:
                 break
-            at_work, y, c, w, slack, gradient, norm, bound = (
-                each[left] for each in (at_work, y, c, w, slack, gradient, norm, bound)
+            active, y, c, w, slack, gradient, norm, bound = (
+                each[left] for each in (active, y, c, w, slack, gradient, norm, bound)
             )
-            # roughly at first, when the samples within the margin still change
-            wanted = norm * (norm / start[at_work]).sqrt().clamp_max(0.1)
-            step = self._newton_step(gradient, 2 * c * (slack > 0), torch.maximum(wanted, bound / 4))
+            # inexact at first, while the set of samples within the margin still changes
+            tolerance = norm * (norm / start[active]).sqrt().clamp_max(0.1)
+            step = self._newton_step(gradient, 2 * c * (slack > 0), torch.maximum(tolerance, bound / 4))
             length = _line_search(w, step, slack, y * (step @ self._x.T), c, (gradient * step).sum(1))
-            weight[at_work] = w + length[:, None] * step
-            iterations[at_work] += 1
-            at_work = at_work[length > 0]
-            if len(at_work) == 0:
+            weight[active] = w + length[:, None] * step
+            iterations[active] += 1
+            active = active[length > 0]
+            if len(active) == 0:
                 break
         return SVMFit(weight @ self._axes.T, iterations, converged)
 
-    def _newton_step(self, gradient: Tensor, curvature: Tensor, wanted: Tensor) -> Tensor:
-        """Solve `(I + X^T diag(curvature) X) step = -gradient` until what is left is as short as `wanted`."""
-        diagonal = 1 + curvature.mean(1, keepdim=True) * self._scale  # (M, R), as if all weighed the same
+    def _newton_step(self, gradient: Tensor, curvature: Tensor, tolerance: Tensor) -> Tensor:
+        """Solve `(I + X^T diag(curvature) X) step = -gradient` to a residual norm of `tolerance`."""
+        # (M, R), as if all samples had the mean curvature
+        diagonal = 1 + curvature.mean(1, keepdim=True) * self._scale
         step, rest = torch.zeros_like(gradient), -gradient
         along = rest / diagonal
         product = (rest * along).sum(1)
         for _ in range(MAX_PRODUCTS):
-            unsolved = rest.norm(dim=1) > wanted
+            unsolved = rest.norm(dim=1) > tolerance
             if not unsolved.any():
                 break
             bent = along + ((along @ self._x.T) * curvature) @ self._x
@@ -129,7 +130,7 @@ class SVMSolver:
 def _line_search(
     weight: Tensor, step: Tensor, slack: Tensor, change: Tensor, costs: Tensor, slope: Tensor
 ) -> Tensor:
-    """Halve each step until its objective falls as it should: lengths `(M,)`, 0 where it never does."""
+    """Halve each step until the objective falls enough: lengths `(M,)`, 0 if it never does."""
 
     def objective(length: Tensor) -> Tensor:
         hinge = (slack - length[:, None] * change).clamp_min(0)

@@ -1,8 +1,4 @@
-"""Where tiles may lie in an image, by rules that follow from its size.
-
-Jigsaw: Noroozi, Favaro 2016; neighbours: Doersch, Gupta, Efros 2015.
-Tiles sit on a square grid, numbered row by row. Lengths are in pixels.
-"""
+"""Grids of tiles in an image, derived from its size."""
 
 from __future__ import annotations
 
@@ -15,13 +11,15 @@ CENTRE = 4
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Where tiles may lie: tile (r, c) at origin + pitch * (r, c) + a draw of 0..play in each direction.
+    """Grid of tiles: tile (r, c) lies at origin + pitch * (r, c) + a draw of 0..play in each direction.
+
+    Tiles sit on a square grid, numbered row by row. Lengths are in pixels.
 
     Args:
         image_size: Height and width of the images in pixels.
         side: Tiles along an edge of the grid.
         tile: Height and width of a tile.
-        pitch: Distance of neighbouring tiles, from corner to corner, where both are drawn alike.
+        pitch: Distance between the corners of neighbouring tiles with equal draws.
         play: Range of the draw; at most pitch - tile, so that no two tiles overlap.
 
     Raises:
@@ -47,12 +45,12 @@ class TileGrid:
 
     @property
     def extent(self) -> int:
-        """Pixels from the first to the last that any tile may cover, in each direction."""
+        """Height and width of the area that tiles may cover."""
         return (self.side - 1) * self.pitch + self.play + self.tile
 
 
 def default_tile(cell: int) -> int:
-    """Size of a tile in a cell: three quarters, rounded up, as 64 in 85 in the paper (sec. 4.2).
+    """Return the tile size for a cell: three quarters, rounded up (Noroozi, Favaro 2016, sec. 4.2: 64 of 85).
 
     >>> [default_tile(cell) for cell in (85, 32, 21, 10)]
     [64, 24, 16, 8]
@@ -63,22 +61,22 @@ def default_tile(cell: int) -> int:
 def jigsaw_grid(
     image_size: int, *, side: int = 3, cell: int | None = None, tile: int | None = None, gap: bool = True
 ) -> TileGrid:
-    """Lay out a jigsaw: each tile lies anywhere in its cell, so that edges do not continue.
+    """Lay out a jigsaw (Noroozi, Favaro 2016): each tile lies anywhere in its cell, so edges do not continue.
 
     Args:
         image_size: Height and width of the images in pixels.
         side: Cells along an edge, at least 2.
-        cell: Size of a cell; None: image_size // side. What is left of the image moves the grid about.
+        cell: Size of a cell; None: image_size // side. The grid moves randomly within the rest of the image.
         tile: Size of a tile; None: see `default_tile`.
         gap: False shrinks the cells to the tiles: neighbours touch, and their edges continue.
 
     Raises:
-        ValueError: The cells do not fit the image, or the tile not its cell.
+        ValueError: The cells do not fit the image, or the tile does not fit its cell.
     """
     if not 2 <= side <= image_size:
         raise ValueError(
-            f"task.grid is {side}; allowed are 2 tiles along an edge or more, and at least a pixel for each "
-            f"of them (data.image_size={image_size})"
+            f"task.grid is {side}; allowed are 2 to {image_size} tiles along an edge "
+            f"(data.image_size={image_size})"
         )
     largest = image_size // side
     cell = largest if cell is None else cell
@@ -100,13 +98,15 @@ def jigsaw_grid(
 def neighbour_grid(
     image_size: int, *, tile: int | None = None, gap: int | None = None, jitter: int | None = None
 ) -> TileGrid:
-    """Lay out a patch and its eight neighbours (Doersch et al. 2015, sec. 3.1: 96 px, gap 48, jitter 7).
+    """Lay out a patch and its eight neighbours (Doersch, Gupta, Efros 2015, sec. 3.1).
+
+    The paper has patches of 96 px, gap 48 and jitter 7.
 
     Args:
         image_size: Height and width of the images in pixels.
         tile: Size of a patch; None: `default_tile` of a third of the image.
-        gap: Pixels between neighbours before the jitter; None: what a third of the image leaves.
-        jitter: Each patch moves by up to so many pixels each way; None: half the gap, rounded down.
+        gap: Pixels between neighbours before the jitter; None: a third of the image minus the patch.
+        jitter: Largest shift of a patch in each direction, in pixels; None: half the gap, rounded down.
 
     Raises:
         ValueError: Patches could overlap or leave the image.

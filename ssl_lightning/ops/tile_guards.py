@@ -1,8 +1,4 @@
-"""What hides from a network the cues that solve a patch task without looking at objects.
-
-Tiles are `(B, n, C, t, t)` floats. Every draw is one tensor operation for the whole batch. With `inplace` the
-result takes the place of the tiles, a copy of the images anyway: new memory costs as much as the arithmetic.
-"""
+"""Guards against shortcuts: they remove cues that solve a patch task without recognising objects."""
 
 from __future__ import annotations
 
@@ -12,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Tiles are `(B, n, C, t, t)` floats. Every draw is one tensor operation for the batch. With `inplace` the
+# result overwrites the tiles, which are a copy of the images: new memory costs as much as the arithmetic.
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: weights of R, G, B in a grey value
 GREEN_MAGENTA = (-1.0, 2.0, -1.0)  # axis in RGB along which lenses shift colours (Doersch et al. 2015)
 
@@ -19,13 +18,13 @@ GREEN_MAGENTA = (-1.0, 2.0, -1.0)  # axis in RGB along which lenses shift colour
 def standardise_tiles(tiles: Tensor, smallest: float = 1 / 255, *, inplace: bool = False) -> Tensor:
     """Give every channel of every tile mean 0 and standard deviation 1 (Noroozi, Favaro 2016, sec. 4.2).
 
-    Without it, brightness that changes slowly over the image tells where a tile was.
+    Without it, slow changes of brightness over the image reveal the position of a tile.
 
     Args:
         tiles: `(..., t, t)` floats, of any range.
-        smallest: A deviation below it counts as this, so that flat tiles do not become noise. The default is
-            one grey level in [0, 1].
-        inplace: Whether the tiles themselves are changed.
+        smallest: Lower bound for the deviation, so that flat tiles do not become noise. The default is one
+            grey level in [0, 1].
+        inplace: Whether to overwrite the tiles.
     """
     pixels = tiles.shape[-2] * tiles.shape[-1]
     mean = tiles.mean((-2, -1), keepdim=True)
@@ -41,10 +40,11 @@ def grey_scale(
     """Make all tiles of some images grey, so that colour alone cannot solve the task.
 
     Args:
-        tiles: `(B, ..., C, t, t)`; with other than 3 channels nothing happens.
-        probability: Of an image to become grey, in [0, 1] (Noroozi, Favaro: 0.3; Kolesnikov et al.: 0.66).
+        tiles: `(B, ..., C, t, t)`; returned unchanged if C is not 3.
+        probability: Probability that an image becomes grey, in [0, 1] (Noroozi, Favaro: 0.3; Kolesnikov et
+            al.: 0.66).
         generator: Draws the images.
-        inplace: Whether the tiles themselves are changed.
+        inplace: Whether to overwrite the tiles.
     """
     if tiles.shape[-3] != len(LUMA) or probability == 0:
         return tiles
@@ -59,9 +59,9 @@ def _grey(tiles: Tensor) -> Tensor:
 
 
 def _change(items: Tensor, chosen: Tensor, change: Callable[..., Tensor], *given: Tensor) -> Tensor:
-    """Put `change(items, *given)` in the place of those `(N, ...)` for which the bools `(N,)` hold.
+    """Replace the items `(N, ...)` selected by the mask `(N,)` with `change(items, *given)`.
 
-    On a CPU only these are computed; a GPU would have to be waited for to know how many they are.
+    A CPU computes only these. A GPU computes all, since counting the chosen forces a synchronisation.
     """
     if items.device.type != "cpu":
         where = chosen.view(-1, *[1] * (items.ndim - 1))
@@ -71,12 +71,12 @@ def _change(items: Tensor, chosen: Tensor, change: Callable[..., Tensor], *given
 
 
 def drop_colours(tiles: Tensor, generator: torch.Generator, noise: float = 0.01) -> Tensor:
-    """Keep one channel of each tile, and fill the others with noise (Doersch et al. 2015, sec. 3.1).
+    """Keep one channel of each tile and fill the others with noise (Doersch et al. 2015, sec. 3.1).
 
     Args:
-        tiles: `(B, n, C, t, t)`, centred at 0 (normalised); with one channel nothing happens.
-        generator: Draws the channel that stays, and the noise.
-        noise: Its standard deviation, over that of the channel that stays.
+        tiles: `(B, n, C, t, t)`, normalised; returned unchanged if C is 1.
+        generator: Draws the kept channel and the noise.
+        noise: Standard deviation of the noise over the standard deviation of the kept channel.
     """
     channels = tiles.shape[2]
     if channels == 1:
@@ -89,10 +89,10 @@ def drop_colours(tiles: Tensor, generator: torch.Generator, noise: float = 0.01)
 
 
 def colour_projection(channels: int) -> Tensor:
-    """Matrix `(C, C)` that takes the green-magenta part out of a pixel (Doersch et al. 2015, sec. 3.1).
+    """Return the matrix `(C, C)` that removes a pixel's green-magenta part (Doersch et al. 2015, sec. 3.1).
 
     Args:
-        channels: C; with other than 3 it is the identity.
+        channels: C; if it is not 3, the matrix is the identity.
     """
     matrix = torch.eye(channels)
     if channels != len(GREEN_MAGENTA):
@@ -102,12 +102,12 @@ def colour_projection(channels: int) -> Tensor:
 
 
 def mix_colours(tiles: Tensor, matrix: Tensor, offset: Tensor | None = None) -> Tensor:
-    """Map the colours of every pixel linearly, by a 1x1 convolution: fast with tiles that are channels-last.
+    """Map the colours of every pixel linearly by a 1x1 convolution, which is fast for channels-last tiles.
 
     Args:
         tiles: `(B, n, C, t, t)` floats.
         matrix: `(C, C)` floats; a pixel x becomes `matrix @ x`.
-        offset: What is added then, `(C,)` floats; None: nothing.
+        offset: Added afterwards, `(C,)` floats; None adds nothing.
 
     Returns:
         The same shape, type and memory format.
@@ -119,14 +119,14 @@ def mix_colours(tiles: Tensor, matrix: Tensor, offset: Tensor | None = None) -> 
 
 
 def resampling_table(tile: int, smallest: int) -> Tensor:
-    """Tabulate what shrinking a tile and enlarging it again does to one of its rows.
+    """Tabulate the matrices that shrink a row of a tile and enlarge it again.
 
-    Both steps are linear and act on rows and columns alike, so a tile X that went through k pixels is
-    `M X M^T`, and one table serves a batch in which every tile has a k of its own.
+    Both steps are linear and act equally on rows and columns: a tile X resampled through k pixels is
+    `M X M^T`. One table serves a batch in which every tile has its own k.
 
     Args:
         tile: Size t in pixels.
-        smallest: Smallest size in between, in 1..t.
+        smallest: Smallest intermediate size, in 1..t.
 
     Returns:
         `(t - smallest + 1, t, t)` floats: M for k = smallest, ..., t; the last is the identity.
@@ -147,14 +147,14 @@ def resampling_table(tile: int, smallest: int) -> Tensor:
 def resample_tiles(
     tiles: Tensor, table: Tensor, probability: float, generator: torch.Generator, *, inplace: bool = False
 ) -> Tensor:
-    """Shrink some tiles to a random size and enlarge them again, so that sharpness tells nothing.
+    """Shrink some tiles to a random size and enlarge them again, so that sharpness is not a cue.
 
     Args:
         tiles: `(B, n, C, t, t)` floats.
-        table: From `resampling_table`; its smallest size is the smallest that is drawn.
-        probability: Of a tile to be chosen, in [0, 1].
+        table: From `resampling_table`; sizes are drawn uniformly from it.
+        probability: Probability that a tile is resampled, in [0, 1].
         generator: Draws the tiles and their sizes.
-        inplace: Whether the tiles themselves may be changed.
+        inplace: Whether to overwrite the tiles.
     """
     shape, device = tiles.shape[:2], tiles.device
     row = torch.randint(len(table), shape, generator=generator, device=device)

@@ -1,4 +1,4 @@
-"""VOC's average precision of detections (Everingham et al. 2010, sec. 4.2; 11 points until VOC 2009)."""
+"""Average precision of detections on VOC (Everingham et al. 2010, sec. 4.2; 11 points until VOC 2009)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ Truth = Mapping[str, Tensor]  # of one image: boxes (m, 4), labels (m,), difficu
 def voc_ap(
     detections: Sequence[Detections], truth: Sequence[Truth], num_classes: int, *, iou: float = 0.5
 ) -> Tensor:
-    """11-point average precision of each class.
+    """Compute the 11-point average precision of each class.
 
-    A detection is compared with the object of its class that it overlaps most. It is right if they overlap by
-    `iou` or more and no detection with a higher score took that object; it counts nowhere if the object is
-    difficult, and else it is wrong. Boxes are left, top, right, bottom with right and bottom outside, where
-    VOC's code counts whole pixels: the overlaps are the same.
+    A detection is matched to the object of its class that it overlaps most. It is correct if they overlap by
+    `iou` or more and no detection with a higher score matched that object. It is ignored if the object is
+    difficult, and wrong otherwise. Boxes are left, top, right, bottom, with right and bottom exclusive. VOC's
+    code has inclusive pixels; the overlaps are equal.
 
     Args:
-        detections: For each image; more than one of a score keep their order.
-        truth: For each image.
+        detections: Detections of each image; equal scores keep their order.
+        truth: Objects of each image.
         num_classes: K; labels are 0..K-1.
-        iou: Smallest intersection over union of a right detection, in (0, 1].
+        iou: Smallest intersection over union of a correct detection, in (0, 1].
 
     Returns:
-        `(K,)` float64; NaN for a class without an object that is not difficult.
+        `(K,)` float64; NaN for a class without non-difficult objects.
+
+    Raises:
+        ValueError: `iou` is out of range.
     """
     if not 0 < iou <= 1:
         raise ValueError(f"iou is {iou}; it must be above 0 and at most 1")
@@ -46,14 +49,14 @@ def voc_ap(
 
 
 def eleven_points(hits: Tensor, positives: int) -> Tensor:
-    """Mean over the recalls 0, 0.1, ..., 1 of the best precision at that recall or a higher one.
+    """Average the best precision at or above each of the recalls 0, 0.1, ..., 1.
 
     Args:
-        hits: `(n,)` bool, whether each detection is right, from the highest score to the lowest.
-        positives: Objects to be found.
+        hits: `(n,)` bool, whether each detection is correct, from the highest score to the lowest.
+        positives: Number of objects.
 
     Returns:
-        `()` float64; NaN if there is nothing to be found.
+        `()` float64; NaN without objects.
 
     >>> round(11 * eleven_points(torch.tensor([True, False, True]), 2).item(), 3)  # 6 * 1 + 5 * 2 / 3
     9.333
@@ -62,14 +65,14 @@ def eleven_points(hits: Tensor, positives: int) -> Tensor:
         return torch.tensor(torch.nan, dtype=torch.float64)
     right = hits.cumsum(0)
     precision = right.double() / torch.arange(1, len(hits) + 1, device=hits.device)
-    # recall >= tenths / 10, in whole numbers: 0.3 is not 3 / 10 in floats
+    # recall >= tenths / 10, in integers: 0.3 is not 3 / 10 in floats
     reached = 10 * right >= positives * torch.arange(11, device=hits.device)[:, None]  # (11, n)
     best = (precision * reached).max(1).values if len(hits) else torch.zeros(11, dtype=torch.float64)
     return best.mean()
 
 
 def first_of_each(values: Tensor) -> Tensor:
-    """Say which entries of `(n,)` have a value that no entry before them has.
+    """Mark the first occurrence of each value in `(n,)`.
 
     >>> first_of_each(torch.tensor([5, 3, 5, 3, 1])).tolist()
     [True, True, False, False, True]
@@ -84,12 +87,11 @@ def first_of_each(values: Tensor) -> Tensor:
 def _best_objects(
     detections: Sequence[Detections], truth: Sequence[Truth], label: int, iou: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare all detections of one class with its objects.
+    """Match all detections of one class to its objects.
 
     Returns:
-        Scores `(n,)`; for each the number of its object over all images, or -1 where it overlaps none by
-        `iou`; and `(objects + 1,)`, which objects are difficult, with False at the end so that -1 may index
-        it.
+        Scores `(n,)`. Index of the matched object over all images `(n,)`, -1 if no overlap reaches `iou`.
+        Whether each object is difficult `(objects + 1,)`; the last entry is False, so that -1 may index it.
     """
     scores, objects, difficult, count = [], [], [], 0
     for found, there in zip(detections, truth, strict=True):
@@ -98,7 +100,7 @@ def _best_objects(
         difficult.append(there["difficult"][wanted])
         if wanted.any():
             overlap, best = box_iou(found["boxes"][mine].double(), there["boxes"][wanted].double()).max(1)
-            objects.append(torch.where(overlap >= iou, best + count, -1))  # NaN of two empty boxes too
+            objects.append(torch.where(overlap >= iou, best + count, -1))  # -1 for NaN (empty boxes) too
         else:
             objects.append(torch.full((int(mine.sum()),), -1, device=mine.device))
         count += int(wanted.sum())

@@ -1,1 +1,1 @@
-"""From results.json to what a person reads."""
+"""Reports from results.json: tables, charts, summaries and model cards."""

@@ -1,4 +1,4 @@
-"""The table of a shortcut audit: what each guard is worth, from the results.json of its runs."""
+"""Table of a shortcut audit: the effect of each guard, from the results.json of its runs."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.report.summary import print_table
 
 ALL = "all guards"
-SIGMAS = 2.0  # a difference counts where it is larger than so many of its standard errors
+SIGMAS = 2.0  # a difference counts if it exceeds this many standard errors
 SHORTCUT = "SHORTCUT FOUND"
 EASIER = "easier, features as good"
 BETTER_OFF = "features better without"
 NEEDED = "features need it"
 NONE = "no difference"
 NOTE = (
-    f"A difference counts beyond {SIGMAS:g} standard errors. A shortcut: without the guard the pretext is "
-    "solved better, and the features are worse, for it learned how the images were cut, not what they show."
+    f"A difference counts beyond {SIGMAS:g} standard errors. A shortcut: without the guard the pretext "
+    "accuracy is higher and the features are worse. The network then learned how images were cut, not what "
+    "they show."
 )
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A share of right answers, as the mean over seeds.
+    """An accuracy, averaged over seeds.
 
     Args:
         value: In [0, 1].
-        error: Its standard error: of the sample, or between seeds where that is larger.
+        error: Standard error, the larger of the sample's and the seeds'.
     """
 
     value: float
@@ -48,12 +49,12 @@ class Row:
 
     Args:
         name: "all guards", or the guard that is off.
-        off: The overrides that switch it off.
-        pretext: Accuracy on held-out images.
-        probe: Test top-1 of the linear probe (without one, of the first) at the stage that did best on
-            held-out images; None without labels.
-        untrained: The same before the first step.
-        verdict: What follows; "" in the first row.
+        off: Overrides that switch the guard off.
+        pretext: Pretext accuracy on held-out images.
+        probe: Test top-1 of the linear probe (without one, of the first probe) at the stage with the best
+            held-out figure; None without labels.
+        untrained: The same for the untrained backbone.
+        verdict: Conclusion about the guard; "" in the first row.
     """
 
     name: str
@@ -68,8 +69,8 @@ def audit_rows(results: Mapping[str, Sequence[Results]], off: Mapping[str, str])
     """Make the rows of an audit.
 
     Args:
-        results: For each row the results of its seeds; the first row has all guards.
-        off: For each row the overrides that switch a guard off.
+        results: Results of the seeds of each row; the first row has all guards.
+        off: Overrides of each row that switch a guard off.
     """
     rows: list[Row] = []
     for name, runs in results.items():
@@ -80,7 +81,7 @@ def audit_rows(results: Mapping[str, Sequence[Results]], off: Mapping[str, str])
 
 
 def verdict_on(guarded: Row, without: Row) -> str:
-    """Say what a guard is worth, by the differences that are beyond the noise."""
+    """Judge a guard by the differences that exceed the noise."""
     easier = _difference(without.pretext, guarded.pretext)
     if guarded.probe is None or without.probe is None:
         return "no labels, so no verdict" if easier else NONE
@@ -93,7 +94,7 @@ def verdict_on(guarded: Row, without: Row) -> str:
 
 
 def _difference(one: Figure, other: Figure) -> int:
-    """1 if `one` is larger beyond the noise, -1 if it is smaller, 0 if that cannot be told."""
+    """Return 1 if `one` is larger beyond the noise, -1 if smaller, 0 otherwise."""
     difference = one.value - other.value
     if abs(difference) <= SIGMAS * math.hypot(one.error, other.error):
         return 0
@@ -102,7 +103,7 @@ def _difference(one: Figure, other: Figure) -> int:
 
 def _figure(values: Sequence[float], n: int) -> Figure:
     mean = statistics.fmean(values)
-    of_sample = math.sqrt(max(mean * (1 - mean), 0.0) / n)  # all seeds share the images: no smaller with more
+    of_sample = math.sqrt(max(mean * (1 - mean), 0.0) / n)  # not over the seeds: all share the images
     of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return Figure(mean, max(of_sample, of_seeds))
 
@@ -127,7 +128,7 @@ def _probe(runs: Sequence[Results], trained: bool) -> Figure | None:
 
 
 def print_audit(rows: Sequence[Row]) -> None:
-    """Print the table of an audit on the terminal."""
+    """Print the table of an audit."""
     title = "Shortcut audit: accuracy of the pretext and of the probe in %"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for column, justify in zip(HEADER, ("left", "right", "right", "right", "right", "left"), strict=True):
@@ -139,7 +140,7 @@ def print_audit(rows: Sequence[Row]) -> None:
 
 
 def write_audit(path: Path, rows: Sequence[Row], command: str) -> None:
-    """Write the table of an audit as Markdown, with the command that made it."""
+    """Write the table of an audit as Markdown, with its command."""
     lines = ["# Shortcut audit", "", f"`{command}`", ""]
     lines += [_line(HEADER), "|---|---:|---:|---:|---:|---|"]
     lines += [_line(_cells(rows[0], row)) for row in rows]

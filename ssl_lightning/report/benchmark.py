@@ -1,4 +1,4 @@
-"""What a table is made of: columns that select figures, the rows and the published figures of a benchmark."""
+"""Benchmark definitions: columns that select figures, rows, and published figures."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ssl_lightning.artifacts.results import Measured, Record
 from ssl_lightning.report.summary import UNITS
 
 BEST_STAGE = "best"
-SELECTABLE = {each.name for each in fields(Measured)}  # of a record; all else is of its protocol
+SELECTABLE = {each.name for each in fields(Measured)}  # other keys are looked up in the protocol
 
 
 @dataclass(frozen=True)
 class Column:
-    """Selects the records of one column.
+    """Selector for the records of one column.
 
     Args:
-        name: Its head.
-        stage: "best" (the one that did best on held-out images), or such as "stage2".
-        data: Name of the data that was probed; None = those of the run.
-        where: Values of the record, or else of its protocol, that must be equal: probe, metric, k, ...
+        name: Heading.
+        stage: "best" (the best held-out figure), or a stage such as "stage2".
+        data: Name of the probed data set; None: the run's own.
+        where: Required values of the record or of its protocol: probe, metric, k, ...
     """
 
     name: str
@@ -34,7 +34,7 @@ class Column:
     where: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, record: Record, probed: str, pretrained: str) -> bool:
-        """Whether a record belongs here; of metrics, unless one is named, those that a summary shows."""
+        """Tell whether a record fits; without a metric in `where`, it must be one that a summary shows."""
         if probed != (self.data or pretrained) or ("metric" not in self.where and record.metric not in UNITS):
             return False
         return all(_value(record, key) == value for key, value in self.where.items())
@@ -42,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of a paper, in % (a rank is plain)."""
+    """A published figure, in % (a rank as a plain number)."""
 
     row: str
     column: str
@@ -52,15 +52,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A table to be: its name, and what is expected in it.
+    """Definition of a table.
 
     Args:
-        name: As runs carry it.
-        title: For a person.
-        rows: In the order of the table.
-        columns: Likewise.
-        pretext: For a row the figure of the pretext that is shown.
-        published: To stand beside what is measured.
+        name: Name in the facts of its runs.
+        title: Title of the table.
+        rows: Names of the rows, in order.
+        columns: Columns, in order.
+        pretext: Pretext figure to show, by row.
+        published: Published figures for comparison.
     """
 
     name: str
@@ -72,17 +72,17 @@ class Benchmark:
 
 
 def load_benchmark(path: Path) -> Benchmark:
-    """Read the `benchmark` node of a file of conf/benchmark; its interpolations stay unresolved.
+    """Read the `benchmark` node of a file in conf/benchmark without resolving interpolations.
 
     Raises:
-        ValueError: There is no such file (those that there are, are named), or it lacks something.
+        ValueError: The file does not exist, or a key is missing or wrong.
     """
     if not path.is_file():
-        there = sorted(other.stem for other in path.parent.glob("*.yaml"))
-        raise ValueError(f"there is no benchmark {path.stem!r}; there are: {', '.join(there) or 'none'}")
+        known = sorted(other.stem for other in path.parent.glob("*.yaml"))
+        raise ValueError(f"benchmark is {path.stem!r}; allowed are {', '.join(known) or 'none'}")
     try:
-        whole = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-        node = dict(whole["benchmark"])  # type: ignore[call-overload, index, arg-type]
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        node = dict(content["benchmark"])  # type: ignore[call-overload, index, arg-type]
         columns = [_column(dict(each)) for each in node["columns"]]
         published = [
             Published(str(p["row"]), str(p["column"]), float(p["value"]), str(p["source"]))

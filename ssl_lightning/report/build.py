@@ -1,4 +1,4 @@
-"""From the runs that there are to tables: of a benchmark, or with a row for each series of runs."""
+"""Tables from runs: of a benchmark, or with one row per series of runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ssl_lightning.report.collect import Collection, ReportedRun
 from ssl_lightning.report.summary import column, headline
 from ssl_lightning.report.table import Table, compare, group_by, make_rows
 
-FULL = "full"  # the budget of runs that name none
-NAMED = tuple(key.name for key in KEYS if key.series == "named")  # facts that begin the label of a series
-HIDDEN = tuple(key.name for key in KEYS if key.series == "hidden")  # overrides that a label leaves out
+FULL = "full"  # budget of runs that name none
+NAMED = tuple(key.name for key in KEYS if key.series == "named")  # facts at the start of a series' label
+HIDDEN = tuple(key.name for key in KEYS if key.series == "hidden")  # overrides omitted from labels
 
 
 def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None) -> list[Table]:
-    """Make the tables of a benchmark, one for each budget.
+    """Make the tables of a benchmark, one per budget.
 
     Args:
         found: All runs.
-        benchmark: Says which rows and columns are expected.
-        budget: None for all that there are.
+        benchmark: Expected rows and columns.
+        budget: Budget to show; None: all budgets of the runs.
     """
     own = [run for run in found.runs if run.facts.benchmark and run.facts.benchmark.name == benchmark.name]
     budgets = group_by(own, lambda run: _place(run).budget or FULL)
@@ -49,10 +49,10 @@ def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None
 
 
 def series_tables(found: Collection) -> list[Table]:
-    """Make a table for each data that was probed on, with a row for each series of runs.
+    """Make one table per probed data set, with one row per series of runs.
 
     Raises:
-        ValueError: No finished run has a figure to show; the message names what was found instead.
+        ValueError: No finished run has a figure; the message lists the runs found.
     """
     series = group_by(found.runs, series_key)
     labels = series_labels(series)
@@ -67,14 +67,14 @@ def series_tables(found: Collection) -> list[Table]:
         if table.rows:
             tables.append(table)
     if not tables:
-        there = [f"{run.name} ({run.facts.status})" for run in found.runs]
-        there += [f"{name} ({reason})" for name, reason in found.skipped.items()]
-        raise ValueError(f"no finished run with a figure; there are: {', '.join(there) or 'no results.json'}")
+        listed = [f"{run.name} ({run.facts.status})" for run in found.runs]
+        listed += [f"{name} ({reason})" for name, reason in found.skipped.items()]
+        raise ValueError(f"no finished run with a figure; found: {', '.join(listed) or 'no results.json'}")
     return tables
 
 
 def headline_columns(runs: Sequence[ReportedRun], data: str) -> list[Column]:
-    """The columns that a run's own summary would have, of all figures on one data set."""
+    """Return the columns of a run's own summary, for all figures on one data set."""
     records = [record for run in runs for record in run.probes if run.probed(record) == data]
     columns: dict[str, Column] = {}
     for record in headline(records):
@@ -86,9 +86,9 @@ def headline_columns(runs: Sequence[ReportedRun], data: str) -> list[Column]:
 
 
 def series_key(run: ReportedRun) -> str:
-    """What the runs of a series have in common.
+    """Return the key shared by the runs of a series.
 
-    A run of before `series_sha256` belongs to those of the same command; of before `command`, to itself.
+    Old runs without `series_sha256` are grouped by command; without a command, each is its own series.
     """
     facts = run.facts
     if facts.series_sha256:
@@ -98,9 +98,9 @@ def series_key(run: ReportedRun) -> str:
 
 
 def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]:
-    """For each series a label of its own: what was trained on what, then the overrides that are particular.
+    """Give each series a unique label: task, data, backbone, then the overrides that tell it from others.
 
-    Where these do not tell it either, the folder of its first run does.
+    If labels are still equal, the folder of the first run is added.
     """
     plain = {key: " · ".join(getattr(runs[0].facts, name) for name in NAMED) for key, runs in series.items()}
     labels: dict[str, str] = {}
@@ -114,17 +114,17 @@ def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]
 
 
 def shown_overrides(run: ReportedRun) -> list[str]:
-    """What was given on the command line, without what does not matter to a series or is in its label."""
+    """Return the overrides of a run's command, except for hidden keys and keys named in the label."""
     try:
         words = shlex.split(run.facts.command or "")
-    except ValueError:  # an open quote, in a file from elsewhere
+    except ValueError:  # an open quote in a foreign file
         words = []
     keys = {word: word.lstrip("+~").partition("=")[0] for word in words if "=" in word}
     return [word for word, key in keys.items() if key not in NAMED + HIDDEN and not key.startswith("hydra.")]
 
 
 def _place(run: ReportedRun) -> BenchmarkRow:
-    return cast(BenchmarkRow, run.facts.benchmark)  # of runs that have one
+    return cast(BenchmarkRow, run.facts.benchmark)  # only called for runs that have one
 
 
 def _table(

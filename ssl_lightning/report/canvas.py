@@ -1,4 +1,4 @@
-"""What every chart is drawn on, and what a picture of the report is."""
+"""Pictures of the report, and figures for charts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-ACROSS = 4  # charts side by side; one more where there are many
+ACROSS = 4  # charts per row; one more for many charts
 COLOURS = (
     "#3b6fd4", "#d9622b", "#2f9e6b", "#b0417f", "#8a63d2", "#c79a1e", "#1f9fb5", "#a15c3e", "#6b8e23",
     "#cc4455", "#5873a8", "#7d7d33",
@@ -20,15 +20,15 @@ GREY = "#8a8f98"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture for the page and as a file.
+    """A picture on the page and in a file.
 
     Args:
-        name: Of the file.
-        title: Above it.
-        caption: What is shown, and what is left out.
-        png: It.
-        width: In pixels of a page.
-        chart: Whether it is line and text on white, which a dark page inverts.
+        name: Stem of the file name.
+        title: Title above the picture.
+        caption: Description of the content and of omissions.
+        png: Content as PNG.
+        width: Width on the page in pixels.
+        chart: Whether it is a chart on white, which a dark page inverts.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Picture:
 
 
 def chart(name: str, title: str, caption: str, figure: Figure) -> Picture:
-    """Make a picture of a figure, at twice the pixels that it takes on a page."""
+    """Render a figure to a picture with twice the pixels of its size on the page."""
     data = io.BytesIO()
     figure.savefig(data, dpi=200, format="png")
     with Image.open(data) as image:
@@ -52,7 +52,7 @@ def chart(name: str, title: str, caption: str, figure: Figure) -> Picture:
 
 
 def grid(count: int, share: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of so many small charts."""
+    """Make a figure with `count` small charts."""
     across = min(count, ACROSS + (count > 2 * ACROSS))
     down = math.ceil(count / across)
     figure = Figure(figsize=(0.5 + 2.15 * max(across, 2), 0.5 + 1.9 * down), layout="constrained")

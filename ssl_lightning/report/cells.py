@@ -1,4 +1,4 @@
-"""One figure of a table: the records that it is taken from, their mean, the gain over the untrained backbone."""
+"""Cells of a table: records per seed, their mean, and the gain over the untrained backbone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ TREATED = RANDOM + ", whose batch norm or input is treated otherwise"
 
 @dataclass(frozen=True)
 class Pick:
-    """The record of one seed.
+    """Record of one seed.
 
     Args:
-        run: Where it is from.
-        record: It, at the stage that the column asks for.
-        against: The same of the untrained backbone, if it was measured.
-        over: What that is: UNTRAINED, RANDOM, TREATED, or "".
-        others: How many other figures of the run the column would fit as well.
+        run: Run of the record.
+        record: The record, at the stage of the column.
+        against: Record of the untrained backbone, if measured.
+        over: Kind of `against`: UNTRAINED, RANDOM, TREATED, or "".
+        others: Number of other settings of the run that fit the column.
     """
 
     run: ReportedRun
@@ -40,7 +40,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: a pick for each seed. Numbers are as shown: in %, a rank plain."""
+    """One cell of a table: one pick per seed. Numbers are as shown: in %, a rank as a plain number."""
 
     picks: list[Pick]
 
@@ -62,12 +62,12 @@ class Cell:
 
     @property
     def sd(self) -> float | None:
-        """Of the sample of seeds; None for one seed."""
+        """Sample standard deviation over seeds; None for one seed."""
         return statistics.stdev(self.values) if len(self.picks) > 1 else None
 
     @property
     def gains(self) -> list[float]:
-        """Differences to the untrained backbone, seed by seed, for the seeds that have it."""
+        """Differences to the untrained backbone, one for each seed that has it."""
         return [self.scale * (pick.record.value - pick.against.value) for pick in self.picks if pick.against]
 
     @property
@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def over(self) -> list[str]:
-        """What the gains are over."""
+        """Kinds of untrained backbones in the gains."""
         return sorted({pick.over for pick in self.picks if pick.over})
 
     @property
@@ -85,19 +85,19 @@ class Cell:
 
 
 def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRun | None) -> Pick | None:
-    """Take the figure of a run for a column.
+    """Select the record of a run for a column.
 
-    Of several that fit, such as those of other settings that were evaluated later, it is that of the run
-    itself, else that of the last evaluation. Stages are chosen on held-out images, the untrained one's too.
+    If several settings fit, the run's own record comes first, then the last evaluation's. Held-out images
+    choose the stage, also for the untrained backbone.
 
     Args:
-        run: Finished.
-        branch: Of its backbones.
-        column: Of the table.
-        control: A run that trained nothing, of the same seed, data and backbone, for the gain.
+        run: A finished run.
+        branch: One of its branches.
+        column: Column of the table.
+        control: Run without training with the same seed, data and backbone, for the gain.
 
     Returns:
-        None where it has no such figure.
+        None if the run has no such figure.
     """
     groups = settings(run, branch, column, trained=not run.control)
     if not groups:
@@ -115,7 +115,7 @@ def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRu
     if control is not None and branch == "backbone":
         for alike in (True, False):
             for setting in settings(control, branch, column, trained=False):
-                if what(setting[0]) == what(record) and (
+                if quantity(setting[0]) == quantity(record) and (
                     not alike or treatment(setting[0]) == treatment(record)
                 ):
                     return Pick(run, record, at_stage(setting, column), RANDOM if alike else TREATED, others)
@@ -123,7 +123,7 @@ def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRu
 
 
 def settings(run: ReportedRun, branch: str, column: Column, *, trained: bool) -> list[list[Record]]:
-    """Records that a column fits, a list for each setting that they are of; the preferred one first."""
+    """Group the records that fit a column by setting, the preferred setting first."""
     groups: dict[str, list[Record]] = {}
     for record in run.probes:
         fits = (record.branch, record.trained) == (branch, trained)
@@ -142,13 +142,13 @@ def settings(run: ReportedRun, branch: str, column: Column, *, trained: bool) ->
 
 
 def at_stage(records: Sequence[Record], column: Column) -> Record | None:
-    """The record at the stage of a column; of two of one stage the later one."""
+    """Return the record at the stage of a column; for equal stages, the later one."""
     by_stage = {record.stage: record for record in records}
     return best_stage(list(by_stage.values())) if column.stage == BEST_STAGE else by_stage.get(column.stage)
 
 
-def what(record: Record) -> list[Any]:
-    """What was measured: figures that differ in it cannot be compared."""
+def quantity(record: Record) -> list[Any]:
+    """Identify the measured quantity; figures of different quantities cannot be compared."""
     return [
         record.probe,
         record.metric,
@@ -157,8 +157,8 @@ def what(record: Record) -> list[Any]:
 
 
 def treatment(record: Record) -> list[Any]:
-    """What was measured, and how the backbone was prepared and fed for it."""
-    return [*what(record), *(record.protocol.get(key) for key in ("input", "batch_norm"))]
+    """Identify the measured quantity and the preparation of the backbone and its input."""
+    return [*quantity(record), *(record.protocol.get(key) for key in ("input", "batch_norm"))]
 
 
 def make_cell(
@@ -167,16 +167,16 @@ def make_cell(
     column: Column,
     control: Callable[[ReportedRun], ReportedRun | None],
 ) -> tuple[Cell | None, list[ReportedRun]]:
-    """Make the cell of a row: for each seed of the newest run that has the figure.
+    """Make a cell from the newest run of each seed that has the figure.
 
     Args:
-        runs: Finished ones of the row.
-        branch: Of their backbones.
-        column: Of the table.
-        control: Finds the run that trained nothing, for a gain.
+        runs: Finished runs of the row.
+        branch: One of their branches.
+        column: Column of the table.
+        control: Finds the run without training, for the gain.
 
     Returns:
-        The cell, None where no run has the figure; and the older runs that would have had it too.
+        The cell (None if no run has the figure), and the older runs that have the figure too.
     """
     by_seed: dict[int, Pick] = {}
     older: list[ReportedRun] = []

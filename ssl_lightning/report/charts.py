@@ -1,4 +1,4 @@
-"""The charts of a table; each is None where there is nothing to draw."""
+"""Charts of a table; each function returns None if it has nothing to draw."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ssl_lightning.report.writers import duration, is_share
 
 
 def by_stage(rows: Sequence[Row]) -> Picture | None:
-    """Top-1 of the linear probe at each stage, trained and untrained, a chart for each row."""
+    """Draw top-1 of the linear probe at each stage, trained and untrained, one chart per row."""
     colours = {row.label: row_colour(rows, row) for row in rows}
     curves = {row.label: [stage_means(row, trained) for trained in (True, False)] for row in rows}
     curves = {label: pair for label, pair in curves.items() if any(len(curve) > 1 for curve in pair)}
@@ -41,14 +41,14 @@ def by_stage(rows: Sequence[Row]) -> Picture | None:
     figure.supylabel("linear probe, test top-1 in %", fontsize=9)
     figure.supxlabel("stage", fontsize=9)
     caption = (
-        "Linear probe on each stage, mean over seeds: trained (solid), the same backbone untrained (dashed); "
-        "pale lines are the other rows."
+        "Linear probe at each stage, mean over seeds: trained (solid) and untrained backbone (dashed); pale "
+        "lines are the other rows."
     )
     return chart("stages", "Accuracy by stage", caption, figure)
 
 
 def stage_means(row: Row, trained: bool) -> dict[int, float]:
-    """For each stage the linear probe's mean over the seeds, in %."""
+    """Average the linear probe over seeds, by stage, in %."""
     values: dict[int, list[float]] = {}
     for run in row.runs:
         shown: dict[int, float] = {}
@@ -63,19 +63,19 @@ def stage_means(row: Row, trained: bool) -> dict[int, float]:
 
 
 def own(run: ReportedRun, branch: str) -> list[Record]:
-    """The records of the run itself, not of later evaluations in other settings."""
+    """Return the records of the run itself, without later evaluations."""
     return [r for r in run.probes if r.branch == branch and r.evaluation is None]
 
 
 def few_labels(rows: Sequence[Row]) -> Picture | None:
-    """The label-efficiency curves of the backbones."""
+    """Draw the label-efficiency curves of the backbones."""
     curves = []
     for row in rows:
         for run in row.used if row.branch == MAIN_BRANCH else ():
             records = [r for r in run.probes if run.probed(r) == run.facts.data]
             try:
                 curve = label_efficiency.curve(Results(run.facts, run.pretext, records))
-            except (ValueError, KeyError, TypeError):  # none, or of another version
+            except (ValueError, KeyError, TypeError):  # no low-shot figures, or another version
                 continue
             curves.append(replace(curve, name=wrapped(row.label, 40)))
             break
@@ -86,15 +86,15 @@ def few_labels(rows: Sequence[Row]) -> Picture | None:
     shown = [curve for curve, its in zip(curves, kinds, strict=True) if its == kind and len(curve.ks) > 1]
     if not shown:
         return None
-    caption = "Linear SVMs on few labels: mean and standard deviation over the draws; one seed of each row."
+    caption = "Linear SVMs on few labels: mean and standard deviation over the draws; one seed per row."
     figure = label_efficiency.draw_curves(shown)
     figure.set_size_inches(8.4, 4.2)
     figure.axes[0].legend(frameon=False, title="pretrained by", loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return chart("labels", "How far few labels go", caption, figure)
+    return chart("labels", "Accuracy with few labels", caption, figure)
 
 
 def over_training(rows: Sequence[Row]) -> Picture | None:
-    """The pretext's figure against that of the online probe, epoch by epoch."""
+    """Draw the online probe against the pretext figure, one dot per epoch."""
     found = []
     for row in rows:
         for run in row.runs:
@@ -126,14 +126,14 @@ def over_training(rows: Sequence[Row]) -> Picture | None:
             axis.invert_xaxis()
     figure.supylabel("online 20-NN, held-out top-1 in %", fontsize=9)
     caption = (
-        "Each dot is an epoch, its number at the first and the last; to the right the pretext is solved "
-        "better. One seed of each row."
+        "Each dot is an epoch; the first and the last are numbered. Pretext figures improve to the right. "
+        "One seed per row."
     )
     return chart("pretext", "Does a better pretext make better features?", caption, figure)
 
 
 def training(rows: Sequence[Row]) -> Picture | None:
-    """The training loss by step."""
+    """Draw the training loss by step."""
     found = []
     for row in rows:
         log = read_metrics(row.runs[0].path) if row.branch == MAIN_BRANCH else []
@@ -154,19 +154,19 @@ def training(rows: Sequence[Row]) -> Picture | None:
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
     figure.supylabel("training loss", fontsize=9)
     figure.supxlabel("step", fontsize=9)
-    caption = "As logged (pale) and smoothed; each loss has a scale of its own. One seed of each row."
+    caption = "As logged (pale) and smoothed; each loss has its own scale. One seed per row."
     return chart("training", "Training", caption, figure)
 
 
 def speed(rows: Sequence[Row]) -> Picture | None:
-    """Time of a run and images a second, a bar for each row."""
+    """Draw the time of a run and images/s, one bar per row."""
     rows = [row for row in rows if row.branch == MAIN_BRANCH]
     if not rows:
         return None
     figure = Figure(figsize=(8.4, 0.9 + 0.3 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     kinds: tuple[tuple[Axes, list[float], Callable[[float], str], str], ...] = (
-        (left, [row.wall_s for row in rows], duration, "whole run, probes included"),
+        (left, [row.wall_s for row in rows], duration, "run time, with probes"),
         (
             right,
             [row.speed or 0.0 for row in rows],
@@ -183,7 +183,7 @@ def speed(rows: Sequence[Row]) -> Picture | None:
         axis.spines[["top", "right", "bottom"]].set_visible(False)
         axis.tick_params(length=0, labelsize=9)
     left.invert_yaxis()
-    return chart("speed", "Time", "Mean over seeds; of different machines they do not compare.", figure)
+    return chart("speed", "Time", "Mean over seeds; times on different machines are not comparable.", figure)
 
 
 def name_chart(axis: Axes, label: str) -> None:
@@ -193,22 +193,22 @@ def name_chart(axis: Axes, label: str) -> None:
 
 
 def wrapped(label: str, width: int) -> str:
-    """A name in about three lines; of a longer one the middle is left out: its end tells it from others.
+    """Wrap a name to about three lines; a longer name loses its middle, since the end is distinctive.
 
     >>> wrapped("rotation", 10), wrapped("jigsaw of so many names, lr=0.1", 10)
     ('rotation', 'jigsaw of\\n... es,\\nlr=0.1')
     """
     if len(label) > 3 * width:
         label = f"{label[:width]} ... {label[-(2 * width - 10) :]}"
-    return "\n".join(textwrap.wrap(label, width)).replace("$", r"\$")  # which begins a formula
+    return "\n".join(textwrap.wrap(label, width)).replace("$", r"\$")  # $ begins a formula
 
 
 def pretext_name(row: Row) -> str:
-    """What an axis says of the figure of a pretext."""
+    """Return the axis label of a pretext figure."""
     name = (row.pretext or "").removeprefix("val/")
     return f"pretext {name}{' in %' * is_share(name)}"
 
 
 def row_colour(rows: Sequence[Row], row: Row) -> str:
-    """The colour of a row, the same in every chart."""
+    """Return the colour of a row, equal in all charts."""
     return COLOURS[[other.label for other in rows].index(row.label) % len(COLOURS)]

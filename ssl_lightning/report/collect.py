@@ -1,4 +1,4 @@
-"""Every results.json under a folder, read with distrust: what is broken or foreign is named and left out."""
+"""Collection of the results.json files under a folder; broken and foreign files are reported and skipped."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ssl_lightning.core.untrusted import printable, printable_all
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """What one run left.
+    """Results of one run.
 
     Args:
-        name: Its folder, relative to the outputs.
-        path: Its folder.
-        facts: About the run.
+        name: Run folder, relative to the outputs.
+        path: Run folder.
+        facts: Facts about the run.
         pretext: Figures of the pretext task.
         probes: Records of the probes.
-        ended: When, in UTC.
+        ended: Time of its end, in UTC.
     """
 
     name: str
@@ -43,22 +43,22 @@ class ReportedRun:
 
     @property
     def control(self) -> bool:
-        """Whether it trained nothing: its figures are those of the untrained backbone."""
+        """Whether the run trained nothing, so that its figures belong to the untrained backbone."""
         return not any(record.trained for record in self.probes)
 
     @property
     def unhealthy(self) -> bool:
-        """Whether its training cannot have learned what its figures seem to say."""
+        """Whether the training failed, so that its figures mean nothing."""
         return self.facts.health is not None and self.facts.health.bad
 
     def probed(self, record: Record) -> str:
-        """The data that a record was measured on: those of the run, or of a later evaluation."""
+        """Return the data set of a record: of the run, or of a later evaluation."""
         return (record.evaluation or self.facts).data
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What was found under the outputs: runs by folder, and what could not be read, with the reason."""
+    """Runs found under the outputs, and skipped files with the reason."""
 
     runs: list[ReportedRun] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -68,10 +68,10 @@ def collect(outputs: Path) -> Collection:
     """Read every results.json under a folder.
 
     Raises:
-        ValueError: There is no such folder.
+        ValueError: `outputs` is not a folder.
     """
     if not outputs.is_dir():
-        raise ValueError(f"outputs is {str(outputs)!r}, and there is no such folder")
+        raise ValueError(f"outputs is {str(outputs)!r}, which is not a folder")
     found = Collection()
     for path in find(outputs):
         name = printable(path.parent.relative_to(outputs).as_posix())
@@ -83,7 +83,7 @@ def collect(outputs: Path) -> Collection:
 
 
 def find(folder: Path) -> Iterator[Path]:
-    """The results.json files under a folder, in the order of their names."""
+    """Yield the results.json files under a folder, in the order of their names."""
     for place, folders, files in os.walk(folder):
         folders.sort()
         if RESULTS in files:
@@ -91,10 +91,10 @@ def find(folder: Path) -> Iterator[Path]:
 
 
 def read_run(path: Path, name: str) -> ReportedRun:
-    """Read one results.json, and make its texts harmless for a terminal.
+    """Read one results.json, with texts made printable for a terminal.
 
     Raises:
-        ValueError: It is not one, or of a newer version; the message says what is wrong.
+        ValueError: It is broken, foreign, or from a newer version.
     """
     results = read_results(path, clean=printable_all)
     moment = ended(results.run.ended, path)
@@ -102,7 +102,7 @@ def read_run(path: Path, name: str) -> ReportedRun:
 
 
 def ended(text: str | None, path: Path) -> datetime:
-    """When a run ended, in UTC: as it says itself, else as its file was last written."""
+    """Return the end of a run in UTC; without one in its facts, the modification time of its file."""
     if text is None:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
     moment = datetime.fromisoformat(text)

@@ -1,8 +1,4 @@
-"""The label-efficiency curve: how good a backbone's features are with few labels, run by run.
-
-`python -m ssl_lightning.report.label_efficiency curve.png <run folder> <run folder> ...` draws what
-`probe=[lowshot]` left in the results.json of each.
-"""
+"""Label-efficiency curves: accuracy of backbones with few labels."""
 
 from __future__ import annotations
 
@@ -23,15 +19,15 @@ METRICS = {"top1": "top-1 in %", "map": "mean average precision in %"}
 
 @dataclass(frozen=True)
 class Curve:
-    """Figures of one backbone.
+    """Curve of one backbone.
 
     Args:
-        name: Of the task.
-        ks: Labelled images a class, rising.
-        values: Mean over the draws, in [0, 1], at the stage that did best on held-out images.
+        name: Name of the task.
+        ks: Labelled images per class, rising.
+        values: Mean over the draws, in [0, 1], at the stage with the best held-out figure.
         deviations: Standard deviation over the draws.
         metric: "top1" or "map".
-        data: Name of the data that was probed on.
+        data: Name of the probed data set.
     """
 
     name: str
@@ -43,12 +39,10 @@ class Curve:
 
 
 def curve(results: Results) -> Curve:
-    """Take the curve of the trained backbone out of the results of a run.
-
-    Of a control that trains nothing it is that of the untrained one.
+    """Return the curve of the trained backbone of a run; without training, of the untrained backbone.
 
     Raises:
-        ValueError: The run has no low-shot figures; says how to get them.
+        ValueError: The run has no low-shot figures; the message gives a command to add them.
     """
     run = results.run
     rows = [r for r in results.probes if (r.probe, r.branch) == (PROBE, "backbone")]
@@ -57,8 +51,8 @@ def curve(results: Results) -> Curve:
     rows = [r for r in rows if r.metric in METRICS]
     if not rows:
         raise ValueError(
-            f"the run of {run.task} on {run.data} has no figures with few labels; "
-            f"get them by: python evaluate.py run=<its folder> probe=[{PROBE}]"
+            f"the run of {run.task} on {run.data} has no low-shot figures; "
+            f"add them with: python evaluate.py run=<its folder> probe=[{PROBE}]"
         )
     ks = sorted({r.protocol["k_shot"] for r in rows})
     best = [best for k in ks if (best := best_stage([r for r in rows if r.protocol["k_shot"] == k]))]
@@ -73,20 +67,20 @@ def curve(results: Results) -> Curve:
 
 
 def draw_curves(curves: Sequence[Curve]) -> Figure:
-    """Draw curves over a logarithmic axis of labels, each with a band of one deviation over the draws.
+    """Draw curves over a logarithmic axis of labels, each with a band of one standard deviation.
 
     Raises:
-        ValueError: There are none, or they do not show the same figure of the same data.
+        ValueError: There are no curves, or they differ in metric or data set.
     """
     kinds = {(c.metric, c.data) for c in curves}
     if len(kinds) != 1:
         raise ValueError(
-            f"curves of one figure on one data set are needed; these are {sorted(kinds) or 'none'}"
+            f"curves show {sorted(kinds) or 'nothing'}; all must show one metric on one data set"
         )
     metric, data = kinds.pop()
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for each in sorted(curves, key=lambda c: -c.values[-1]):  # the legend is in the order of the ends
+    for each in sorted(curves, key=lambda c: -c.values[-1]):  # orders the legend by the ends of the curves
         percent = [100 * value for value in each.values]
         (line,) = axis.plot(each.ks, percent, marker="o", markersize=4, label=each.name)
         low, high = (
@@ -97,7 +91,7 @@ def draw_curves(curves: Sequence[Curve]) -> Figure:
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
     axis.minorticks_off()
-    axis.set_xlabel("labelled images a class")
+    axis.set_xlabel("labelled images per class")
     axis.set_ylabel(f"{data}: test {METRICS[metric]}".replace("$", r"\$"))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
@@ -106,7 +100,11 @@ def draw_curves(curves: Sequence[Curve]) -> Figure:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw the runs named on the command line; return the exit status."""
+    """Draw the runs named on the command line; return the exit status.
+
+    `python -m ssl_lightning.report.label_efficiency curve.png <run folder> <run folder> ...` draws the
+    figures of `probe=[lowshot]` in the results.json of each run.
+    """
     if len(arguments) < 2:
         print(f"usage: python -m {__spec__.name} <picture> <run folder> ...", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""MODEL_CARD.md: what the exported backbone is, how it was made, how good it is, how to load it."""
+"""Model card of an exported backbone, MODEL_CARD.md."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ssl_lightning.report.summary import column, headline
 CARD = """\
 # {task} on {data}: {backbone}
 
-A backbone pretrained by ssl-lightning. `backbone.safetensors` holds its weights, `backbone.json` how it is built
-and fed.
+A backbone pretrained by ssl-lightning. `backbone.safetensors` holds its weights, `backbone.json` how it is
+built and fed.
 
     import ssl_lightning
 
@@ -44,7 +44,7 @@ Test figures (top-1 unless named), at the stage that did best on held-out images
 with its protocol, is in `results.json`.
 """
 
-COLOURS = {  # what backbone.json calls the input of the backbone
+COLOURS = {  # keys: the input colours in backbone.json
     "RGB": "RGB, floats in [0, 1]",
     "grey": "grey, floats in [0, 1]",
     "L": "the lightness L of CIE Lab, 0 to 100 (`ssl_lightning.ops.lab.rgb_to_lab(images)[:, :1]`)",
@@ -56,8 +56,8 @@ def write_model_card(folder: Path, results: Results, export: dict[str, Any]) -> 
 
     Args:
         folder: The run folder.
-        results: Of the run.
-        export: The content of its backbone.json.
+        results: Results of the run.
+        export: Content of its backbone.json.
     """
     run, shown = results.run, export["input"]
     text = CARD.format(

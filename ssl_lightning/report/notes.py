@@ -1,4 +1,4 @@
-"""What one must know of a table, in sentences: how it was measured, what lacks, what was passed over."""
+"""Notes of a table: protocol, gains, missing figures, seeds, and ignored runs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,24 @@ OTHERS, SKIPPED = "Left out", "Not read"
 
 
 def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
-    """How the figures came about."""
+    """Describe the protocol of the figures."""
     if not rows:
         return []
     records = [pick.record for row in rows for cell in row.cells.values() for pick in cell.picks]
     sizes = sorted({record.n for record in records if record.metric != "rankme"})
-    of = f" of {' or '.join(f'{n:,}' for n in sizes)} images" if sizes else ""
-    ranks = (
-        "; ranks are plain numbers, of the deepest stage"
-        if any(record.metric == "rankme" for record in records)
-        else ""
-    )
-    lines = [f"Test figures{of} in %{ranks}; mean ± standard deviation over seeds where there are several."]
+    of = f" on {' or '.join(f'{n:,}' for n in sizes)} images" if sizes else ""
+    lines = [f"Test figures in %{of}; mean ± standard deviation over seeds."]
+    if any(record.metric == "rankme" for record in records):
+        lines.append("Ranks are plain numbers at the deepest stage.")
     if any(column.stage == BEST_STAGE for column in columns):
-        lines.append("The stage is the one that did best on held-out images, for each seed, never on test.")
+        lines.append("Held-out images, never test images, choose the stage for each seed.")
     if any(row.labels for row in rows):
-        lines.append("Bold: the best of the rows whose backbone has seen no label.")
+        lines.append("Bold: the best row pretrained without labels.")
     return lines
 
 
 def gains(rows: Sequence[Row]) -> list[str]:
-    """What the gains are over; of the fewer kinds of them it says in which figures."""
+    """Name the baselines of the gains; the less frequent ones with their figures."""
     places: dict[str, dict[str, list[str]]] = {}
     partly: list[str] = []
     for row in rows:
@@ -49,15 +46,15 @@ def gains(rows: Sequence[Row]) -> list[str]:
     for number, (over, of) in enumerate(sorted(places.items(), key=lambda item: -len(item[1]))):
         where = "; ".join(f"{label} ({', '.join(names)})" for label, names in of.items())
         where = f" for {where}" if number else ""
-        lines.append(f"In points over {over}, seed by seed{where}.")
-    return lines + ([f"Not of all seeds: {'; '.join(partly)}."] if partly else [])
+        lines.append(f"In points over {over}, per seed{where}.")
+    return lines + ([f"Only for some seeds: {'; '.join(partly)}."] if partly else [])
 
 
 def missing(expected: Sequence[str], columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
-    """Rows and columns that are expected and have no figure; rows that have one and are not expected."""
-    there = {row.name for row in rows}
-    lacking = [name for name in expected if name not in there]
-    more = sorted(there - set(expected))
+    """List expected rows and columns without figures, and unexpected rows with figures."""
+    present = {row.name for row in rows}
+    lacking = [name for name in expected if name not in present]
+    more = sorted(present - set(expected))
     empty = [name for name in columns if rows and not any(name in row.cells for row in rows)]
     lines = [f"No figure of a finished run: {', '.join(lacking)}."] if lacking else []
     lines += [f"Columns without a figure: {', '.join(empty)}."] if empty else []
@@ -65,7 +62,7 @@ def missing(expected: Sequence[str], columns: Sequence[str], rows: Sequence[Row]
 
 
 def seeds(rows: Sequence[Row]) -> list[str]:
-    """Rows and figures that have fewer seeds than others."""
+    """List rows and figures with fewer seeds than others."""
     most = max((len(row.seeds) for row in rows), default=0)
     fewer = [f"{row.label} {len(row.seeds)}" for row in rows if len(row.seeds) < most]
     lines = [f"Fewer than {most}: {', '.join(fewer)}."] if fewer else []
@@ -75,31 +72,31 @@ def seeds(rows: Sequence[Row]) -> list[str]:
         for name, cell in row.cells.items()
         if len(cell.picks) < len(row.seeds)
     ]
-    return lines + ([f"Figures of fewer seeds than their row: {'; '.join(partly)}."] if partly else [])
+    return lines + ([f"Figures with fewer seeds than their row: {'; '.join(partly)}."] if partly else [])
 
 
 def unfinished(named: Mapping[str, Sequence[ReportedRun]]) -> list[str]:
-    """Runs that were broken off or failed, by row, and whether a finished one stands for them."""
+    """List interrupted and failed runs by row, and whether a finished run replaces them."""
     lines = []
     for name, runs in named.items():
         finished = {run.seed for run in runs if run.finished}
         for run in runs:
             if not run.finished:
-                also = "; another one of this seed is finished" if run.seed in finished else ""
+                also = "; another run with this seed finished" if run.seed in finished else ""
                 lines.append(f"{name}, seed {run.seed}: {run.facts.status}, in {run.name}{also}.")
     return lines
 
 
 def duplicates(passed: Duplicates) -> list[str]:
-    """Which of several finished runs of one row and seed counts: the newest."""
+    """List finished runs of the same row and seed; the newest counts."""
     return [
-        f"{what}: the newest finished run counts, {newest}; passed over: {', '.join(older)}."
+        f"{what}: the newest finished run counts, {newest}; ignored: {', '.join(older)}."
         for what, (newest, older) in passed.items()
     ]
 
 
 def several(rows: Sequence[Row]) -> list[str]:
-    """Where a run has more than one figure that a column fits."""
+    """List runs with several figures that fit a column."""
     found = [
         (f"{row.label}, seed {pick.run.seed}", name)
         for row in rows
@@ -114,16 +111,16 @@ def several(rows: Sequence[Row]) -> list[str]:
         columns.setdefault(where, []).append(name)
     listed = "; ".join(f"{where}: {', '.join(names)}" for where, names in columns.items())
     return [
-        "Where a run has figures of several settings, those of the run itself are shown, else those of its "
-        f"last evaluation: {listed}."
+        "For runs with figures of several settings, the run's own figure is shown, or else its last "
+        f"evaluation's: {listed}."
     ]
 
 
 def left_out(count: int, reason: str) -> list[str]:
-    """How many runs have no place in the table."""
+    """Count the runs that are not in the table."""
     return [f"{count} run{'s' * (count != 1)} {reason}."] if count else []
 
 
 def skipped(found: Mapping[str, str]) -> list[str]:
-    """Files that are no results.json of this version."""
+    """List the results.json files that could not be read."""
     return [f"{name}/results.json: {reason}." for name, reason in found.items()]

@@ -1,4 +1,4 @@
-"""report.html: one file that needs nothing else, not even a network."""
+"""Report page, report.html: one self-contained file that needs no network."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.table import Table
 
 TEMPLATE = "page.html.jinja"
-MOST = 3  # data sets and backbones that are named
-FIRST = (notes.MEASURED, notes.GAIN)  # said above all other notes
+MOST = 3  # data sets and backbones named in the facts
+FIRST = (notes.MEASURED, notes.GAIN)  # notes shown above all others
 
 
 def render(tables: Sequence[Table], pictures: Mapping[str, Sequence[Picture]]) -> str:
-    """Make the page.
+    """Render the page.
 
     Args:
-        tables: In order.
-        pictures: For the name of each table.
+        tables: Tables, in order.
+        pictures: Pictures by table name.
     """
     environment = Environment(
         loader=PackageLoader("ssl_lightning.report"),
-        autoescape=True,  # names and messages are of files from anywhere
+        autoescape=True,  # names and messages come from untrusted files
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -61,7 +61,7 @@ def render(tables: Sequence[Table], pictures: Mapping[str, Sequence[Picture]]) -
 
 
 def facts(table: Table) -> list[str]:
-    """What all figures of a table have in common, in a few words."""
+    """Summarise the runs of a table in a few phrases."""
     runs = {run.name: run for row in table.rows for run in row.used}.values()
     if not runs:
         return ["no finished run yet"]
@@ -73,7 +73,7 @@ def facts(table: Table) -> list[str]:
 
 
 def provenance(run: ReportedRun) -> list[str]:
-    """By what code, on what, and when a run was made."""
+    """Describe the code, machine, versions and time of a run."""
     made = run.facts
     shown = [
         f"{made.task} on {made.data}, {made.backbone}",
@@ -88,20 +88,20 @@ def provenance(run: ReportedRun) -> list[str]:
 
 
 def soft(text: str) -> Markup:
-    """A name that may be broken after an underscore, where a screen is narrow."""
+    """Let a name wrap after underscores on a narrow screen."""
     return Markup("_<wbr>").join(text.split("_"))
 
 
 def png(picture: Picture) -> str:
-    """A picture as an address that holds it."""
+    """Encode a picture as a data URL."""
     return "data:image/png;base64," + base64.b64encode(picture.png).decode()
 
 
 def protocols(cells: Sequence[Cell]) -> tuple[str, list[list[str]]]:
-    """Split the protocols of a column into what they have in common and what each pick has of its own.
+    """Split the protocols of a column into the common part and the rest of each pick.
 
     Returns:
-        The common part, and for each cell and pick the rest, as JSON; heldout has a place of its own.
+        The common part, and the rest by cell and pick, as JSON without `heldout`, which is shown separately.
     """
     each = [[pick.record.protocol for pick in cell.picks] for cell in cells]
     everything = [protocol for of_cell in each for protocol in of_cell]
@@ -121,5 +121,5 @@ def protocols(cells: Sequence[Cell]) -> tuple[str, list[list[str]]]:
 
 
 def compact(protocol: Mapping[str, Any]) -> str:
-    """JSON on one line, without its braces."""
+    """Format as JSON on one line, without braces."""
     return json.dumps(protocol, ensure_ascii=False)[1:-1]

@@ -1,4 +1,4 @@
-"""The pictures of a table: charts of the figures and of training, and the tasks' own strips."""
+"""Pictures of a table: charts of figures and training, and strips of the tasks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ssl_lightning.report.canvas import Picture
 from ssl_lightning.report.charts import by_stage, few_labels, over_training, speed, training
 from ssl_lightning.report.table import MAIN_BRANCH, Row, Table
 
-MOST = 12  # rows in a picture: those with the largest first figure
+MOST = 12  # upper bound for the rows in a picture; the largest first figures are shown
 MAX_PIXELS = 50_000_000  # of a strip or panel
-WIDE = 900  # pixels of a strip
+WIDE = 900  # width of a strip in pixels
 
 
 def draw_all(table: Table) -> list[Picture]:
-    """Draw what there is something to draw of."""
+    """Draw all charts and strips that have data."""
     rows = chosen_rows(table)
     left = len(table.rows) - len(rows)
     first = f"{table.columns[0]}" if table.columns else ""
-    cut = f" Shown are the {MOST} of {len(table.rows)} rows with the best {first}." if left else ""
+    cut = f" Only the {MOST} of {len(table.rows)} rows with the best {first} are shown." if left else ""
     charts = [draw(rows) for draw in (by_stage, few_labels, over_training, training, speed)]
     found = [replace(chart, caption=chart.caption + cut) for chart in charts if chart is not None]
     strips = [strip for number, row in enumerate(rows) if (strip := task_strip(row, number))]
@@ -32,7 +32,7 @@ def draw_all(table: Table) -> list[Picture]:
 
 
 def chosen_rows(table: Table) -> list[Row]:
-    """The rows that are drawn, in the order of the table."""
+    """Return the rows to draw, in the order of the table."""
     if len(table.rows) <= MOST:
         return table.rows
 
@@ -45,7 +45,7 @@ def chosen_rows(table: Table) -> list[Row]:
 
 
 def task_strip(row: Row, number: int) -> Picture | None:
-    """What the task did to real images: the strip over the epochs, else the last panel."""
+    """Return a picture of the task on real images: the strip over the epochs, or else the last panel."""
     for run in row.runs if row.branch == MAIN_BRANCH else ():
         for name, what in ((STRIP, "over the epochs"), (PANEL, "after the last epoch")):
             try:
@@ -54,7 +54,7 @@ def task_strip(row: Row, number: int) -> Picture | None:
                     if image.width * image.height > MAX_PIXELS:
                         continue
                     shown = image.convert("RGB")
-            except Exception:  # Pillow has no one error for what is broken; a report can do without
+            except Exception:  # Pillow raises many kinds of errors; the report works without the picture
                 continue
             shown.thumbnail((WIDE, 2 * WIDE), Image.Resampling.LANCZOS)
             data = io.BytesIO()

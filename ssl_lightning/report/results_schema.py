@@ -1,4 +1,4 @@
-"""JSON schema of results.json, generated: `python -m ssl_lightning.report.results_schema` writes it again."""
+"""JSON schema of results.json; `python -m ssl_lightning.report.results_schema` rewrites its file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMA_PATH = Path(__file__).parent / "results.schema.json"
 
 
 def results_schema() -> dict[str, Any]:
-    """Make the JSON schema of the results.json that this version writes."""
+    """Build the JSON schema of the results.json of this version."""
     schema = json_schema(ResultsFile)
     record = schema["properties"]["probes"]["items"]
     record["if"] = {"properties": {"metric": {"enum": list(RANKS)}}}
@@ -29,7 +29,7 @@ def results_schema() -> dict[str, Any]:
 
 
 def schema_text() -> str:
-    """The text of the schema's file."""
+    """Return the content of the schema file."""
     return json.dumps(results_schema(), indent=1) + "\n"
 
 

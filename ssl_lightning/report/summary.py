@@ -1,4 +1,4 @@
-"""What a run prints: what it is about to do, and at the end how much it learned."""
+"""Terminal output of a run: the header at its start, the table of figures at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 from ssl_lightning.artifacts.results import Record, Results, best_stage
 from ssl_lightning.core.untrusted import printable
 
-# Metrics that are shown, and what a column says of them; all but the rank are in %
+# Metrics in the summary and their name in a column; all but the rank are in %
 UNITS = {
     "top1": "",
     "map": "mAP",
@@ -24,7 +24,7 @@ UNITS = {
 
 
 def print_header(facts: dict[str, str]) -> None:
-    """Print what is about to run, a line per fact."""
+    """Print the facts of a run, one per line."""
     console = Console(highlight=False, soft_wrap=True)
     width = max(map(len, facts))
     for name, value in facts.items():
@@ -40,30 +40,27 @@ def print_summary(results: Results, folder: Path) -> None:
         console.print(f"pretext {name} {value:.4f}")
     memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run.peak_memory_gb.items())
     console.print(
-        f"{run.wall_s:.0f} s in all, {run.images_per_s:,.0f} images/s in pretraining, peak memory {memory}"
+        f"{run.wall_s:.0f} s in total, {run.images_per_s:,.0f} images/s in pretraining, peak memory {memory}"
     )
     console.print(f"run folder: {folder}", markup=False)
 
 
 def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
-    """Print the table of the figures, and what they took."""
+    """Print the table of figures, and the seconds of the encode pass and of each probe."""
     console = Console(highlight=False, soft_wrap=True)
     for table in summary_tables(records, console):
         print_table(table)
     if "encode_s" in probe_s:
-        solving = {name: s for name, s in probe_s.items() if name != "encode_s"}
-        parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in solving.items())
-        ratio = sum(solving.values()) / max(probe_s["encode_s"], 1e-9)
-        console.print(
-            f"probes: one encode pass {probe_s['encode_s']:.1f} s, then {parts} ({ratio:.2f}x the pass)"
-        )
+        encode_first = sorted(probe_s.items(), key=lambda item: item[0] != "encode_s")
+        parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in encode_first)
+        console.print(f"probes: {parts}")
 
 
 def print_table(table: Table) -> None:
-    """Print a table in its full width: a terminal may wrap it, but no column is cut."""
+    """Print a table at its full width, so that no column is cut; a terminal may wrap it."""
     console = Console(highlight=False)
     if table.title is not None:
-        console.print(table.title, soft_wrap=True)  # apart, or it would be wrapped to the width of the table
+        console.print(table.title, soft_wrap=True)  # rich would wrap it to the width of the table
         table.title = None
     wanted = console.measure(table, options=console.options.update(width=500)).maximum
     console.width = max(console.width, wanted)
@@ -71,7 +68,7 @@ def print_table(table: Table) -> None:
 
 
 def summary_tables(records: list[Record], console: Console) -> list[Table]:
-    """Make the table of a run, in as many parts as the width of the console asks for."""
+    """Make the table of a run, split into parts that fit the width of the console."""
     parts: list[Table] = []
     group: list[str] = []
     shown, unbound = headline(records), console.options.update(width=10_000)
@@ -91,10 +88,10 @@ def summary_tables(records: list[Record], console: Console) -> list[Table]:
 
 
 def summary_table(records: list[Record]) -> Table:
-    """Make the table of a run: a row per branch and stage, a column per probe.
+    """Make the table of a run: one row per branch and stage, one column per probe.
 
-    A cell holds the test figure before and after pretraining and the gain, in points. The best stage of
-    each probe, marked with *, is the one that did best on held-out images; without any, none is marked.
+    A cell holds the test figure before and after pretraining and the gain, in points. A * marks the stage
+    with the best held-out figure of each probe; without held-out figures, no stage is marked.
     """
     shown = headline(records)
     states = [
@@ -118,7 +115,7 @@ def summary_table(records: list[Record]) -> Table:
 
 
 def headline(records: list[Record]) -> list[Record]:
-    """The records worth a column: of a low-shot curve the least, the middle and the most labels."""
+    """Select the records for columns; of a low-shot curve the fewest, the middle and the most labels."""
     shown = [r for r in records if r.metric in UNITS]
     curves: dict[str, set[int]] = {}
     for record in shown:
@@ -129,7 +126,7 @@ def headline(records: list[Record]) -> list[Record]:
 
 
 def column(record: Record) -> str:
-    """Name the probe, with what tells its figures apart."""
+    """Name the column of a record: the probe with its k, labels and metric."""
     protocol, parts = record.protocol, [record.probe]
     if "k" in protocol:
         parts.append(f"k={protocol['k']}")

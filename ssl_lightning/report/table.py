@@ -1,4 +1,4 @@
-"""The table: rows of cells, published figures beside them, and in words all that one must know of them."""
+"""Tables: rows of cells, published figures for comparison, and notes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,8 @@ from ssl_lightning.report.cells import Cell, make_cell
 from ssl_lightning.report.collect import ReportedRun
 
 MAIN_BRANCH = "backbone"  # the branch that every task has
-PRETEXTS = (
-    "val/acc",
-    "val/psnr",
-    "val/hole_psnr",
-    "val/auc",
-    "val/loss",
-)  # what is shown of a pretext, if there
+# pretext figures by preference: the first that exists is shown
+PRETEXTS = ("val/acc", "val/psnr", "val/hole_psnr", "val/auc", "val/loss")
 
 
 @dataclass
@@ -26,11 +21,11 @@ class Row:
     """One row.
 
     Args:
-        name: Of the benchmark's rows, or of the series.
-        branch: Which backbone of the runs.
-        cells: By the name of the column; where there is no figure, there is no cell.
-        runs: The newest finished run of each seed, by seed.
-        pretext: The figure of the pretext that is shown.
+        name: Name of the benchmark's row, or label of the series.
+        branch: Branch of the runs.
+        cells: Cells by column name; columns without a figure are absent.
+        runs: Newest finished run of each seed, by seed.
+        pretext: Name of the pretext figure to show.
     """
 
     name: str
@@ -49,18 +44,18 @@ class Row:
 
     @property
     def used(self) -> list[ReportedRun]:
-        """All runs that a figure of this row is of."""
+        """All runs with a figure in this row."""
         found = {pick.run.name: pick.run for cell in self.cells.values() for pick in cell.picks}
         return [found[name] for name in sorted(found, key=lambda name: (found[name].seed, name))]
 
     @property
     def labels(self) -> bool:
-        """Whether the backbone has seen labels: such a row is a bound, not a competitor."""
+        """Whether the backbone was trained with labels; such a row is a bound, not a competitor."""
         return any(run.facts.labels not in (None, "none") for run in self.used)
 
     @property
     def speed(self) -> float | None:
-        """Images a second in pretraining, mean over the seeds; None if nothing was trained."""
+        """Images/s in pretraining, mean over the seeds; None without training."""
         speeds = [run.facts.images_per_s for run in self.runs if run.facts.images_per_s > 0]
         return statistics.fmean(speeds) if speeds else None
 
@@ -75,7 +70,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A published figure beside the measured one, if there is one; the difference is measured - published."""
+    """A published figure and the measured one, if any; the difference is measured - published."""
 
     published: Published
     cell: Cell | None
@@ -90,12 +85,12 @@ class Table:
     """A table.
 
     Args:
-        name: For file names and anchors.
-        title: For a person.
-        columns: Their names, in order.
-        rows: In order.
-        comparisons: With published figures.
-        notes: What one must know of it, kind by kind, in sentences (`ssl_lightning.report.notes`).
+        name: Name for files and anchors.
+        title: Title for the reader.
+        columns: Names of the columns, in order.
+        rows: Rows, in order.
+        comparisons: Comparisons with published figures.
+        notes: Sentences by kind, from `ssl_lightning.report.notes`.
     """
 
     name: str
@@ -109,13 +104,13 @@ class Table:
         return [row.cells[name] for row in self.rows if name in row.cells]
 
     def best(self, name: str) -> float | None:
-        """The largest mean of a column, of rows that have seen no label; None where there is no contest."""
+        """Return the largest mean of a column over rows without labels; None if fewer than two compete."""
         cells = [row.cells[name] for row in self.rows if name in row.cells and not row.labels]
         contest = len(cells) > 1 and all(cell.percent for cell in cells)
         return max(cell.mean for cell in cells) if contest else None
 
 
-Duplicates = dict[str, tuple[str, list[str]]]  # what has several runs -> the one that counts, the older ones
+Duplicates = dict[str, tuple[str, list[str]]]  # "row, seed" -> the run that counts, the older ones
 
 
 def make_rows(
@@ -123,15 +118,15 @@ def make_rows(
     columns: Sequence[Column],
     pretext: Mapping[str, str],
 ) -> tuple[list[Row], Duplicates]:
-    """Make the rows of a table, the branches of one right after each other.
+    """Make the rows of a table; the branches of a row follow each other.
 
     Args:
-        groups: The finished runs of each row; those of the task random are controls for all.
-        columns: Of the table.
-        pretext: For a row the name of the figure of its pretext.
+        groups: Finished runs of each row; runs of the task random are controls for all rows.
+        columns: Columns of the table.
+        pretext: Name of the pretext figure, by row.
 
     Returns:
-        Rows, without those that have no figure; and for "row, seed" what was passed over.
+        Rows that have a figure, and the duplicates that were ignored.
     """
     controls: dict[tuple[int, str, str], ReportedRun] = {}
     for run in sorted(chain(*groups.values()), key=lambda run: (run.ended, run.name)):
@@ -159,13 +154,13 @@ def make_rows(
 
 
 def branches(runs: Sequence[ReportedRun]) -> list[str]:
-    """The backbones that the runs were probed on, the backbone first."""
+    """Return the probed branches of the runs, the main branch first."""
     found = {record.branch for run in runs for record in run.probes}
     return sorted(found, key=lambda branch: (branch != MAIN_BRANCH, branch))
 
 
 def main_runs(cells: Iterable[Cell]) -> list[ReportedRun]:
-    """For each seed the run of the first column that has it: its time and pretext are those of the row."""
+    """Return, for each seed, the run of its first column; it gives the time and pretext of the row."""
     found: dict[int, ReportedRun] = {}
     for cell in cells:
         for pick in cell.picks:
@@ -174,13 +169,13 @@ def main_runs(cells: Iterable[Cell]) -> list[ReportedRun]:
 
 
 def compare(benchmark: Benchmark, rows: Sequence[Row]) -> list[Comparison]:
-    """Put the measured figures beside the published ones; some have none."""
+    """Pair each published figure with the measured one, if any."""
     cells = {(row.label, name): cell for row in rows for name, cell in row.cells.items()}
     return [Comparison(each, cells.get((each.row, each.column))) for each in benchmark.published]
 
 
 def group_by(runs: Iterable[ReportedRun], key: Callable[[ReportedRun], str]) -> dict[str, list[ReportedRun]]:
-    """Runs by a key, in the order of its first appearance."""
+    """Group runs by a key, in the order of first appearance."""
     found: dict[str, list[ReportedRun]] = {}
     for run in runs:
         found.setdefault(key(run), []).append(run)

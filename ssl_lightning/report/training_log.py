@@ -1,4 +1,4 @@
-"""metrics.csv of a run, read with distrust: it may be torn, and of any version."""
+"""Reading of metrics.csv, which may be torn or from any version."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ssl_lightning.artifacts.run_folder import METRICS
 from ssl_lightning.core.untrusted import check_plain
 
 MAX_BYTES = 1 << 27  # of the file
-POINTS = 300  # of a curve
+POINTS = 300  # upper bound for the points of a curve
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv: the figures that each has. Torn rows and words are left out."""
+    """Read the numbers of each row of metrics.csv; torn rows and texts are skipped."""
     try:
         check_plain(folder / METRICS, MAX_BYTES)
         with open(folder / METRICS, newline="", encoding="utf-8") as file:
@@ -31,7 +31,7 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def number(text: Any) -> float | None:
-    """A finite number out of a text, if it is one."""
+    """Parse a finite number; None for other texts."""
     try:
         value = float(text)
     except (TypeError, ValueError):
@@ -40,7 +40,7 @@ def number(text: Any) -> float | None:
 
 
 def epochs(log: Sequence[dict[str, float]], names: Sequence[str]) -> list[tuple[int, dict[str, float]]]:
-    """For each epoch that has all the named figures the last of each."""
+    """Return the last value of each named figure per epoch, for epochs that have all of them."""
     found: dict[int, dict[str, float]] = {}
     for row in log:
         if "epoch" in row:
@@ -49,12 +49,12 @@ def epochs(log: Sequence[dict[str, float]], names: Sequence[str]) -> list[tuple[
 
 
 def thin_points(points: Sequence[Any]) -> Sequence[Any]:
-    """At most POINTS of them, evenly spaced."""
+    """Keep at most POINTS points, evenly spaced."""
     step = max(1, math.ceil(len(points) / POINTS))
     return points[::step]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """The mean over a window around each value, a fifteenth of all wide."""
+    """Average over a centred window, one fifteenth of all values wide."""
     half = max(1, len(values) // 30)
     return [statistics.fmean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]

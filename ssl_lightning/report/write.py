@@ -1,4 +1,4 @@
-"""`python report.py`: read what runs left; print the table, and write it, its pictures and its page."""
+"""Report of runs, `python report.py`: prints tables and writes them with pictures and a page."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def make_tables(outputs: Path, benchmark: Path | None, budget: str | None) -> li
     """Read the results and make the tables.
 
     Args:
-        outputs: Every results.json below is read.
-        benchmark: A file of conf/benchmark; None for a row per series of runs.
-        budget: Of the benchmark; None for a table of each.
+        outputs: Folder whose results.json files are read, at any depth.
+        benchmark: A file in conf/benchmark; None makes one row per series of runs.
+        budget: Budget of the benchmark; None makes one table per budget.
 
     Raises:
-        ValueError: There is no such folder or benchmark, or nothing to show.
+        ValueError: The folder or benchmark does not exist, or no run has a figure.
     """
     if benchmark is None:
         if budget is not None:
@@ -39,17 +39,17 @@ def make_tables(outputs: Path, benchmark: Path | None, budget: str | None) -> li
 
 
 def write_report(outputs: Path, out: Path, benchmark: Path | None, budget: str | None) -> None:
-    """Print the tables, and write them and the page.
+    """Print the tables and write all files of the report.
 
     Args:
-        outputs: Every results.json below is read.
-        out: Folder of table.md, table.csv, table.tex, the pictures and report.html.
-        benchmark: A file of conf/benchmark; None for a row per series of runs.
-        budget: Of the benchmark; None for a table of each.
+        outputs: Folder whose results.json files are read, at any depth.
+        out: Folder for table.md, table.csv, table.tex, the pictures and report.html.
+        benchmark: A file in conf/benchmark; None makes one row per series of runs.
+        budget: Budget of the benchmark; None makes one table per budget.
 
     Raises:
-        ValueError: There is no such folder or benchmark, or nothing to show.
-        DiskFullError: There is no room for the report.
+        ValueError: The folder or benchmark does not exist, or no run has a figure.
+        DiskFullError: The disk has no room for the report.
     """
     tables = make_tables(outputs, benchmark, budget)
     pictures = {table.name: draw_all(table) for table in tables}
@@ -68,7 +68,7 @@ def write_report(outputs: Path, out: Path, benchmark: Path | None, budget: str |
     for table in tables:
         for shown in screen(table):
             print_table(shown)
-        for kind, said in table.notes.items():
-            if said:
-                console.print(f"{kind}: {' '.join(said)}")
+        for kind, sentences in table.notes.items():
+            if sentences:
+                console.print(f"{kind}: {' '.join(sentences)}")
     console.print(f"page: {out / PAGE}")

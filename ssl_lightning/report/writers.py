@@ -1,4 +1,4 @@
-"""A table as Markdown, CSV, LaTeX, and on the terminal."""
+"""Writers of a table: Markdown, CSV, LaTeX, and terminal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIELDS = (
     "stages", "published", "difference", "source", "commands", "protocols", "folders",
 )  # fmt: skip
 TEXTS = ("table", "row", "branch", "column", "gain_over", "stages", "source", "commands", "folders")
-FORMULA = tuple("=+-@\t\r")  # what a formula may begin with
+FORMULA = tuple("=+-@\t\r")  # first characters of a spreadsheet formula
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "·": r"$\cdot$",
@@ -32,30 +32,30 @@ Escape = Callable[[str], str]
 
 
 def format_figure(cell: Cell | None) -> str:
-    """A figure with its deviation over seeds."""
+    """Format a mean with its deviation over seeds."""
     if cell is None:
         return NONE
     return f"{cell.mean:.1f}" + ("" if cell.sd is None else f" ± {cell.sd:.1f}")
 
 
 def gain(cell: Cell | None) -> str:
-    """A gain with its sign, "" if it is not known."""
+    """Format a gain with its sign; "" if unknown."""
     return "" if cell is None or cell.gain is None else signed(cell.gain)
 
 
 def signed(points: float | None) -> str:
-    """A difference in points with its sign: never "-0.0"."""
+    """Format a difference in points with its sign, never "-0.0"."""
     return NONE if points is None else f"{round(points, 1) + 0.0:+.1f}"
 
 
 def published(comparison: Comparison) -> str:
-    """A published figure with the digits that it was given, at least one and at most two."""
+    """Format a published figure with its own number of decimals, one or two."""
     text = f"{comparison.published.value:.2f}"
     return text.removesuffix("0")
 
 
 def pretext(row: Row) -> tuple[str, str]:
-    """The figure of the pretext task, and which it is."""
+    """Format the pretext figure; return it and its name."""
     value = row.pretext_mean()
     if row.pretext is None or value is None:
         return NONE, ""
@@ -64,12 +64,12 @@ def pretext(row: Row) -> tuple[str, str]:
 
 
 def is_share(name: str) -> bool:
-    """Whether a figure of a pretext is a share, to be shown in %."""
+    """Tell whether a pretext figure is a fraction, shown in %."""
     return any(part in name for part in ("acc", "top1", "auc"))
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, with two digits or three.
+    """Format a time in seconds, minutes or hours, with two or three digits.
 
     >>> duration(59.7), duration(754), duration(8100)
     ('60 s', '13 min', '2.2 h')
@@ -80,12 +80,12 @@ def duration(seconds: float) -> str:
 
 
 def lines(table: Table, escape: Escape = str, mark: Escape = str) -> list[list[str]]:
-    """The head and the rows as text.
+    """Format the header and the rows as text.
 
     Args:
         table: The table.
-        escape: Makes a text harmless where it is going to stand.
-        mark: Makes the best figure of a column, escaped, stand out.
+        escape: Escapes a text for the output format.
+        mark: Highlights the best figure of a column, which is already escaped.
     """
     shown = [["task", "seeds", "images/s", "pretext", *map(escape, table.columns)]]
     bests = {name: table.best(name) for name in table.columns}
@@ -104,12 +104,12 @@ def lines(table: Table, escape: Escape = str, mark: Escape = str) -> list[list[s
 
 
 def is_best(row: Row, cell: Cell | None, best: float | None) -> bool:
-    """Whether a cell holds the best figure of its column."""
+    """Tell whether a cell holds the best figure of its column."""
     return cell is not None and best is not None and not row.labels and cell.mean == best
 
 
 def comparison_lines(table: Table, escape: Escape = str) -> list[list[str]]:
-    """The head and the rows of the published figures as text."""
+    """Format the header and the rows of the published figures as text."""
     head = ["task", "figure", "measured", "published", "difference", "source"]
     rows = [
         [
@@ -122,7 +122,7 @@ def comparison_lines(table: Table, escape: Escape = str) -> list[list[str]]:
 
 
 def markdown(table: Table) -> str:
-    """Write a table as Markdown. It depends on nothing but the results: no time, no absolute path."""
+    """Write a table as Markdown, without times or absolute paths: it depends only on the results."""
     parts = [f"**{_markdown(table.title)}**", ""]
     parts += _pipes(lines(table, _markdown, lambda text: f"**{text}**")) if table.rows else []
     if table.comparisons:
@@ -150,7 +150,7 @@ def latex(table: Table) -> str:
 
 
 def csv_text(tables: Sequence[Table]) -> str:
-    """Write tables as CSV, a line for each figure, with all that it came from."""
+    """Write tables as CSV, one line per figure, with its runs, commands and protocols."""
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
@@ -234,13 +234,13 @@ def _screen(title: str, shown: Sequence[Sequence[str]]) -> Screen:
 
 
 def _markdown(text: str) -> str:
-    """Leave nothing of a text that Markdown or HTML would take for a sign; `_` within a word is none."""
+    """Escape the special characters of Markdown and HTML; `_` within a word is plain."""
     text = re.sub(r"([\\|`*\[\]$~]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text))
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _plain(field: str, text: str) -> str:
-    """Let a spreadsheet not take a text of a file from elsewhere for a formula."""
+    """Keep spreadsheets from running a foreign text as a formula."""
     return f"'{text}" if field in TEXTS and text[:1] in FORMULA else text
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not there."""
+"""Checkpoint files are complete or absent."""
 
 from pathlib import Path
 
@@ -55,5 +55,5 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path: Path) -> None:
     (folder / "last.ckpt").write_bytes(b"torn")
     assert resume_point(tmp_path) == folder / "previous.ckpt"
     (folder / "previous.ckpt").write_bytes(b"")
-    with pytest.raises(ValueError, match="torn; start the run anew"):
+    with pytest.raises(ValueError, match="torn; start a new run"):
         resume_point(tmp_path)

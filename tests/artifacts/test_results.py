@@ -1,4 +1,4 @@
-"""results.json: typed, atomic, of every schema, and read back for sweepers."""
+"""Results files: types, atomic writes, old schemas, objectives of sweepers."""
 
 import json
 import subprocess
@@ -178,14 +178,14 @@ def test_objective_is_the_heldout_figure_of_the_trained_backbone() -> None:
     both = results(*rows, pretext={"val/loss": 1.5})
     assert objective_value(both, "probe/linear/top1") == 0.6
     assert objective_value(both, "pretext/val/loss") == 1.5
-    # a control that trains nothing has only untrained rows
+    # a control without training has only untrained records
     assert objective_value(results(rows[0]), "probe/linear/top1") == 0.7
 
 
 def test_a_rank_of_unlabelled_images_may_be_an_objective() -> None:
     rows = [record("rankme", f"stage{depth}", value, None) for depth, value in ((1, 90.0), (2, 12.5))]
     rows = [replace(r, metric="rankme", split="pretrain") for r in rows]
-    assert objective_value(results(*rows), "probe/rankme/rankme") == 12.5  # of the deepest
+    assert objective_value(results(*rows), "probe/rankme/rankme") == 12.5  # of the deepest stage
 
 
 @pytest.mark.parametrize("objective", ["probe/knn/top1", "pretext/val/acc", "nonsense"])

@@ -1,4 +1,4 @@
-"""Comparison of weights with a network, one reason at a time."""
+"""Reasons why weights do not fit a network, one at a time."""
 
 from typing import Any
 

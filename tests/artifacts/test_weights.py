@@ -1,4 +1,4 @@
-"""Export and import of backbones: exact round trips, and files that do not fit or want to run code."""
+"""Export and import of backbones: exact round trips, refusal of misfits and of files with code."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_config_that_asks_for_anything_but_a_backbone_is_refused(tmp_path: Pat
 def test_nested_targets_are_not_built(tmp_path: Path) -> None:
     evil = {**CONFIG, "widths": {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "hacked")}}
     save_backbone(tmp_path, small(), {"backbone": evil})
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever the constructor says of a dict
+    with pytest.raises(Exception):  # noqa: B017, PT011 - any error of the constructor
         load_backbone(tmp_path)
     assert not (tmp_path / "hacked").exists()
 

@@ -1,4 +1,4 @@
-"""The bare loop computes what the framework does: else its time would be no ceiling."""
+"""Equality of the bare loop and the framework, so that its speed is an upper bound."""
 
 from pathlib import Path
 
@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from ssl_lightning.bench.bare import BareLoop
-from ssl_lightning.bench.build import alone, batches_of, composed, precision_of
+from ssl_lightning.bench.build import composed, in_new_process, load_batches, precision_of
 from ssl_lightning.bench.graphed import GraphedLoop
 from ssl_lightning.bench.steps import PREPARED, TakeTurns, bare_task
 from ssl_lightning.engine import trainer as trainer_module
 from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.run.parts import build_parts
 
-# Both loops here are steps alone. That validation and callbacks change no weight: tests/test_user_loop.py.
+# Both loops run only steps. tests/test_user_loop.py checks that validation and callbacks change no weights.
 
-# tasks without random draws of their own
+# tasks without random draws
 SAME = {
     "supervised": ["task=supervised"],
     "super_resolution": ["task=super_resolution", "task.instance_noise=0", "task.discriminator_lr_factor=1"],
@@ -30,7 +30,7 @@ def test_the_bare_loop_ends_where_the_framework_does(task: str, tmp_path: Path) 
     job = build_parts(cfg, tmp_path)
     bare, optimizers = bare_task(cfg, job.data)
     start = {name: value.clone() for name, value in bare.state_dict().items()}
-    loop = BareLoop(bare, batches_of(job.data, bare, 4), optimizers, "32-true")
+    loop = BareLoop(bare, load_batches(job.data, bare, 4), optimizers, "32-true")
     for _ in range(4):
         loop.step()
     job.trainer.fit(job.task, datamodule=job.data)
@@ -44,7 +44,7 @@ def test_both_take_turns_and_are_timed_alike(tmp_path: Path) -> None:
     cfg = composed(["task=rotation", "data=fake", "trainer=cpu", "callbacks=[]", *quick], tmp_path)
     job = build_parts(cfg, tmp_path)
     task, optimizers = bare_task(cfg, job.data)
-    loop = BareLoop(task, batches_of(job.data, task, PREPARED), optimizers, job.trainer.precision)
+    loop = BareLoop(task, load_batches(job.data, task, PREPARED), optimizers, job.trainer.precision)
     turns = TakeTurns([loop], 3)
     job.trainer.callbacks.append(turns)  # type: ignore[attr-defined]
     job.trainer.fit(job.task, datamodule=job.data)
@@ -86,7 +86,7 @@ def test_the_graphed_loop_ends_where_the_bare_one_does(
     ends = []
     for kind in (BareLoop, GraphedLoop):
         bare, optimizers = bare_task(cfg, job.data)
-        loop = kind(bare, batches_of(job.data, bare, 4), optimizers, "32-true")
+        loop = kind(bare, load_batches(job.data, bare, 4), optimizers, "32-true")
         for _ in range(7):
             loop.step()
         ends.append({name: value.cpu() for name, value in bare.state_dict().items()})
@@ -98,5 +98,5 @@ def test_the_graphed_loop_ends_where_the_bare_one_does(
 def test_the_memory_of_a_process_is_not_that_of_the_one_that_asks() -> None:
     held = torch.ones(2**31, dtype=torch.uint8)  # 2.1 GB, touched
     assert peak_memory_gb()["host"] > 2.1
-    assert alone(peak_memory_gb)["host"] < 1.5
+    assert in_new_process(peak_memory_gb)["host"] < 1.5
     del held

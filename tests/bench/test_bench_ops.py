@@ -1,4 +1,4 @@
-"""What is timed against each other gives the same."""
+"""Equal results of the batched ops and the loops they are timed against."""
 
 import torch
 from torchvision.transforms import functional as tv
@@ -32,7 +32,7 @@ def test_patches_and_pairs_are_as_many_and_of_the_same_colours() -> None:
     _, pairs = (work() for work in ops.context_of_pairs(PIXELS, PICTURES))
     assert patches.shape == batched.shape
     assert pairs.shape == (3, 8, 2, *batched.shape[2:])
-    for found in (batched, patches, pairs):  # no pixel has a part along the axis that was removed
+    for found in (batched, patches, pairs):  # no pixel keeps a component along the removed axis
         std, mean = (torch.tensor(values).view(3, 1, 1) for values in (ops.STD, ops.MEAN))
         red, green, blue = (found * std + mean).unbind(-3)
         torch.testing.assert_close(2 * green, red + blue, atol=1e-5, rtol=0)

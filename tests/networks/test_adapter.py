@@ -1,4 +1,4 @@
-"""Backbones made of networks of torchvision, of timm and of one's own, against these networks run by hand."""
+"""Adapted networks of torchvision, timm and our own, against the networks run by hand."""
 
 import copy
 import pickle
@@ -61,7 +61,7 @@ def plain_layers() -> nn.Module:
 
 
 class UNet(nn.Module):
-    """Two halvings and their way back: the stages are of the encoder, within a module of its own."""
+    """An encoder with two halvings and a decoder; the stages lie in the encoder, a separate module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class UNet(nn.Module):
 
 
 class OneSize(nn.Module):
-    """A classifier whose linear head fits images of 32 px only, with one pooling layer for all."""
+    """A classifier whose linear head fits only images of 32 px, with one shared pooling layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_stages_of_common_families(family: str) -> None:
     for x, reduction in zip(maps, reductions, strict=True):
         assert x.shape[2] == x.shape[3]
         assert size / reduction - 1 <= x.shape[2] <= size / reduction  # fewer without padding
-    # weights keep their names, and none is without a gradient
+    # weights keep their names, and all have a gradient
     after = net.state_dict()
     assert all(before[name] is not None and torch.equal(before[name], after[name]) for name in after)
     maps[-1].square().sum().backward()
@@ -237,12 +237,12 @@ def test_stages_by_name() -> None:
     assert net.feature_info.module_name() == ["relu", "layer3"]  # in the order in which they run
     assert [x.shape[1:] for x in net(images)] == [(64, 32, 32), (256, 4, 4)]
     assert not [name for name in net.state_dict() if name.startswith("layer4")]
-    # of timm, by forward_intermediates, and by hooks where it does not know the name
+    # timm: by forward_intermediates, or by hooks for names it does not know
     for names in (["layer1", "layer3"], ["layer1.0", "layer3"]):
         net = as_backbone(timm.create_model("resnet18").eval(), stages=names)
         assert [x.shape[1:] for x in net(images)] == [(64, 16, 16), (256, 4, 4)]
         assert not [name for name in net.state_dict() if name.startswith("layer4")]
-    # of a backbone, others
+    # other stages of a backbone
     net = as_backbone(ConvNet(), stages=["stages.1"])
     assert net.feature_info.module_name() == ["stages.1"]
     # a network that does not shrink

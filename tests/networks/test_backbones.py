@@ -1,4 +1,4 @@
-"""Every conf/backbone/*.yaml against the backbone contract, and each network against its paper."""
+"""Backbones of conf/backbone/*.yaml against the contract, and each network against its paper."""
 
 import copy
 import functools
@@ -35,7 +35,7 @@ def _seeded():
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Maps this small gain nothing from threads, which on a busy machine wait for each other (20x slower)."""
+    """Use one thread: on a busy machine, threads on such small maps wait for each other (20x slower)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -44,9 +44,9 @@ def _one_thread():
 
 @functools.cache
 def build(config, in_channels=3):
-    """The backbone of a config, in eval mode, with every normalisation at work.
+    """Build the backbone of a config in eval mode, with all normalisations active.
 
-    timm starts the last one of a residual block at zero, which would hide the branch behind it.
+    timm starts the last one of a residual block at zero, which would hide its branch.
     """
     net = instantiate(OmegaConf.load(config), in_channels=in_channels).eval()
     for module in net.modules():
@@ -98,7 +98,7 @@ def test_contract(config, in_channels):
 
 
 def test_every_parameter_gets_a_gradient(config):
-    # in eval mode: batch statistics would cancel the gradient of a bias before them
+    # eval mode: batch statistics would cancel the gradient of a preceding bias
     net = build(config)
     net(torch.rand(2, 3, 32, 32))[-1].sum().backward()
     without = [
@@ -140,7 +140,7 @@ def test_nin_is_the_papers(blocks):
     convolutions += (blocks - 2) * (9 + 2) * wide  # the others
     norms = 2 * (192 + 160 + 96 + (blocks - 1) * 3 * 192)
     assert sum(p.numel() for p in net.parameters()) == convolutions + norms
-    # block 2 is the 192 x 8 x 8 on which the paper's non-linear classifier sits; no later block shrinks it
+    # the paper's non-linear classifier takes block 2, 192 x 8 x 8; later blocks keep the size
     assert net.feature_info.channels() == [96] + [192] * (blocks - 1)
     assert net.feature_info.reduction() == [2] + [4] * (blocks - 1)
 
@@ -169,11 +169,11 @@ def test_small_resnet_shares_its_weights_with_timm():
     assert [name for name in ours if ours[name].shape != theirs[name].shape] == ["conv1.weight"]
     del ours["conv1.weight"]
     assert whole.load_state_dict(ours, strict=False).missing_keys == ["conv1.weight"]
-    # and the residual groups compute the same on the same input
+    # the residual groups compute the same on equal input
     x = torch.rand(1, 64, 8, 8)
     small.eval(), whole.eval()
     torch.testing.assert_close(small["layer2"](small["layer1"](x)), whole.layer2(whole.layer1(x)))
-    assert create_timm("resnet18").feature_info.reduction() == [2, 4, 8, 16, 32]  # left as it was
+    assert create_timm("resnet18").feature_info.reduction() == [2, 4, 8, 16, 32]  # unchanged
 
 
 @torch.no_grad()

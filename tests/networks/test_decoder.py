@@ -1,4 +1,4 @@
-"""The decoder: sizes for every kind of backbone, and what it can and cannot see."""
+"""Decoder: output sizes for all kinds of backbones, and the stages it reads."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_an_unpadded_backbone_is_decoded_too(skips: bool) -> None:
 
 @pytest.mark.parametrize(("skips", "seen"), [(False, [False, False, True]), (True, [True, False, True])])
 def test_without_skips_only_the_deepest_stage_is_seen(skips: bool, seen: list[bool]) -> None:
-    backbone = ConvNet()  # reductions 2, 4, 4: the second stage has no step of its own
+    backbone = ConvNet()  # reductions 2, 4, 4: the second stage has no step
     stages = [stage.detach().requires_grad_() for stage in backbone(torch.randn(2, 3, 32, 32))]
     Decoder(backbone, 2, skips=skips)(stages, (32, 32)).square().sum().backward()
     assert [stage.grad is not None for stage in stages] == seen

@@ -1,4 +1,4 @@
-"""Faster R-CNN over stage maps: sizes, anchors, what is refused."""
+"""Faster R-CNN on stage maps: sizes, anchors, errors."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from ssl_lightning.networks.detector import make_detector, pyramid_stages
 
 
 class Maps(nn.Module):
-    """Stage maps of strides 4 and 8; remembers its input."""
+    """Stage maps with strides 4 and 8; stores its input."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
         self.seen = images
@@ -24,7 +24,7 @@ def small(backbone: nn.Module, size: tuple[int, int], **options: float) -> nn.Mo
 def test_images_are_neither_resized_nor_normalised() -> None:
     backbone = Maps()
     detector = small(backbone, (40, 48)).eval()
-    images = torch.randn(2, 1, 40, 48)  # one channel: what a backbone of another colour space takes
+    images = torch.randn(2, 1, 40, 48)  # one channel, like a backbone of another colour space
     with torch.no_grad():
         answers = detector(list(images))
     assert backbone.seen.shape == (2, 1, 48, 48)  # padded to whole cells of the coarsest level, 16

@@ -1,4 +1,4 @@
-"""The discriminator against the paper's table, and how it is kept still while the generator learns."""
+"""Discriminator against the paper's table, and its frozen state in generator steps."""
 
 import copy
 
@@ -27,12 +27,13 @@ def test_the_stages_follow_the_size(size: int) -> None:
     stages = discriminator_stages(size)
     side = Discriminator(stages=stages)(torch.rand(2, 3, size, size))[-1].shape[-1]
     assert side >= 4 or (stages == 1 and size < 8)
-    assert side <= 8 or stages == 5  # one more stage would leave fewer than 4, but for the largest images
+    # one more stage would leave fewer than 4 cells, except for the largest images
+    assert side <= 8 or stages == 5
 
 
 def test_frozen_weights_let_gradients_pass() -> None:
     net = Discriminator(stages=2, width=4).eval()
-    net.stages[1][0].weight.requires_grad_(False)  # was so before: stays so
+    net.stages[1][0].weight.requires_grad_(False)  # frozen before: stays frozen
     images = torch.rand(2, 3, 8, 8, requires_grad=True)
     net(images)[-1].sum().backward()
     expected, images.grad = images.grad, None
@@ -54,7 +55,7 @@ def test_unrecorded_batches_are_normalised_alike_and_leave_no_statistics() -> No
     kept = {name: value for name, value in net.state_dict().items() if "running" in name}
     assert len(kept) == 6
     assert all(torch.equal(value, before[name]) for name, value in kept.items())
-    net(images)  # and afterwards they are taken again
+    net(images)  # recorded again afterwards
     assert torch.equal(net.stages[0][3].running_mean, other.stages[0][3].running_mean)
 
 

@@ -1,4 +1,4 @@
-"""FCN head: what is added to what, at which size."""
+"""FCN head: sums of scores and their sizes."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Parts of generators: the channel-wise bottleneck, SRResNet, pixel shuffle, VGG19's features."""
+"""Parts of generators: channel-wise bottleneck, SRResNet, pixel shuffle, VGG19 features."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_srresnet_is_the_papers() -> None:
 def test_the_long_skip_goes_around_all_blocks() -> None:
     net = SRResNet(blocks=2, num_stages=2, width=8).eval()
     images = torch.rand(2, 3, 9, 9)
-    nn.init.zeros_(net.stages[-1][-1][1].weight)  # what the blocks say counts for nothing
+    nn.init.zeros_(net.stages[-1][-1][1].weight)  # the blocks add nothing
     assert torch.equal(net(images)[-1], net.first(images))
     with pytest.raises(ValueError, match="blocks is 5 and num_stages 2"):
         SRResNet(blocks=5, num_stages=2)

@@ -1,4 +1,4 @@
-"""RotNet's classifiers: sizes of the paper, counted by hand."""
+"""Classifiers of RotNet: the paper's sizes, counted by hand."""
 
 import pytest
 import torch

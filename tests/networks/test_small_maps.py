@@ -13,7 +13,7 @@ SIZES = [(1, 1), (1, 2), (2, 1), (2, 2), (1, 4), (4, 1), (3, 2), (3, 3), (3, 4),
 
 
 def with_gradients(forward: Callable[[Tensor], Tensor], maps: Tensor, weight: Tensor) -> list[Tensor]:
-    """What a layer makes of maps, and the gradients of a weighted sum of it."""
+    """Return a layer's output and the gradients of a weighted sum of it."""
     given = maps.clone(memory_format=torch.preserve_format).requires_grad_()
     result = forward(given)
     loss = (torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result) * result).sum()
@@ -44,7 +44,7 @@ def test_in_bfloat16_it_is_as_near_to_the_exact_result_as_a_convolution_is(size,
     torch.manual_seed(0)
     layer = PaddedConv2d(64, 32, 3, stride).to(memory_format=torch.channels_last)
     maps = channels_last(16, 64, *size, dtype=torch.bfloat16)
-    with torch.no_grad():  # numbers that bfloat16 has
+    with torch.no_grad():  # numbers that bfloat16 represents exactly
         layer.weight.copy_(layer.weight.bfloat16())
     exact = F.conv2d(maps.double(), layer.weight.double(), stride=stride, padding=1)
     with torch.autocast("cpu", torch.bfloat16):

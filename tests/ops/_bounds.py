@@ -1,4 +1,4 @@
-"""How far apart two answers of a solver may lie, by its own stopping rule, on any processor."""
+"""Bounds for the distance of two solutions of a solver, derived from its stopping rule."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 
 def svm_gradients(x: Tensor, signs: Tensor, costs: Tensor, tol: float = 1e-9) -> Tensor:
-    """Length of the gradient at which `SVMSolver` stops.
+    """Return the length of the gradient at which `SVMSolver` stops.
 
     Args:
         x: `(N, D)`.
-        signs: `(M, N)`, as `SVMSolver.fit` takes them.
+        signs: `(M, N)`, see `SVMSolver.fit`.
         costs: `(M, N)`.
-        tol: Of the solver.
+        tol: Tolerance of the solver.
 
     Returns:
-        `(M,)`, with a thousandth on top for the rounding of the gradient that the solver measured.
+        `(M,)`, plus 0.1 % for the rounding of the gradient in the solver.
     """
     return 1.001 * tol * (2 * (costs * signs) @ x).norm(dim=1).clamp_min(1)
 
@@ -24,10 +24,10 @@ def svm_gradients(x: Tensor, signs: Tensor, costs: Tensor, tol: float = 1e-9) ->
 def assert_same_svms(
     found: Tensor, expected: Tensor, x: Tensor, signs: Tensor, costs: Tensor, tol: float = 1e-9
 ) -> None:
-    """Check that weights `(M, D)` of the same machines lie no farther apart than the solver promises.
+    """Check that two weights `(M, D)` of the same machines are as close as the solver guarantees.
 
     The penalty `|w|^2 / 2` bends the objective by 1 in every direction. The distance of any weights from the
-    minimum is therefore at most the length of the gradient there, and two answers lie twice that apart.
+    minimum is therefore at most the length of the gradient there; two solutions differ by at most twice that.
     """
     apart = (found - expected).norm(dim=1)
     allowed = 2 * svm_gradients(x, signs, costs, tol)
@@ -35,17 +35,17 @@ def assert_same_svms(
 
 
 def logistic_distance(x: Tensor, labels: Tensor, theta: Tensor, l2: float, tol: float) -> float:
-    """Distance from the minimum at which `fit_logistic` may stop: one Newton step.
+    """Return the distance from the minimum at which `fit_logistic` may stop: one Newton step.
 
-    The gradient has `K * (D + 1)` entries up to `tol`; the smallest curvature at the answer divides its
-    length. A shift of all biases, which changes no answer, has no curvature and does not count.
+    The gradient has `K * (D + 1)` entries up to `tol`; its length is divided by the smallest curvature at
+    the solution. A common shift of all biases changes nothing, has no curvature and does not count.
 
     Args:
         x: `(N, D)` float64.
         labels: `(N,)`.
         theta: `(K, D + 1)` weights and, last, biases.
         l2: Strength of the penalty.
-        tol: Of the solver.
+        tol: Tolerance of the solver.
     """
 
     def objective(flat: Tensor) -> Tensor:
@@ -54,5 +54,5 @@ def logistic_distance(x: Tensor, labels: Tensor, theta: Tensor, l2: float, tol: 
         return loss + l2 / 2 * weight.square().sum()
 
     hessian = torch.func.hessian(objective)(theta.flatten())
-    curvature = torch.linalg.eigvalsh(hessian)[1]  # [0] is that of the shift
+    curvature = torch.linalg.eigvalsh(hessian)[1]  # [0] belongs to the shift
     return theta.numel() ** 0.5 * tol / float(curvature)

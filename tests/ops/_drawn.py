@@ -1,4 +1,4 @@
-"""Tensors of drawn sizes, types and memory layouts, for the property tests."""
+"""Strategies of tensors with random sizes, types and memory layouts for property tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def drawn(examples: int = 60) -> Any:
-    """The same examples in every run, and no clock: a busy machine fails nothing."""
+    """Use the same examples in every run and no deadline, so that a busy machine fails no test."""
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(
         max_examples=examples, derandomize=True, deadline=None, database=None, suppress_health_check=slow
@@ -32,19 +32,19 @@ def generator(seed: int) -> torch.Generator:
 
 
 def values(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Uniform in [0, 1), or of all 256 levels."""
+    """Draw values uniform in [0, 1), or all 256 levels."""
     if dtype == torch.uint8:
         return torch.randint(256, shape, generator=generator(seed), dtype=dtype)
     return torch.rand(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
-    """The same values in another layout of the memory; all but the first are not contiguous."""
+    """Copy values to another memory layout; all but the first are not contiguous."""
     if layout == "channels_last" and x.ndim == 4:
         return x.contiguous(memory_format=torch.channels_last)
     if layout == "transposed" and x.ndim > 1:
         return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if layout == "sliced":  # begins within its memory
+    if layout == "sliced":  # starts inside its storage
         wider = x.new_zeros([size + 2 for size in x.shape])
         view = wider[tuple(slice(1, size + 1) for size in x.shape)]
         return view.copy_(x)
@@ -55,7 +55,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
 
 @st.composite
 def tensors(draw: Any, shape: Any, dtypes: tuple[torch.dtype, ...] = FLOATS) -> Tensor:
-    """A tensor of a drawn shape (a strategy of sizes), type and layout."""
+    """Draw a tensor with a shape from strategies of sizes, a type and a layout."""
     x = values(tuple(draw(shape)), draw(SEEDS), draw(st.sampled_from(dtypes)))
     return laid_out(x, draw(st.sampled_from(LAYOUTS)))
 
@@ -70,7 +70,7 @@ def pictures(
     size: tuple[int, int] = (1, 12),
     square: bool = False,
 ) -> Tensor:
-    """Images `(B, C, H, W)`."""
+    """Draw images `(B, C, H, W)`."""
     height = draw(st.integers(*size))
     width = height if square else draw(st.integers(*size))
     shape = st.tuples(st.integers(*batch), st.integers(*channels), st.just(height), st.just(width))
@@ -79,7 +79,7 @@ def pictures(
 
 @contextmanager
 def unchanged(*given: Tensor) -> Iterator[None]:
-    """What was given is afterwards what it was, in values and in place."""
+    """Check that an operation leaves its inputs unchanged, in values and in memory."""
     before = [(x.clone(), x.stride(), x.data_ptr()) for x in given]
     yield
     for x, (clone, stride, pointer) in zip(given, before, strict=True):
@@ -88,7 +88,7 @@ def unchanged(*given: Tensor) -> Iterator[None]:
 
 
 def close(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None, scale: float = 1.0) -> None:
-    """Equal within what a type can hold of values about `scale`."""
+    """Check equality within the precision of a type for values near `scale`."""
     tolerance = TOLERANCE[dtype or found.dtype]
     torch.testing.assert_close(
         found.double(), expected.double(), rtol=tolerance, atol=tolerance * scale, equal_nan=True

@@ -1,4 +1,4 @@
-"""Bins of the ab plane: the authors' list, brute force, closed forms, and the way there and back."""
+"""Bins of the ab plane against the authors' list, brute force and closed forms; round trips."""
 
 import math
 
@@ -17,7 +17,7 @@ from ssl_lightning.ops.ab_bins import (
     soft_encode,
 )
 
-# For each a of the authors' pts_in_hull.npy the least and the largest b; nothing between is left out
+# For each a of the authors' pts_in_hull.npy the smallest and the largest b; all b between are bins
 AUTHORS = {
     -90: (50, 90), -80: (20, 90), -70: (0, 90), -60: (-20, 90), -50: (-30, 100), -40: (-40, 100),
     -30: (-50, 100), -20: (-50, 100), -10: (-60, 100), 0: (-70, 100), 10: (-80, 90), 20: (-80, 90),
@@ -27,7 +27,7 @@ AUTHORS = {
 
 
 def colours(count: int = 4000) -> torch.Tensor:
-    """ab of random 8-bit colours, by scikit-image: (count, 2)."""
+    """Compute ab `(count, 2)` of random 8-bit colours with scikit-image."""
     rgb = np.random.default_rng(0).integers(0, 256, (count, 3)) / 255
     return torch.from_numpy(rgb2lab(rgb)[:, 1:]).float()
 

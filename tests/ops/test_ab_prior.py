@@ -1,4 +1,4 @@
-"""The colours of a data set: against scikit-image and numpy, and what the cache may and may not do."""
+"""Colour statistics of a data set against scikit-image and numpy, and their cache."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_pixels_lists_row_by_row() -> None:
 
 
 class Sample:
-    """Gives the first images of a fixed order, and remembers for how many it was asked."""
+    """Return the first images of a fixed order, and store the requested counts."""
 
     def __init__(self, seed: int = 0) -> None:
         self.images, self.asked = images(seed), []

@@ -1,4 +1,4 @@
-"""The adversarial losses by their definition."""
+"""Adversarial losses against their definition."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_losses_are_those_of_the_probabilities() -> None:
 
 
 def test_who_cannot_tell_them_apart_is_undecided() -> None:
-    """The constant with the least loss is where the accuracies are counted from."""
+    """The constant logit with the smallest loss is the threshold of the accuracies."""
     constants = torch.linspace(-1, 1, 2001)
     losses = [discriminator_scores(x[None], x[None], 0.2)["disc_loss"].item() for x in constants]
     best = constants[losses.index(min(losses))]

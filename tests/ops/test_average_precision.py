@@ -1,4 +1,4 @@
-"""Average precision: against scikit-learn, a naive loop and by hand; what is ignored counts nowhere."""
+"""Average precision against scikit-learn, a naive loop and values by hand; ignored labels."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Bilinear enlargement: values and gradients are those of torch."""
+"""Bilinear resizing against torch: values and gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Errors of restored images, against loops and torchmetrics."""
+"""Errors of restored images against loops and torchmetrics."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Nearest-neighbour votes: against scikit-learn and by hand."""
+"""Nearest-neighbour votes against scikit-learn and values by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Lab against scikit-image, which computes it in float64, and against published values."""
+"""Lab against scikit-image in float64, and against published values."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from skimage.color import lab2rgb, rgb2lab
 
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
 
-# sRGB under D65: (R, G, B) in 0..255 -> (L, a, b), as colour charts and converters print them
+# sRGB under D65: (R, G, B) in 0..255 -> (L, a, b), as in colour charts and converters
 PUBLISHED = {
     (255, 255, 255): (100.00, 0.00, 0.00),
     (0, 0, 0): (0.00, 0.00, 0.00),
@@ -20,7 +20,7 @@ PUBLISHED = {
 
 
 def colours() -> torch.Tensor:
-    """A grid over the RGB cube, (1, 3, 17, 289)."""
+    """Make a grid over the RGB cube, `(1, 3, 17, 289)`."""
     shade = torch.linspace(0, 1, 17)
     return torch.stack(torch.meshgrid(shade, shade, shade, indexing="ij")).view(1, 3, 17, 289)
 

@@ -1,4 +1,4 @@
-"""Logistic regression: against scikit-learn, autograd and closed forms."""
+"""Logistic regression against scikit-learn, autograd and closed forms."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ STRENGTHS = (1e-1, 1e-2, 1e-3)
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Products this small only wait for their threads, above all on a busy machine."""
+    """Use one thread: such small products only wait for threads, above all on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,7 +28,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Overlapping classes, correlated features of unequal scale and a mean that is not 0."""
+    """Make overlapping classes with correlated features of unequal scales and nonzero mean."""
     stream = generator("logistic")
     labels = torch.randint(K, (N,), generator=stream)
     x = torch.randn(K, D, generator=stream)[labels] + 1.5 * torch.randn(N, D, generator=stream)
@@ -41,7 +41,7 @@ def objective(x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, l2: float
 
 
 def apart(x: Tensor, labels: Tensor, fit: LogisticFit, tol: float) -> list[float]:
-    """How far apart two answers of each strength may lie that both stopped at `tol`."""
+    """Bound the distance of two solutions of each strength that both stopped at `tol`."""
     return [
         2 * logistic_distance(x, labels, torch.cat([fit.weight[r], fit.bias[r][:, None]], 1), l2, tol)
         for r, l2 in enumerate(STRENGTHS)
@@ -58,14 +58,14 @@ def test_solutions_are_scikit_learns() -> None:
     x, labels = problem()
     fit = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10)
     assert fit.converged.all()
-    longest = float(x.norm(dim=1).max()) + 1  # of a sample with the 1 of the bias, at least
+    longest = float(x.norm(dim=1).max()) + 1  # lower bound for a sample with the 1 of the bias
     for r, (l2, far) in enumerate(zip(STRENGTHS, apart(x, labels, fit, 1e-10), strict=True)):
         model = LogisticRegression(C=1 / (N * l2), solver="newton-cg", tol=1e-12, max_iter=1000)
         model.fit(x.numpy(), labels.numpy())
         np.testing.assert_allclose(fit.weight[r].numpy(), model.coef_, atol=far, rtol=0)
         bias = fit.bias[r] - fit.bias[r].mean()  # a shift common to all classes changes nothing
         np.testing.assert_allclose(bias, model.intercept_ - model.intercept_.mean(), atol=far, rtol=0)
-        probability = (x @ fit.weight[r].T + fit.bias[r]).softmax(1)  # moves less than the logits do
+        probability = (x @ fit.weight[r].T + fit.bias[r]).softmax(1)  # changes less than the logits
         np.testing.assert_allclose(probability, model.predict_proba(x.numpy()), atol=far * longest, rtol=0)
 
 
@@ -118,7 +118,7 @@ def test_order_and_mean_of_the_samples_do_not_matter() -> None:
     shuffled = fit_logistic(x[order], labels[order], K, STRENGTHS, tol=1e-9)
     assert_within(shuffled.weight, fit.weight, apart(x, labels, fit, 1e-9))
     middle = x - x.mean(0)
-    centred = fit_logistic(middle, labels, K, STRENGTHS, tol=1e-9)  # the free bias takes it up
+    centred = fit_logistic(middle, labels, K, STRENGTHS, tol=1e-9)  # the free bias absorbs it
     allowed = map(max, apart(x, labels, fit, 1e-9), apart(middle, labels, centred, 1e-9))
     assert_within(centred.weight, fit.weight, list(allowed))
 
@@ -129,7 +129,7 @@ def test_strengths_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> Non
     allowed = apart(x, labels, together, 1e-10)
     alone = torch.cat([fit_logistic(x, labels, K, [l2], tol=1e-10).weight for l2 in STRENGTHS])
     assert_within(alone, together.weight, allowed)
-    monkeypatch.setattr(logistic, "MAX_LOGITS", 1)  # one strength at a time, each from the one before
+    monkeypatch.setattr(logistic, "MAX_LOGITS", 1)  # one strength at a time, each from the previous solution
     in_turn = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10)
     assert_within(in_turn.weight, together.weight, allowed)
 

@@ -1,4 +1,4 @@
-"""Masks and weights, by counting pixels."""
+"""Masks and weights against counted pixels."""
 
 import pytest
 import torch
@@ -31,14 +31,14 @@ def test_blocks_are_four_squares() -> None:
     assert area.min() >= 25
     assert area.max() <= 100 <= hole * hole
     many = block_masks(3000, size, hole, generator(1))
-    assert many.any(0).all()  # every place, the corners included
+    assert many.any(0).all()  # all positions, with the corners
 
 
 def test_regions_have_the_area_of_the_hole_and_are_smooth() -> None:
     mask = region_masks(50, 32, 16, generator(1))
     assert mask.flatten(1).sum(1).tolist() == [256] * 50  # a quarter of 1024
     noise = F.interpolate(torch.rand(50, 1, 4, 4, generator=generator(1)), (32, 32), mode="bicubic")
-    for image in range(50):  # the low quarter of what bicubic makes of the noise
+    for image in range(50):  # the lowest quarter of the bicubic noise
         assert noise[image][mask[image]].max() <= noise[image][~mask[image]].min()
 
     def border(m: torch.Tensor) -> float:

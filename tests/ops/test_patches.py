@@ -1,4 +1,4 @@
-"""Tiles against slices in loops, and back to the original pixels."""
+"""Tiles against slices in loops, and round trips to the original pixels."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_tiles_never_overlap_and_never_leave_the_image(grid) -> None:
             assert 0 <= x <= grid.image_size - grid.tile
             covered[image, y : y + grid.tile, x : x + grid.tile] += 1
     assert covered.max() == 1
-    # and the whole of the room is used, in both directions: an even draw, not a constant
+    # the draw is uniform over the complete range in both directions, not a constant
     steps = torch.cartesian_prod(torch.arange(grid.side), torch.arange(grid.side)) * grid.pitch
     offsets = (corners - steps).flatten(0, 1)
     assert offsets.min(0).values.tolist() == [0, 0]
@@ -111,7 +111,7 @@ def test_channels_move_by_up_to_the_shift_and_stay_in_the_image() -> None:
     steps = moved - corners[:, :, None]
     assert steps.unique().tolist() == [-2, -1, 0, 1, 2]
     assert (moved.min(), moved.max()) == (0, 48)
-    # channels move apart, each with a draw of its own
+    # each channel has its own draw
     assert (steps[:, :, 0] == steps[:, :, 1]).float().mean() < 0.4
     assert torch.equal(shift_channels(corners, 3, 0, 48, generator(7)), corners[:, :, None].expand_as(moved))
 

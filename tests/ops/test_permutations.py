@@ -1,4 +1,4 @@
-"""The set of orders against a greedy choice written as loops, and against what is known of such sets."""
+"""Permutation sets against a greedy choice in loops, and against known properties."""
 
 import itertools
 import os
@@ -20,7 +20,7 @@ def pairwise(orders) -> list[int]:
 
 
 def greedy_by_hand(tiles: int, size: int, method: str) -> list[tuple[int, ...]]:
-    """Take the first of those farthest from what was taken before, and look at nothing else."""
+    """Pick greedily the first of the orders farthest from all orders picked before."""
     rest = list(itertools.permutations(range(tiles)))
     taken = [rest.pop(0)]
     while len(taken) < size:
@@ -43,7 +43,7 @@ def test_not_below_a_greedy_reference_on_a_2_by_2_grid(method: str, size: int) -
 
 @pytest.mark.parametrize("method", ["minimum", "mean"])
 def test_every_step_is_greedy(method: str) -> None:
-    """No order left out is farther from those before a place than the one that took it."""
+    """Check that no unused order is farther from the orders before a position than the one chosen."""
     taken = [tuple(order) for order in permutation_set(5, 30, method=method).orders.tolist()]
     everything = set(itertools.permutations(range(5)))
     judge = min if method == "minimum" else sum
@@ -77,7 +77,7 @@ def test_64_of_9_factorial_are_far_apart() -> None:
     minimum, mean = permutation_set(9, 64), permutation_set(9, 64, method="mean")
     assert minimum.minimum >= 7
     assert mean.mean >= minimum.mean
-    # no set has a larger mean: in each place each tile shows up 64 / 9 times, as evenly as it can
+    # no set has a larger mean: each tile is at each position 64 / 9 times, as evenly as possible
     evenly = 9 * (1 - (8 * 7 * 6 + 8 * 7) / (64 * 63))
     assert mean.mean <= evenly + 1e-9
     assert "distance at least 7" in str(minimum)
@@ -92,7 +92,7 @@ def test_the_choice_is_the_same_every_time() -> None:
 
 def test_the_cache_is_read_and_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     made = permutation_set(4, 8, cache_dir=tmp_path).orders
-    (path,) = (tmp_path / "permutations").iterdir()  # one file, no temporary left behind
+    (path,) = (tmp_path / "permutations").iterdir()  # one file, no temporary file
     np.save(path, made.numpy()[::-1].astype(np.uint8))
     swapped = permutation_set(4, 8, cache_dir=tmp_path)
     assert torch.equal(swapped.orders, made.flip(0))  # from the file
@@ -101,7 +101,7 @@ def test_the_cache_is_read_and_a_damaged_one_is_replaced(tmp_path: Path) -> None
         path.write_bytes(damage)
         assert torch.equal(permutation_set(4, 8, cache_dir=tmp_path).orders, made)
         assert np.array_equal(np.load(path), made.numpy())
-    np.save(path, np.zeros((8, 4), np.uint8))  # whole, but no permutations
+    np.save(path, np.zeros((8, 4), np.uint8))  # complete, but not permutations
     assert torch.equal(permutation_set(4, 8, cache_dir=tmp_path).orders, made)
 
 
@@ -113,7 +113,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(permutation_set(4, 8, cache_dir=tmp_path).orders) == 8
     assert list((tmp_path / "permutations").iterdir()) == []
     (tmp_path / "file").touch()
-    assert len(permutation_set(4, 8, cache_dir=tmp_path / "file").orders) == 8  # no folder can be made
+    assert len(permutation_set(4, 8, cache_dir=tmp_path / "file").orders) == 8  # the folder cannot be created
 
 
 def test_another_set_has_another_file(tmp_path: Path) -> None:

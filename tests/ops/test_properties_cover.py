@@ -1,4 +1,4 @@
-"""That no op is without a property test."""
+"""Completeness of the property tests: every op has one."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What holds for figures and fits of every size, type and layout: neighbours, precision, rank, and so on."""
+"""Properties of metrics and fits for all sizes, types and layouts: neighbours, precision, rank, fits."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_knn_scores(
     whole = knn_scores(queries, bank, labels, classes, ks, temperature=temperature)
     close(found, whole, dtype)
     if dtype != torch.float64 or dims == 1:
-        return  # which of two neighbours is nearer is a matter of rounding, or of nothing
+        return  # rounding or a tie decides which of two neighbours is nearer
     cosine = F.normalize(queries, dim=1) @ F.normalize(bank, dim=1).T
     for row, query in itertools.product(range(len(ks)), range(count)):
         votes = torch.zeros(classes, dtype=torch.float64)
@@ -116,7 +116,7 @@ def test_topk_accuracy(count: int, classes: int, k: int, dtype: Any, layout: str
 
 
 def precision_by_hand(scores: list[float], labels: list[int], envelope: bool) -> float:
-    """Average precision with equal scores taken together, one threshold after the other."""
+    """Compute average precision threshold by threshold, with equal scores in one group."""
     kept = [(s, y) for s, y in zip(scores, labels, strict=True) if y >= 0]
     positives = sum(y for _, y in kept)
     if not positives:
@@ -194,7 +194,7 @@ def boxes_of(count: int, seed: int, dtype: Any = torch.float64) -> Tensor:
 
 
 def overlap_by_hand(first: Tensor, second: Tensor) -> float:
-    """Shared cells of two boxes of whole numbers, over the cells of either."""
+    """Count the shared cells of two integer boxes over the cells of their union."""
     a, b = (
         set(itertools.product(range(left, right), range(top, bottom)))
         for left, top, right, bottom in (box.int().tolist() for box in (first, second))
@@ -203,7 +203,7 @@ def overlap_by_hand(first: Tensor, second: Tensor) -> float:
 
 
 def voc_by_hand(detections: Any, truth: Any, label: int, iou: float) -> float:
-    """The development kit's loop over the detections of one class, from the highest score down."""
+    """Run the development kit's loop over the detections of one class, from the highest score down."""
     listed = [
         (score, image, box)
         for image, found in enumerate(detections)
@@ -353,7 +353,7 @@ def test_fit_logistic(
     assert fit.weight.shape == (len(l2), classes, dims)
     assert fit.weight.dtype == dtype
     assert fit.converged.all()
-    for number, strength in enumerate(l2):  # convex: where the gradient is 0 is the one minimum
+    for number, strength in enumerate(l2):  # convex: the only point with zero gradient is the minimum
         weight, bias = (each[number].double().requires_grad_() for each in (fit.weight, fit.bias))
         loss = F.cross_entropy(x.double() @ weight.T + bias, labels) + strength / 2 * weight.square().sum()
         loss.backward()
@@ -381,7 +381,7 @@ def test_impossible_fits_are_refused(count: int, classes: int, l2: list[float], 
 def test_svm(count: int, dims: int, cost: float, layout: str, seed: int) -> None:
     x = features(count, dims, seed, torch.float64, layout)
     signs = 2.0 * labels_of(count, 2, seed).double() - 1
-    costs = cost * (labels_of(count, 4, seed + 1) > 0).double()  # some are not looked at
+    costs = cost * (labels_of(count, 4, seed + 1) > 0).double()  # some are ignored
     with unchanged(x, signs, costs):
         fit = SVMSolver(x).fit(torch.stack([signs, -signs]), costs.expand(2, -1))
     assert fit.converged.all()
@@ -418,7 +418,7 @@ def test_arrays_come_back(
     assert found is not None
     assert (found.dtype, found.shape) == (array.dtype, array.shape)
     assert np.array_equal(found, array)
-    assert [each.name for each in path.parent.iterdir()] == ["a.npy"]  # nothing is left over
+    assert [each.name for each in path.parent.iterdir()] == ["a.npy"]  # no temporary file
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What holds for images of every size, type and layout: rotations, holes, colours, resampling, quality."""
+"""Properties of image ops for all sizes, types and layouts: rotations, holes, colours, resampling."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.ops._drawn import ALL, FLOATS, SEEDS, close, drawn, generator, pictur
 
 
 def turned(image: Tensor, turns: int) -> Tensor:
-    """An image `(C, H, H)` turned counter-clockwise, pixel by pixel."""
+    """Rotate an image `(C, H, H)` counter-clockwise, pixel by pixel."""
     side, out = image.shape[-1], image.clone()
     for y, x in itertools.product(range(side), repeat=2):
         at = {0: (y, x), 1: (x, side - 1 - y), 2: (side - 1 - y, side - 1 - x), 3: (side - 1 - x, y)}[turns]
@@ -114,7 +114,7 @@ def test_block_masks(sizes: tuple[int, int], batch: int, seed: int) -> None:
     side = hole // 2
     for one in mask.flatten(1).sum(1).tolist():
         assert side * side <= one <= 4 * side * side <= hole * hole
-    # every pixel of the mask lies in a whole square of the mask
+    # every pixel of the mask lies in a complete square of the mask
     inside = F.unfold(mask.float(), side).prod(1).view(batch, 1, size - side + 1, size - side + 1)
     grown = F.conv_transpose2d(inside, torch.ones(1, 1, side, side)) > 0
     assert torch.equal(grown, mask)
@@ -303,9 +303,9 @@ def test_prior_and_weights(grid: int, seen: int, sigma: float, strength: float, 
     assert float(prior.sum()) == pytest.approx(1, abs=1e-9)
     weights = rebalancing_weights(prior, strength)
     assert float((weights * prior).sum()) == pytest.approx(1, abs=1e-9)
-    assert weights.float().isfinite().all()  # as the task keeps them
+    assert weights.float().isfinite().all()  # as stored by the task
     ranked = prior.argsort()
-    assert (weights[ranked].diff() <= 1e-9 * weights.max()).all()  # what is rarer weighs no less
+    assert (weights[ranked].diff() <= 1e-9 * weights.max()).all()  # rarer bins weigh at least as much
     assert torch.allclose(rebalancing_weights(prior, 1.0), torch.ones_like(prior))
 
 
@@ -417,14 +417,14 @@ def test_what_cannot_be_interpolated_is_refused() -> None:
     with pytest.raises(ValueError, match=r"maps are torch.uint8; bilinear weights need floats"):
         resize_bilinear(torch.zeros(1, 1, 4, 4, dtype=torch.uint8), (8, 8))
     for size in (0, -1):
-        with pytest.raises(ValueError, match=f"size is .*{size}.*; allowed are 1 and more"):
+        with pytest.raises(ValueError, match=f"size is .*{size}.*; allowed is 1 or more"):
             resize_bilinear(torch.zeros(1, 1, 4, 4), (size, 8))
-        with pytest.raises(ValueError, match=f"size is {size}; allowed are 1 and more"):
+        with pytest.raises(ValueError, match=f"size is {size}; allowed is 1 or more"):
             resize_bicubic(torch.zeros(1, 1, 4, 4), size)
 
 
 def cubic(t: float) -> float:
-    """Keys' kernel, a = -0.5."""
+    """Evaluate Keys' kernel, a = -0.5."""
     t = abs(t)
     if t < 1:
         return 1.5 * t**3 - 2.5 * t**2 + 1
@@ -432,7 +432,7 @@ def cubic(t: float) -> float:
 
 
 def bicubic_matrix(inputs: int, outputs: int) -> np.ndarray:
-    """Weight of each input in each output, the kernel as wide as an output pixel where it shrinks."""
+    """Compute the weight of each input in each output; when shrinking, the kernel spans output pixels."""
     scale = inputs / outputs
     wide = max(scale, 1.0)
     matrix = np.zeros((outputs, inputs))

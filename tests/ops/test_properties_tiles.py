@@ -1,4 +1,4 @@
-"""What holds for tiles of every size, type and layout: where they lie, cutting, ordering, guards."""
+"""Properties of tile ops for all sizes, types and layouts: grids, cutting, ordering, guards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MAYBE = st.none() | st.integers(-2, 20)
 
 
 def made(make: Any) -> TileGrid | None:
-    """A grid, or None where its size is refused, in words that name the key."""
+    """Make a grid, or None if its size is refused by an error that names the key."""
     try:
         return make()
     except ValueError as error:
@@ -131,7 +131,7 @@ GRIDS = st.tuples(
 
 
 def grid_of(numbers: tuple[int, ...]) -> TileGrid:
-    """Of side, tile, play, more room between tiles, more room around them."""
+    """Make a grid from side, tile, play, extra space between tiles, and extra space around them."""
     side, tile, play, more, around = numbers
     pitch = tile + play + more
     return TileGrid((side - 1) * pitch + play + tile + around, side, tile, pitch, play)
@@ -175,7 +175,7 @@ def test_there_are_eight_neighbours(pairs: int) -> None:
 
 @st.composite
 def cuts(draw: Any) -> tuple[Tensor, Tensor, int]:
-    """Images, places in them for all channels or for each, and the size of a tile."""
+    """Draw images, corners (for all channels or for each), and the size of a tile."""
     images = draw(pictures(dtypes=(*ALL, torch.bool), size=(1, 9)))
     batch, channels, height, width = images.shape
     tile = draw(st.integers(1, min(height, width)))
@@ -295,7 +295,7 @@ def test_permutation_set(tiles: int, size: int, method: str) -> None:
     assert found.mean == pytest.approx(np.mean(apart))
     fewer = permutation_set(tiles, max(2, size // 2), method=method)
     assert torch.equal(found.orders[: len(fewer.orders)], fewer.orders)  # chosen one by one
-    for step in range(1, size):  # each as far from those before it as any that is left
+    for step in range(1, size):  # no remaining order is farther from the orders before it
         key = min if method == "minimum" else sum
         distance = {
             order: key(sum(a != b for a, b in zip(order, row, strict=True)) for row in rows[:step])
@@ -325,7 +325,7 @@ def test_hamming(count: int, tiles: int, seed: int) -> None:
 
 @st.composite
 def tile_batches(draw: Any, channels: tuple[int, int] = (1, 4)) -> Tensor:
-    """Tiles `(B, n, C, t, t)`, floats."""
+    """Draw tiles `(B, n, C, t, t)`, floats."""
     side = draw(st.integers(1, 6))
     shape = (draw(st.integers(0, 3)), draw(st.integers(1, 4)), draw(st.integers(*channels)), side, side)
     x = values(shape, draw(SEEDS), draw(st.sampled_from(FLOATS)))
@@ -347,7 +347,7 @@ def test_standardise_tiles(tiles: Tensor, smallest: float, inplace: bool) -> Non
     assert (found.dtype, found.shape) == (tiles.dtype, tiles.shape)
     deviation = x.std((-2, -1), correction=0, keepdim=True)
     expected = (x - x.mean((-2, -1), keepdim=True)) / deviation.clamp(min=smallest)
-    # the mean is as exact as the type: so is what is left, over the deviation
+    # the remaining mean over the deviation is as exact as the type
     off = (found.double() - expected).abs() * deviation.clamp(min=smallest)
     assert not off.numel() or off.max() <= {torch.bfloat16: 0.02}.get(tiles.dtype, 1e-5)
 
@@ -406,7 +406,7 @@ def test_colour_projection(channels: int, seed: int) -> None:
         return
     axis, pixel = torch.tensor([-1.0, 2.0, -1.0]), values((3,), seed)
     close(matrix @ pixel, pixel - axis * (axis @ pixel) / 6)
-    close(matrix @ matrix, matrix)  # once is enough
+    close(matrix @ matrix, matrix)  # idempotent
     close(matrix @ torch.ones(3), torch.ones(3))  # grey stays
 
 

@@ -1,4 +1,4 @@
-"""Effective rank: against numpy's formula, closed forms, and what it must not depend on."""
+"""Effective rank against numpy and closed forms, and its invariances."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_rotations_scale_and_order_do_not_matter() -> None:
 def test_dead_are_the_features_that_never_change() -> None:
     x = torch.randn(50, 6, generator=generator("dead"))
     x[:, 1], x[:, 4] = 0, -3e4
-    x[:, 5] = 1 + 1e-7 * x[:, 5]  # rounding is no change
+    x[:, 5] = 1 + 1e-7 * x[:, 5]  # rounding does not count as variation
     assert dead_channels(x).tolist() == [False, True, False, False, True, True]
     assert dead_channels(1e-20 * x).tolist() == dead_channels(x).tolist()  # small is not dead
     assert dead_channels(x.bfloat16()).tolist() == dead_channels(x).tolist()

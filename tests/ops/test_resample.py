@@ -1,4 +1,4 @@
-"""Resampling, against Pillow."""
+"""Resampling against Pillow."""
 
 import numpy as np
 import pytest

@@ -9,7 +9,7 @@ from ssl_lightning.ops.rotation import rotate_four, rotate_one
 
 
 def turn_by_hand(image: Tensor) -> Tensor:
-    """One counter-clockwise quarter turn of (C, H, H), pixel by pixel."""
+    """Rotate `(C, H, H)` by 90 degrees counter-clockwise, pixel by pixel."""
     size = image.shape[1]
     turned = torch.empty_like(image)
     for row in range(size):

@@ -1,4 +1,4 @@
-"""Linear SVMs: against scikit-learn and the conditions of a minimum; what is not looked at has no part."""
+"""Linear SVMs against scikit-learn and optimality conditions; samples with cost 0 have no effect."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def fit_one(x: Tensor, signs: Tensor, costs: Tensor, init: Tensor | None = None,
     return SVMFit(found.weight[0], found.iterations[0], found.converged[0])
 
 
-# 300 are more than samples, of which liblinear does not solve the last
+# 300 features exceed the samples; liblinear does not solve the last case
 @pytest.mark.parametrize(("dims", "cost"), [(12, 1e-3), (12, 1.0), (12, 1e3), (300, 1e-3), (300, 1.0)])
 def test_weights_are_scikit_learns(dims: int, cost: float) -> None:
     x, signs = data(dims=dims)
@@ -75,10 +75,10 @@ def test_machines_solved_together_are_those_solved_alone() -> None:
     x, _ = data(200, 30)
     stream = generator("together")
     signs = torch.where(torch.rand(7, 200, generator=stream) < 0.3, 1.0, -1.0).double()
-    signs[6] = x[:, 0].sign()  # one that is told without an error
+    signs[6] = x[:, 0].sign()  # reported without an error
     costs = torch.rand(7, 200, generator=stream).double() * torch.logspace(-3, 3, 7).double()[:, None]
     together = SVMSolver(x).fit(signs, costs)
     assert together.converged.all()
-    assert together.iterations.unique().numel() > 1  # some end before others
+    assert together.iterations.unique().numel() > 1  # some finish earlier
     alone = torch.stack([fit_one(x, *each).weight for each in zip(signs, costs, strict=True)])
     assert_same_svms(together.weight, alone, x, signs, costs)

@@ -1,4 +1,4 @@
-"""Where tiles may lie: the paper's figures, and no grid that overlaps or leaves the image."""
+"""Tile grids: the papers' sizes, and refusal of grids that overlap or leave the image."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Guards measured on tiles, and against PIL, torch's own interpolation, and loops."""
+"""Guards on tiles, against PIL, torch's interpolation, and loops."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_standardised_tiles_have_mean_0_and_deviation_1() -> None:
     y = standardise_tiles(x).double()
     assert y.mean((3, 4)).abs().max() < 1e-5
     assert (y.std((3, 4), correction=0) - 1).abs().max() < 1e-4
-    # nothing but an affine map of each channel of each tile
+    # only an affine map of each channel of each tile
     torch.testing.assert_close(standardise_tiles(3 * x + 1), y.float(), rtol=1e-3, atol=1e-4)
     for image, tile, channel in ((0, 0, 0), (3, 8, 2), (1, 4, 1)):
         assert (
@@ -42,7 +42,7 @@ def test_standardised_tiles_have_mean_0_and_deviation_1() -> None:
 def test_flat_tiles_stay_flat() -> None:
     noise = 0.5 + 1e-4 * tiles(1, 1, 1, 8, 8)
     assert standardise_tiles(torch.full((1, 1, 1, 8, 8), 0.3)).abs().max() < 1e-4
-    assert standardise_tiles(noise).abs().max() < 0.05  # not blown up to 1
+    assert standardise_tiles(noise).abs().max() < 0.05  # not scaled up to 1
 
 
 def test_the_given_tiles_are_left_as_they_are() -> None:
@@ -96,12 +96,12 @@ def test_dropping_leaves_one_informative_channel() -> None:
     kept = (x == y).all(-1).all(-1)  # (B, n, C)
     assert (kept.sum(2) == 1).all()
     shares = kept.float().mean((0, 1))
-    assert (shares - 1 / 3).abs().max() < 0.04  # each tile draws its own
+    assert (shares - 1 / 3).abs().max() < 0.04  # each tile has its own draw
     assert (kept[:, 0] != kept[:, 1]).any()
     stays = x.std((3, 4), correction=0)[kept]  # (B * n,): 1, 2 or 3
     noise = y[~kept].view(1800, 2, 8, 8)
     assert (noise.std((2, 3)) / stays[:, None]).mean().item() == pytest.approx(0.01, rel=0.02)
-    # what fills the others tells nothing of what was there
+    # the filling does not depend on the original channels
     correlation = F.cosine_similarity(noise.flatten(), x[~kept].flatten(), dim=0)
     assert correlation.abs() < 0.01
 
@@ -181,7 +181,7 @@ def test_mixed_precision_does_not_touch_pixels() -> None:
 
 
 def test_choosing_beforehand_is_choosing_afterwards() -> None:
-    """What a CPU does, which computes the chosen ones alone, and a GPU, which computes all."""
+    """A CPU computes only the chosen items, a GPU all; the results are equal."""
     x, factor = tiles(20, 3, 4), torch.arange(20.0)
     chosen = torch.rand(20, generator=generator(7)) < 0.4
     meta = _change(

@@ -1,4 +1,4 @@
-"""VOC's average precision: worked by hand, and against the loop of the devkit."""
+"""Average precision of VOC against values by hand and the devkit's loop."""
 
 from fractions import Fraction
 
@@ -72,7 +72,7 @@ def test_difficult_objects_count_nowhere() -> None:
 def test_classes_and_images_are_kept_apart() -> None:
     ap = voc_ap([found((A, 0.9), label=1), found((A, 0.9))], [truth(A), truth(A, label=1)], 3)
     assert ap[:2].tolist() == [0.0, 0.0]
-    assert ap[2].isnan()  # nothing to be found
+    assert ap[2].isnan()  # no objects
 
 
 def test_nothing_found_scores_zero() -> None:

@@ -81,14 +81,14 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "cut by a byte": (cut(-1), "torn"),
     "one bit turned": (flipped, "torn"),
     "no bytes": (put(b""), "torn"),
-    "text": (put(b"this is no checkpoint\n"), "torn or no checkpoint"),
+    "text": (put(b"this is no checkpoint\n"), "torn or not a checkpoint"),
     "a zip of something else": (other_zip, "cannot be read as a checkpoint"),
-    "a packed archive": (packed, "torn or no checkpoint"),
+    "a packed archive": (packed, "torn or not a checkpoint"),
     "a folder": (folder, "plain file|holds neither"),
     "a pipe": (pipe, "plain file|is a pipe, socket or device"),
     "a link in a circle": (circle, "Too many levels of symbolic links"),
     "a terabyte": (absurd, "bytes; allowed are at most"),
-    "of torch before 1.6": (of_old_torch, "may be of torch before 1.6"),
+    "of torch before 1.6": (of_old_torch, "may be from torch before 1.6"),
 }
 
 
@@ -169,7 +169,7 @@ WEIGHTS: dict[str, tuple[Spoil, str]] = {  # of a checkpoint, at every entry poi
     "a version that is not a number": (changed("ssl_lightning_schema", "2"), "no schema number"),
     "a list": (lambda path: rewrite(path, lambda content: [content]), "holds a list, not a checkpoint"),
     "a tensor": (lambda path: torch.save(torch.zeros(3), path), "holds a Tensor, not a checkpoint"),
-    "code": (attack, "it would run .*mknod, and no code of a file is run"),
+    "code": (attack, "it would run .*mknod, and code of a file is never run"),
 }
 OF_A_RUN: dict[str, tuple[Spoil, str]] = {  # of the state of a task
     "another task": (
@@ -210,7 +210,7 @@ OF_A_RESUME: dict[str, tuple[Spoil, str]] = {  # of the state of its training
 }
 OF_RUNS = FILES | WEIGHTS | OF_A_RUN
 # A run resumes from the checkpoint before a broken one; here there is none
-TORN = {name: "torn; start |a pipe, socket" for name in FILES if name != "a zip of something else"}
+TORN = {name: "torn; start a new run|a pipe, socket" for name in FILES if name != "a zip of something else"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -329,7 +329,7 @@ def value_of_first(value: float) -> Spoil:
     return backbone(lambda weights: weights[first_weight(weights)].view(-1)[:1].fill_(value))
 
 
-NO_SAFETENSORS = "backbone.safetensors is torn or no safetensors file"
+NO_SAFETENSORS = "backbone.safetensors is torn or not a safetensors file"
 EXPORT: dict[str, tuple[Spoil, str]] = {
     "cut in its header": (cut(0.1), NO_SAFETENSORS),
     "cut in its weights": (cut(0.9), NO_SAFETENSORS),

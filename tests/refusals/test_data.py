@@ -25,7 +25,7 @@ from ssl_lightning.data.imagenet import ImageNet
 from ssl_lightning.data.io import cifar10
 from ssl_lightning.data.io.annotations import read_mask, read_voc_boxes
 from ssl_lightning.data.io.folders import BadImagesError, decode, good_images, scan
-from ssl_lightning.data.voc_classification import shows_classes
+from ssl_lightning.data.voc_classification import read_labels
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 GREY16 = np.array([[0, 256, 257, 32768, 65534, 65535]], np.uint16)
@@ -282,17 +282,20 @@ LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: [(p / "test/c").mkdir(parents=True), folder(p, *BOTH, "train/c/5.png")][1],
         r"only in the first: \['c'\]",
     ),
-    "one class": (lambda p: folder(p, "train/a/1.png", "test/a/2.png"), "one class only, a; 2 or more"),
+    "one class": (lambda p: folder(p, "train/a/1.png", "test/a/2.png"), "one class only, a; at least 2"),
     "a picture without a class": (lambda p: folder(p, *BOTH, "train/5.png"), "have no label: 5.png"),
     "no picture": (lambda p: folder(p, "train/a/1.png", "test/a/x.txt.png", ".b/c.png"), "one class only"),
     "a list of other pictures": (lambda p: imagenet(p, "1.png\ngone.png\n"), "1 are not in train.*gone.png"),
     "a list of nothing": (lambda p: imagenet(p, "\n"), "lists 0 images"),
-    "a mask of another size": (lambda p: camvid(p, np.zeros((5, 6), np.uint8)), "6 x 5 pixels.*image 6 x 4"),
+    "a mask of another size": (
+        lambda p: camvid(p, np.zeros((5, 6), np.uint8)),
+        "6 x 5 pixels.*has 6 x 4",
+    ),
     "a mask with unknown ids": (
         lambda p: camvid(p, np.full((4, 6), 99, np.uint8)),
         r"the ids \[99\].*0\.\.10",
     ),
-    "a mask of colours": (lambda p: camvid(p, RGB), "pixels of the kind RGB; a mask has one class id"),
+    "a mask of colours": (lambda p: camvid(p, RGB), "pixels of mode RGB; a mask has one class id"),
 }
 
 
@@ -326,7 +329,7 @@ XML = {
     "a billion laughs": (LAUGHS, "declares entities"),
     "an entity of another file": (FILE, "declares entities"),
     "an unknown encoding": ('<?xml version="1.0" encoding="x"?><annotation/>', "unknown encoding"),
-    "20 MB": ("<annotation>" + " " * 20_000_000, "more than the 8,000,000 bytes"),
+    "20 MB": ("<annotation>" + " " * 20_000_000, "at most 8,000,000 bytes"),
 }
 
 
@@ -338,7 +341,7 @@ def test_errors_of_annotations_name_the_file(case: str, tmp_path: Path) -> None:
         read_voc_boxes(tmp_path / "a.xml", (6, 4), ["cat", "dog"])
     if case in ("a billion laughs", "an entity of another file", "cut short"):  # its other reader
         with pytest.raises(ValueError, match=rf"(?s)a\.xml: .*{message}"):
-            shows_classes(tmp_path / "a.xml", ["cat", "dog"])
+            read_labels(tmp_path / "a.xml", ["cat", "dog"])
 
 
 def test_boxes_are_clipped_to_the_image(tmp_path: Path) -> None:
@@ -348,10 +351,10 @@ def test_boxes_are_clipped_to_the_image(tmp_path: Path) -> None:
 
 def test_a_mask_is_no_larger_than_its_picture_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(13000, 13000, 0))
-    with pytest.raises(ValueError, match="13000 x 13000 pixels, and its image 6 x 4"):
+    with pytest.raises(ValueError, match="13000 x 13000 pixels, and its image has 6 x 4"):
         read_mask(tmp_path / "a.png", 3, (), (6, 4))
     (tmp_path / "b.mat").write_bytes(b"no matrix")
-    with pytest.raises(ValueError, match=r"b\.mat holds no mask of SBD"):
+    with pytest.raises(ValueError, match=r"b\.mat is not a mask of SBD"):
         read_mask(tmp_path / "b.mat", 3, ())
 
 

@@ -278,7 +278,7 @@ def test_timm_builds_only_its_own_models(model_name: str) -> None:
     "option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"]
 )
 def test_timm_is_given_no_files_and_no_addresses(option: str) -> None:
-    with pytest.raises(ValueError, match=f"backbone.{option} is .*; timm is given no files or addresses"):
+    with pytest.raises(ValueError, match=f"backbone.{option} is .*; files and addresses are not allowed"):
         create_timm("resnet18", **{option: {"file": "/tmp/evil.pth"}})
 
 

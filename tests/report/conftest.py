@@ -1,4 +1,4 @@
-"""Small results.json files, by hand, for the tests of the report."""
+"""Fixtures of the report tests: small results.json files."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ Leave = Callable[..., Path]
 
 
 def record(value: float, heldout: float | None = 0.5, stage: str = "stage1", **more: Any) -> dict[str, Any]:
-    """A record of the linear probe; `k`, `k_shot`, `input`, ... go into its protocol."""
+    """Make a record of the linear probe; `k`, `k_shot`, `input`, ... go into its protocol."""
     top = {
         key: more.pop(key) for key in ("probe", "branch", "metric", "trained", "evaluation") if key in more
     }
@@ -50,7 +50,7 @@ def make() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def leave(tmp_path: Path) -> Leave:
-    """Writes a results.json as a run would: `leave(name, probes, task=..., seed=...)`."""
+    """Return a function that writes a results.json: `leave(name, probes, task=..., seed=...)`."""
 
     def write(name: str, probes: list[dict[str, Any]], **facts: Any) -> Path:
         task, seed = facts.get("task", "rotation"), facts.get("seed", 0)

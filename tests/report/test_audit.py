@@ -1,4 +1,4 @@
-"""The table of a shortcut audit, by hand."""
+"""Table of a shortcut audit against values by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.artifacts.test_results import FACTS
 
 
 def run(pretext: float, probe: float, untrained: float = 0.4) -> Results:
-    """Results with two stages, the second of which does better on held-out images only."""
+    """Make results with two stages; the second is better on held-out images only."""
     records = [
         Record(
             stage, "top1", value + (0.0 if stage == "stage2" else 0.2), 10000,

@@ -1,4 +1,4 @@
-"""Files that are no results.json of ours are named, with what is wrong, and left out."""
+"""Collection of results: broken and foreign files are skipped and named with the reason."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def test_a_field_of_the_wrong_kind_is_named(
 
 
 def test_what_a_run_writes_is_read(tmp_path: Path, leave: Any, make: Any) -> None:
-    """Every field that the schema requires of a run, and no more, is enough."""
+    """The required fields of the schema are enough."""
     schema = json.loads((Path(__file__).parents[2] / "ssl_lightning/report/results.schema.json").read_text())
     required = schema["properties"]["run"]["required"]
     path = leave("x", [make(0.5)]) / "results.json"
@@ -108,5 +108,5 @@ def test_what_a_run_writes_is_read(tmp_path: Path, leave: Any, make: Any) -> Non
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         collect(tmp_path / "gone")

@@ -1,4 +1,4 @@
-"""The label-efficiency curve: the stage is chosen on held-out images, runs must be comparable."""
+"""Label-efficiency curves: stage chosen on held-out images, comparable runs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_what_is_drawn_is_what_was_measured() -> None:
 def test_runs_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(ValueError, match=r"evaluate\.py run=<its folder> probe=\[lowshot\]"):
         curve(run(ROWS[-1]))
-    with pytest.raises(ValueError, match="one figure on one data set"):
+    with pytest.raises(ValueError, match="one metric on one data set"):
         draw_curves([curve(run(*ROWS)), curve(run(*ROWS, data="stl10"))])
     with pytest.raises(ValueError, match="these are none"):
         draw_curves([])

@@ -1,4 +1,4 @@
-"""What is drawn is what was measured; absent and torn files are passed over; of many rows few are drawn."""
+"""Pictures: drawn values, skipped missing and torn files, and the limit of rows."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ from ssl_lightning.report.training_log import POINTS, epochs, read_metrics, smoo
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The figures, by the name of the chart, as they are about to be saved."""
+    """Collect the figures by chart name before they are saved."""
     found: dict[str, Any] = {}
 
     def keep(name: str, title: str, caption: str, figure: Any) -> Any:
@@ -73,7 +73,7 @@ step,epoch,train/loss,val/acc,online/backbone/knn_top1
 40,1,0.5,0.75,
 40,1,,,0.35
 50,2,0.25,0.9,
-60,2,0.1"""  # the run was killed while it wrote
+60,2,0.1"""  # the run was killed during a write
 
 
 def test_training_and_pretext_against_probe(

@@ -1,4 +1,4 @@
-"""The tables of the README are what the committed results say."""
+"""Tables of the README against the committed results."""
 
 import re
 import shlex

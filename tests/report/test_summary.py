@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""Table at the end of a run."""
 
 from dataclasses import replace
 
@@ -65,7 +65,7 @@ def test_mean_precision_and_rank_say_what_they_are() -> None:
     assert "knn k=20 mAP" in head
     assert "rankme (rank)" in head
     assert "30.0* → 40.0* +10.0" in line
-    assert "12.2  → 50.0  +37.8" in line  # no share, and no best stage
+    assert "12.2  → 50.0  +37.8" in line  # not in %, and no best stage
 
 
 def test_a_table_that_is_too_wide_is_cut_between_columns() -> None:

@@ -1,4 +1,4 @@
-"""The table, by hand: means, deviations, gains, published figures, and what is said of the rest."""
+"""Tables against figures by hand: means, deviations, gains, published figures, notes."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def cell(found: Table, label: str, column: str) -> Cell:
 
 @pytest.fixture
 def outputs(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> Path:
-    """Rotation with three seeds and its untrained backbone, random with two, one jigsaw that was broken off."""
+    """Three seeds of rotation with the untrained backbone, two of random, one interrupted jigsaw."""
     for seed, (value, untrained) in enumerate([(0.60, 0.40), (0.62, 0.44), (0.58, 0.39)]):
         leave(
             f"rot-{seed}",
@@ -89,7 +89,7 @@ def test_without_an_untrained_backbone_the_gain_is_over_random_of_the_same_seed(
     assert cell(found, "rotation", "linear").over == [RANDOM]
     said = " ".join(found.notes[notes.GAIN])
     assert RANDOM in said
-    assert "Not of all seeds: rotation: linear (2 of 3 seeds); rotation: block 1 (2 of 3 seeds)" in said
+    assert "Only for some seeds: rotation: linear (2 of 3 seeds); rotation: block 1 (2 of 3 seeds)" in said
 
 
 def test_a_control_of_another_batch_norm_is_said(
@@ -139,10 +139,10 @@ def test_the_newest_finished_run_counts_and_that_is_said(
     found = table(tmp_path)
     assert cell(found, "rotation", "linear").values == pytest.approx([70])
     assert found.notes[notes.DUPLICATES] == [
-        "rotation, seed 0: the newest finished run counts, a-new; passed over: b-old."
+        "rotation, seed 0: the newest finished run counts, a-new; ignored: b-old."
     ]
     assert found.notes[notes.UNFINISHED] == [
-        "rotation, seed 0: failed, in c-failed; another one of this seed is finished."
+        "rotation, seed 0: failed, in c-failed; another run with this seed finished."
     ]
 
 

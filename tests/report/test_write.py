@@ -1,4 +1,4 @@
-"""`python report.py`, as a person calls it."""
+"""Command line of `python report.py`."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from ssl_lightning.report.write import write_report
 
 ROOT = Path(__file__).parents[2]
-# what the command would do, and that it has not waited for torch
+# prints the help without importing torch
 COMMAND = """
 import runpy, sys
 sys.argv[0] = "report.py"
@@ -35,14 +35,14 @@ def test_the_command(tmp_path: Path, leave: Any, make: Any) -> None:
     assert f"page: {tmp_path / 'report' / 'report.html'}" in done.stdout
     names = {path.name for path in (tmp_path / "report").glob("[!.]*")}
     assert names == {"report.html", "table.md", "table.csv", "table.tex", "runs-cifar10-speed.png"}
-    assert set(ROOT.iterdir()) - before <= {ROOT / "__pycache__"}  # no run folder of Hydra
+    assert set(ROOT.iterdir()) - before <= {ROOT / "__pycache__"}  # Hydra creates no run folder
 
 
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("benchmark=nothing", "error: there is no benchmark 'nothing'; there are: "),
-        ("outputs=/nowhere", "error: outputs is '/nowhere', and there is no such folder"),
+        ("benchmark=nothing", "error: benchmark is 'nothing'; allowed are "),
+        ("outputs=/nowhere", "error: outputs is '/nowhere', which is not a folder"),
     ],
 )
 def test_an_error_is_one_line(tmp_path: Path, argument: str, message: str) -> None:

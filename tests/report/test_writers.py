@@ -1,4 +1,4 @@
-"""What is written of a table: by hand, deterministic, and safe against the names in it."""
+"""Writers of a table: values by hand, determinism, escaped names."""
 
 import csv
 import io
@@ -33,14 +33,14 @@ Published beside measured, in %; the difference is measured - published, in poin
 | rotation | block 9 | - | 89.06 | - | the same |
 | DeepCluster | linear | - | 70.0 | - | Caron et al. 2018 |
 
-- How it was measured: Test figures of 10,000 images in %; mean ± standard deviation over seeds where there \
-are several. The stage is the one that did best on held-out images, for each seed, never on test. \
-Bold: the best of the rows whose backbone has seen no label.
-- Gains: In points over the row random of the same seed, data and backbone, seed by seed. \
-In points over the same backbone before its first step, seed by seed for rotation (linear, block 1).
+- How it was measured: Test figures in % on 10,000 images; mean ± standard deviation over seeds. \
+Held-out images, never test images, choose the stage for each seed. \
+Bold: the best row pretrained without labels.
+- Gains: In points over the row random of the same seed, data and backbone, per seed. \
+In points over the same backbone before its first step, per seed for rotation (linear, block 1).
 - Missing: No figure of a finished run: inpainting. Columns without a figure: transfer.
 - Seeds: Fewer than 2: random 1, supervised 1, jigsaw 1.
-- Duplicates: rotation, seed 1: the newest finished run counts, rot-1; passed over: rot-1-old.
+- Duplicates: rotation, seed 1: the newest finished run counts, rot-1; ignored: rot-1-old.
 """
 
 
@@ -61,7 +61,7 @@ def test_markdown_by_hand(outputs: Path, small_table: Path) -> None:
 
 
 def test_markdown_depends_on_the_results_alone(tmp_path: Path, outputs: Path, small_table: Path) -> None:
-    """Not on the place of the folder, the times of the files, nor the order in which they were written."""
+    """Not on the folder, the times of the files, or the order of writing."""
     moved = tmp_path / "elsewhere" / "again"
     for name in sorted((path.name for path in outputs.iterdir()), reverse=True):
         shutil.copytree(outputs / name, moved / name)
@@ -73,7 +73,7 @@ def test_markdown_depends_on_the_results_alone(tmp_path: Path, outputs: Path, sm
 def test_csv_has_a_line_for_each_figure_with_all_that_it_came_from(outputs: Path, small_table: Path) -> None:
     lines = list(csv.DictReader(io.StringIO(csv_text(make_tables(outputs, small_table, None)))))
     by_name = {(line["row"], line["column"]): line for line in lines}
-    assert len(by_name) == len(lines) == 9 + 2  # measured, and published alone
+    assert len(by_name) == len(lines) == 9 + 2  # measured, and published only
     rotation = by_name["rotation", "linear"]
     assert {key: rotation[key] for key in ("mean", "sd", "n_seeds", "values", "gain", "difference")} == {
         "mean": "60.0000", "sd": "1.4142", "n_seeds": "2", "values": "61.0000 59.0000", "gain": "20.0000",

@@ -2,7 +2,7 @@
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   const body = table.tBodies[0];
-  const given = [...body.rows]; // the order of the table: the third click brings it back
+  const given = [...body.rows]; // original order, restored by the third click
   const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent;
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
     const texts = given.map((row) => value(row, column)).filter((text) => text !== "" && text !== "–");
@@ -17,7 +17,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const sign = next === "ascending" ? 1 : -1;
       rows.sort((one, other) => {
         const [a, b] = [value(one, column), value(other, column)];
-        if (empty(a) || empty(b)) return empty(a) - empty(b); // what has no figure stays below
+        if (empty(a) || empty(b)) return empty(a) - empty(b); // empty cells stay at the bottom
         return sign * (numeric ? a - b : a.localeCompare(b));
       });
     }
@@ -25,7 +25,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 
-const reveal = () => { // a link to a figure opens the row that it is in
+const reveal = () => { // a link to a figure opens its row
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   const details = target?.closest("details");
   if (details) {
@@ -42,9 +42,9 @@ for (const button of document.querySelectorAll("button.copy")) {
     try {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "Copied";
-    } catch { // not allowed: mark it, so that a key copies it
+    } catch { // not allowed: select the text, so that Ctrl+C copies it
       getSelection().selectAllChildren(code);
-      button.textContent = "Marked";
+      button.textContent = "Selected";
     }
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
