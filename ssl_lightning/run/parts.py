@@ -43,7 +43,7 @@ class Parts:
         data: Data module, set up and placed on the device of the run if it is device-resident.
         task: Task with its initial weights.
         loaded: Origin of the initial weights in words, "" for the seed.
-        trainer: Trainer with the callbacks below and those of the config.
+        trainer: Trainer with the callbacks below and the callbacks of the config.
         preparation: Prepares the backbones for the probes.
         probes: Probes that fit the labels, by name.
         skipped: Names of the probes that need labels that the data set lacks.
