@@ -285,10 +285,8 @@ class FineTuning(pl.LightningModule):
 
     def on_train_start(self) -> None:
         with contextlib.suppress(ValueError):  # only the main thread may set handlers
-            for (
-                signum,
-                handler,
-            ) in self._signal_handlers.items():  # Lightning's handlers would wait for the other processes
+            # Lightning's handlers would wait for the other processes
+            for signum, handler in self._signal_handlers.items():
                 signal.signal(signum, handler)
 
     def on_train_epoch_start(self) -> None:
