@@ -1,4 +1,4 @@
-# Everything on a fresh machine with Python 3.11, make and git: `make train`, `make test`.
+# Commands for a fresh machine with Python 3.11, make and git: `make train`, `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
@@ -12,7 +12,7 @@ help: ## Show this
 
 setup: $(STAMP) ## Create .venv with exactly the packages of requirements.lock
 
-# --compile-bytecode: every rank of every run starts in a third of the time
+# --compile-bytecode: each rank of a run starts in a third of the time
 $(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -26,10 +26,10 @@ train: setup ## Pretrain on CIFAR-10 and probe: the quick start (ARGS="task=rand
 test: setup ## Run the fast tests (ARGS="-m slow" for the rest)
 	$(BIN)/python -m pytest $(ARGS)
 
-faults: setup ## Kill runs, fill disks, and see that nothing is lost (20 minutes)
+faults: setup ## Kill runs, fill disks, and check that nothing is lost (20 minutes)
 	$(BIN)/python -m pytest -m slow tests/faults $(ARGS)
 
-soak: setup ## An hour of short epochs: are memory and descriptors flat? (ARGS="--minutes 5")
+soak: setup ## Train short epochs for an hour; check memory and descriptors (ARGS="--minutes 5")
 	$(BIN)/python -m tests.faults.soak $(ARGS)
 
 lint: setup ## Check style, types and the examples in docstrings

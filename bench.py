@@ -1,4 +1,4 @@
-"""Measure speed as ratios in one run: `python bench.py --sections steps ops`; `--help` says what there is."""
+"""Measure speed as ratios in one run: `python bench.py --sections steps ops`; `--help` lists the options."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Probe a backbone that exists already: `python evaluate.py run=<run folder> probe=[linear,knn]`."""
+"""Probe the backbone of a run or of a file: `python evaluate.py run=<run folder> probe=[linear,knn]`."""
 
 import hydra
 from omegaconf import DictConfig
@@ -8,7 +8,7 @@ from ssl_lightning.launch.evaluate import launch_evaluation
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
-    """Evaluate in processes of its own; return the figure that a sweeper optimises."""
+    """Evaluate in its own processes; return the figure that a sweeper optimises."""
     return launch_evaluation(cfg)
 
 

@@ -1,4 +1,4 @@
-"""From runs to a page: `python report.py benchmark=cifar10_six`, or without one, a row per series of runs."""
+"""Write the table and the page of stored runs: `python report.py benchmark=cifar10_six`."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from ssl_lightning.core.atomic_files import DiskFullError
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.report.write import write_report
 
-# Stored alone, without the folder around it: there `benchmark` is a group, whose files start a sweep
+# Stored without the rest of conf/, where `benchmark` is a group whose files start a sweep
 ConfigStore.instance().store("report", OmegaConf.load(conf_dir() / "report.yaml"))
 
 
 @hydra.main(version_base="1.3", config_path=None, config_name="report")
 def main(cfg: DictConfig) -> None:
-    """Read the results, print the table, write it and the page."""
+    """Read the results, print the table, and write it with the page."""
     benchmark = conf_dir() / "benchmark" / f"{cfg.benchmark}.yaml" if cfg.benchmark else None
     try:
         write_report(Path(cfg.outputs), Path(cfg.out), benchmark, cfg.budget)

@@ -12,7 +12,7 @@ from ssl_lightning.launch.train import launch
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Run the composed job in processes of its own; return the figure that a sweeper optimises."""
+    """Run the composed job in its own processes; return the figure that a sweeper optimises."""
     return launch(cfg)
 
 

@@ -1,4 +1,4 @@
-"""The audit as a user runs it, and what it refuses."""
+"""Tests of the shortcut audit, run as a user runs it."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_each_guard_has_its_overrides() -> None:
     assert neighbours == {"colours": ["task.colours=null"], "gap": ["task.gap=0", "task.jitter=0"]}
 
 
-def test_what_cannot_be_audited_is_refused(tmp_path: Path) -> None:
+def test_bad_audits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="Rotation has no guards"):
         guards_off("ssl_lightning.tasks.rotation.Rotation", None)
     with pytest.raises(RunError, match=r"audit\.guards has edges; the task has gap, standardise"):
@@ -54,7 +54,7 @@ def test_a_seed_is_not_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_audit_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
+def test_an_interrupted_audit_resumes(tmp_path: Path) -> None:
     command = [
         sys.executable,
         str(ROOT / "audit.py"),
@@ -72,7 +72,7 @@ def test_an_audit_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
     assert {r["trained"] for r in without["probes"]} == {True, False}
     assert "gap: false" in (folder / "gap-0/config.yaml").read_text()
     assert "without gap" in (folder / "AUDIT.md").read_text()
-    (folder / "gap-0/results.json").unlink()  # as if it had been killed there
+    (folder / "gap-0/results.json").unlink()  # as after a kill
     again = subprocess.run(
         command, capture_output=True, text=True, env=environment, check=False, cwd=tmp_path
     )

@@ -1,6 +1,6 @@
-"""The tables of conf/benchmark: every row composes, published figures are well-formed, a dry run fills them.
+"""Tests of conf/benchmark: rows compose, published figures are well-formed, dry runs fill the tables.
 
-The dry runs are on a few generated pictures in the layouts of ImageNet and VOC; they take minutes.
+The dry runs take minutes. They use a few generated pictures in the layouts of ImageNet and VOC.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tests.test_train import results_of
 
 ROOT = Path(__file__).parent.parent
 TABLES = options("benchmark")
-SELECTORS = ("name", "probe", "metric", "stage", "data")  # keys of a column; others name the protocol
+SELECTORS = ("name", "probe", "metric", "stage", "data")  # the other keys of a column name the protocol
 
 
 @cache
 def table(name: str) -> DictConfig:
-    """What a table's command composes before the sweep."""
+    """The config that the command of a table composes before the sweep."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("train", [f"+benchmark={name}", *NEEDED.get(name, [])], return_hydra_config=True)
 
@@ -56,7 +56,7 @@ def job(name: str, budget: str, number: int) -> DictConfig:
 
 
 def jobs(name: str) -> list[DictConfig]:
-    """Those that differ from the first in one override: with several, all of them take half a minute."""
+    """The first job, and all jobs that differ from it in one override; all jobs would take half a minute."""
     first, *rest = sweep(name)
     chosen = [n for n, given in enumerate(rest, 1) if len(set(given) - set(first)) == 1]
     return [job(name, "full", number) for number in (0, *chosen)]
@@ -86,7 +86,7 @@ def test_every_row_composes_into_a_folder_of_its_own(name: str) -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_a_budget_changes_neither_backbone_nor_probes_of_a_published_table(name: str) -> None:
     if not published(name):
-        return  # a table of our own, with a backbone for each budget
+        return  # our own table has a backbone for each budget
     for number in (0, -1):
         full, tiny = (
             job(name, "full", number % len(sweep(name))),
@@ -112,7 +112,7 @@ def test_published_figures_are_percentages_with_a_source_and_no_figure_twice(nam
     assert len(set(names)) == len(names)
 
 
-def test_published_figures_are_those_of_the_papers() -> None:
+def test_published_figures_equal_the_papers() -> None:
     rotnet = published("rotnet_cifar10")
     assert [rotnet["rotation", f"block {n}"] for n in (1, 2, 3, 4)] == [85.07, 89.06, 86.21, 61.73]
     assert rotnet["random", "block 2 conv"] == 72.5
@@ -143,7 +143,7 @@ def test_every_stage_of_the_backbone_has_a_column(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        # by hand: kernel^2 x in x out + bias, and two numbers a channel of each batch norm
+        # by hand: kernel^2 x in x out + bias, and two numbers per channel of each batch norm
         (
             "alexnet_imagenet_linear",
             sum(
@@ -157,8 +157,8 @@ def test_every_stage_of_the_backbone_has_a_column(name: str) -> None:
                 )
             ),
         ),
-        ("resnet50_imagenet", 25_557_032 - 2048 * 1000 - 1000),  # torchvision's, without its last layer
-        ("rotnet_cifar10", 60_480 + 534_528 + 2 * 405_504 + 2 * 2176),  # convolutions of the blocks; norms
+        ("resnet50_imagenet", 25_557_032 - 2048 * 1000 - 1000),  # torchvision's model without its last layer
+        ("rotnet_cifar10", 60_480 + 534_528 + 2 * 405_504 + 2 * 2176),  # convolutions of the blocks, norms
     ],
 )
 def test_the_backbones_have_the_size_of_the_published_ones(name: str, size: int) -> None:
@@ -187,7 +187,7 @@ PAPERS = [
 
 @pytest.mark.parametrize("option", PAPERS)
 def test_the_setting_of_a_paper_fits_its_backbone(option: str) -> None:
-    overrides = ["task.content=null"] if option.startswith("ledig") else []  # VGG19 is a download
+    overrides = ["task.content=null"] if option.startswith("ledig") else []  # VGG19 would be downloaded
     cfg = composed([f"experiment={option}", *NEEDED.get(option, []), *overrides], Path("run"))
     spec = ImageSpec(3, cfg.data.image_size, (0.5,) * 3, (0.2,) * 3, ("a", "b"), pretrain_labels=True)
     task_class = get_class(cfg.task._target_)
@@ -206,11 +206,11 @@ def run_table(place: Path, name: str, *overrides: str, ok: bool = True) -> subpr
 
 
 def run_tiny(place: Path, *overrides: str, ok: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run at budget tiny, on one core, with little of everything."""
+    """Run a tiny budget on one core, with few images and steps."""
     command = [sys.executable, str(ROOT / "train.py"), "budget=tiny", *overrides]
     command += ["trainer=cpu", "output_dir=out", "encoding.images=4", "data.pretrain_size=null"]
     command += ["data.max_labels=null", "data.batch_size=2", "data.eval_batch_size=8"]
-    # one step: every row is built and probed; training itself is in tests/test_user_loop.py
+    # one step builds and probes every row; tests/test_user_loop.py tests training
     command += ["trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "callbacks.panel.images=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "SSL_LIGHTNING_DATA": str(place / "cache")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=place)
@@ -219,7 +219,7 @@ def run_tiny(place: Path, *overrides: str, ok: bool = True) -> subprocess.Comple
 
 
 def check_filled(place: Path, name: str, rows: list[str] | None = None) -> None:
-    """Every job of a table has finished, and has a figure for each of its columns."""
+    """Check that every job of a table has finished with a figure for each column."""
     for number in range(len(sweep(name))):
         cfg = job(name, "tiny", number)
         if rows is not None and cfg.benchmark.row not in rows:
@@ -235,7 +235,7 @@ def check_filled(place: Path, name: str, rows: list[str] | None = None) -> None:
 
 
 def selects(column: DictConfig, record: Record) -> bool:
-    """Whether a record is one that a column asks for."""
+    """Whether a column selects a record."""
     protocol = {str(key): value for key, value in column.items() if key not in SELECTORS}
     return (
         (record.probe, record.branch) == (column.probe, "backbone")
@@ -253,7 +253,7 @@ def save_picture(path: Path, *seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ImageNet's layout in `imagenet`, VOC 2007's and 2012's in `voc`."""
+    """A folder with pictures in the layouts of ImageNet (`imagenet`) and of VOC 2007 and 2012 (`voc`)."""
     root = tmp_path_factory.mktemp("tables")
     for split, count in (("train", 6), ("val", 2)):
         for number, (label, wnid) in product(range(count), enumerate(("n01440764", "n01443537"))):
@@ -292,7 +292,7 @@ def pretrained(place: Path) -> Path:
 @pytest.mark.parametrize(
     "option", ["doersch2015_context_prediction", "pathak2016_inpainting", "ledig2017_super_resolution"]
 )
-def test_dry_run_of_a_setting_that_is_in_no_table(option: str, place: Path) -> None:
+def test_dry_run_of_a_setting_outside_the_tables(option: str, place: Path) -> None:
     given = [f"experiment={option}", "name=run", "data.dir=imagenet", "data.heldout=4"]
     if option.startswith("ledig"):
         state = {f"features.{name}": weight for name, weight in vgg19().features.state_dict().items()}
@@ -322,7 +322,7 @@ def test_dry_run_of_rotnet(tmp_path: Path) -> None:
 def test_dry_run_of_alexnet_on_imagenet(pretrained: Path) -> None:
     check_filled(pretrained, "alexnet_imagenet_linear")
     again = run_table(pretrained, "alexnet_imagenet_linear", "data.dir=imagenet", "data.heldout=4")
-    assert again.stdout.count("is finished") == 7  # nothing was repeated
+    assert again.stdout.count("is finished") == 7  # no row ran twice
 
 
 @pytest.mark.slow
@@ -340,7 +340,7 @@ VOC = {
 
 @pytest.mark.slow
 def test_dry_run_of_alexnet_on_voc(pretrained: Path) -> None:
-    rows = ["random", "inpainting", "colorization"]  # a backbone as initialised, one of RGB, one of L
+    rows = ["random", "inpainting", "colorization"]  # an untrained backbone, one for RGB, one for L
     for experiment, small in VOC.items():
         batch = "finetune" if "classification" in experiment else experiment.partition("_")[2]
         run_table(
@@ -358,7 +358,7 @@ def test_dry_run_of_alexnet_on_voc(pretrained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_backbone_that_is_not_there_is_named(place: Path) -> None:
+def test_a_missing_backbone_is_named(place: Path) -> None:
     job = ["experiment=voc07_classification", "benchmark.row=rotation", "seed=7"]
     done = run_table(place, "alexnet_voc", *job, "data.dir=voc", "data.heldout=3", ok=False)
     missing = "out/benchmark/alexnet_imagenet_linear/tiny/rotation/seed7/backbone.safetensors is not there"

@@ -1,4 +1,4 @@
-"""Runs on several devices and machines: sharded weights, SLURM, torchrun, and sweeps by submitit."""
+"""Tests of runs on several devices and machines: sharded weights, SLURM, torchrun, submitit sweeps."""
 
 import os
 import signal
@@ -63,14 +63,14 @@ def results_of(folder: Path) -> Results:
 
 
 def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
-    """The same names, shapes and values in weights, optimizer and schedule, and in the export."""
+    """Check equal names, shapes and values in weights, optimizer, schedule and export."""
     states = [load_checkpoint(folder / "checkpoints/last.ckpt") for folder in (one, two)]
     assert list(states[0]["state_dict"]) == list(states[1]["state_dict"])
     for name, value in states[0]["state_dict"].items():
         torch.testing.assert_close(states[1]["state_dict"][name], value, msg=name, **tolerance)
     optimizers = [each for state in states for each in state["optimizer_states"]]
     for group in (group for each in optimizers for group in each["param_groups"]):
-        group.pop("fused")  # how a step is computed, which sharded weights do otherwise
+        group.pop("fused")  # sharded weights use another kernel
     torch.testing.assert_close(states[1]["optimizer_states"], states[0]["optimizer_states"], **tolerance)
     assert states[1]["lr_schedulers"] == states[0]["lr_schedulers"]
     exports = [load_file(folder / "backbone.safetensors") for folder in (one, two)]
@@ -100,19 +100,19 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
         ("supervised", []),
     ],
 )
-def test_sharded_weights_learn_what_whole_ones_do(tmp_path: Path, task: str, options: list[str]) -> None:
+def test_sharded_weights_learn_like_full_ones(tmp_path: Path, task: str, options: list[str]) -> None:
     small = [o for o in SMALL if not o.startswith("backbone.")] if "resnet18_small" in str(options) else SMALL
     given = {o.partition("=")[0] for o in options}
     small = [o for o in small if o.partition("=")[0] not in given]
     if "probe=[knn,finetune]" in options:
         small = [*small, "probe.finetune.fractions=[0.5]", "probe.finetune.epochs=1"]
-    # fsdp has contiguous weights only: in the same memory format both take the same kernels
+    # fsdp takes contiguous weights only; in the same memory format both use the same kernels
     small = [*small, "channels_last=false"]
     for strategy in ("ddp", "fsdp"):
         train(tmp_path, *small, f"task={task}", *options, f"trainer={strategy}", f"name={strategy}")
     backbone = "resnet18_small" if "backbone=resnet18_small" in options else "convnet"
     ddp, fsdp = (tmp_path / task / "fake" / backbone / name for name in ("ddp", "fsdp"))
-    # Adam's division amplifies rounding, that of its fused kernel, too
+    # Adam's division amplifies rounding
     atol = 1e-4 if "optimizer=adamw" in options else 1e-5
     assert_same_state(ddp, fsdp, rtol=1e-3, atol=atol)
     one, two = results_of(ddp), results_of(fsdp)
@@ -123,7 +123,7 @@ def test_sharded_weights_learn_what_whole_ones_do(tmp_path: Path, task: str, opt
 
 
 @pytest.mark.slow
-def test_what_a_sharded_run_saves_is_used_as_any_other(tmp_path: Path) -> None:
+def test_a_sharded_run_resumes_evaluates_and_exports(tmp_path: Path) -> None:
     often = [*SMALL, "task=rotation", "callbacks.checkpoint.every_n_steps=2", "optimizer.momentum=0.9"]
     train(tmp_path, *often, "trainer=fsdp", "name=whole")
     folders = [tmp_path / "rotation/fake/convnet" / name for name in ("whole", "stopped", "moved")]
@@ -136,7 +136,7 @@ def test_what_a_sharded_run_saves_is_used_as_any_other(tmp_path: Path) -> None:
         assert "stopped by a signal" in end(process, ok=False)
     train(tmp_path, f"resume={folders[1]}")
     assert_same_state(folders[0], folders[1], rtol=0, atol=0)
-    # DDP goes on with what was sharded, and another number of processes too
+    # ddp resumes a sharded run
     train(tmp_path, f"resume={folders[2]}", "trainer.strategy=ddp")
     assert_same_state(folders[0], folders[2], rtol=1e-3, atol=1e-5)
     command = [sys.executable, str(ROOT / "evaluate.py"), f"run={folders[0]}"]
@@ -153,7 +153,7 @@ def test_what_a_sharded_run_saves_is_used_as_any_other(tmp_path: Path) -> None:
         (["trainer.sync_batchnorm=false"], "trainer.sync_batchnorm is false"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(tmp_path: Path, options: list[str], message: str) -> None:
+def test_unsupported_options_of_fsdp_are_refused(tmp_path: Path, options: list[str], message: str) -> None:
     given = {o.partition("=")[0] for o in options}
     small = [o for o in SMALL if o.partition("=")[0] not in given]
     said = train(tmp_path, *small, *options, "trainer=fsdp", ok=False)
@@ -179,13 +179,13 @@ def test_a_trainer_that_cannot_shard_is_not_made(options: dict[str, Any]) -> Non
 
 
 @pytest.mark.slow
-def test_tasks_of_slurm_on_two_nodes_compute_what_one_machine_does(tmp_path: Path) -> None:
+def test_slurm_tasks_on_two_nodes_equal_one_machine(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "trainer=ddp", "name=here")
     nodes = [*SMALL[:-1], "trainer=slurm", "trainer.devices=1", "name=4711"]
     env = SLURM | meeting()
     tasks = [
         start(tmp_path, *nodes, env=env | {"SLURM_PROCID": n, "SLURM_NODEID": n})
-        for n in ("1", "0")  # the second is there first
+        for n in ("1", "0")  # the second starts first
     ]
     follower, first = (end(task) for task in tasks)
     assert "2 x cpu" in first
@@ -193,7 +193,7 @@ def test_tasks_of_slurm_on_two_nodes_compute_what_one_machine_does(tmp_path: Pat
     here, there = (tmp_path / "rotation/fake/convnet" / name for name in ("here", "4711"))
     assert_same_state(here, there, rtol=0, atol=0)
     assert results_of(there).probes == results_of(here).probes
-    # the same job again, as a requeued one: it goes on, here with nothing left to do
+    # the same job again, as if requeued: it resumes with nothing left to do
     env |= {"SLURM_RESTART_COUNT": "1"} | meeting()
     tasks = [start(tmp_path, *nodes, env=env | {"SLURM_PROCID": n, "SLURM_NODEID": n}) for n in "01"]
     first, _ = (end(task) for task in tasks)
@@ -202,7 +202,7 @@ def test_tasks_of_slurm_on_two_nodes_compute_what_one_machine_does(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_slurms_warning_to_all_tasks_saves_and_the_job_goes_on(tmp_path: Path, strategy: str) -> None:
+def test_slurms_warning_to_all_tasks_saves_and_requeues(tmp_path: Path, strategy: str) -> None:
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
@@ -231,7 +231,7 @@ def test_slurms_warning_to_all_tasks_saves_and_the_job_goes_on(tmp_path: Path, s
 
 
 @pytest.mark.slow
-def test_an_error_of_one_task_is_said_once(tmp_path: Path) -> None:
+def test_an_error_of_one_task_is_printed_once(tmp_path: Path) -> None:
     nodes = [*SMALL[:-1], "trainer=slurm", "trainer.devices=1", "name=4711", "data.num_train=1"]
     nodes = [o for o in nodes if o != "data.num_train=128"]
     env = SLURM | meeting()
@@ -264,7 +264,7 @@ def task_of(rank: int, devices: int, **changes: str) -> dict[str, str]:
     return SLURM | {"SLURM_NTASKS": str(2 * devices)} | numbers | changes
 
 
-def test_slurm_says_which_process_to_start() -> None:
+def test_slurm_variables_give_the_place_of_a_process() -> None:
     places = [find_place("slurm", 2, 4, task_of(rank, 4, SLURM_CPUS_PER_TASK="12")) for rank in range(8)]
     found = [place.variables(0) for place in places]
     assert [int(each["RANK"]) for each in found] == list(range(8))
@@ -300,7 +300,7 @@ def test_this_machine_starts_all_processes() -> None:
         ),
         ("slurm", 2, {"SLURM_STEP_ID": ""}, "SLURM_STEP_ID is not set, .*start it by `srun python train.py"),
         ("slurm", 2, {"SLURM_PROCID": "3"}, "number 0 on node 0, .*--distribution=block"),
-        ("slurm", 2, {"SLURM_JOB_NODELIST": "node[a"}, "SLURM_JOB_NODELIST is .*no list of hosts"),
+        ("slurm", 2, {"SLURM_JOB_NODELIST": "node[a"}, "SLURM_JOB_NODELIST is .*not a list of hosts"),
         ("torchrun", 2, {}, "RANK is not set, .*start it by `torchrun"),
     ],
 )
@@ -311,7 +311,7 @@ def test_processes_that_do_not_fit_the_config_are_refused(
         find_place(launcher, nodes, 4, task_of(0, 4, **changes))
 
 
-def test_what_all_launchers_refuse_is_said_by_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_launcher_prints_a_common_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "LAST_WORDS_S", 0.0)
     with pytest.raises(SystemExit):
         find_place("slurm", 1, 4, task_of(5, 4))
@@ -336,13 +336,13 @@ def test_several_launchers_need_one_name() -> None:
         ("r[1-2]n[08,10]", ["r1n08", "r1n10", "r2n08", "r2n10"]),
     ],
 )
-def test_lists_of_hosts_are_written_out(short: str, hosts: list[str]) -> None:
+def test_lists_of_hosts_are_expanded(short: str, hosts: list[str]) -> None:
     assert expand_hosts(short) == hosts
 
 
 @pytest.mark.parametrize("wrong", ["", ",", "node[", "node[1-x]", "node[1", "a b"])
 def test_what_is_no_list_of_hosts_is_refused(wrong: str) -> None:
-    with pytest.raises(RunError, match="no list of hosts"):
+    with pytest.raises(RunError, match="not a list of hosts"):
         expand_hosts(wrong)
 
 

@@ -1,4 +1,4 @@
-"""Every file of conf/ is composed into the whole config, and builds what it names."""
+"""Tests of conf/: every file composes into the full config and builds its object."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ssl_lightning.run.parts import OURS
 from ssl_lightning.tasks.base import PretextTask
 from tests._composed import CONF, composed
 
-LISTS = ("probe", "logger", "callbacks")  # groups of which several options are chosen at once
+LISTS = ("probe", "logger", "callbacks")  # groups that take a list of options
 
 
 def options(group: str) -> list[str]:
@@ -31,7 +31,7 @@ def every_choice() -> list[tuple[str, str]]:
     return [(group, option) for group in sorted(groups) for option in options(group)]
 
 
-NEEDED = {  # keys that have no default
+NEEDED = {  # keys without default
     "folder": ["data.pretrain_dir=/somewhere"],
     "shards": ["data.pretrain_dir=/somewhere"],
     "imagenet": ["data.dir=/somewhere"],

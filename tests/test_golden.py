@@ -1,6 +1,6 @@
-"""Seeded losses: a change that leaves the maths alone leaves them alone.
+"""Tests of seeded losses, which change only with the maths.
 
-`python tests/test_golden.py` writes tests/golden.json anew.
+`python tests/test_golden.py` rewrites tests/golden.json.
 """
 
 import json
@@ -27,7 +27,7 @@ TASKS = (
     "inpainting",
     "super_resolution",
 )
-STEPS = 4  # of one epoch, without callbacks, which change no weight: tests/test_user_loop.py
+STEPS = 4  # of one epoch; without callbacks, which change no weight (tests/test_user_loop.py)
 
 
 class Losses(pl.Callback):
@@ -65,7 +65,7 @@ def seeded_losses(task: str, root: Path) -> list[float]:
 @pytest.mark.parametrize("task", TASKS)
 def test_seeded_losses_are_what_they_were(task: str, tmp_path: Path) -> None:
     expected = json.loads(GOLDEN.read_text())[task]
-    # Processors round float32 sums otherwise, by about 1e-5 of the first loss; each update multiplies that.
+    # Processors round sums differently, by about 1e-5 of the first loss. Each update amplifies it.
     # AVX2 against no vector instructions: up to 1e-5, 7e-5, 2e-4 and 3e-3 in steps 1 to 4.
     for step, (loss, golden) in enumerate(zip(seeded_losses(task, tmp_path), expected, strict=True)):
         assert loss == pytest.approx(golden, rel=1e-4 * 5**step), f"step {step + 1}"

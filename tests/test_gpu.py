@@ -1,4 +1,4 @@
-"""What a run does on a GPU: the same as on a CPU, and without waiting for the device in every step."""
+"""Tests of runs on a GPU: the same result as on a CPU, and no wait for the device in a step."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,8 +16,8 @@ from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.networks.nin import NIN
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps
-from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
-from ssl_lightning.probes.nonlinear import NonLinearProbe, Training, recorded
+from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
+from ssl_lightning.probes.nonlinear import NonLinearProbe, Training, with_cuda_graphs
 from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from tests._composed import composed
@@ -43,13 +43,13 @@ CASES = {
     "supervised": ["task=supervised"],
 }
 FAKE = ["data=fake", "trainer=gpu"]
-# two epochs of 80 steps with a validation after each; the panel, which takes seconds, is in test_user_loop.py
+# two epochs of 80 steps with a validation after each; test_user_loop.py tests the panel, which takes seconds
 STEPS = [*FAKE, "data.num_train=2624", "probe=[]", "callbacks=[checkpoint,progress,collapse]", "logger=[csv]"]
 STEPS += ["trainer.max_epochs=2"]
 
 
 class NoWaiting(Callback):
-    """Make torch refuse to wait for the device in steps, once the first ones have warmed everything up."""
+    """Make torch refuse waits for the device in all steps after the first five."""
 
     def __init__(self) -> None:
         self.watched = 0
@@ -62,7 +62,7 @@ class NoWaiting(Callback):
             self.watched += 1
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.is_last_batch:  # validation follows, and may wait
+        if trainer.is_last_batch:  # the validation that follows may wait
             torch.cuda.set_sync_debug_mode("default")
 
 
@@ -80,17 +80,17 @@ def test_no_step_waits_for_the_device(name: str, resident: bool, graphs: str, tm
         pretrain(job)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert watch.watched == 155  # of 160, with the divergence guard's look at 64 steps among them
+    assert watch.watched == 155  # of 160 steps, all but the first five
     assert all(torch.isfinite(value).all() for value in job.task.state_dict().values())
 
 
-# tasks without random draws, which differ between devices
+# tasks without random draws, since these differ between devices
 @pytest.mark.parametrize("name", ["rotation", "colorization", "colorization, l2", "supervised"])
-def test_steps_on_a_gpu_are_those_of_a_cpu(
+def test_steps_on_a_gpu_equal_steps_on_a_cpu(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = ["trainer.precision=32-true", "trainer.limit_train_batches=4", "scheduler=constant"]
-    few += [*CASES[name], "optimizer=sgd", "optimizer.lr=0.001"]  # Adam would make much of rounding
+    few += [*CASES[name], "optimizer=sgd", "optimizer.lr=0.001"]  # Adam would amplify rounding
     first = first_weights(tmp_path, [*STEPS, *few, "trainer=cpu"])
     states: list[dict[str, Tensor]] = []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
@@ -116,7 +116,7 @@ def test_steps_on_a_gpu_are_those_of_a_cpu(
         ("super_resolution", "32-true"),
     ],
 )
-def test_whole_runs(task: str, precision: str, tmp_path: Path) -> None:
+def test_complete_runs(task: str, precision: str, tmp_path: Path) -> None:
     few = [*FAKE, "name=run", f"task={task}", "trainer.max_epochs=2", f"trainer.precision={precision}"]
     probes = ["probe=[linear,knn,lowshot,rankme,nonlinear,finetune]", "probe.knn.ks=[5]"]
     probes += ["probe_untrained=true", "probe.lowshot.ks=[1,4]", "probe.nonlinear.epochs=2"]
@@ -160,8 +160,8 @@ def test_images_that_stay_on_the_gpu_are_probed(probe: str, tmp_path: Path) -> N
     assert found[0].pretext == found[1].pretext
 
 
-@pytest.mark.parametrize("task", ["rotation", "inpainting"])  # one network; two with an optimizer each
-def test_compiled_steps_are_those_that_are_not_compiled(task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task", ["rotation", "inpainting"])  # one network, and two with an optimizer each
+def test_compiled_steps_equal_plain_steps(task: str, tmp_path: Path) -> None:
     few = [*FAKE, f"task={task}", "trainer.max_epochs=2", "trainer.limit_train_batches=2", "probe=[]"]
     few += ["optimizer=sgd", "optimizer.lr=0.01", "trainer.precision=32-true"]
     first = first_weights(tmp_path, few)
@@ -186,7 +186,7 @@ def test_a_run_with_graphs_is_probed_and_resumed(compiled: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
-def test_recorded_classifiers_train_as_those_that_are_not(kind: str) -> None:
+def test_recorded_classifiers_train_like_plain_ones(kind: str) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     shape = torch.Size([12, 8, 8])
     maps = torch.randn(10, 16, *shape, generator=torch.Generator().manual_seed(0)).cuda()
@@ -197,7 +197,7 @@ def test_recorded_classifiers_train_as_those_that_are_not(kind: str) -> None:
         network = probe.build(shape, 4, 0).cuda()
         before = {key: value.clone() for key, value in network.state_dict().items()}
         if graphs:
-            recorded(network, maps[0])
+            with_cuda_graphs(network, maps[0])
             assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
         training = Training(network, 0.1, [1])
         for batch in maps:
@@ -214,7 +214,7 @@ def test_no_step_of_an_augmented_classifier_waits_for_the_device(tmp_path: Path)
     data.setup()
     data.place(device)
     backbone = NIN(blocks=3).to(device)
-    wanted = [Wanted(f"stage{n}", 8, 4.0) for n in (1, 2, 3)]
+    wanted = [MapRequest(f"stage{n}", 8, 4.0) for n in (1, 2, 3)]
     loaders = {"test": data.downstream("test")}
     maps = SharedMaps(backbone, lambda x: x, loaders, 0, (), precision=nullcontext, device=device)
     setting: Any = SimpleNamespace(maps=maps, data=data, device=device, loaders=loaders)
@@ -222,7 +222,7 @@ def test_no_step_of_an_augmented_classifier_waits_for_the_device(tmp_path: Path)
     probe = NonLinearProbe()
     trainings = []
     for size in source.shapes:
-        network = recorded(probe.build(size, 10, 0).to(device), torch.zeros(8, *size, device=device))
+        network = with_cuda_graphs(probe.build(size, 10, 0).to(device), torch.zeros(8, *size, device=device))
         trainings.append(Training(network, 0.1, [1]))
     for epoch in range(3):
         steps = 0

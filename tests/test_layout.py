@@ -1,4 +1,4 @@
-"""Layout of the package: layers of imports, light rooms, one meaning a name, and three files a task."""
+"""Tests of the package layout: import layers, light rooms, unique names, three files per task."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ssl_lightning"
-# A room imports from the layers above its own line, never from its own layer
+# A room imports only from rooms in earlier lines of this table
 LAYERS = (
     ("core",),
     ("config", "ops", "data", "features"),
@@ -25,11 +25,11 @@ LAYERS = (
 )
 ROOMS = [room for layer in LAYERS for room in layer]
 LOOSE = {"__init__.py", "__main__.py", "py.typed"}
-APART = ("run", "launch")  # `run` lies above `launch` and must not import it all the same
+SEPARATE = ("run", "launch")  # `run` stands below `launch` in the table, but must not import it
 LIGHT = [*PACKAGE.glob("config/*.py"), *PACKAGE.glob("launch/*.py"), *PACKAGE.glob("core/*.py")]
 LIGHT.append(PACKAGE / "artifacts/run_folder.py")
-HEAVY = {"seeding.py"}  # in core, with torch
-SHARED_NAMES = {"main"}  # of every command
+HEAVY = {"seeding.py"}  # in core; imports torch
+SHARED_NAMES = {"main"}  # every command has one
 
 
 def modules(room: str) -> list[Path]:
@@ -37,7 +37,7 @@ def modules(room: str) -> list[Path]:
 
 
 def imported_rooms(path: Path) -> set[str]:
-    """Rooms that a file imports, at its top or within a function."""
+    """Rooms that a file imports, at its top or inside a function."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
@@ -59,8 +59,8 @@ def test_every_file_lies_in_a_room() -> None:
 def test_imports_run_one_way(room: str) -> None:
     layer = next(number for number, rooms in enumerate(LAYERS) if room in rooms)
     allowed = {each for rooms in LAYERS[:layer] for each in rooms} | {room}
-    if room in APART:
-        allowed -= set(APART) - {room}
+    if room in SEPARATE:
+        allowed -= set(SEPARATE) - {room}
     for path in modules(room):
         extra = imported_rooms(path) - allowed
         assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
@@ -72,7 +72,7 @@ def test_light_modules_import_without_torch() -> None:
         for path in LIGHT
         if path.name not in HEAVY
     ]
-    # each in a fresh process: fork keeps a process without torch as the parent of all
+    # fork gives each module a fresh process whose parent has not imported torch
     code = f"""
 import importlib, os, sys
 failed = []
@@ -88,8 +88,8 @@ sys.exit(", ".join(failed) or 0)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_public_name_stands_in_one_room() -> None:
-    """Classes, functions, and the constants that another file imports."""
+def test_a_public_name_exists_in_one_room() -> None:
+    """Check classes, functions, and constants that another file imports."""
     trees = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
     imported = {
         (node.module, alias.name)
@@ -121,7 +121,7 @@ def test_ops_define_no_module() -> None:
 @pytest.mark.parametrize("folder", ["tasks", "data", "probes"])
 def test_each_module_has_its_config_and_its_test(folder: str) -> None:
     group = folder.removesuffix("s") if folder != "data" else folder
-    found = {p.stem for p in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}  # _*: shared by several
+    found = {p.stem for p in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}  # _*: shared code
     configs = {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
     tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests" / folder).glob("test_*.py")}
     assert found == configs

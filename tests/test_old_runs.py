@@ -1,4 +1,4 @@
-"""A run folder of an older version still evaluates, resumes and loads (tests/fixtures/README.md)."""
+"""Tests that a run folder of an older version evaluates, resumes and loads (tests/fixtures/README.md)."""
 
 import importlib
 import shutil
@@ -60,7 +60,7 @@ def test_it_is_evaluated(old_run: Path) -> None:
     command("evaluate.py", f"run={old_run}")
     added = results_of(old_run).probes[len(before.probes) :]
     stored = {(r.probe, r.stage, r.metric): r.value for r in before.probes if r.trained}
-    for record in added:  # those that another processor rounds otherwise: three of 32 test images at most
+    for record in added:  # another processor rounds differently: at most three of 32 test images
         key = (record.probe, record.stage, record.metric)
         assert record.value == pytest.approx(stored[key], abs=3 / 32)
 
@@ -75,5 +75,5 @@ def test_it_is_resumed(old_run: Path) -> None:
     )
     expected = load_file(FIXTURES / "resumed_8a5cf39.safetensors")
     for name, value in load_file(old_run / "backbone.safetensors").items():
-        # one epoch of another processor's rounding
+        # rounding of another processor over one epoch
         torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=1e-3, msg=name)

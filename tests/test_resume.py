@@ -1,4 +1,4 @@
-"""Runs that are killed and resumed, as a user has them: own processes, and digests of what they leave."""
+"""Tests of killed and resumed runs, each in its own process; digests compare their results."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.launch.resume import resume_main, resumed_config
 
 ROOT = Path(__file__).parent.parent
-KILLS = int(os.environ.get("SSL_LIGHTNING_KILLS", 0))  # trials of each kind; 0: 10 and 5
+KILLS = int(os.environ.get("SSL_LIGHTNING_KILLS", 0))  # trials of each case; 0: the numbers below
 RUN = [
     "data=fake", "data.batch_size=8", "trainer=cpu", "trainer.max_epochs=3", "trainer.val_check_interval=0.5",
     "trainer.log_every_n_steps=3", "probe.knn.ks=[5]", "probe_untrained=true", "backbone.widths=[8,8]",
@@ -67,7 +67,7 @@ def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 def digest(folder: Path) -> dict[str, Any]:
-    """Everything that must be equal to the bit: state of the training, figures, curves, export."""
+    """Digest of all results that must be bit-equal: training state, figures, curves, export."""
     state = load_checkpoint(folder / "checkpoints/last.ckpt")
     results = json.loads((folder / "results.json").read_text())
     assert results["run"]["status"] == "finished"
@@ -124,7 +124,7 @@ def sha(node: Any) -> str:
         "gan-accumulated",
     ],
 )
-def test_killed_runs_end_as_undisturbed_ones(
+def test_killed_runs_end_like_undisturbed_ones(
     tmp_path: Path, task: str, trials: int, overrides: list[str]
 ) -> None:
     overrides = [*overrides, f"task={task}"]
@@ -137,7 +137,7 @@ def test_killed_runs_end_as_undisturbed_ones(
         process = start(tmp_path, *RUN, *overrides, f"name=killed{trial}")
         wait_for_checkpoint(process, folder)
         time.sleep(draw.uniform(0, 4))
-        os.killpg(process.pid, signal.SIGKILL)  # the launcher and every rank, at once
+        os.killpg(process.pid, signal.SIGKILL)  # the launcher and all ranks
         process.communicate()
         finish(start(tmp_path, f"resume={folder}"))
         assert digest(folder) == expected, f"trial {trial}"
@@ -147,7 +147,7 @@ def test_killed_runs_end_as_undisturbed_ones(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_killed_runs_on_shards_end_as_undisturbed_ones(tmp_path: Path, devices: int) -> None:
+def test_killed_runs_on_shards_end_like_undisturbed_ones(tmp_path: Path, devices: int) -> None:
     draw = np.random.default_rng(0)
     for split, count in (("train", 64), ("test", 12)):
         for number in range(count):
@@ -183,7 +183,7 @@ def test_killed_runs_on_shards_end_as_undisturbed_ones(tmp_path: Path, devices: 
 
 
 @pytest.mark.slow
-def test_a_terminated_run_saves_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_a_terminated_run_resumes_to_the_same_end(tmp_path: Path) -> None:
     finish(start(tmp_path, *RUN, "name=undisturbed"))
     folder = folder_of(tmp_path, "stopped")
     process = start(tmp_path, *RUN, "name=stopped")
@@ -203,7 +203,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run folder as after two epochs, without the run."""
+    """A run folder as after two epochs, without running."""
     place = tmp_path / "run"
     overrides = ["data=fake", "trainer=debug", "trainer.max_epochs=3"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -228,11 +228,11 @@ def folder(tmp_path: Path) -> Path:
         (["task=nonsense"], "Could not find 'task/nonsense'"),
         (["trainer.devices=many"], "trainer.devices is 'many'"),
         (["trainer.max_epochs=1"], "trainer.max_epochs is 1, and the run is at epoch 2"),
-        (["-m"], "takes no -m"),
+        (["-m"], "does not take -m"),
         (["trainer.accelerator=gpu"], "torch sees no GPU here"),
     ],
 )
-def test_what_cannot_be_resumed_is_refused_and_nothing_changes(
+def test_a_refused_resume_changes_nothing(
     folder: Path, overrides: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "GPU" in message and torch.cuda.is_available():
@@ -248,7 +248,7 @@ def test_what_cannot_be_resumed_is_refused_and_nothing_changes(
 def test_length_hardware_and_logging_may_change_and_the_folder_may_move(folder: Path) -> None:
     moved = folder.rename(folder.with_name("moved"))
     changes = ["trainer.max_epochs=9", "trainer.devices=2", "logger=[tensorboard]", "data.root=/elsewhere"]
-    with pytest.raises(RunError, match=r"data\.root"):  # generated data have no root
+    with pytest.raises(RunError, match=r"data\.root"):  # generated data has no root
         resumed_config(moved, changes, ROOT / "conf")
     cfg = resumed_config(moved, changes[:-1], ROOT / "conf")
     assert (cfg.trainer.max_epochs, cfg.trainer.devices, list(cfg.logger)) == (9, 2, ["tensorboard"])
@@ -268,7 +268,7 @@ def test_two_processes_do_not_resume_one_run(folder: Path, capsys: pytest.Captur
 
 
 @pytest.mark.slow
-def test_a_torn_checkpoint_gives_way_to_the_one_before_it(tmp_path: Path) -> None:
+def test_a_torn_checkpoint_falls_back_to_the_previous_one(tmp_path: Path) -> None:
     finish(start(tmp_path, *RUN, "name=whole"))
     folder = folder_of(tmp_path, "whole")
     expected = digest(folder)
@@ -286,7 +286,7 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before_it(tmp_path: Path) -> Non
     assert tree(folder) == before
 
 
-def test_folders_that_hold_no_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_without_a_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.yaml").write_text("model: {lr: 1}\n")
     for name, message in (("nowhere", "is not there"), ("other", "not the config of a run of this project")):

@@ -1,4 +1,4 @@
-"""A whole table: `train.py +benchmark=...`, killed and called again, then `report.py`."""
+"""Test of a full table: `train.py +benchmark=...`, killed and called again, then `report.py`."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 ROWS = OmegaConf.load(ROOT / "conf/benchmark/cifar10_six.yaml").benchmark.rows
-# more images than conf/data/fake.yaml has by itself: for 200 neighbours, and 16 labels a class
+# more images than in conf/data/fake.yaml, for 200 neighbours and 16 labels a class
 FAKE = ["data=fake", "data.num_train=640", "data.num_test=100", "trainer=cpu", "probe.lowshot.draws=2"]
 
 
@@ -28,7 +28,7 @@ def start(tmp_path: Path, entry: str, *overrides: str) -> subprocess.Popen[str]:
 
 
 def finished(place: Path) -> dict[str, int]:
-    """Rows with finished results, and when these were written."""
+    """Modification times of the finished results, by row."""
     found = {path.parent.parent.name: path for path in place.glob("*/seed0/results.json")}
     return {
         row: path.stat().st_mtime_ns
@@ -38,7 +38,7 @@ def finished(place: Path) -> dict[str, int]:
 
 
 @pytest.mark.slow
-def test_a_table_goes_on_where_it_was_killed(tmp_path: Path) -> None:
+def test_a_killed_table_resumes(tmp_path: Path) -> None:
     place = tmp_path / "outputs/benchmark/cifar10_six/tiny"
     table = ["+benchmark=cifar10_six", "budget=tiny", *FAKE]
 
@@ -52,7 +52,7 @@ def test_a_table_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     first.communicate()
     before = finished(place)
 
-    other = place / "inpainting/seed0"  # a row that cannot run: its folder holds something else
+    other = place / "inpainting/seed0"  # this row cannot run: its folder holds another run
     other.mkdir(parents=True)
     shutil.copy(place / "random/seed0/config.yaml", other)
     second = start(tmp_path, "train.py", *table)
@@ -63,7 +63,7 @@ def test_a_table_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     assert out.count("skipped: ") == len(before)
     between = finished(place)
     assert sorted(between) == sorted(set(ROWS) - {"inpainting"})
-    assert before.items() <= between.items()  # nothing finished was written again
+    assert before.items() <= between.items()  # no finished row was written again
 
     shutil.rmtree(other)
     third = start(tmp_path, "train.py", *table)

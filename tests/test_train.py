@@ -1,4 +1,4 @@
-"""`train.py` as a user runs it: a process of its own, on generated data."""
+"""Tests of `train.py` as a user runs it: in its own process, on generated data."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from ssl_lightning.artifacts.results import Results, read_results
 
 ROOT = Path(__file__).parent.parent
 SCHEMA = json.loads((ROOT / "ssl_lightning/report/results.schema.json").read_text())
-# three steps of one epoch; tests/test_user_loop.py and tests/test_resume.py run three epochs
+# three steps of one epoch; tests/test_user_loop.py and tests/test_resume.py train three epochs
 SMALL = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "probe_untrained=true"]
 
 
@@ -39,7 +39,7 @@ def results_of(folder: Path) -> Results:
     return read_results(path)
 
 
-def test_a_whole_run(tmp_path: Path) -> None:
+def test_a_complete_run(tmp_path: Path) -> None:
     done = train(tmp_path, *SMALL, "task=rotation", "logger=[csv,tensorboard]")
     folder = tmp_path / "rotation/fake/convnet/run"
     results = results_of(folder)
@@ -91,8 +91,8 @@ def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_two_processes_compute_what_one_does(tmp_path: Path, task: str, options: list[str]) -> None:
-    # SGD with a small lr: rounding is not amplified in 3 steps
+def test_two_processes_equal_one(tmp_path: Path, task: str, options: list[str]) -> None:
+    # SGD with a small lr does not amplify rounding in 3 steps
     few = [*SMALL, f"task={task}", "optimizer=sgd", "optimizer.lr=0.01", *options]
     train(tmp_path, *few, "name=one")
     train(tmp_path, *few, "name=two", "trainer.devices=2")
@@ -102,13 +102,13 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, task: str, options:
     assert len(two.probes) == len(one.probes)
     weights = [load_file(folder / "backbone.safetensors") for folder in folders]
     assert weights[0].keys() == weights[1].keys()
-    for name, value in weights[0].items():  # batch norm's statistics included
+    for name, value in weights[0].items():  # including batch-norm statistics
         torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
     states = [load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"] for folder in folders]
     for name, value in states[0].items():  # heads, decoders, discriminators
         torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert two.pretext == pytest.approx(one.pretext, rel=1e-3)
-    # the same images in the same order: nothing is lost or doubled on the way through two processes
+    # the same images in the same order: two processes lose and repeat none
     untrained = [[r for r in result.probes if not r.trained] for result in (one, two)]
     for left, right in zip(*untrained, strict=True):
         assert right.n == left.n
@@ -117,7 +117,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, task: str, options:
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_the_run_with_its_message(tmp_path: Path) -> None:
-    # rank 1 has no second GPU, socket or disk to lose here: it is killed while both train
+    # kill rank 1 while both train
     command = [sys.executable, str(ROOT / "train.py"), f"output_dir={tmp_path}", "name=run", *SMALL[:1]]
     command += ["trainer=cpu", "trainer.devices=2", "trainer.max_epochs=1000", "probe=[]", "logger=[]"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -149,7 +149,7 @@ def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "task=rotation")
     folder = tmp_path / "rotation/fake/convnet/run"
     before = results_of(folder)
-    assert "6 of 6 figures were in" in evaluate(tmp_path, f"run={folder}").stdout
+    assert "already has all 6, exactly equal" in evaluate(tmp_path, f"run={folder}").stdout
     assert results_of(folder) == before
     evaluate(tmp_path, f"run={folder}", "probe=[linear]", "probe.linear.pool=1")
     after = results_of(folder)
@@ -157,14 +157,13 @@ def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
     added = after.probes[len(before.probes) :]
     assert {(r.probe, r.evaluation.data) for r in added} == {("linear", "fake")}
     assert len(added) == 3
-    # the exported backbone, as one from elsewhere
+    # the exported backbone, as a file from elsewhere
     small = ["data=fake", "trainer=debug", "probe.knn.ks=[5]", "name=again", f"output_dir={tmp_path}"]
     evaluate(tmp_path, f"weights={folder}/backbone.safetensors", *small)
     elsewhere = results_of(tmp_path / "evaluate/fake/convnet/again").probes
     assert elsewhere == [r for r in before.probes if r.trained]
-    assert (
-        "6 of 6 figures were in" in evaluate(tmp_path, f"run={tmp_path}/evaluate/fake/convnet/again").stdout
-    )
+    again = evaluate(tmp_path, f"run={tmp_path}/evaluate/fake/convnet/again")
+    assert "already has all 6, exactly equal" in again.stdout
 
 
 @pytest.mark.parametrize(
@@ -175,7 +174,7 @@ def test_evaluation_reproduces_the_run_and_adds_to_it(tmp_path: Path) -> None:
         (["weights=/no/such/file.pt", "data=fake"], "error: /no/such/file.pt is not there"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_bad_evaluations_are_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
     done = evaluate(tmp_path, *overrides, f"output_dir={tmp_path}", "trainer=debug", ok=False)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -216,22 +215,22 @@ def test_training_that_diverges_names_the_step_and_the_checkpoint(
     assert len(facts["images"]) in (8, 16)
     results = results_of(folder)
     assert results.run.status == "failed"
-    assert results.probes  # of the untrained backbone
+    assert results.probes  # records of the untrained backbone
     for path in (folder / "checkpoints").glob("*.ckpt"):
         state = load_checkpoint(path)["state_dict"]
         assert all(value.isfinite().all() for value in state.values()), path
 
 
-def test_a_folder_that_holds_a_run_is_not_written_over(tmp_path: Path) -> None:
+def test_a_run_folder_is_not_overwritten(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "task=random", "probe=[knn]")
     before = results_of(tmp_path / "random/fake/convnet/run")
     done = train(tmp_path, *SMALL, "task=random", "seed=1", ok=False)
-    assert "holds a run already" in done.stderr
+    assert "already holds a run" in done.stderr
     assert results_of(tmp_path / "random/fake/convnet/run") == before
 
 
 @pytest.mark.slow
-def test_slurms_warning_saves_and_requeues_and_the_job_goes_on(tmp_path: Path) -> None:
+def test_slurms_warning_saves_requeues_and_resumes(tmp_path: Path) -> None:
     scontrol = tmp_path / "bin/scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
@@ -307,12 +306,12 @@ def test_tiles_for_a_probe_of_masks_are_refused_before_training(tmp_path: Path) 
         "data.batch_size=2",
     ]
     done = train(tmp_path, *options, *views, ok=False)
-    assert "error: probe segmentation needs whole images, no tiles: encoding.input=image" in done.stderr
+    assert "error: probe segmentation needs whole images, not tiles: encoding.input=image" in done.stderr
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
 @pytest.mark.slow
-def test_weights_from_elsewhere_are_said(tmp_path: Path) -> None:
+def test_weights_from_elsewhere_are_recorded(tmp_path: Path) -> None:
     train(tmp_path, *SMALL, "task=rotation", "logger=[]", "name=first")
     first = tmp_path / "rotation/fake/convnet/first"
     train(tmp_path, *SMALL, "task=random", "logger=[]", f"init_from={first}")
@@ -328,7 +327,7 @@ def test_a_sweep_of_two_process_runs_makes_one_folder_per_job(tmp_path: Path) ->
     found = sorted(str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("results.json"))
     tasks = ("random", "random", "rotation", "rotation")
     assert found == [f"{task}/fake/convnet/run_{number}" for number, task in enumerate(tasks)]
-    # the finished ones are not run again, the new one is
+    # the finished jobs do not run again, the new one does
     done = train(tmp_path, *quick, "task=rotation", "seed=1,2", "skip_finished=true", "name=more", "-m")
     assert done.stdout.count("skipped:") == 1
     assert [p.parent.name for p in tmp_path.rglob("*/more_*/results.json")] == ["more_1"]
@@ -344,7 +343,7 @@ def test_a_job_that_fails_leaves_the_others_and_is_reported(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_fine_tune_as_one_does(tmp_path: Path) -> None:
+def test_two_processes_fine_tune_like_one(tmp_path: Path) -> None:
     some = [
         "data=fake",
         "trainer=debug",
@@ -354,7 +353,7 @@ def test_two_processes_fine_tune_as_one_does(tmp_path: Path) -> None:
         "logger=[]",
     ]
     some += ["probe.finetune.fractions=[1.0]", "probe.finetune.epochs=2", "probe.finetune.min_steps=1"]
-    some += ["probe.finetune.lr=1e-4", "probe.finetune.head_lr=1e-3"]  # rounding is not amplified
+    some += ["probe.finetune.lr=1e-4", "probe.finetune.head_lr=1e-3"]  # does not amplify rounding
     found = []
     for devices in (1, 2):
         train(tmp_path, *some, f"name=on{devices}", f"trainer.devices={devices}")
@@ -375,7 +374,7 @@ def test_every_probe_of_classes_leaves_valid_figures(tmp_path: Path) -> None:
     some = ["data=fake", "trainer=debug", "task=random", f"probe=[{','.join(names)}]", "logger=[]"]
     done = train(tmp_path, *some, *few)
     folder = tmp_path / "random/fake/convnet/run"
-    results = results_of(folder)  # each record is as the schema says
+    results = results_of(folder)  # checks each record against the schema
     assert {r.probe for r in results.probes} == set(names) - {"embedding"}
     for column in ("lowshot 1-shot", "lowshot 4-shot", "svm", "nonlinear", "finetune 50 %", "rankme (rank)"):
         assert column in done.stdout

@@ -1,4 +1,4 @@
-"""The loop that users run: validation in the middle of epochs, default callbacks, checkpoint and resume."""
+"""Tests of the loop that users run: validation within epochs, default callbacks, checkpoint and resume."""
 
 import csv
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ CASES = {
     "supervised": [],
 }
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
-STOP = (1, 3)  # epoch and batch, both from 0, that an interrupted run does not reach
+STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted
 
 
 class StoppedError(Exception):
@@ -54,11 +54,11 @@ class Stop(Callback):
             raise StoppedError
 
 
-def carry_out(folder: Path, overrides: list[str], *callbacks: Callback, stand_in: bool = False) -> Parts:
-    """Do what a rank process does, `ssl_lightning.run.execute.run`; a folder with a checkpoint is resumed."""
+def run_job(folder: Path, overrides: list[str], *callbacks: Callback, stand_in: bool = False) -> Parts:
+    """Run as a rank process does (`ssl_lightning.run.execute`); resume if the folder has a checkpoint."""
     folder.mkdir(exist_ok=True)
     cfg = composed([*LOOP, *overrides], folder)
-    cfg.overrides = [*LOOP, *overrides]  # as the launcher does, for the model card
+    cfg.overrides = [*LOOP, *overrides]  # the launcher does the same, for the model card
     job = build_parts(cfg, folder)
     if stand_in:
         job.task.graph = StandIn(job.task)
@@ -70,7 +70,7 @@ def carry_out(folder: Path, overrides: list[str], *callbacks: Callback, stand_in
 
 
 class Pair(NamedTuple):
-    """A run from beginning to end without graphs, and one with graphs that was interrupted and resumed."""
+    """An uninterrupted run without graphs, and an interrupted and resumed run with graphs."""
 
     plain: Path
     replayed: Path
@@ -79,10 +79,10 @@ class Pair(NamedTuple):
 def both(folder: Path, overrides: list[str], *graphs: str, stand_in: bool = False) -> Pair:
     """Run both; `graphs` are the overrides that switch graphs on."""
     pair = Pair(folder / "plain", folder / "replayed")
-    carry_out(pair.plain, [*overrides, "cuda_graphs=false"])
+    run_job(pair.plain, [*overrides, "cuda_graphs=false"])
     with pytest.raises(StoppedError):
-        carry_out(pair.replayed, [*overrides, *graphs], Stop(), stand_in=stand_in)
-    resumed = carry_out(pair.replayed, [*overrides, *graphs], stand_in=stand_in)
+        run_job(pair.replayed, [*overrides, *graphs], Stop(), stand_in=stand_in)
+    resumed = run_job(pair.replayed, [*overrides, *graphs], stand_in=stand_in)
     assert resumed.resumed_from == pair.replayed / "checkpoints/last.ckpt"
     return pair
 
@@ -101,9 +101,9 @@ def first_weights(folder: Path, overrides: list[str]) -> dict[str, Tensor]:
 def assert_moved_alike(
     first: dict[str, Tensor], one: dict[str, Tensor], other: dict[str, Tensor], within: float = 0.1
 ) -> None:
-    """What training changed, all parameters as one vector, differs by little of its length.
+    """Check that two trainings moved the parameters, taken as one vector, by nearly the same.
 
-    Of weights that no longer move after half of the steps it differs by about half of it.
+    If the weights stop moving after half of the steps, they differ by about half of the length.
     """
     moves = [torch.cat([(end[k] - v).double().flatten() for k, v in first.items()]) for end in (one, other)]
     assert (moves[1] - moves[0]).norm() < within * moves[0].norm()
@@ -152,7 +152,7 @@ def test_the_pretext_loss_falls_from_epoch_to_epoch(pair: Pair) -> None:
 def test_validation_callbacks_and_probes_change_no_weight(
     pair: Pair, case: list[str], tmp_path: Path
 ) -> None:
-    """So that tests which switch them off, to be quick, are tests of the same training."""
+    """Check that quick tests, which switch these off, test the same training."""
     off = ["trainer.limit_val_batches=0", "callbacks=[]", "probe=[]", "logger=[]"]
     loop = [option for option in LOOP if not option.startswith(("callbacks", "probe"))]
     job = build_parts(composed([*loop, *case, *off], tmp_path), tmp_path)
@@ -165,7 +165,7 @@ def test_validation_callbacks_and_probes_change_no_weight(
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Full fp32 on a GPU, too; what is compiled is compiled in every test."""
+    """Use full fp32 on a GPU too, and compile again in every test."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     yield
     torch.compiler.set_stance("default")
@@ -181,7 +181,7 @@ def test_on_a_gpu_graphs_an_interruption_and_compiling_change_little(
     name: str, precision: str, compiled: str, tmp_path: Path, exact: None
 ) -> None:
     given = [f"task={name}", *CASES[name], "trainer=gpu", f"trainer.precision={precision}"]
-    given += ["optimizer=sgd", "optimizer.lr=0.001"]  # Adam would make much of rounding
+    given += ["optimizer=sgd", "optimizer.lr=0.001"]  # Adam would amplify rounding
     first = first_weights(tmp_path, [*LOOP, *given])
     pair = both(tmp_path, given, "cuda_graphs=true", f"compile={compiled}")
     assert_moved_alike(first, *map(last_weights, pair))
@@ -194,5 +194,5 @@ def test_on_a_gpu_the_pretext_loss_falls_with_the_defaults(
     name: str, compiled: str, tmp_path: Path, exact: None
 ) -> None:
     given = [f"task={name}", *CASES[name], *LEARN, "trainer=gpu", f"compile={compiled}"]
-    carry_out(tmp_path, given)
+    run_job(tmp_path, given)
     assert_falls(epoch_losses(tmp_path))

@@ -1,1 +1,1 @@
-"""What watches a run and never changes it."""
+"""Callbacks that watch a run and never change its training."""

@@ -1,4 +1,4 @@
-"""Checkpoints to resume from, and the best one by the pretext's validation loss."""
+"""Save checkpoints to resume from, and the best one by the pretext's validation loss."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ssl_lightning.engine.fsdp import broadcast_flag, is_sharded
 
 
 class Checkpoint(callbacks.Checkpoint):
-    """Keep the two newest states of the run, and the best one.
+    """Keep the two newest checkpoints of the run, and the best one.
 
-    The first process writes alone and the others need not wait, for all hold the same state. A sharded state
-    is gathered by all processes when the first one says so. A state is taken only where a resumed run repeats
-    nothing and skips nothing: after an optimizer step, not just before a validation, and at the end of an
-    epoch. Non-finite weights are never written.
+    Rank 0 writes alone without blocking the other ranks, since all hold the same state. All ranks gather a
+    sharded state when rank 0 decides to save. A checkpoint is saved only where a resumed run repeats and
+    skips nothing: after an optimizer step, not just before a validation, and at the end of an epoch.
+    Non-finite weights are never written.
 
     Args:
-        dirpath: Folder of `last.ckpt`, `previous.ckpt` (the one before it) and `best.ckpt`.
-        every_n_steps: Batches between two states; None: by time and epoch only.
-        every_minutes: Time between two states; None: by batches and epoch only.
-        monitor: Figure whose lowest value makes `best.ckpt`; None keeps none.
+        dirpath: Folder of `last.ckpt`, `previous.ckpt` (the last but one) and `best.ckpt`.
+        every_n_steps: Batches between two checkpoints; None saves by time and epoch only.
+        every_minutes: Minutes between two checkpoints; None saves by batches and epoch only.
+        monitor: Figure whose lowest value makes `best.ckpt`; None disables `best.ckpt`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.folder)  # `torchrun` and `srun` start no launcher, which would
+            remove_leftovers(self.folder)  # a worker started by hand has no launcher to do this
         self._saved_at = time.monotonic()
         STOP.install()
         STOP.deferred = True
@@ -91,7 +91,7 @@ class Checkpoint(callbacks.Checkpoint):
         value = trainer.callback_metrics.get(self.monitor or "")
         if self.monitor is not None and value is None:
             raise ValueError(
-                f"callbacks.checkpoint.monitor is {self.monitor!r}; allowed are null and what is measured: "
+                f"callbacks.checkpoint.monitor is {self.monitor!r}; allowed are null and measured figures: "
                 f"{', '.join(sorted(trainer.callback_metrics))}"
             )
         if value is not None and float(value) < self.best:
@@ -119,23 +119,23 @@ class Checkpoint(callbacks.Checkpoint):
 
 
 def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: Path | None = None) -> bool:
-    """Write the state of the run from the first process, without waiting for the others.
+    """Write a checkpoint from rank 0 without waiting for the other ranks.
 
-    A state after a step without gradient is not written: the run may be dead, and older files are
-    worth more. Where the state is sharded, all processes must call this together.
+    The state after a step without gradient is not written, since the run may be dead and older checkpoints
+    are more useful. If the state is sharded, all processes must call this together.
 
     Args:
-        trainer: Its `save_checkpoint` would wait for all processes, which a clock or a signal of the first
-            one cannot bring about.
-        pl_module: Whose weights and buffers must be finite.
-        path: The file.
-        keep: Where the file that was there is moved, once the new one is ready.
+        trainer: Trainer of the run. Its `save_checkpoint` is not used: it would wait for all ranks, but a
+            clock or a signal of rank 0 does not reach them.
+        pl_module: Module whose weights and buffers must be finite.
+        path: File to write.
+        keep: File to which the existing `path` moves once the new one is complete.
 
     Returns:
-        Whether this process wrote it.
+        Whether this process wrote the file.
 
     Raises:
-        DivergedError: A step was bad that the guard had not yet looked at, or a value is not finite.
+        DivergedError: The guard finds a bad step that it had not read yet, or a value is not finite.
     """
     together = is_sharded(trainer)
     if not (trainer.is_global_zero or together):
@@ -152,7 +152,7 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
         step = trainer.fit_loop.total_batch_idx + 1
         raise DivergedError(f"weights are not finite after step {step}; nothing was written to {path}")
     for logger in trainer.loggers:
-        logger.save()  # what was logged so far outlives what is saved now
+        logger.save()  # logged rows must survive along with the checkpoint
     state[SCHEMA_KEY] = SCHEMA
     if keep is None or not path.exists():
         trainer.strategy.checkpoint_io.save_checkpoint(state, path)

@@ -1,4 +1,4 @@
-"""A line after each epoch on the health of the features: have they collapsed?"""
+"""Report after each epoch whether the features have collapsed."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.callbacks.online_knn import OnlineKNN
-from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import dead_channels, effective_rank
 
-FEWEST = 16  # images that a rank can be judged by
+FEWEST = 16  # images needed to judge a rank
 LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
 
 
 @dataclass(frozen=True)
 class FeatureHealth:
-    """What the pooled last stage of a backbone says of some images.
+    """Health of the pooled last stage of a backbone on some images.
 
     Args:
         rank: Effective rank, from 1 to `largest`.
-        largest: The smaller of the number of images and that of channels.
-        dead: Channels that are the same for all images.
-        channels: All channels.
+        largest: Smaller of the numbers of images and channels.
+        dead: Number of channels that are constant over all images.
+        channels: Number of channels.
     """
 
     rank: float
@@ -37,7 +37,7 @@ class FeatureHealth:
 
     @property
     def collapsed(self) -> bool:
-        """Whether the images can hardly be told apart."""
+        """Whether the features hardly distinguish the images."""
         return self.rank < LOWEST_RANK or self.dead > MOST_DEAD * self.channels
 
     def __str__(self) -> str:
@@ -47,18 +47,17 @@ class FeatureHealth:
 class Collapse(Callback):
     """Report the effective rank and the dead channels of every branch after an epoch, in one line.
 
-    The features are those of the deepest stage, averaged over its map, of plain held-out images (with
-    `data.heldout=0` of pretraining images): always the same ones, in evaluation mode. The rank is RankMe (see
-    `ops.rank`); a channel is dead if it is the same for all images. Logged as `features/<branch>/rank` and
-    `features/<branch>/dead_channels`. A rank below 2, or more than half of the channels dead, makes the line
-    a warning, and the run goes on. The training is what it is without: no weight, no statistic and no random
-    number changes.
+    The features are the average-pooled deepest stage of a fixed set of plain held-out images, in evaluation
+    mode. With `data.heldout=0` pretraining images are used. The rank is RankMe (see `ops.rank`); a channel is
+    dead if it is constant over all images. Logged as `features/<branch>/rank` and
+    `features/<branch>/dead_channels`. A rank below 2, or more than half of the channels dead, turns the line
+    into a warning, and the run continues. The callback changes no weight, statistic or random number.
 
-    Where `OnlineKNN` encodes these images too, nothing is encoded twice. With fewer than 16 held-out images,
-    but not with none, nothing is reported, and that is said at the start.
+    If `OnlineKNN` encodes these images too, they are encoded only once. With 1 to 15 held-out images the
+    callback only prints at the start that it reports nothing.
 
     Args:
-        images: Held-out images, or all if there are fewer; they bound the rank.
+        images: Number of held-out images, or all if there are fewer; it bounds the rank.
         every_n_epochs: Epochs between two lines.
 
     Raises:
@@ -68,8 +67,7 @@ class Collapse(Callback):
     def __init__(self, *, images: int = 512, every_n_epochs: int = 1) -> None:
         if images < FEWEST:
             raise ValueError(
-                f"callbacks.collapse.images is {images}; allowed are {FEWEST} and more, which a rank can be "
-                "judged by"
+                f"callbacks.collapse.images is {images}; allowed are {FEWEST} and more, to judge a rank"
             )
         if every_n_epochs < 1:
             raise ValueError(f"callbacks.collapse.every_n_epochs is {every_n_epochs}; it must be above 0")
@@ -88,15 +86,15 @@ class Collapse(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._watches or (trainer.current_epoch + 1) % self.every_n_epochs:
             return
-        features = self.features(trainer, pl_module)  # by all processes together
+        features = self.features(trainer, pl_module)  # collective: every process must call it
         if trainer.is_global_zero:
             found = {name: feature_health(x) for name, x in features.items()}
             self.report(trainer, found)
 
     def loader(self, trainer: pl.Trainer) -> Any:
-        """The images: of the labelled held-out ones where there are enough, as `OnlineKNN` takes them.
+        """Return a loader of labelled held-out images, shared with `OnlineKNN`, if there are enough.
 
-        Where none are held out, pretraining images.
+        Else it holds unlabelled held-out images, or pretraining images if none are held out.
         """
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not data.holds_out:
@@ -108,27 +106,26 @@ class Collapse(Callback):
         return data.val_dataloader().sample(self.images)
 
     def features(self, trainer: pl.Trainer, task: Any) -> dict[str, Tensor]:
-        """Pooled last stage `(N, D)` of every branch, the same on every process."""
+        """Return the pooled last stage `(N, D)` of every branch, equal on every process."""
         loader = self.loader(trainer)
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, OnlineKNN) and other.holds(trainer, loader):
-                found = other.encoded(trainer, task)
                 return {
                     name: each.get("heldout", each.stages[-1], 1)[: len(loader.indices)]
-                    for name, each in found.items()
+                    for name, each in other.encoded(trainer, task).items()
                 }
-        taken, whole = {}, whole_task(trainer, task)
-        for name, backbone in whole.branches().items():
+        found, unsharded = {}, unsharded_task(trainer, task)
+        for name, backbone in unsharded.branches().items():
             each = encode(
                 backbone,
-                whole.probe_input,
+                unsharded.probe_input,
                 {"heldout": class_labels(loader)},
                 [1],
                 precision=trainer.precision_plugin.forward_context,
                 device=task.device,
             )
-            taken[name] = each.get("heldout", each.stages[-1], 1)
-        return taken
+            found[name] = each.get("heldout", each.stages[-1], 1)
+        return found
 
     def report(self, trainer: pl.Trainer, found: Mapping[str, FeatureHealth]) -> None:
         """Print the line, and send the figures to the loggers."""
@@ -143,22 +140,22 @@ class Collapse(Callback):
 
 
 def feature_health(x: Tensor) -> FeatureHealth:
-    """Judge features `(N, D)`."""
+    """Compute the health of features `(N, D)`."""
     dead = int(dead_channels(x).sum())
     return FeatureHealth(float(effective_rank(x)), min(x.shape), dead, x.shape[1])
 
 
 def line(epoch: int, found: Mapping[str, FeatureHealth]) -> str:
-    """Say how the features of each branch are after an epoch.
+    """Format the health of each branch after an epoch.
 
     >>> line(2, {"backbone": FeatureHealth(35.9, 96, 3, 96)})
     'epoch 2: features backbone rank 35.9 of 96, 3 of 96 channels dead'
     """
-    said = "; ".join(f"{name} {health}" for name, health in found.items())
+    text = "; ".join(f"{name} {health}" for name, health in found.items())
     collapsed = [name for name, health in found.items() if health.collapsed]
     if not collapsed:
-        return f"epoch {epoch}: features {said}"
+        return f"epoch {epoch}: features {text}"
     return (
-        f"epoch {epoch}: warning: features of {' and '.join(collapsed)} have collapsed: {said}; "
-        "images look nearly the same to it. A lower optimizer.lr may help; docs/trust.md, Numbers"
+        f"epoch {epoch}: warning: features of {' and '.join(collapsed)} have collapsed: {text}; "
+        "all images look nearly the same. A lower optimizer.lr may help; see docs/trust.md, Numbers"
     )

@@ -1,4 +1,4 @@
-"""metrics.csv in the run folder, which a resumed run goes on with (Lightning's own logger deletes it)."""
+"""Logger of metrics.csv that keeps the file on resume; Lightning's own CSV logger deletes it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssl_lightning.core.atomic_files import atomic_file
 
 
 class CSVLogger(Logger):
-    """A row per call of `log_metrics`: `step`, and a column per figure, empty where it has none.
+    """Write a row per call of `log_metrics`: `step`, and a column per figure, empty for missing ones.
 
     Args:
         save_dir: Folder of `metrics.csv`.
@@ -35,13 +35,13 @@ class CSVLogger(Logger):
         return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
+        """Do nothing, since config.yaml holds them."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._pending.append({"step": step, **metrics})
 
     def save(self) -> None:
-        """Append what is pending; a new column rewrites the file."""
+        """Append the pending rows; rewrite the file if there is a new column."""
         if not self._pending:
             return
         pending, self._pending = self._pending, []
@@ -57,15 +57,15 @@ class CSVLogger(Logger):
         self.save()
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the file, as text."""
+        """Return the rows of the file, as text."""
         if not self.path.exists():
             return []
         with open(self.path, newline="") as file:
             return list(csv.DictReader(file))
 
     def keep_until(self, step: int) -> None:
-        """Drop what a run wrote after the step that it is resumed from."""
-        rows = [row for row in self.rows() if _whole(row) and int(row["step"]) <= step]
+        """Drop rows written after the step from which the run resumes."""
+        rows = [row for row in self.rows() if _is_complete(row) and int(row["step"]) <= step]
         self._columns = list(dict.fromkeys(key for row in rows for key in row)) or ["step"]
         if self.path.exists():
             self._rewrite(rows)
@@ -77,6 +77,6 @@ class CSVLogger(Logger):
             writer.writerows(rows)
 
 
-def _whole(row: Mapping[str, Any]) -> bool:
-    """Whether a row was written to its end: the last one of a killed run may not be."""
+def _is_complete(row: Mapping[str, Any]) -> bool:
+    """Whether a row is complete; the last row of a killed run may be cut."""
     return None not in row and None not in row.values() and str(row.get("step", "")).isdigit()

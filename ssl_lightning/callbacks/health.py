@@ -1,4 +1,4 @@
-"""Health of a run: stop it when it diverges or no longer learns."""
+"""Stop a run that diverges or no longer learns, and count its gradients."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ssl_lightning.artifacts.run_folder import BAD_BATCH, CHECKPOINTS, LAST
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.engine.fsdp import local_parts
 
-LOOKS = 3  # in a row without learning, after which a run is stopped
-LOW_LR = 0.01  # of the highest so far: below it, updates may be too small for fp32
-SAMPLED = 64  # values of each parameter that are watched for changes
-SHOWN = 8  # images named in a message; the file names all
-NAMES = 64  # losses of a task at most; a bad figure is known by NAMES * step + its number
-GRADIENT = NAMES - 1  # number of the gradient norms, which a bad loss of the same step comes before
+LOOKS = 3  # consecutive looks without learning that stop a run
+LOW_LR = 0.01  # share of the highest rate so far, below which updates may vanish in fp32
+SAMPLED = 64  # values per parameter that are compared for changes
+SHOWN = 8  # images named in a message; the file lists all
+NAMES = 64  # most losses of a task; NAMES * step + number identifies a bad figure
+GRADIENT = NAMES - 1  # number of the gradient norm; a bad loss of the same step has a lower one
 NEVER = math.inf
 
 
@@ -37,24 +37,24 @@ class DeadRunError(ValueError):
 
 
 class HealthGuard(Callback):
-    """Stop a run that diverges or no longer learns, and count how its gradients were.
+    """Stop a run that diverges or no longer learns, and count its gradients.
 
-    It watches every loss of the task and the gradient norm of every optimizer. They stay on the device and
-    are read where the device is waited for anyway: every `trainer.log_every_n_steps` batches (a look), before
-    a validation, before a checkpoint, and at the end of an epoch.
+    The guard watches every loss of the task and the gradient norm of every optimizer. These figures stay on
+    the device until it is synchronised anyway: every `trainer.log_every_n_steps` batches (a look), before a
+    validation, before a checkpoint, and at the end of an epoch.
 
     - Not finite: a loss or a gradient norm. The error names the step and the images of its batch, and
-      `bad_batch.json` lists them all. In float16 only losses count, since the scaler skips overflows.
-    - Diverging: the mean loss since the last look is above `factor` times that of the first look. When the
-      loss gets other terms (an adversarial one after a warm-up), its first look with these terms counts.
-    - Dead: in three looks in a row the gradient norm is exactly 0, an optimizer has no gradient at all, or no
-      weight has changed, while the learning rate is above a hundredth of its highest value so far.
+      `bad_batch.json` lists all of them. In float16 only losses count, since the scaler skips overflows.
+    - Diverging: the mean loss since the last look is above `factor` times the mean loss of the first look. If
+      the loss gets new terms (an adversarial one after a warm-up), the first look with these terms counts.
+    - Dead: in three consecutive looks the gradient norm is exactly 0, an optimizer has no gradient at all, or
+      no weight has changed, while the learning rate is above a hundredth of its highest value so far.
 
-    A `GradientWatch` tells it of the gradients.
+    A `GradientWatch` passes it the gradients.
 
     Args:
         run_dir: The run folder.
-        factor: See above; None does not judge how the loss grows.
+        factor: Largest growth of the loss; None disables this check.
 
     Raises:
         ValueError: The factor is not above 1.
@@ -66,26 +66,25 @@ class HealthGuard(Callback):
         if factor is not None and not factor > 1:
             raise ValueError(f"diverged is {factor}; allowed are null and numbers above 1")
         self.run_dir, self.factor = run_dir, factor
-        self.suspect = False  # the last optimizer step had no gradient: such a state is not worth keeping
+        self.suspect = False  # the last optimizer step had no gradient: do not save such a state
         self.verdict = "healthy"
-        self._start: dict[str, float] = {}  # mean loss of the first look, by the names of the scores
+        self._start: dict[str, float] = {}  # mean loss of the first look, by names of the scores
         self._counts = {"steps": 0, "optimizer_steps": 0, "zero_steps": 0}
         self._norms: list[float] = []  # smallest and largest so far
-        self._pending: list[
-            tuple[int, str | None, Tensor]
-        ] = []  # step, loss (None: a norm), value: not read yet
-        self._losses: list[str] = []  # their names, in the order of their first appearance
-        self._bad = NEVER  # the first figure that was not finite
-        self._steps = 0  # batches of this process; those before a resume do not count
+        # figures on the device: step, name of the loss (None for a norm), value
+        self._pending: list[tuple[int, str | None, Tensor]] = []
+        self._losses: list[str] = []  # names in order of first appearance
+        self._bad = NEVER  # first non-finite figure, NAMES * step + number
+        self._steps = 0  # batches of this process since its start or resume
         self._loss_sum, self._loss_count = 0.0, 0  # since the last look
-        self._last_norm: float | None = None  # the largest of all optimizers, at their last step
-        self._missing: dict[int, tuple[int, int]] = {}  # by optimizer: parameters without gradient, and all
+        self._last_norm: float | None = None  # largest of all optimizers at the last step
+        self._missing: dict[int, tuple[int, int]] = {}  # by optimizer: parameters without gradient, all
         self._weights: Tensor | None = None  # sampled at the last look
         self._looked_at = 0  # optimizer steps at the last look
         self._dead_looks, self._top_lr = 0, 0.0
 
     def health(self) -> Health:
-        """Return the counts of the whole run."""
+        """Return the counts of the run, including its parts before a resume."""
         done = self._counts["optimizer_steps"]
         smallest, largest = self._norms or (None, None)
         return Health(
@@ -110,12 +109,12 @@ class HealthGuard(Callback):
         self._looked_at = self._counts["optimizer_steps"]
         self._weights = sample_weights(pl_module)
         if trainer.is_global_zero:
-            (self.run_dir / BAD_BATCH).unlink(missing_ok=True)  # left by the run that is resumed
+            (self.run_dir / BAD_BATCH).unlink(missing_ok=True)  # left by the run before its resume
 
     def note_gradients(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Keep the norm of the gradients that an optimizer is about to use."""
+        """Store the gradient norm of an optimizer's next step."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
         grads = [p.grad for p in parameters if p.grad is not None]
         self._counts["optimizer_steps"] += 1
@@ -149,19 +148,19 @@ class HealthGuard(Callback):
         self.read(trainer, pl_module)
 
     def read(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, alone: bool = False) -> float:
-        """Wait for the device, and stop the run, in every process at once, if a figure was not finite.
+        """Synchronise the device, and stop the run in every process if a figure was not finite.
 
         Args:
-            trainer: Tells where the run stands.
+            trainer: Trainer of the run.
             pl_module: The task.
-            alone: Only this process reads. That is enough before a checkpoint, since the gradients of all
-                processes went into its weights.
+            alone: Whether only this process reads. That is enough before a checkpoint, since its weights
+                depend on the gradients of all processes.
 
         Returns:
             Mean loss since the last look, over all processes.
 
         Raises:
-            DivergedError: The run is to stop.
+            DivergedError: A figure was not finite.
         """
         self._fold()
         mine = torch.tensor([self._bad, self._loss_sum, self._last_norm or 0.0], dtype=torch.float64)
@@ -169,7 +168,7 @@ class HealthGuard(Callback):
         self.suspect = self._last_norm is not None and float(norms.max()) == 0
         if (first := float(bad.min())) < NEVER:
             step, number = divmod(int(first), NAMES)
-            if number == GRADIENT:  # it may come from every batch since the last optimizer step
+            if number == GRADIENT:  # every batch since the last optimizer step may be the cause
                 name, batches = "the norm of the gradient", int(pl_module.accumulated_batches)  # type: ignore[arg-type]
             else:
                 name, batches = f"train/{self._losses[number]}", 1
@@ -177,13 +176,13 @@ class HealthGuard(Callback):
         return float(sums.mean()) / max(1, self._loss_count)
 
     def _fold(self) -> None:
-        """Bring the pending figures to the host, all at once, and count them."""
+        """Copy the pending figures to the host in one transfer, and count them."""
         if not self._pending:
             return
         steps, names, tensors = zip(*self._pending, strict=True)
         self._pending = []
         values = torch.stack([tensor.detach().float() for tensor in tensors]).tolist()
-        norms: dict[int, float] = {}  # the largest of a step, by the step
+        norms: dict[int, float] = {}  # largest norm of each step
         for step, name, value in zip(steps, names, values, strict=True):
             if name is not None and name not in self._losses:
                 self._losses.append(name)
@@ -213,10 +212,10 @@ class HealthGuard(Callback):
             self._diverged(trainer, pl_module, what, self._steps, 0)
 
     def _check_alive(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count the looks in a row at which nothing was learned, and stop the run at the third.
+        """Count consecutive looks without learning, and stop the run at the third.
 
         Raises:
-            DeadRunError: The run is to stop.
+            DeadRunError: Three consecutive looks saw no learning.
         """
         if self._counts["optimizer_steps"] == self._looked_at:  # batches are still being accumulated
             return
@@ -244,20 +243,20 @@ class HealthGuard(Callback):
     def _way_back(self) -> str:
         last = self.run_dir / CHECKPOINTS / LAST
         if not last.exists():
-            return "There is no checkpoint before it"
+            return "There is no earlier checkpoint"
         return f"The last good checkpoint is {last}; a new run may start from it: init_from={last}"
 
     def _diverged(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str, step: int, batches: int
     ) -> None:
-        """Name what is wrong, the images, and the way back.
+        """Stop the run with the failure, its images, and the checkpoint to return to.
 
         Args:
-            trainer: Tells where the run stands.
+            trainer: Trainer of the run.
             pl_module: The task.
-            what: What is wrong.
-            step: Batch of this process at which it was.
-            batches: How many batches it may come from, that one and those before it.
+            what: Failure in words.
+            step: Batch of this process at which the failure occurred.
+            batches: Number of batches that may be the cause, counted back from `step`.
 
         Raises:
             DivergedError: Always.
@@ -287,10 +286,10 @@ class HealthGuard(Callback):
 
 
 class GradientWatch(Callback):
-    """Show a guard the gradients that all other callbacks leave; the last callback of a Trainer.
+    """Pass the gradients to a guard after all other callbacks changed them; last callback of a Trainer.
 
     Args:
-        guard: Told of every optimizer step.
+        guard: The guard.
     """
 
     def __init__(self, guard: HealthGuard) -> None:
@@ -303,7 +302,7 @@ class GradientWatch(Callback):
 
 
 def gather(trainer: pl.Trainer, pl_module: pl.LightningModule, values: Tensor, alone: bool) -> Tensor:
-    """Collect `(n,)` values of all processes: `(processes, n)` on the CPU."""
+    """Gather `(n,)` values of all processes: `(processes, n)` on the CPU."""
     if alone or trainer.world_size == 1:
         return values[None]
     mine = values.to(pl_module.device)
@@ -314,7 +313,7 @@ def gather(trainer: pl.Trainer, pl_module: pl.LightningModule, values: Tensor, a
 
 @torch.no_grad()
 def sample_weights(module: torch.nn.Module) -> Tensor:
-    """Take up to 64 evenly spaced values of each trained parameter, `(n,)`, those that this process holds."""
+    """Return up to 64 evenly spaced values of each trained parameter (of its local shard), `(n,)`."""
     parts = local_parts([p.detach() for p in module.parameters() if p.requires_grad])
     # as_strided reads the memory in any format; reshape would copy channels-last weights
     return torch.cat(
@@ -326,17 +325,17 @@ def sample_weights(module: torch.nn.Module) -> Tensor:
 
 
 def images_of(trainer: pl.Trainer, ago: int, batches: int) -> tuple[Sequence[int], Sequence[str]]:
-    """Find the pretraining images of some batches of all processes: their numbers and names.
+    """Return the numbers and names of the pretraining images of some batches, over all processes.
 
     Args:
-        trainer: Its loader knows the order of the images.
-        ago: How many batches ago the last of them was.
-        batches: How many.
+        trainer: Trainer whose loader knows the order of the images.
+        ago: Number of batches since the last of them.
+        batches: Number of batches.
     """
     loader: Any = trainer.train_dataloader
     if not batches or not hasattr(loader, "batch_indices"):
         return [], []
-    last = loader.epoch * len(loader) + loader.position - 1 - ago  # the loader stands at the next one
+    last = loader.epoch * len(loader) + loader.position - 1 - ago  # the loader is at the next batch
     numbers = range(max(0, last - batches + 1), last + 1)
     indices = torch.cat([loader.batch_indices(number) for number in numbers])
     return indices.tolist(), loader.names(indices)

@@ -1,4 +1,4 @@
-"""The figures of a run: to every logger, to results.json."""
+"""Send the figures of a run to every logger and to results.json."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ssl_lightning.engine.fsdp import total_norm
 class Metrics(Callback):
     """Send a row to the loggers every `trainer.log_every_n_steps` batches, and after each validation.
 
-    A row of training holds the task's scores of that batch, the learning rate, the norm of the gradient and
-    the images per second: it is the only moment at which the device is waited for. Lightning's own way
-    to the loggers comes after the checkpoint of the same batch, so that a resumed run would lose a row.
+    A training row holds the task's scores of that batch, the learning rate, the gradient norm and the images
+    per second. The device is synchronised only for these rows. Lightning's own logging comes after the
+    checkpoint of the same batch, so that a resumed run would lose a row.
 
     Args:
-        throughput: Counts the images.
+        throughput: Callback that counts the images.
     """
 
     def __init__(self, throughput: Throughput) -> None:
         self.throughput = throughput
         self.steps = 0  # batches so far; Lightning's global_step counts the steps of every optimizer
-        self.validation: dict[str, float] = {}  # the last figures of the pretext's validation
+        self.validation: dict[str, float] = {}  # last figures of the pretext's validation
         self._norms: dict[str, Tensor] = {}
         self._written_at = 0.0
 

@@ -1,4 +1,4 @@
-"""A nearest-neighbour figure while pretraining goes on: to watch, never to report."""
+"""Nearest-neighbour accuracy during pretraining, for monitoring only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.features.encode import Features, encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
 
@@ -16,16 +16,16 @@ SPLITS = ("train", "heldout")
 
 
 class OnlineKNN(Callback):
-    """Vote of the nearest labelled training images for held-out ones, every few epochs.
+    """Classify held-out images by their nearest labelled training images, every few epochs.
 
-    Logged as `online/<branch>/knn_top1` for the deepest stage, a name of its own: the offline probes use all
-    labels and the test images, this one neither: a fixed draw, and no test images.
+    Logged as `online/<branch>/knn_top1` for the deepest stage. The name differs from the offline probes,
+    which use all labels and the test images. This callback uses a fixed draw of labels and no test images.
 
     Args:
         every_n_epochs: Epochs between two figures.
-        k: Neighbours.
+        k: Number of neighbours.
         temperature: A neighbour's vote weighs exp(cosine / temperature).
-        batches: Batches of labelled training images in the bank, and of held-out images at most.
+        batches: Most batches of labelled training images in the bank, and of held-out images.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class OnlineKNN(Callback):
             if value <= 0:
                 raise ValueError(f"callbacks.online_knn.{name} is {value}; it must be above 0")
         self.every_n_epochs, self.k, self.temperature, self.batches = every_n_epochs, k, temperature, batches
-        self._features: dict[str, Features] = {}  # of this epoch
+        self._features: dict[str, Features] = {}  # of the current epoch
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -69,7 +69,7 @@ class OnlineKNN(Callback):
                     temperature=self.temperature,
                 )
                 figure = topk_accuracy(votes[0], features.labels["heldout"])
-            # as a tensor of the default type: the figure is the same in every process
+            # default dtype; the figure is equal in every process
             task.log(f"online/{name}/knn_top1", figure.float(), logger=False)
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
@@ -79,17 +79,17 @@ class OnlineKNN(Callback):
                     )
 
     def is_due(self, trainer: pl.Trainer) -> bool:
-        """Whether there is a figure at the end of this epoch."""
+        """Whether this epoch ends with a figure."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         return (trainer.current_epoch + 1) % self.every_n_epochs == 0 and data.has_downstream
 
     def loaders(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """The images of either split, always the same."""
+        """Return the loaders of both splits, over a fixed draw of images."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         return {split: data.downstream(split).sample(self.batches * data.eval_batch_size) for split in SPLITS}
 
     def holds(self, trainer: pl.Trainer, loader: Any) -> bool:
-        """Whether what is encoded at the end of this epoch begins with the images of a loader."""
+        """Whether the held-out images encoded at the end of this epoch begin with the images of `loader`."""
         if not self.is_due(trainer):
             return False
         mine = self.loaders(trainer)["heldout"]
@@ -97,13 +97,13 @@ class OnlineKNN(Callback):
         return mine.source is loader.source and torch.equal(mine.indices[:count], loader.indices)
 
     def encoded(self, trainer: pl.Trainer, task: Any) -> dict[str, Features]:
-        """Features of `loaders` for every branch, encoded once an epoch, whoever asks first."""
+        """Return the features of `loaders` for every branch, encoded once per epoch."""
         if not self._features:
-            loaders, whole = self.loaders(trainer), whole_task(trainer, task)
-            for name, backbone in whole.branches().items():
+            loaders, unsharded = self.loaders(trainer), unsharded_task(trainer, task)
+            for name, backbone in unsharded.branches().items():
                 self._features[name] = encode(
                     backbone,
-                    whole.probe_input,
+                    unsharded.probe_input,
                     loaders,
                     [1],
                     precision=trainer.precision_plugin.forward_context,

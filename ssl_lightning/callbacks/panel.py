@@ -1,4 +1,4 @@
-"""A picture of what the task does to real images, drawn anew after every epoch; a strip of all epochs."""
+"""Draw a task's outputs on real images after every epoch, and a strip over epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.run_folder import PANEL, PANELS, STRIP
 from ssl_lightning.core.atomic_files import atomic_file
-from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.tasks.base import Panel, to_float
 
 COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#57606a"}
@@ -25,15 +25,15 @@ STRIP_EPOCHS = 12  # columns of a strip at most
 class PanelPicture(Callback):
     """Draw the task's panel for a fixed set of images into `panel.png` and TensorBoard.
 
-    With `keep`, `panels/epoch_0001.png` and so on stay. A panel with a watched column also leaves the bare
-    pixels of that column, `panels/watched_0001.png`, and out of these files, so that a resumed run has the
-    epochs before it too, `strip.png` is drawn: what comes before the column, the column in up to 12 of the
-    epochs, what comes after it.
+    With `keep`, each epoch also leaves `panels/epoch_0001.png` and so on. A panel with a watched column
+    leaves the bare pixels of that column too, `panels/watched_0001.png`. `strip.png` is drawn from these
+    files, so that a resumed run includes earlier epochs. It shows the columns before the watched one, the
+    watched column in up to 12 epochs, and the columns after it.
 
     Args:
         folder: The run folder.
         images: Number of images, one row each.
-        keep: Whether the panel of every epoch stays.
+        keep: Whether to keep the panel of every epoch.
     """
 
     def __init__(self, folder: str, images: int = 6, keep: bool = True) -> None:
@@ -43,7 +43,7 @@ class PanelPicture(Callback):
         self.count, self.keep = images, keep
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        task = whole_task(trainer, pl_module)
+        task = unsharded_task(trainer, pl_module)
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -71,12 +71,12 @@ class PanelPicture(Callback):
 
 
 def strip(panel: Panel, kept: Path, epoch: int) -> Panel:
-    """Put the watched column of up to 12 epochs side by side, between what the panel has around it.
+    """Put the watched column of up to 12 epochs side by side, between the other columns of the panel.
 
     Args:
-        panel: The panel of the newest epoch, with a watched column.
+        panel: Panel of the newest epoch, with a watched column.
         kept: Folder of the files of `write_column`.
-        epoch: The newest epoch; files of later ones, of a run that was resumed before them, do not count.
+        epoch: Newest epoch; files of later epochs, left by a run before its resume, are ignored.
     """
     assert panel.watched is not None
     shown = panel.images.detach().float().cpu()
@@ -91,7 +91,7 @@ def strip(panel: Panel, kept: Path, epoch: int) -> Panel:
 
 
 def thin_epochs(items: list[int], most: int) -> list[int]:
-    """Keep at most so many items, evenly spaced, the first and the last among them.
+    """Return up to `most` evenly spaced items, including the first and the last.
 
     >>> thin_epochs([1, 2, 3, 4, 5, 6, 7], 3), thin_epochs([1, 2], 3)
     ([1, 4, 7], [1, 2])
@@ -102,7 +102,7 @@ def thin_epochs(items: list[int], most: int) -> list[int]:
 
 
 def write_column(images: Tensor, path: Path) -> None:
-    """Write images `(rows, C, H, W)`, floats in [0, 1], one below the other as a PNG."""
+    """Write images `(rows, C, H, W)`, floats in [0, 1], as one column in a PNG."""
     pixels = images.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
     column = pixels.movedim(1, -1).flatten(0, 1).numpy()  # (rows * H, W, C)
     with atomic_file(path) as temporary:
@@ -110,10 +110,10 @@ def write_column(images: Tensor, path: Path) -> None:
 
 
 def read_column(path: Path, shape: torch.Size) -> Tensor | None:
-    """Read what `write_column` wrote of a panel of `shape` (rows, columns, C, H, W): `(rows, C, H, W)`.
+    """Read a column that `write_column` wrote for a panel of `shape` (rows, columns, C, H, W).
 
     Returns:
-        None for a file that is torn, or of other images than these.
+        Images `(rows, C, H, W)`, floats in [0, 1], or None for a torn file or other shapes.
     """
     rows, _, channels, height, width = shape
     try:
@@ -127,13 +127,13 @@ def read_column(path: Path, shape: torch.Size) -> Tensor | None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure; a reader sees all of it or the one before."""
+    """Write a figure atomically."""
     with atomic_file(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 
 def draw_panel(panel: Panel) -> Figure:
-    """Draw a panel as a matplotlib figure: pictures in rows, titles above, captions below each."""
+    """Draw a panel as a matplotlib figure: images in rows, titles above columns, captions below images."""
     rows, columns = panel.images.shape[:2]
     height = 1.75 if panel.captions else 1.55
     figure = Figure(figsize=(1.5 * columns + 0.3, height * rows + 0.4), layout="constrained")
@@ -156,6 +156,6 @@ def draw_panel(panel: Panel) -> Figure:
 
 
 def _epoch(path: Path) -> int:
-    """The number in the name of a kept file; beyond every epoch if it has none."""
+    """Return the epoch in the name of a kept file, or a number beyond every epoch."""
     number = path.stem.rpartition("_")[2]
     return int(number) if number.isdigit() else 1 << 62

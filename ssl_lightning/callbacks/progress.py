@@ -1,4 +1,4 @@
-"""The progress of pretraining on the terminal: epoch, batches, images/s, loss, pretext accuracy."""
+"""Progress of pretraining on the terminal: epoch, batches, images/s, loss, pretext accuracy."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ssl_lightning.callbacks.throughput import Throughput
 
 
 class ProgressBar(Callback):
-    """A rich bar on a terminal; plain lines where the output is a file.
+    """Show a rich bar on a terminal, and plain lines in a file.
 
-    Lightning's own rich bar asks the device for the loss after every batch. This one does so only when
+    Lightning's own rich bar reads the loss from the device after every batch. This one reads it only when
     it draws.
 
     Args:
-        every_s: Seconds between two drawings on a terminal.
+        every_s: Seconds between two updates on a terminal.
         plain_every_s: Seconds between two lines in a file.
     """
 
@@ -69,7 +69,7 @@ class ProgressBar(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._close()  # or the terminal stays without its cursor
+        self._close()  # restores the cursor of the terminal
 
     def _draw(self, trainer: pl.Trainer, scores: Mapping[str, Tensor], done: int) -> None:
         self._drawn = time.monotonic()

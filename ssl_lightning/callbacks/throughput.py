@@ -10,9 +10,9 @@ from pytorch_lightning.callbacks import Callback
 
 
 class Throughput(Callback):
-    """Count pretraining images and the seconds spent on them, also over the parts of a resumed run.
+    """Count pretraining images and their seconds, also across resumes.
 
-    An image counts once however many views of it enter the backbone. Nothing here asks the device for a value.
+    An image counts once, regardless of its number of views. The callback never synchronises the device.
     """
 
     def __init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Types of config values, and trust of configs from elsewhere; imports no torch."""
+"""Types of config values, and checks of untrusted configs; imports no torch."""

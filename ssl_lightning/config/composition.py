@@ -1,7 +1,7 @@
-"""Drop what config files say of options that are not chosen.
+"""Drop config keys of options that are not chosen; imports no torch.
 
 A benchmark, an experiment or a budget sets keys of the probes, the data set and the backbone that it names.
-The command line, or another of these files, may choose others. Like `launch`, without torch.
+The command line, or another of these files, may choose other options.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.core.errors import RunError
 
-LISTS = ("probe", "logger", "callbacks")  # groups of which several options are chosen at once
-SINGLE = ("task", "data", "backbone", "optimizer", "scheduler")  # whose files list every key
+LISTS = ("probe", "logger", "callbacks")  # groups with several chosen options
+SINGLE = ("task", "data", "backbone", "optimizer", "scheduler")  # groups whose files list every key
 
 
 def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
-    """Return a composed config without what its files say of options that are not chosen.
+    """Return a copy of a composed config without the keys of options that are not chosen.
 
     Args:
-        cfg: Composed, not resolved, not changed.
-        hydra: Hydra's own part of it, with the overrides of the command line and the choices.
+        cfg: Composed, not resolved.
+        hydra: Hydra's own config, with the overrides of the command line and the choices.
 
     Raises:
         RunError: The command line sets a key of a probe, logger or callback that is not chosen.
@@ -52,11 +52,11 @@ def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
 def _chosen(
     entries: DictConfig, group: str, overrides: Sequence[Override], choices: Mapping[str, Any]
 ) -> list[str]:
-    """Names of the entries that build something, and that no list on the command line replaces.
+    """Return the names of the entries with a `_target_` that no list on the command line replaces.
 
-    An entry without a `_target_` is what a file says of an option that is not in the list. An option that a
-    file adds under a name of its own (`/probe@probe.paper_conv: nonlinear`) is of the list that the file
-    chooses, which a list on the command line replaces.
+    An entry without a `_target_` holds keys that a file sets for an option outside the list. An option that a
+    file adds under its own name (`/probe@probe.paper_conv: nonlinear`) belongs to the list of that file. A
+    list on the command line replaces it.
     """
     targets = [
         str(n) for n, entry in entries.items() if isinstance(entry, DictConfig) and "_target_" in entry
@@ -68,10 +68,10 @@ def _chosen(
 
 
 def _check_not_given(group: str, name: str, chosen: Sequence[str], overrides: Sequence[Override]) -> None:
-    """Refuse keys of an option that the command line does not choose.
+    """Raise if the command line sets a key of an option that is not chosen.
 
     Raises:
-        RunError: One is given; the message says how the option is chosen, or which options there are.
+        RunError: The message says how to choose the option, or lists the options.
     """
     if keys := _given(f"{group}.{name}", overrides):
         options = _options(group)
@@ -87,15 +87,15 @@ def _check_not_given(group: str, name: str, chosen: Sequence[str], overrides: Se
 
 
 def _given(place: str, overrides: Sequence[Override]) -> list[str]:
-    """Keys at or under a place of the config that the command line sets."""
+    """Return the keys at or below `place` that the command line sets."""
     keys = [str(each.key_or_group) for each in overrides if not each.is_delete()]
     return [key for key in keys if f"{key}.".startswith(f"{place}.")]
 
 
 def _keys_of_others(node: DictConfig, group: str, choice: str | None) -> set[str]:
-    """Keys that the file of the chosen option has not, and that of another option has."""
+    """Return keys of `node` that belong to other options of the group but not to the chosen one."""
     options = _options(group)
-    if choice not in options:  # none, or one of the user's own
+    if choice not in options:  # none, or the user's own option
         return set()
     keys = {str(key) for key in node} - _keys(group, choice)
     return keys & set().union(*(_keys(group, option) for option in options)) if keys else keys

@@ -1,4 +1,4 @@
-"""Identity of a config: what of it is science, its digests, and how two configs differ."""
+"""Identity of a config: its scientific keys, their digests, and differences between two configs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from ssl_lightning.config.keys import KEYS
 
-ABSENT = "(absent)"  # a key of a config that another has
-# Targets in the configs of old runs, and their names today
+ABSENT = "(absent)"  # value of a key that only the other config has
+# `_target_`s in configs of old runs, and their current names
 RENAMED = {
     "ssl_lightning.preparation.Preparation": "ssl_lightning.features.prepare.Preparation",
     "ssl_lightning.optim.constant": "ssl_lightning.engine.optim.constant",
@@ -18,12 +18,12 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
-NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # where and how a run computes, not what
-SPLIT = ("trainer", "data")  # groups of which only some keys are science
+NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
+SPLIT = ("trainer", "data")  # groups where only some keys are science
 
 
 def science(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that changes what is computed."""
+    """Return the part of a resolved config that affects results."""
     kept = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
     for group in SPLIT:
         values = config.get(group, {})
@@ -32,19 +32,19 @@ def science(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_sha256(config: dict[str, Any]) -> str:
-    """Digest of everything in a resolved config that changes what is computed."""
+    """Return the digest of the part of a resolved config that affects results."""
     return _digest(science(config))
 
 
 def series_sha256(config: dict[str, Any]) -> str:
-    """Digest of the same without the seeds: runs of a series differ in nothing else."""
+    """Return the digest without the seeds, equal for all runs of a series."""
     kept = science(config)
     kept["data"] = {key: value for key, value in kept["data"].items() if key != "seed"}
     return _digest({key: value for key, value in kept.items() if key != "seed"})
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs between two resolved configs and changes what is computed, a line per key.
+    """Return the differences between two resolved configs that affect results, one line per key.
 
     >>> differences({"seed": 0, "optimizer": {"lr": 0.1}}, {"seed": 0, "optimizer": {"lr": 0.2}})
     ['optimizer.lr: 0.1 -> 0.2']
@@ -58,7 +58,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dictionaries by dotted name.
+    """Return the leaves of nested dictionaries by dotted name.
 
     >>> leaves({"a": {"b": 1}, "c": []})
     {'a.b': 1, 'c': []}
@@ -71,7 +71,7 @@ def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def rename_targets(node: Any, names: Mapping[str, str] = RENAMED) -> Any:
-    """Copy a config with renamed `_target_`s; by default old names become those of today.
+    """Copy a config with renamed `_target_`s, by default from old names to current ones.
 
     >>> rename_targets({"_target_": "ssl_lightning.optim.cosine", "warmup": 0.1})
     {'_target_': 'ssl_lightning.engine.optim.cosine', 'warmup': 0.1}
@@ -89,6 +89,6 @@ def rename_targets(node: Any, names: Mapping[str, str] = RENAMED) -> Any:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """Digest of a config, under the names that its targets had when the first digests were stored."""
+    """Return the digest of a config under its old `_target_` names, so that stored digests stay valid."""
     named = rename_targets(content, {new: old for old, new in RENAMED.items()})
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()

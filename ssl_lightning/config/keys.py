@@ -1,4 +1,4 @@
-"""Table of the config keys that a part of the project treats in a special way; imports no torch."""
+"""Table of special config keys: types, ranges, and use by each command; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 
 class Range(NamedTuple):
-    """The values that a key takes.
+    """Allowed values of a key.
 
     Args:
-        holds: Whether a value of the right kind is allowed; null is not asked about.
+        holds: Whether a value of the right kind is allowed; never called with null.
         text: The allowed values in words, after "allowed is".
     """
 
@@ -27,21 +27,21 @@ class Key:
     it may not change on resume.
 
     Args:
-        name: Dotted.
+        name: Dotted key.
         kind: Annotation that the value must match; None: the constructor of its group checks it.
-        range: Further limits; None for none.
+        range: Allowed range; None for no limits.
         science: Whether the value enters `config_sha256`.
         resume: Whether `train.py resume=` may change it.
-        place: What a run does with a path in it. A `written` one must lie in the run folder, a `read` one may
-            lie anywhere, a `cache` keeps data that can be made again, and an `unused` one is ignored once the
-            run folder exists.
-        evaluate: Whether `evaluate.py run=` ignores it, takes it in place of the run's value, or refuses it.
+        place: Use of a path in the value. A `written` path must lie in the run folder, a `read` path may lie
+            anywhere, a `cache` holds data that can be recreated, and an `unused` path is ignored once the run
+            folder exists.
+        evaluate: Whether `evaluate.py run=` ignores the key, prefers it to the run's value, or refuses it.
         audit_sets: Whether `audit.py` sets it for each row.
-        audit_use: What to give `audit.py` instead, which refuses this key; empty: it takes the key.
-        series: Whether a report's label of a series shows an override of it, hides it because runs of one
+        audit_use: Replacement to suggest when `audit.py` refuses this key; empty if it takes the key.
+        series: Whether a report's label of a series shows an override of the key, hides it because runs of a
             series may differ in it, or begins with its value (`named`).
-        lightning: For keys of the trainer: whether Lightning's Trainer takes it.
-        probes: For keys of the trainer: whether the trainers of probes get it too.
+        lightning: For keys of `trainer`: whether Lightning's Trainer takes the key.
+        probes: For keys of `trainer`: whether the trainers of probes get the key too.
     """
 
     name: str
@@ -59,14 +59,14 @@ class Key:
 
 
 def is_part(value: float) -> bool:
-    """Whether a value is a number of batches above 0, or a fraction of them."""
+    """Whether a value is a positive number of batches, or a fraction in (0, 1]."""
     return 0 < value <= 1 if isinstance(value, float) else value > 0
 
 
 ONE_OR_MORE = Range(lambda n: n >= 1, "a whole number, 1 or more")
 PART = "a number of batches above 0, or a fraction of them, above 0.0 to 1.0"
 EPOCHS = Range(lambda n: n >= 1 or n == -1, "a whole number, 1 or more, or -1 with trainer.max_steps")
-STEPS = Range(lambda n: n >= 1 or n == -1, "a whole number, 1 or more, or -1 for as many as the epochs make")
+STEPS = Range(lambda n: n >= 1 or n == -1, "a whole number, 1 or more, or -1 to use trainer.max_epochs")
 CLIP = Range(lambda n: n > 0, "a finite number above 0, or null for no clipping")
 DEVICES = Range(
     lambda n: n in ("auto", -1) or n >= 1,
@@ -84,7 +84,7 @@ KEYS = (
     Key("trainer", Mapping, evaluate="taken"),
     Key("probe", Mapping, evaluate="taken"),
     Key("encoding", Mapping, evaluate="taken"),
-    Key("budget", series="hidden"),  # a choice on the command line, which leaves no key of its own
+    Key("budget", series="hidden"),  # a choice on the command line; the config has no such key
     Key("benchmark", Mapping, science=False),
     # Length
     Key("trainer.max_epochs", int, EPOCHS, resume=True),
@@ -105,7 +105,7 @@ KEYS = (
     Key(
         "trainer.launcher", Literal["local", "slurm", "torchrun"], science=False, resume=True, lightning=False
     ),
-    # Images and corruptions are float32 in all of these
+    # Images and corruptions stay float32 in each precision
     Key("trainer.precision", Literal["auto", "32-true", "16-mixed", "bf16-mixed"], probes=True),
     Key("trainer.sync_batchnorm", bool, lightning=False),
     # Steps
@@ -126,11 +126,11 @@ KEYS = (
     Key("task.cache_dir", place="cache"),
     Key("task.vgg_weights", place="read"),
     Key("probe.embedding.folder", place="read"),
-    # What a run shows
+    # Display
     Key("logger", Mapping, science=False, resume=True),
     Key("callbacks", Mapping, science=False, resume=True),
     Key("objective", str | None, science=False, resume=True),
-    # How it computes
+    # Computation
     Key("seed", int, evaluate="refused", audit_use="audit.seeds=[...]", series="hidden"),
     Key("diverged", float | None, science=False, resume=True),
     Key("deterministic", bool, science=False, evaluate="taken"),
@@ -138,12 +138,12 @@ KEYS = (
     Key("compile", bool, science=False, resume=True),
     Key("cuda_graphs", Literal["auto"] | bool, science=False, resume=True),
     Key("probe_untrained", bool, audit_sets=True),
-    # Weights that it begins with
+    # Initial weights
     Key("init_from", str | None, place="read"),
     Key("prefix_map", Mapping[str, str | None] | None, place="read", evaluate="refused"),
     Key("weights", str | None, place="read", evaluate="refused"),
     Key("checkpoint", str, place="read"),
-    # Its identity: a name may be a number, since YAML reads name=42 as one
+    # Identity; YAML reads name=42 as a number
     Key(
         "name",
         str | int | float,
@@ -159,7 +159,7 @@ KEYS = (
     Key("run_dir", str, science=False, audit_use="name=", series="hidden"),
     Key("choices", Mapping),
     Key("overrides", Sequence[str], science=False, place="read"),
-    # Runs that exist
+    # Existing runs
     Key("resume", str | None, place="unused", audit_use="the same name=", series="hidden"),
     Key("run", str | None, place="unused"),
     Key("skip_finished", bool, science=False, series="hidden"),

@@ -8,6 +8,6 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def conf_dir() -> Path:
-    """Return the folder `conf`: the installed package's own, else the repository's."""
+    """Return the folder `conf` of the installed package, else of the repository."""
     packaged = PACKAGE / "conf"
     return packaged if packaged.is_dir() else PACKAGE.parent / "conf"

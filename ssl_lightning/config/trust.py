@@ -1,4 +1,4 @@
-"""Checks of a run folder that may come from someone else: its config and its links."""
+"""Checks of an untrusted run folder: its config and its links."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.core.untrusted import read_text
 
-MAX_BYTES = 1 << 20  # of a config; this project writes about 5 kB
+MAX_BYTES = 1 << 20  # of a config; a run writes about 5 kB
 GROUPS = ("task", "data", "backbone", "optimizer", "scheduler", "trainer", "choices")
 NOT_WRITTEN = {key.name for key in KEYS if key.place != "written"}  # groups and keys
 CACHES = tuple(key.name for key in KEYS if key.place == "cache")
-WRITTEN = re.compile(r"(dir|dirpath|folder|path)$")  # keys that name a place to write to
-TRUST = "SSL_LIGHTNING_TRUST"  # environment variable: packages of the user, separated by commas
+WRITTEN = re.compile(r"(dir|dirpath|folder|path)$")  # keys of paths that are written to
+TRUST = "SSL_LIGHTNING_TRUST"  # environment variable: trusted packages, separated by commas
 SPECIAL_KEYS = ("_target_", "_partial_")  # keys of Hydra that this project uses
 TARGET = re.compile(r"^\s*_target_:\s*(\S+)", re.MULTILINE)
 
 
 def load_config(path: Path) -> DictConfig:
-    """Read the resolved config of a run, with today's names for renamed `_target_`s.
+    """Read the resolved config of a run, with current names for renamed `_target_`s.
 
     `overrides` holds the command line as given, which may contain `${`: read it with `given_overrides`.
 
@@ -39,7 +39,7 @@ def load_config(path: Path) -> DictConfig:
     try:
         text = read_text(path, MAX_BYTES)
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has YAML aliases, with which a small file can expand without bound")
+            raise ValueError("it has YAML aliases, which let a small file expand without bound")
         content: Any = OmegaConf.to_container(OmegaConf.create(text))
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:300]
@@ -70,24 +70,24 @@ def check_trusted(config: Mapping[str, Any], folder: Path, source: Path, given: 
     Args:
         config: Resolved, of plain dictionaries and lists.
         folder: The run folder.
-        source: The file that the config comes from, for the message.
+        source: File of the config, for the message.
         given: Dotted keys from the command line. The user chose their values, so they are allowed.
 
     Raises:
-        ValueError: Names the key.
+        ValueError: The message names the key.
     """
     check_targets(config, source)
     for key, value in _walk(config):
         used = not {key, key.partition(".")[0]} & NOT_WRITTEN
         if used and key not in given and _leads_out(key, value, folder):
             raise ValueError(
-                f"{source} would write to {value!r} ({key}), which is not in {folder}; if you want this, "
+                f"{source} would write to {value!r} ({key}), which is not in {folder}; to allow it, "
                 f"give {key}= on the command line"
             )
     trained = any((folder / "checkpoints" / name).exists() for name in ("last.ckpt", "previous.ckpt"))
     if config["backbone"].get("pretrained") and not trained and "backbone.pretrained" not in given:
         raise ValueError(
-            f"{source} would fetch published weights (backbone.pretrained); if you want this, give "
+            f"{source} would fetch published weights (backbone.pretrained); to allow it, give "
             "backbone.pretrained=true on the command line, of train.py resume= or of evaluate.py without run="
         )
 
@@ -100,10 +100,10 @@ def check_targets(config: Any, source: Path) -> None:
 
     Args:
         config: Nested dictionaries and lists.
-        source: The file that it comes from, for the message.
+        source: File of the config, for the message.
 
     Raises:
-        ValueError: Names the first such target and its key.
+        ValueError: The message names the first such target and its key.
     """
     known = _known_targets()
     trusted = tuple(f"{name.strip()}." for name in os.environ.get(TRUST, "").split(",") if name.strip())
@@ -123,10 +123,10 @@ def check_targets(config: Any, source: Path) -> None:
 
 
 def check_links(folder: Path) -> None:
-    """Raise if a symbolic link in a run folder leads out of it: a run would write through it.
+    """Raise if a symbolic link leads out of a run folder, since a run would write through it.
 
     Raises:
-        ValueError: Names the first such link.
+        ValueError: The message names the first such link.
     """
     for path in folder.rglob("*"):
         if path.is_symlink() and not _is_inside(path, folder):
@@ -134,7 +134,7 @@ def check_links(folder: Path) -> None:
 
 
 def _known_targets() -> dict[str, set[str]]:
-    """Collect the targets of `conf/` by group; the files at its top have `encoding` only."""
+    """Collect the `_target_`s of `conf/` by group; its top-level files have `encoding` only."""
     known = defaultdict(set)
     conf = conf_dir()
     for path in conf.rglob("*.yaml"):
@@ -144,7 +144,7 @@ def _known_targets() -> dict[str, set[str]]:
 
 
 def _walk(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted key and the value of every node; entries of a list have the key of the list."""
+    """Yield the dotted key and the value of every node; entries of a list share the key of the list."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             here = f"{place}.{key}" if place else str(key)
@@ -157,7 +157,7 @@ def _walk(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _leads_out(key: str, value: Any, folder: Path) -> bool:
-    """Whether a value names a place outside of the folder, or one relative to where the command starts."""
+    """Whether a value is a path outside the folder, or relative to the working directory."""
     if not isinstance(value, str):
         return False
     path = Path(value)

@@ -1,4 +1,4 @@
-"""Check of config values: special keys by their rows, all others by the annotations of constructors."""
+"""Check config values: special keys by their rows, other keys by the annotations of constructors."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ HYDRA_KEYS = ("_target_", "_partial_")
 
 
 def check_types(config: Mapping[str, Any]) -> None:
-    """Raise on the first value of a config with the wrong type or out of its range, and on unknown keys.
+    """Raise on the first config value with the wrong type or out of range, and on unknown keys.
 
     Args:
         config: Resolved, of plain dictionaries and lists.
 
     Raises:
-        ValueError: Names the key, what was given, and what is allowed.
+        ValueError: The message names the key, the value given, and what is allowed.
     """
     import pytorch_lightning as pl
 
@@ -41,13 +41,13 @@ def check_types(config: Mapping[str, Any]) -> None:
 
 
 def check_special(config: Mapping[str, Any]) -> None:
-    """Do the part of `check_types` that needs no torch: the keys of `config.keys`.
+    """Check the special keys of `config.keys`; unlike `check_types`, this needs no torch.
 
     Args:
         config: Resolved, of plain dictionaries and lists.
 
     Raises:
-        ValueError: Names the key, what was given, and what is allowed.
+        ValueError: The message names the key, the value given, and what is allowed.
     """
     _refuse_unknown(config, TOP, "")
     for place, values, keys in (("", config, TOP), ("trainer.", config.get("trainer", {}), TRAINER)):
@@ -63,23 +63,23 @@ def _is_allowed(value: Any, key: Key) -> bool:
 
 
 def check_length(trainer: Mapping[str, Any], *, batches: int, batch_size: int, processes: int) -> None:
-    """Refuse a training that would have no end, no step or no validation, or that cannot be shared out.
+    """Raise if a training has no end, no step or no validation, or if its batches cannot be split.
 
     Args:
-        trainer: The group of the config, which `check_types` has passed.
-        batches: Of an epoch.
-        batch_size: Images of a batch, over all processes.
-        processes: Of the run.
+        trainer: Group of the config, checked by `check_types`.
+        batches: Batches per epoch.
+        batch_size: Images per batch, over all processes.
+        processes: Processes of the run.
 
     Raises:
-        ValueError: Names the key, what was given, and what is allowed.
+        ValueError: The message names the key, the value given, and what is allowed.
     """
     if trainer["max_epochs"] == trainer["max_steps"] == -1:
         raise ValueError("trainer.max_epochs and trainer.max_steps are both -1; a schedule needs an end")
     limit = trainer["limit_train_batches"]
     used = batches if limit is None else int(batches * limit) if isinstance(limit, float) else limit
     if used < 1:
-        raise ValueError(f"trainer.limit_train_batches is {limit}: of {batches} batches none is left")
+        raise ValueError(f"trainer.limit_train_batches is {limit}, which leaves none of {batches} batches")
     every = trainer["val_check_interval"]
     if isinstance(every, int) and every > min(used, batches):
         raise ValueError(
@@ -93,19 +93,19 @@ def check_length(trainer: Mapping[str, Any], *, batches: int, batch_size: int, p
 
 
 def accepted(target: Any) -> tuple[dict[str, Any], bool]:
-    """Find the keywords of a class or function with their annotations, `Any` where there is none.
+    """Return the keywords of a class or function with their annotations, by default `Any`.
 
-    Keywords that a constructor hands to that of its base class (`**base`) are looked up there.
+    If a constructor passes keywords to its base class (`**base`), the base class is searched too.
 
     Returns:
-        The annotations by name; and whether any other keyword is taken too.
+        The annotations by name, and whether the target takes any other keyword.
     """
     found: dict[str, Any] = {}
     chain = [vars(c).get("__init__") for c in target.__mro__] if inspect.isclass(target) else [target]
     for function in filter(None, chain):
         try:
             signature, hints = inspect.signature(function), typing.get_type_hints(function)
-        except (NameError, TypeError, ValueError):  # made of C, or annotated for a type checker only
+        except (NameError, TypeError, ValueError):  # written in C, or annotated for type checkers only
             return found, True
         parameters = signature.parameters.values()
         for each in parameters:
@@ -117,7 +117,7 @@ def accepted(target: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _check_targets(node: Mapping[str, Any], place: str) -> None:
-    """Check what every `_target_` of nested dictionaries is given."""
+    """Check the arguments of every `_target_` in nested dictionaries."""
     if "_target_" in node:
         values = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
         kinds, anything = accepted(get_object(node["_target_"]))
@@ -130,16 +130,16 @@ def _check_targets(node: Mapping[str, Any], place: str) -> None:
 def check_values(
     values: Mapping[str, Any], kinds: Mapping[str, Any], place: str, anything: bool = False
 ) -> None:
-    """Refuse values of other types than their keys take, and keys that are not taken.
+    """Raise on values of the wrong type, and on unknown keys.
 
     Args:
-        values: By key.
+        values: Values by key.
         kinds: Annotations by key.
-        place: What the keys are of, with a dot, for the message.
-        anything: Whether other keys are taken too.
+        place: Prefix of the keys, with a dot, for the message.
+        anything: Whether unknown keys are allowed.
 
     Raises:
-        ValueError: Names the key, what was given, and what is allowed.
+        ValueError: The message names the key, the value given, and what is allowed.
     """
     if not anything:
         _refuse_unknown(values, kinds, place)
@@ -149,16 +149,16 @@ def check_values(
 
 
 def _refuse_unknown(values: Mapping[str, Any], known: Collection[str], place: str) -> None:
-    """Raise on the first key that is not taken; keys of Hydra begin with an underscore."""
+    """Raise on the first unknown key; Hydra's own keys begin with an underscore and pass."""
     for key in values:
         if key not in known and not str(key).startswith("_"):
             close = get_close_matches(str(key), known, n=3)
             hint = f"did you mean {', '.join(close)}?" if close else f"it takes {', '.join(sorted(known))}"
-            raise ValueError(f"{place}{key} is no key of {place.rstrip('.') or 'the config'}; {hint}")
+            raise ValueError(f"{place}{key} is not a key of {place.rstrip('.') or 'the config'}; {hint}")
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value of a config, read from YAML, is of an annotated type; of types not plain, all are.
+    """Whether a value read from YAML matches an annotation; types that YAML cannot hold match all values.
 
     >>> fits(3, int), fits(True, int), fits(3, float), fits(float("nan"), float), fits("3", int | None)
     (True, False, True, False, False)
@@ -191,7 +191,7 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 def describe(kind: Any) -> str:
-    """Say in words which values are of an annotated type.
+    """Describe the values of an annotated type in words.
 
     >>> describe(int | None), describe(Sequence[float]), describe(typing.Literal["a", "b", "c"])
     ('a whole number or null', 'a list, each a finite number', 'a, b or c')

@@ -1,1 +1,1 @@
-"""Seeds, atomic files, image shapes, CPU facts, errors, stop signals; imports nothing of the project."""
+"""Seeds, atomic files, image shapes, CPU facts, errors and stop signals; imports no other room."""

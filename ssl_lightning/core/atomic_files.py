@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what is said when a disk is full. Without torch, as `launch` is."""
+"""Atomic file writes, and clear errors on a full disk; imports no torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from typing import Any
 from filelock import FileLock
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-SAID = ("No space left", "ENOSPC", "Disk quota")  # by what loses the number of the error: outside tools
-SCARCE = 1 << 16  # bytes; so little is left where numpy says only that fewer values were written
+FULL_TEXTS = ("No space left", "ENOSPC", "Disk quota")  # of external tools, whose errors carry no errno
+SCARCE = 1 << 16  # free bytes; numpy reports a full disk only as fewer values written
 
 
 class DiskFullError(OSError):
-    """A disk has no room for what was to be written; the files that were there before are whole."""
+    """The disk is full; existing files are intact."""
 
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Give a temporary path to write; on leaving, sync it to the disk and put it in place of `target`."""
+    """Yield a temporary path; on success, sync it to the disk and move it to `target`."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -46,24 +46,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, whole or not at all."""
+    """Write a file atomically, text as UTF-8."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, all of it or nothing."""
+    """Write a JSON file atomically."""
     write_file(path, json.dumps(content, indent=1))
 
 
 def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
-    """Remove what processes that were killed while writing left in a folder, which must be the caller's."""
+    """Remove temporary files of killed processes; no other process may write to the folder."""
     for leftover in folder.glob(pattern):
         leftover.unlink(missing_ok=True)
 
 
 def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
-    """Write files into a folder that may hold others, each whole or not at all, one process at a time."""
+    """Write files into a folder atomically, one process at a time."""
     with FileLock(folder / ".lock"):
         for name, content in files.items():
             remove_leftovers(folder, f".{name}.*.tmp")
@@ -71,25 +71,25 @@ def write_files(folder: Path, files: Mapping[str, str | bytes]) -> None:
 
 
 def is_full(error: BaseException, place: Path) -> bool:
-    """Whether a failure to write in or below `place` comes from its disk, which is full."""
-    seen: BaseException | None = error
-    while seen is not None:  # torch raises an error of its own while that of the disk is on its way
-        if getattr(seen, "errno", None) in FULL or any(said in str(seen) for said in SAID):
+    """Whether an error while writing below `place` comes from a full disk."""
+    link: BaseException | None = error
+    while link is not None:  # torch raises its own error, which has the error of the disk as context
+        if getattr(link, "errno", None) in FULL or any(text in str(link) for text in FULL_TEXTS):
             return True
-        seen = seen.__cause__ or seen.__context__
+        link = link.__cause__ or link.__context__
     return isinstance(error, OSError) and error.errno is None and shutil.disk_usage(place).free < SCARCE
 
 
 @contextlib.contextmanager
 def naming_full_disk(place: Path, advice: str) -> Iterator[None]:
-    """Turn the error of a full disk into one line that says where, and what to do.
+    """Turn the error of a full disk into one line with the place and advice.
 
     Args:
-        place: The folder that is written to; it exists.
+        place: Existing folder that is written to.
         advice: What to do.
 
     Raises:
-        DiskFullError: The disk is full; any other error is left as it is.
+        DiskFullError: The disk is full; other errors pass unchanged.
     """
     try:
         yield
@@ -99,5 +99,5 @@ def naming_full_disk(place: Path, advice: str) -> Iterator[None]:
         named = getattr(error, "filename", None)
         where = Path(os.fsdecode(named)).parent if named else place
         raise DiskFullError(
-            f"no space is left on the disk of {where}; what was there is whole. {advice}"
+            f"no space is left on the disk of {where}; existing files are intact. {advice}"
         ) from error

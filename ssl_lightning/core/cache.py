@@ -1,4 +1,4 @@
-"""Cache folder of data sets and of what is computed once."""
+"""Cache folder of data sets and of results that are computed once."""
 
 from __future__ import annotations
 

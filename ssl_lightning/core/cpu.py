@@ -1,12 +1,12 @@
-"""CPU environment of a run: cores it may use, and settings of the memory allocator."""
+"""CPU environment of a run: available cores, and settings of the memory allocator."""
 
 from __future__ import annotations
 
 import os
 
-# Environment variables of glibc, read when a process starts. Without them it returns the memory of
-# every freed batch to the system and asks for it again, page by page, in the next step: a training step on a
-# CPU takes 1.1 to 1.3 times as long. 32 MiB is the largest threshold that it accepts.
+# Environment variables that glibc reads when a process starts. Without them it returns the memory of every
+# freed batch to the system and requests it again, page by page, in the next step: a training step on a CPU
+# takes 1.1 to 1.3 times as long. 32 MiB is the largest threshold that it accepts.
 ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**28),
@@ -15,9 +15,9 @@ ALLOCATOR = {
 
 
 def available_cores() -> int:
-    """Cores that this process may use: those it is bound to, and no more than SLURM gave its job here.
+    """Count the cores that this process may use: its CPU affinity, capped by SLURM's allocation.
 
-    Not every SLURM binds jobs to their cores, and threads that share one with another job wait for it.
+    Some SLURM clusters do not bind jobs to cores; threads that share a core with another job wait for it.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("SLURM_CPUS_ON_NODE", "")

@@ -1,4 +1,4 @@
-"""The error that ends a command with one line."""
+"""Error that ends a command with one line."""
 
 from hydra.errors import CompactHydraException
 
@@ -6,9 +6,9 @@ from ssl_lightning.core.untrusted import printable
 
 
 class RunError(CompactHydraException):
-    """A run that did not finish. Hydra prints it without a traceback: the message is all.
+    """Failure of a run; Hydra prints its message without a traceback.
 
-    Names in it may come from a file of anyone: what a terminal would obey is shown, not sent.
+    The message may quote untrusted files, so characters that a terminal would obey are escaped.
     """
 
     def __init__(self, message: str) -> None:

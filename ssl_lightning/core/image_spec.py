@@ -1,4 +1,4 @@
-"""What a data set tells the rest of the program about its images."""
+"""Shape and statistics of the images of a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class ImageSpec:
         channels: Number of colour channels C (1 or 3).
         image_size: Height and width in pixels of the square images.
         mean: Per-channel mean of the pretraining images, in [0, 1].
-        std: Per-channel standard deviation of the same.
+        std: Per-channel standard deviation of these images, in (0, 1].
         class_names: Names of the downstream classes, in label order; None without labels.
         pretrain_labels: Whether the pretraining images carry labels of these classes.
     """
@@ -35,8 +35,8 @@ class ImageSpec:
                 f"mean has {len(self.mean)} and std {len(self.std)} values; "
                 f"both need one for each of the {self.channels} channels"
             )
-        if not all(0 <= value <= 1 for value in self.mean):  # NaN is neither
-            raise ValueError(f"mean is {self.mean}; every value must be in 0 to 1, as pixels are then")
+        if not all(0 <= value <= 1 for value in self.mean):  # NaN fails this too
+            raise ValueError(f"mean is {self.mean}; every value must be in 0 to 1, the range of pixels")
         if not all(0 < value <= 1 for value in self.std):
             raise ValueError(f"std is {self.std}; every value must be above 0, and at most 1")
 

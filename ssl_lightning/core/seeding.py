@@ -1,8 +1,7 @@
-"""Random streams without hidden state: every draw is a pure function of where the run stands.
+"""Random streams without hidden state: every draw is a function of seed, epoch, step and rank.
 
 A stream is named by integers such as (seed, epoch, step, rank). The same names give the same
-numbers on every machine, so a run that was killed and resumed draws exactly what an undisturbed
-run draws.
+numbers on every machine, so a killed and resumed run draws the same numbers as an undisturbed one.
 """
 
 from __future__ import annotations

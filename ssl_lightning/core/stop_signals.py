@@ -1,10 +1,10 @@
-"""Signals that ask a run to stop: it saves where it stands first, and can be resumed.
+"""Handle stop signals: save a checkpoint, then exit.
 
 Ctrl-C (SIGINT), SIGTERM (a pre-emption, `kill`) and SIGUSR1 (SLURM's warning, `--signal=USR1@120`) are
-one request. `timeout`, for one, sends it to a process and to its whole group, so that it comes twice: what
-comes within a second is the same request, a later one cuts. Only the first process acts on it; the others
-hold the same state and are ended by whoever started them. A step is never cut: while training, the request
-waits for the end of the batch.
+equivalent. `timeout` signals a process and its process group, so the signal arrives twice: signals within a
+second count as one request, and a later one exits at once. Only rank 0 acts on it; the other ranks hold the
+same state, and the launcher ends them. A step always completes: while training, the request waits for the
+end of the batch.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ REPEAT_S = 1.0
 
 
 class StopRequest:
-    """The request of this process, if one came."""
+    """Request to stop this process, if a signal arrived."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
-        self.deferred = False  # True while training: somebody will look at `signum` soon
-        self._came_at = 0.0
+        self.deferred = False  # True while training: the checkpoint callback reads `signum` after each batch
+        self._arrived_at = 0.0
 
     def install(self) -> None:
-        """Take over the signals. Lightning installs its own when fitting starts: call again then."""
+        """Install the signal handlers; call again when fitting starts, after Lightning's own."""
         for signum in SIGNALS:
             signal.signal(signum, self._handle)
 
     def exit(self) -> None:
-        """End the process with the status that a shell gives to a signal."""
+        """Exit with the status that a shell reports for the signal."""
         raise SystemExit(128 + (self.signum or 0))
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        again = self.signum is not None and now - self._came_at > REPEAT_S
+        again = self.signum is not None and now - self._arrived_at > REPEAT_S
         if self.signum is None:
-            self.signum, self._came_at = signum, now
+            self.signum, self._arrived_at = signum, now
         if int(os.environ.get("RANK", 0)) == 0 and (again or not self.deferred):
             self.exit()
 
@@ -50,9 +50,9 @@ STOP = StopRequest()
 
 
 def requeue_if_slurm(signum: int | None) -> bool:
-    """Put the SLURM job back into the queue after SIGUSR1; return whether that was done.
+    """Requeue the SLURM job after SIGUSR1; return whether this succeeded.
 
-    Not after SIGTERM: that is how `scancel` ends a job, and a pre-empted one SLURM requeues itself.
+    SIGTERM does not requeue: `scancel` sends it too, and SLURM requeues pre-empted jobs itself.
     """
     job = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = f"{job}_{os.environ.get('SLURM_ARRAY_TASK_ID')}" if job else os.environ.get("SLURM_JOB_ID", "")

@@ -1,4 +1,4 @@
-"""Read files from anywhere: regular files of a bounded size and a known schema, texts made printable."""
+"""Read untrusted files: regular files of bounded size and known schema, with printable texts."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ def check_plain(path: str | os.PathLike[str], max_bytes: int | None = None) -> N
     """Raise if a path is not a regular file; opening a pipe would block.
 
     Raises:
-        ValueError: It is a folder, pipe, socket or device, or has more than `max_bytes`.
-        OSError: It is absent, unreadable, or a link to itself.
+        ValueError: The path is a folder, pipe, socket or device, or has more than `max_bytes`.
+        OSError: The path is absent, unreadable, or a link to itself.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):
-        raise ValueError("no plain file, but a folder, pipe, socket or device")
+        raise ValueError("not a plain file, but a folder, pipe, socket or device")
     if max_bytes is not None and found.st_size > max_bytes:
         raise ValueError(f"it has {found.st_size:,} bytes; allowed are at most {max_bytes:,}")
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """Read a regular UTF-8 file of at most `max_bytes`; raises ValueError or OSError."""
+    """Read a regular UTF-8 file of at most `max_bytes`; raise ValueError or OSError otherwise."""
     try:
         check_plain(path, max_bytes)
         return path.read_text(encoding="utf-8")
-    except ValueError as error:  # of the encoding too
+    except ValueError as error:  # including encoding errors
         raise ValueError(f"broken: {error}") from None
 
 
 def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
-    """Read a JSON object; NaN and Infinity are refused.
+    """Read a JSON object without NaN and Infinity.
 
     Raises:
-        ValueError: It is something else; the message does not name the file.
-        OSError: It cannot be read.
+        ValueError: The file holds anything else; the message does not name the file.
+        OSError: The file cannot be read.
     """
     text = read_text(path, max_bytes)
     try:
@@ -56,7 +56,7 @@ def read_json(path: Path, max_bytes: int) -> dict[str, Any]:
 
 
 def check_schema(content: Mapping[str, Any], known: int, key: str = "schema") -> None:
-    """Raise ValueError if the schema number is missing or above `known`, which a newer version wrote."""
+    """Raise ValueError if the schema number is missing, or above `known` and so from a newer version."""
     schema = content.get(key)
     if type(schema) is not int or schema < 1:
         raise ValueError("foreign: it has no schema number")
@@ -74,8 +74,8 @@ def printable(text: str, *, lines: bool = True) -> str:
     ('a\\\\x1b[2Jb\\n\\\\udcff\\\\u202e', 'a\\\\nb \u00fc')
     """
     return "".join(
-        sign if sign.isprintable() or (lines and sign == "\n") else sign.encode("unicode_escape").decode()
-        for sign in text
+        char if char.isprintable() or (lines and char == "\n") else char.encode("unicode_escape").decode()
+        for char in text
     )
 
 
@@ -89,7 +89,7 @@ def printable_all(node: Any) -> Any:
 
 
 def _check_depth(node: Any, left: int = MAX_DEPTH) -> None:
-    """Raise ValueError on JSON nested so deeply that recursive readers could fail."""
+    """Raise ValueError if JSON is nested so deeply that recursive readers could fail."""
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else None
     if children is not None and not left:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
@@ -98,4 +98,4 @@ def _check_depth(node: Any, left: int = MAX_DEPTH) -> None:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

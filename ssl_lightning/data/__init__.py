@@ -1,1 +1,1 @@
-"""Data pairings: the images that pretrain and the labelled splits that judge, one file each."""
+"""Data sets, one file each: pretraining images, and labelled splits for the probes."""

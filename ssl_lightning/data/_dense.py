@@ -1,7 +1,7 @@
-"""Base classes for data sets whose labels are masks or boxes: two kinds of images of the same pictures.
+"""Base classes for data sets whose labels are masks or boxes.
 
-The pretext tasks see square views of the training pictures, without labels; the probes see the whole
-pictures, at a size of their own that need not be square.
+Pretext tasks see square views of the training pictures, without labels. Probes see the full pictures, at
+a size of their own that need not be square.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ssl_lightning.data.io.sources import FileSource
 
 
 class DenseDataModule(PairedDataModule):
-    """A pairing whose `pretrain` and `train` are the same pictures in the same order."""
+    """Data set whose `pretrain` and `train` are the same pictures in the same order."""
 
     def val_dataloader(self) -> BatchLoader:
-        """Return the held-out pictures as the pretext sees them; their labels are the probes'."""
+        """Return the held-out pictures as the pretext sees them, without masks or boxes."""
         return self._loader(self._loaded.pretrain, self._splits.val, self.eval_batch_size, "val")
 
 
@@ -35,11 +35,11 @@ class DenseFolders(DenseDataModule, Pictures):
     """Picture files with a mask or boxes for each.
 
     Args:
-        root: Cache folder; None for the default one (see `io.download`).
-        size: Height and width of the pictures that probes see: resized to fit, their aspect kept; what is
-            left on the right or below is grey, and void.
+        root: Cache folder; None for the default one (see `core.cache`).
+        size: Height and width of the pictures that probes see. A picture is resized to fit and keeps its
+            aspect. The rest, on the right or below, is grey and void.
         eval_batch_size: See `PairedDataModule`.
-        image_size, crop_ratio: See `Pictures`; of the square views that the pretext sees.
+        image_size, crop_ratio: See `Pictures`; they set the square views of the pretext.
         **base: The other keywords of `Pictures`.
 
     Raises:
@@ -66,11 +66,11 @@ class DenseFolders(DenseDataModule, Pictures):
         self.root = cache_root(root)
         self.size = (int(size[0]), int(size[1]))
 
-    def checked(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
-        """Return the pictures, all of which can be decoded.
+    def check_pictures(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
+        """Return the pictures after decoding each once.
 
         Raises:
-            BadImagesError: One cannot; names it.
+            BadImagesError: A picture cannot be decoded; names it.
         """
         good, _ = good_images(
             folder, paths, max_pixels=self.max_pixels, max_bad=0, cache=self.root / "folders"
@@ -88,23 +88,23 @@ class DenseFolders(DenseDataModule, Pictures):
         heldout: torch.Tensor | None,
         void: Sequence[int] = (),
     ) -> Pairing:
-        """Make the pairing of `load` out of files.
+        """Build the `Pairing` of a data set of files.
 
         Args:
-            train: Training pictures, those set aside for validation among them.
-            train_annotations: Their masks or boxes.
+            train: Training pictures, including the held-out ones.
+            train_annotations: Masks or boxes of `train`.
             test: Test pictures.
-            test_annotations: Theirs.
+            test_annotations: Masks or boxes of `test`.
             class_names: In label order.
-            heldout: Which of `train` are set aside for validation, if that is published.
+            heldout: Indices into `train` of the published validation split; None if there is none.
             void: See `read_mask`.
 
         Raises:
-            ValueError: A picture is in both.
+            ValueError: A picture is in `train` and in `test`.
         """
         both = set(train) & set(test)
         if both:
-            raise ValueError(f"{len(both)} pictures are for training and for test, such as {min(both)}")
+            raise ValueError(f"{len(both)} pictures are in both train and test, such as {min(both)}")
         options: dict[str, Any] = {
             "size": self.size,
             "num_classes": len(class_names),
@@ -127,7 +127,7 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """Return the names as a tuple.
 
     Raises:
-        ValueError: There are none, more than 255, or one twice.
+        ValueError: The list is empty, has more than 255 names, or has a name twice.
     """
     if not 1 <= len(class_names) <= 255 or len(set(class_names)) < len(class_names):
         raise ValueError(f"data.class_names is {list(class_names)}; 1 to 255 different names are needed")

@@ -13,28 +13,28 @@ from torch import Tensor
 
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data._pictures import Pictures
-from ssl_lightning.data.io.folders import scan, usable
+from ssl_lightning.data.io.folders import scan, usable_images
 from ssl_lightning.data.io.packed import PackedSource
 from ssl_lightning.data.io.sources import FileSource
 
 
 class ImageFiles(Pictures):
-    """Image files of any size, decoded as they are needed.
+    """Image files of any size, decoded on demand.
 
     Args:
-        root: Cache folder, for downloads, the record of good files and packs; None for the default one.
-        max_bad: Largest fraction of bad files, in each folder, that is passed over.
-        verify: Decode every file once before work starts; what was good is remembered.
-        cache: Decode every picture once, into a pack below `root` (see `packed`), and cut all views from
-            that. For runs of several epochs; the pixels take far more room on the disk than JPEG files.
-        cache_side: Longest that the shorter side of a picture in the pack may be, in pixels; larger pictures
-            are made smaller. Views of those are resized twice, and so differ a little from views of the
-            file; all others are the same bit for bit. None is as much as the views need: a square picture's
-            smallest training crop and its evaluation view then still have `image_size` pixels a side.
+        root: Cache folder for downloads, records of good files, and packs; None for the default one.
+        max_bad: Largest fraction of bad files that is skipped, for each folder.
+        verify: Decode every file once before work starts. The cache records the good files.
+        cache: Decode every picture once into a pack below `root` (see `packed`), and cut all views from the
+            pack. Use it for runs of several epochs. Pixels take far more disk space than JPEG files.
+        cache_side: Upper limit of the shorter side of a picture in the pack, in pixels. Larger pictures are
+            shrunk; their views are resized twice and differ a little from views of the file. All other
+            views are the same bit for bit. None is the size that the views need: the smallest training
+            crop and the evaluation view of a square picture then have at least `image_size` pixels a side.
         **base: The keywords of `Pictures`.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: A value is out of range.
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class ImageFiles(Pictures):
         self.cache_side = math.ceil(needed) if cache_side is None else cache_side
 
     def find(self, folder: Path) -> list[Path]:
-        """Return the images under a folder, at any depth; without the bad ones if files are verified."""
+        """Return the images under a folder, at any depth; leave out the bad ones if `verify` is on."""
         if not self.verify:
             return scan(folder)
         cache = self.root / "folders"
-        return usable(folder, max_pixels=self.max_pixels, max_bad=self.max_bad, cache=cache)
+        return usable_images(folder, max_pixels=self.max_pixels, max_bad=self.max_bad, cache=cache)
 
     def source(self, paths: Sequence[Path], labels: Tensor | None) -> FileSource:
-        """Make a source of files, with labels (N,) or (N, K) or none; `cache` packs the files first."""
+        """Make a source of files with labels (N,), (N, K) or None; pack the files first if `cache` is on."""
         if not self.cache:
             return FileSource(paths, labels, **self.decoding)
         where = self.root / "packed"
@@ -80,16 +80,16 @@ class ImageFiles(Pictures):
 def match(
     pretrain: Sequence[Path], train: Sequence[Path], test: Sequence[Path], where: Path
 ) -> tuple[list[Path], Tensor]:
-    """Find labelled images among those to pretrain on, by where a path really leads.
+    """Find labelled images among the pretraining images, by resolved path.
 
     Args:
-        pretrain: Images to pretrain on.
+        pretrain: Pretraining images.
         train: Labelled training images.
-        test: Test images, which are not pretrained on; a warning says how many are left out.
+        test: Test images. Pretraining leaves them out, and a warning gives their number.
         where: Folder of the test images, for messages.
 
     Returns:
-        What is left to pretrain on; and the `overlap` of a `Pairing`.
+        The remaining pretraining images, and the `overlap` of a `Pairing`.
 
     Raises:
         ValueError: An image is in `train` and in `test`.
@@ -98,32 +98,33 @@ def match(
     both = [path for path in train if path.resolve() in tested]
     if both:
         raise ValueError(
-            f"{len(both)} training images are test images in {where} too, such as {both[0]}; none may be both"
+            f"{len(both)} training images are also test images in {where}, such as {both[0]}; "
+            "an image may be in one split only"
         )
     unseen = [path for path in pretrain if path.resolve() not in tested]
     if len(unseen) < len(pretrain):
         rank_zero_warn(
-            f"{len(pretrain) - len(unseen)} of the images to pretrain on are test images in {where} "
-            "and so are not pretrained on"
+            f"{len(pretrain) - len(unseen)} pretraining images are test images in {where}; "
+            "pretraining leaves them out"
         )
     places = {path.resolve(): index for index, path in enumerate(unseen)}
     return unseen, torch.tensor([places.get(path.resolve(), -1) for path in train])
 
 
 def check_both(train_dir: str | None, test_dir: str | None) -> None:
-    """Raise ValueError where only one of the labelled folders is given."""
+    """Raise ValueError if only one of the labelled folders is given."""
     if (train_dir is None) != (test_dir is None):
         raise ValueError(
             f"data.train_dir is {train_dir} and data.test_dir is {test_dir}; "
-            "the probes need both, and without probes both are null"
+            "the probes need both; without probes, set both to null"
         )
 
 
 def check_same_classes(train_dir: Path, names: list[str], test_dir: Path, test_names: list[str]) -> None:
-    """Refuse folders whose classes differ.
+    """Check that both folders have the same classes, at least two.
 
     Raises:
-        ValueError: Names the classes that are in one only, or says that there is only one class.
+        ValueError: A class is in one folder only (names it), or there is only one class.
     """
     if names != test_names:
         raise ValueError(
@@ -132,4 +133,4 @@ def check_same_classes(train_dir: Path, names: list[str], test_dir: Path, test_n
             f"{sorted(set(test_names) - set(names))}"
         )
     if len(names) < 2:
-        raise ValueError(f"{train_dir} has images of one class only, {names[0]}; 2 or more are needed")
+        raise ValueError(f"{train_dir} has images of one class only, {names[0]}; at least 2 are needed")

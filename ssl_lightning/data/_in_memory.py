@@ -16,35 +16,35 @@ from ssl_lightning.data.io.arrays import load
 from ssl_lightning.data.io.augment import CropFlip
 from ssl_lightning.data.io.sources import ArraySource, resize
 
-LARGEST_SHARE = 0.5  # of the machine's memory that resized images may take
-LITTLE = 0.1  # share of a GPU's free memory that nobody misses
+LARGEST_SHARE = 0.5  # of memory that images may take
+AUTO_SHARE = 0.1  # of a GPU's free memory that images may take under device_resident "auto"
 
 
 class InMemory(PairedDataModule):
-    """Images from the cache, indexed a batch at a time; at their published size they are mapped from disk.
+    """Images from the cache, indexed a batch at a time and mapped from disk at their published size.
 
-    A subclass names the data set and its classes, and says how it gets into the cache.
+    A subclass names the data set and its classes, and implements `obtain`.
 
     Args:
-        root: Cache folder; None for the default one (see `io.download`).
-        image_size: Height and width in pixels; None for the published ones. Another size is made once,
-            in memory.
-        crop_padding: Pixels by which training images are padded, by reflection, before the random crop.
+        root: Cache folder; None for the default one (see `core.cache`).
+        image_size: Height and width in pixels; None for the published size. Images of another size are
+            resized once, in memory.
+        crop_padding: Pixels of reflection padding around training images before the random crop.
         flip: Whether half of the training images are mirrored left to right.
-        device_resident: Whether all images are kept on the GPU, so that a step moves none, and they are
-            cropped there; "auto": where they take a tenth of its free memory at most. On a CPU no difference.
+        device_resident: Whether the GPU keeps and crops all images, so that a step transfers none. "auto"
+            does so if they take at most a tenth of its free memory. It has no effect on a CPU.
         eval_batch_size, heldout: See `PairedDataModule`.
         **base: The other keywords of `PairedDataModule`.
 
     Raises:
-        ValueError: The resized images would take more than half of the machine's memory, or see
-            `PairedDataModule`.
+        ValueError: See `PairedDataModule`; or the resized images, in `setup`, would take more than half
+            of the machine's memory.
     """
 
     published_size: ClassVar[int]
     published_channels: ClassVar[int]
     class_names: ClassVar[tuple[str, ...]]
-    pretrain_split: ClassVar[str] = "train"  # "unlabeled" where there is such a split
+    pretrain_split: ClassVar[str] = "train"  # or "unlabeled"
 
     def __init__(
         self,
@@ -66,14 +66,14 @@ class InMemory(PairedDataModule):
         self.device_resident = device_resident
 
     def obtain(self) -> Path:
-        """Return the folder in the cache, downloaded unless it is there."""
+        """Return the folder in the cache; download it if it is missing."""
         raise NotImplementedError
 
     def fetch(self) -> None:
         self.obtain()
 
     def load(self) -> Pairing:
-        """Return the pretraining split, and the two labelled ones; the images of a split are held once."""
+        """Return the pretraining split and the two labelled ones; splits that coincide share their images."""
         folder = self.obtain()
         splits = dict.fromkeys((self.pretrain_split, "train", "test"))
         images = {split: load(folder, f"{split}_images") for split in splits}
@@ -87,10 +87,11 @@ class InMemory(PairedDataModule):
         return Pairing(pretrain, train, sources["test"], self.class_names, overlap=overlap)
 
     def place(self, device: torch.device) -> None:
-        """Move the images of every split to the GPU, where `device_resident`.
+        """Move the images of every split to the GPU if `device_resident` asks for it.
 
         Raises:
-            ValueError: They are to, and would take more than half of its free memory.
+            ValueError: `device_resident` is true, and the images would take more than half of the GPU's free
+                memory.
         """
         if not self.device_resident or device.type != "cuda":
             return
@@ -100,12 +101,12 @@ class InMemory(PairedDataModule):
         needed = sum(source.images.nbytes for source in arrays)
         free, _ = torch.cuda.mem_get_info(device)
         if self.device_resident == "auto":
-            if needed > LITTLE * free:
+            if needed > AUTO_SHARE * free:
                 return
         elif needed > LARGEST_SHARE * free:
             raise ValueError(
                 f"data.device_resident is true: the images take {needed / 1e9:,.1f} GB, and {device} has "
-                f"{free / 1e9:,.1f} GB free; allowed is half. Set it to false"
+                f"{free / 1e9:,.1f} GB free; allowed is half of that. Set it to false"
             )
         for source in arrays:
             source.place(device)
@@ -115,12 +116,12 @@ class InMemory(PairedDataModule):
 
     def _check_memory(self, images: int) -> None:
         if self.image_size == self.published_size:
-            return  # mapped, so that the system may drop what it does not need
+            return  # mapped, so the system may evict pages
         needed = images * self.image_size**2 * self.channels
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if needed > LARGEST_SHARE * there:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > LARGEST_SHARE * memory:
             raise ValueError(
-                f"data.image_size is {self.image_size}: {images:,} such images take {needed / 1e9:,.0f} "
-                f"GB in memory, of {there / 1e9:,.0f} GB; allowed is half. Take a smaller size (published: "
-                f"{self.published_size}), or data=folder, which decodes as it goes"
+                f"data.image_size is {self.image_size}: {images:,} such images take {needed / 1e9:,.0f} GB, "
+                f"and the machine has {memory / 1e9:,.0f} GB of memory; allowed is half of that. Use a "
+                f"smaller size (published: {self.published_size}), or data=folder, which decodes on demand"
             )

@@ -1,4 +1,4 @@
-"""Pretrain on one data set in memory and probe on another: a class of a few lines for each pair."""
+"""Base class for pretraining on one data set in memory and probing on another."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R BT
 
 
 class InMemoryPair(InMemory):
-    """Images of one set to pretrain on, those of another with their labels for the probes.
+    """Unlabelled images of one data set to pretrain on, labelled images of another to probe on.
 
-    All images get the size and the channels of the set that is pretrained on: the others are resized
-    (bicubic), grey becomes three equal channels, and colour the luma of BT.601. Mean and deviation are
-    those of pretraining, for which the backbone was made. The pretext's validation sees held-out images of
-    the set that is probed on.
+    All images get the size and channels of the pretraining set. Probe images are resized (bicubic). Grey
+    becomes three equal channels, and colour becomes the luma of BT.601. Mean and deviation come from the
+    pretraining images, since the backbone was trained with them. The pretext's validation sees held-out
+    images of the probe set.
 
     Args:
         **base: The keywords of `InMemory`.
@@ -38,7 +38,7 @@ class InMemoryPair(InMemory):
         cls.class_names = cls.probe_on.class_names
 
     def obtain(self) -> Path:
-        """Return the folder of the set that is pretrained on."""
+        """Return the folder of the pretraining set."""
         return self.pretrain_on(root=str(self.root)).obtain()
 
     def fetch(self) -> None:
@@ -46,7 +46,7 @@ class InMemoryPair(InMemory):
         self.probe_on(root=str(self.root)).obtain()
 
     def load(self) -> Pairing:
-        """Return the images of both sets; those that are probed on are converted once, in memory."""
+        """Return the images of both sets; convert the probe set's once, in memory."""
         images = load(self.obtain(), f"{self.pretrain_on.pretrain_split}_images")
         folder = self.probe_on(root=str(self.root)).obtain()
         probed = {split: load(folder, f"{split}_images") for split in ("train", "test")}

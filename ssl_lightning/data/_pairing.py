@@ -1,4 +1,4 @@
-"""The images of a data set, and which of them are held out, pretrained on, or labelled for the probes."""
+"""Images of a data set, and the draw of its splits."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ class Pairing:
 
     Args:
         pretrain: Images of the pretext task.
-        train: Labelled training images, from which the held-out part is drawn; None without labels.
+        train: Labelled training images, including the held-out ones; None without labels.
         test: Labelled test images; None without labels.
         class_names: In label order; None without labels.
-        overlap: (len(train),) int64, where each image of `train` is in `pretrain`, or -1. What is held
-            out is not pretrained on. None if the two have no image in common.
+        overlap: (len(train),) int64, index in `pretrain` of each image of `train`, or -1. Pretraining leaves
+            out the held-out images. None if the two share no image.
+        heldout: Indices of the published validation split, into `train`, or into `pretrain` without labels;
+            None if there is none.
     """
 
     pretrain: ImageSource
@@ -34,13 +36,13 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Splits:
-    """Which images serve for what, int64 and sorted: the same ones in every run.
+    """Indices of each split, int64 and sorted; the same in every run.
 
     Args:
-        pretrain: Into `Pairing.pretrain`; none of them is held out.
-        val: Into `heldout_pool`: the held-out images, for the pretext's validation; empty if none are.
-        train: Into `Pairing.train`: what the probes train on; empty without labels.
-        heldout: Into `Pairing.train`: what the probes select on; empty without labels or held-out images.
+        pretrain: Into `Pairing.pretrain`, without held-out images.
+        val: Into `heldout_pool`: the held-out images, for the pretext's validation; may be empty.
+        train: Into `Pairing.train`: images that probes train on; empty without labels.
+        heldout: Into `Pairing.train`: images that probes select on; empty without labels or held-out images.
     """
 
     pretrain: Tensor
@@ -50,7 +52,7 @@ class Splits:
 
 
 def heldout_pool(pairing: Pairing) -> ImageSource:
-    """Return where the held-out images come from: the labelled training images, where there are any."""
+    """Return the source of the held-out images: `train`, or `pretrain` without labels."""
     return pairing.pretrain if pairing.train is None else pairing.train
 
 
@@ -63,10 +65,10 @@ def draw_splits(
     max_labels: int | None,
     pretrain_size: int | None,
 ) -> Splits:
-    """Draw the splits of a data set; the keywords are those of `PairedDataModule`.
+    """Draw the splits of a data set; for the keywords see `PairedDataModule`.
 
     Raises:
-        ValueError: A number is out of range for the data called `name`.
+        ValueError: A number is out of range for the data set `name`.
     """
 
     def refuse(key: str, value: object, allowed: str) -> ValueError:
@@ -78,7 +80,7 @@ def draw_splits(
     least = 1 if heldout is None else 0
     if not least <= count < len(pool):
         kind = "pretraining" if pairing.train is None else "labelled training"
-        raise refuse("heldout", count, f"{least} to {len(pool) - 1}, there being {len(pool)} {kind} images")
+        raise refuse("heldout", count, f"{least} to {len(pool) - 1}, as there are {len(pool)} {kind} images")
     if heldout is None and pairing.heldout is not None:
         val = pairing.heldout
     else:
@@ -86,17 +88,17 @@ def draw_splits(
     train = selecting = val[:0]
     if pairing.train is None:
         if max_labels is not None:
-            raise refuse("max_labels", max_labels, "null, there being no labels")
+            raise refuse("max_labels", max_labels, "null, as there are no labels")
         pretrain = complement(val, len(pool))
     else:
         labels = pairing.train.labels
         train, selecting = complement(val, len(labels)), val
-        if max_labels is not None:  # in the same proportion
+        if max_labels is not None:  # keep the proportion of held-out images
             classes = len(labels.unique())
             for_heldout = max(min(1, len(val)), round(max_labels * len(val) / len(labels)))
             for_train = max_labels - for_heldout
             if max_labels > len(labels) or for_train < classes:
-                one_each = f"with at least {classes} (one a class) left after the held-out part"
+                one_each = f"and at least {classes} (one a class) besides the held-out part"
                 raise refuse("max_labels", max_labels, f"at most {len(labels)}, {one_each}")
             train = train[stratified(labels[train], for_train, "max_labels")]
             selecting = val[stratified(labels[val], for_heldout, "max_labels")]

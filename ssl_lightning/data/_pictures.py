@@ -15,8 +15,8 @@ class Pictures(PairedDataModule):
 
     Args:
         channels: 1 for grey, 3 for RGB.
-        crop_scale: Smallest and largest share of a training picture's area that is cut out.
-        crop_ratio: Side of the central square that evaluation sees, over the shorter side.
+        crop_scale: Smallest and largest area of a training crop, as a share of the picture's area.
+        crop_ratio: Side of the central square that evaluation sees, over the picture's shorter side.
         flip: Whether half of the training images are mirrored left to right.
         max_pixels: Pictures with more pixels are bad.
         num_workers: Decoding processes for each rank; None for one per core, at most 8.
@@ -43,7 +43,7 @@ class Pictures(PairedDataModule):
         if max_pixels < 1 or (num_workers is not None and num_workers < 0):
             raise ValueError(
                 f"data.max_pixels is {max_pixels} and data.num_workers {num_workers}; "
-                "allowed are 1 pixel or more, and null or 0 workers or more"
+                "allowed are at least 1 pixel, and null or at least 0 workers"
             )
         self.channels = check_channels(channels)
         self.train_view = TrainView(self.image_size, tuple(crop_scale), flip)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ class Pictures(PairedDataModule):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """The keywords of a `PictureSource` but `labels`."""
+        """Keywords of a `PictureSource`, without `labels`."""
         return {
             "channels": self.channels,
             "train_view": self.train_view,

@@ -1,4 +1,4 @@
-"""What every data pairing shares: its splits, its loaders, and what it tells of its images."""
+"""Base class of data sets: splits, loaders, and the image spec."""
 
 from __future__ import annotations
 
@@ -15,43 +15,43 @@ from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing, Splits, draw_splits, heldout_pool
 from ssl_lightning.data.io.augment import EvalView
-from ssl_lightning.data.io.folders import usable
+from ssl_lightning.data.io.folders import usable_images
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import FileSource, ImageSource
 from ssl_lightning.data.io.splits import stratified
 
 SPLITS = ("train", "heldout", "test")
-MAX_PIXELS = 50_000_000  # of a picture in a folder that is not a data set of its own
-MEASURED = 256  # images from which mean and std are taken where none are given
+MAX_PIXELS = 50_000_000  # default limit of a picture
+MEASURED = 256  # images that mean and std are measured on
 
 
 class PairedDataModule(pl.LightningDataModule):
-    """Unlabelled images to pretrain on, and labelled ones to judge what was learned.
+    """Unlabelled images to pretrain on, and labelled ones to probe on.
 
-    A subclass sets `name` and writes `fetch` and `load`. The held-out images serve every selection
-    and the pretext's validation loss; the same ones in every run, never pretrained on.
+    A subclass sets `name` and implements `fetch` and `load`. The held-out images serve every selection and
+    the pretext's validation loss. They are the same in every run, and pretraining never sees them.
 
     Args:
         batch_size: Images of a pretraining batch, over all processes.
         eval_batch_size: Images of a batch elsewhere, over all processes.
         image_size: Height and width in pixels.
-        seed: Of the order and the augmentation of the pretraining images.
+        seed: Seed of the order and the augmentation of the pretraining images.
         mean: Per-channel mean in [0, 1]; None measures it on pretraining images.
         std: Per-channel standard deviation; None measures it.
-        heldout: Number of labelled training images held out (without labels: of pretraining images);
-            None holds out the published validation split, or a tenth where there is none. 0 holds out none:
-            there is no validation, and no probe may choose anything.
+        heldout: Number of labelled training images to hold out (without labels: of pretraining images).
+            None holds out the published validation split, or a tenth if there is none. With 0 there is no
+            validation, and no probe may select anything.
         max_labels: Labelled images that probes may use, training and held-out together; None for all.
         pretrain_size: Pretraining images in an epoch; None for all.
 
     Raises:
-        ValueError: Here or in `setup`, if a number is out of range for the data.
+        ValueError: A number is out of range; in `setup`, also for the number of images.
     """
 
     name: str = "data"
     channels: int = 3  # 1 for grey, 3 for RGB
     targets: str = "classes"  # kind of the labels: classes, multilabel, masks or boxes
-    eval_view: EvalView | None = None  # what evaluation sees of an image file, where the images are files
+    eval_view: EvalView | None = None  # evaluation view of an image file, if images are files
     num_workers: int = 2  # processes that decode image files
 
     def __init__(
@@ -98,7 +98,7 @@ class PairedDataModule(pl.LightningDataModule):
         self._resumed: dict[str, Any] = {}
 
     def fetch(self) -> None:
-        """Download what `load` needs; called often, by any number of processes."""
+        """Download what `load` needs; must be safe to call often and from any number of processes."""
 
     def load(self) -> Pairing:
         """Return the images; called once in each process."""
@@ -106,7 +106,7 @@ class PairedDataModule(pl.LightningDataModule):
 
     @property
     def has_downstream(self) -> bool:
-        """Whether there are labelled splits; known from the start."""
+        """Whether there are labelled splits; known before `setup`."""
         return True
 
     @property
@@ -147,14 +147,14 @@ class PairedDataModule(pl.LightningDataModule):
         )
 
     def place(self, device: torch.device) -> None:
-        """Bring images to the device where they are used, if the data were asked to; once, before training.
+        """Move images to the device if the config asks for it; called once, before training.
 
         Raises:
-            ValueError: There is no room for them.
+            ValueError: The images do not fit.
         """
 
     def train_dataloader(self) -> BatchLoader:
-        """Return pretraining batches: shuffled, augmented, resumable; incomplete ones are left out."""
+        """Return pretraining batches: shuffled, augmented and resumable, without an incomplete last one."""
         loader = self._loader(
             self._loaded.pretrain, self._splits.pretrain, self.batch_size, "pretrain", shuffle=True
         )
@@ -164,41 +164,41 @@ class PairedDataModule(pl.LightningDataModule):
 
     @property
     def pretrain_images(self) -> int:
-        """Images of an epoch."""
+        """Number of images of an epoch."""
         return len(self._splits.pretrain)
 
     @property
     def pretrain_batches(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches of an epoch."""
         return len(self._splits.pretrain) // self.batch_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the pretraining images stand, for the checkpoint.
+        """Return the position in the pretraining images, for the checkpoint.
 
-        Lightning keeps the state of the loader too, but does not restore it from a checkpoint that was
-        written at the end of an epoch.
+        Lightning saves the state of the loader too, but does not restore it from a checkpoint written at the
+        end of an epoch.
         """
         return {} if self._train_loader is None else self._train_loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the pretraining images go on from there."""
+        """Resume the pretraining images from a saved position."""
         self._resumed = state_dict
         if self._train_loader is not None:
             self._train_loader.load_state_dict(state_dict)
 
     def val_dataloader(self) -> BatchLoader:
-        """Return the held-out images for the pretext's validation, as they are; empty without any."""
+        """Return the held-out images for the pretext's validation, not augmented; may be empty."""
         return self._loader(heldout_pool(self._loaded), self._splits.val, self.eval_batch_size, "val")
 
     def downstream(self, split: str, batch_size: int | None = None) -> BatchLoader:
-        """Return labelled batches for the probes, in a fixed order and not augmented.
+        """Return labelled batches for the probes, in a fixed order, not augmented.
 
         Args:
             split: `train`, `heldout` (for every selection) or `test` (for the reported figure only).
             batch_size: Over all processes; None for `eval_batch_size`.
 
         Raises:
-            ValueError: If the split is unknown or there are no labels.
+            ValueError: The split is unknown, or there are no labels.
         """
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
@@ -214,9 +214,9 @@ class PairedDataModule(pl.LightningDataModule):
 
     @property
     def label_counts(self) -> dict[str, int]:
-        """Labelled images of each split, and `rarest`: training images of the class that has the fewest.
+        """Number of labelled images of each split, and `rarest`: training images of the smallest class.
 
-        Empty where there are no labels; without `rarest` where these are masks or boxes.
+        Empty without labels; without `rarest` for masks and boxes.
         """
         if not self.has_downstream:
             return {}
@@ -235,10 +235,10 @@ class PairedDataModule(pl.LightningDataModule):
         """Return shuffled batches of labelled training images, to train a classifier on.
 
         Args:
-            fraction: Share of the images, in (0, 1]: a fixed draw, each class with its share.
-            batch_size: Over all processes; fewer if the share has fewer images.
+            fraction: Share of the images, in (0, 1]: a fixed draw, stratified by class.
+            batch_size: Over all processes; reduced if the share has fewer images.
             augment: Whether images are augmented as for pretraining.
-            heldout: Whether the held-out images are trained on too.
+            heldout: Whether to train on the held-out images too.
 
         Raises:
             ValueError: The share has fewer images than there are processes.
@@ -249,20 +249,20 @@ class PairedDataModule(pl.LightningDataModule):
         if batch_size == 0:
             raise ValueError(
                 f"a fraction {fraction:g} of the labelled training images of {self.name} is {len(indices)} "
-                f"images, for {processes} processes"
+                f"images; {processes} processes need at least one each"
             )
         assert self._loaded.train is not None
         name = f"labelled {fraction:g}"
         return self._loader(self._loaded.train, indices, batch_size, name, shuffle=True, augment=augment)
 
     def labelled_indices(self, fraction: float, *, heldout: bool = False) -> Tensor:
-        """Which images of `Pairing.train` that share is, int64, sorted; see `labelled`."""
+        """Return the share as indices into `Pairing.train`, int64, sorted; see `labelled`."""
         source, allowed = self._loaded.train, self._labelled_pool(heldout)
         assert source is not None
         return allowed[stratified(source.labels[allowed], round(fraction * len(allowed)), "fraction")]
 
     def _labelled_pool(self, heldout: bool) -> Tensor:
-        """Indices of the `train` split, with the held-out images or without, sorted."""
+        """Return the indices of the `train` split, with or without the held-out images, sorted."""
         train = self._splits.train
         return torch.cat([train, self._splits.heldout]).sort().values if heldout else train
 
@@ -270,7 +270,7 @@ class PairedDataModule(pl.LightningDataModule):
         """Return pretraining images in a fixed order, not augmented.
 
         Args:
-            count: A fixed draw of so many, or all if there are fewer; None for all.
+            count: Size of a fixed draw; None, or more than there are, for all.
         """
         indices = self._splits.pretrain
         if count is not None and count < len(indices):
@@ -279,7 +279,7 @@ class PairedDataModule(pl.LightningDataModule):
         return self._loader(self._loaded.pretrain, indices, self.eval_batch_size, "pretrain")
 
     def images_in(self, folder: str) -> BatchLoader:
-        """Return the image files of any folder, at any depth, each cut to its central square and resized.
+        """Return the central square of each image file in any folder, at any depth, resized.
 
         Files that cannot be decoded are skipped with a warning.
 
@@ -289,7 +289,7 @@ class PairedDataModule(pl.LightningDataModule):
         """
         path = Path(folder).expanduser()
         cache = cache_root(getattr(self, "root", None)) / "folders"
-        files = usable(path, max_pixels=MAX_PIXELS, max_bad=0.1, cache=cache)
+        files = usable_images(path, max_pixels=MAX_PIXELS, max_bad=0.1, cache=cache)
         source = FileSource(
             files,
             None,
@@ -302,14 +302,14 @@ class PairedDataModule(pl.LightningDataModule):
         return self._loader(source, torch.arange(len(files)), self.eval_batch_size, path.name)
 
     def train_sample(self, n: int) -> Tensor:
-        """Return the same n pretraining images (n, C, H, W) uint8 in every run, for pictures.
+        """Return the same n pretraining images (n, C, H, W) uint8 in every run, for figures.
 
         Raises:
-            ValueError: If there are fewer.
+            ValueError: n is below 1 or above the number of images.
         """
         source = self._loaded.pretrain
         if not 1 <= n <= len(self._splits.pretrain):
-            raise ValueError(f"{n} images were asked for; allowed are 1 to {len(self._splits.pretrain)}")
+            raise ValueError(f"{n} images were requested; allowed are 1 to {len(self._splits.pretrain)}")
         order = torch.randperm(len(self._splits.pretrain), generator=generator("fixed", "sample"))[:n]
         (batch,) = BatchLoader(source, self._splits.pretrain[order], n, seed=0, shuffle=False, name="sample")
         return batch[0].cpu()

@@ -1,4 +1,4 @@
-"""Folders of pictures and of masks of class ids, as CamVid is handed round (Brostow et al. 2009; SegNet)."""
+"""CamVid: folders of pictures and of masks of class ids (Brostow et al. 2009), in SegNet's layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ssl_lightning.data._dense import DenseFolders, check_class_names
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.io.annotations import check_masks, matched
+from ssl_lightning.data.io.annotations import check_masks, match_by_stem
 from ssl_lightning.data.io.folders import scan
 
 CLASSES = (
@@ -29,20 +29,19 @@ CLASSES = (
 
 
 class CamVid(DenseFolders):
-    """Pictures in `train`, `val` and `test`; masks of the same names in `trainannot`, `valannot`,
-    `testannot`.
+    """Pictures in `train`, `val`, `test`; masks of the same names in `trainannot`, `valannot`, `testannot`.
 
-    Pretrained on the training pictures. Those of `val` are held out, unless `heldout` is a number: then as
-    many of both are. A mask without a picture is passed over.
+    Pretraining uses the training pictures. `val` is held out by default. If `heldout` is a number, that many
+    pictures are drawn from `train` and `val` together. A mask without a picture is ignored.
 
     Args:
-        dir: The folder of these folders; `val` and `valannot` may be absent, then a tenth is held out.
+        dir: Parent of these folders. `val` and `valannot` may be absent; a tenth is then held out.
         class_names: Names of the ids 0, 1, ...
-        void: Further ids that count nowhere; 255 never does.
+        void: Ids that count nowhere, besides 255.
         **base: The keywords of `DenseFolders`.
 
     Raises:
-        ValueError: A value is out of range; in `setup` also: a picture has no mask, a mask has unknown ids or
+        ValueError: A value is out of range. In `setup`: a picture has no mask, or a mask has unknown ids or
             another size than its picture.
     """
 
@@ -62,13 +61,13 @@ class CamVid(DenseFolders):
         self.void = tuple(void)
 
     def fetch(self) -> None:
-        """Look for the folders, so that a wrong path is told before anything else starts."""
+        """Check that the folders exist, so that a wrong path fails early."""
         for name in ("train", "trainannot", "test", "testannot"):
             if not (self.dir / name).is_dir():
-                raise FileNotFoundError(f"folder {self.dir / name} does not exist; data.dir must hold it")
+                raise FileNotFoundError(f"folder {self.dir / name} does not exist; data.dir must contain it")
 
     def load(self) -> Pairing:
-        """Match the masks to the pictures, and read all of them once."""
+        """Match masks to pictures, and read every mask once."""
         images, masks = self._split("train")
         count = len(images)
         heldout = None
@@ -83,7 +82,7 @@ class CamVid(DenseFolders):
 
     def _split(self, split: str) -> tuple[list[Path], list[Path]]:
         folder, annotated = self.dir / split, self.dir / f"{split}annot"
-        images = self.checked(folder, scan(folder))
-        masks = matched(images, {path.stem: path for path in scan(annotated)}, "mask", annotated)
+        images = self.check_pictures(folder, scan(folder))
+        masks = match_by_stem(images, {path.stem: path for path in scan(annotated)}, "mask", annotated)
         check_masks(images, masks, len(self.class_names), self.void, self.num_workers)
         return images, masks

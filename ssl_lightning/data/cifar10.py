@@ -9,7 +9,7 @@ from ssl_lightning.data.io.cifar10 import CLASSES, obtain_cifar10
 
 
 class CIFAR10(InMemory):
-    """CIFAR-10: pretrained and probed on the same training images."""
+    """CIFAR-10, with the same training images for pretraining and probes."""
 
     name = "cifar10"
     published_size = 32

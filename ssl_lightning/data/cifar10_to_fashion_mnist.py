@@ -1,4 +1,4 @@
-"""Pretrained on CIFAR-10, probed on Fashion-MNIST: how far do features of photographs carry?"""
+"""Transfer from CIFAR-10 to Fashion-MNIST: features of photographs, probed on clothes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ssl_lightning.data.fashion_mnist import FashionMNIST
 
 
 class CIFAR10ToFashionMNIST(InMemoryPair):
-    """Colour photographs to pretrain on; grey clothes, as RGB at 32 px, to probe on."""
+    """Colour photographs to pretrain on; grey clothes, as RGB of 32 x 32 pixels, to probe on."""
 
     name = "cifar10_to_fashion_mnist"
     pretrain_on = CIFAR10

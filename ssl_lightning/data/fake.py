@@ -1,4 +1,4 @@
-"""Generated images, for tests and for trying things out without a download."""
+"""Generated images for tests and first trials, without a download."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ssl_lightning.data.io.sources import ArraySource
 
 
 class Fake(PairedDataModule):
-    """Striped images whose stripes' direction is the class, under light that falls from above.
+    """Striped images under light from above; the direction of the stripes is the class.
 
-    The light makes rotations and places learnable, the stripes the classes. The images are the same
-    for every seed of a run.
+    The light makes rotation and position learnable; the stripes make the classes learnable. The images are
+    the same for every seed of a run.
 
     Args:
-        num_train: Training images; they serve the pretext and the probes.
+        num_train: Training images, for the pretext and the probes.
         num_test: Test images.
-        num_classes: Classes, dealt out evenly.
+        num_classes: Classes of equal size.
         channels: 1 or 3.
-        crop_padding: Pixels by which training images are padded, by reflection, before the random crop.
+        crop_padding: Pixels of reflection padding around training images before the random crop.
         flip: Whether half of the training images are mirrored left to right.
         batch_size, eval_batch_size, image_size, heldout: See `PairedDataModule`.
         **base: The other keywords of `PairedDataModule`.
@@ -59,7 +59,7 @@ class Fake(PairedDataModule):
         if num_classes < 2 or min(num_train, num_test) < num_classes:
             raise ValueError(
                 f"data.num_classes is {num_classes}, num_train {num_train} and num_test {num_test}; "
-                "allowed are 2 classes or more, with an image of each in both splits"
+                "allowed are at least 2 classes, with an image of each in both splits"
             )
         self.channels = check_channels(channels)
         self.num_train = num_train
@@ -88,7 +88,7 @@ def striped(count: int, classes: int, channels: int, size: int, stream: str) -> 
     y, x = torch.linspace(0, 1, size)[:, None], torch.linspace(0, 1, size)[None]
     along = x * angle.cos() + y * angle.sin()  # (N, H, W)
     stripes = 0.5 + 0.5 * torch.sin(2 * math.pi * (along * (3 + 2 * pitch) + phase))
-    light = 1 - 0.7 * y + 0.2 * (x - 0.5) * side  # bright above
+    light = 1 - 0.7 * y + 0.2 * (x - 0.5) * side  # bright at the top
     colours = torch.rand(2, count, channels, 1, 1, generator=draw) * 0.6 + 0.4
     mixed = stripes[:, None] * colours[0] + (1 - stripes[:, None]) * colours[1] * 0.4  # (N, C, H, W)
     noisy = mixed * light[:, None] + 0.03 * torch.randn(count, channels, size, size, generator=draw)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 60,000 + 10,000 grey pictures of clothes of 28 x 28 pixels in 10 classes."""
+"""Fashion-MNIST: 60,000 + 10,000 grey images of clothes of 28 x 28 pixels in 10 classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ssl_lightning.data.io.fashion_mnist import CLASSES, obtain_fashion_mnist
 
 
 class FashionMNIST(InMemory):
-    """Fashion-MNIST: pretrained and probed on the same training images."""
+    """Fashion-MNIST, with the same training images for pretraining and probes."""
 
     name = "fashion_mnist"
     published_size = 28

@@ -1,4 +1,4 @@
-"""One's own image files: a folder to pretrain on and, if there are labels, two to probe on."""
+"""Folders of your own images: one to pretrain on and, with labels, two to probe on."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ssl_lightning.data.io.folders import classes_of
 class Folder(ImageFiles):
     """Image files of any size, decoded by worker processes.
 
-    Labelled folders hold one folder per class. Every file is decoded once before work starts, and
-    what was good is remembered. Images of `pretrain_dir` that are held out or in `test_dir` are not
-    pretrained on, where the folders overlap.
+    Labelled folders hold one folder per class. Every file is decoded once before work starts, and the cache
+    records the good ones. The folders may overlap: pretraining leaves out images that are held out or in
+    `test_dir`.
 
     Args:
-        pretrain_dir: Images to pretrain on, at any depth; labels are not needed.
+        pretrain_dir: Images to pretrain on, at any depth, without labels.
         train_dir: Labelled images for the probes; None for no probes.
         test_dir: Labelled images for the reported figures; needed with `train_dir`.
         **base: The keywords of `ImageFiles`.
 
     Raises:
-        ValueError: If a value is out of range, or only one of `train_dir` and `test_dir` is given.
+        ValueError: A value is out of range, or only one of `train_dir` and `test_dir` is given.
     """
 
     name = "folder"
@@ -46,13 +46,13 @@ class Folder(ImageFiles):
         return self.train_dir is not None
 
     def fetch(self) -> None:
-        """Look for the folders, so that a wrong path is told before anything else starts."""
+        """Check that the folders exist, so that a wrong path fails early."""
         for folder in (self.pretrain_dir, self.train_dir, self.test_dir):
             if folder is not None and not folder.expanduser().is_dir():
                 raise FileNotFoundError(f"folder {folder} does not exist")
 
     def load(self) -> Pairing:
-        """Find the images, leave out and report bad ones, and match the folders to each other."""
+        """Find the images, skip bad ones with a warning, and match the folders."""
         pretrain = self.find(self.pretrain_dir)
         if self.train_dir is None or self.test_dir is None:
             return Pairing(self.source(pretrain, None))

@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as it is unpacked: `train` and `val`, a folder for each class in both."""
+"""ImageNet (ILSVRC 2012), unpacked: `train` and `val`, each with a folder per class."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from ssl_lightning.data.io.folders import classes_of
 
 
 class ImageNet(ImageFiles):
-    """1.28 million training images in 1,000 classes; `val`, the 50,000 with public labels, is the test split.
+    """1.28 million training images in 1,000 classes, or any data set in this layout.
 
-    Anything in this layout will do. What is held out for selection is drawn from `train`.
+    `val`, with 50,000 images and public labels, is the test split. The held-out images are drawn from
+    `train`.
 
     Args:
-        dir: Holds `train/<class>/<image>` and `val/<class>/<image>`.
-        one_percent: File with the names of the images whose labels are the published 1 % (SimCLR's
-            `1percent.txt`: a file name a line), for fine-tuning; None draws 1 % like any other share.
+        dir: Folder with `train/<class>/<image>` and `val/<class>/<image>`.
+        one_percent: List of the images in the published 1 % of labels (SimCLR's `1percent.txt`, one file
+            name a line), for fine-tuning; None draws 1 % like any other share.
         ten_percent: The same for 10 %.
         **base: The keywords of `ImageFiles`.
 
     Raises:
-        ValueError: A value is out of range; in `setup` also: `train` and `val` have other classes, or a list
+        ValueError: A value is out of range. In `setup`: `train` and `val` have different classes, or a list
             names an image that is not in `train`.
     """
 
@@ -44,13 +45,13 @@ class ImageNet(ImageFiles):
         self._listed: dict[float, Tensor] = {}
 
     def fetch(self) -> None:
-        """Look for the folders and lists, so that a wrong path is told before anything else starts."""
+        """Check that the folders and lists exist, so that a wrong path fails early."""
         for folder in (self.dir / "train", self.dir / "val"):
             if not folder.expanduser().is_dir():
-                raise FileNotFoundError(f"folder {folder} does not exist; data.dir has train and val in it")
+                raise FileNotFoundError(f"folder {folder} does not exist; data.dir must hold train and val")
         for path in self.lists.values():
             if not path.is_file():
-                raise FileNotFoundError(f"file {path} does not exist; it should list names of images")
+                raise FileNotFoundError(f"file {path} does not exist; it must list one image name a line")
 
     def load(self) -> Pairing:
         """Find the images and read the lists."""
@@ -59,27 +60,27 @@ class ImageNet(ImageFiles):
         names, train_labels = classes_of(train_dir, train)
         test_names, test_labels = classes_of(test_dir, test)
         check_same_classes(train_dir, names, test_dir, test_names)
-        self._listed = {fraction: listed(path, train) for fraction, path in self.lists.items()}
+        self._listed = {fraction: read_image_list(path, train) for fraction, path in self.lists.items()}
         images = self.source(train, torch.tensor(train_labels))
         labelled_test = self.source(test, torch.tensor(test_labels))
         return Pairing(images, images, labelled_test, tuple(names), overlap=torch.arange(len(train)))
 
     def labelled_indices(self, fraction: float, *, heldout: bool = False) -> Tensor:
-        """Which training images a share is: of its list, if it has one, the images that may be used."""
+        """Return the training images of a share; if it has a list, the listed images that may be used."""
         if fraction not in self._listed:
             return super().labelled_indices(fraction, heldout=heldout)
         chosen = self._listed[fraction]
         return chosen[torch.isin(chosen, self._labelled_pool(heldout))]
 
 
-def listed(path: Path, images: list[Path]) -> Tensor:
-    """Find the images that a file names, a line each.
+def read_image_list(path: Path, images: list[Path]) -> Tensor:
+    """Find the images that a file lists, one name a line.
 
     Returns:
-        Their places in `images`, int64, sorted, each once.
+        Indices into `images`, int64, sorted, without duplicates.
 
     Raises:
-        ValueError: The file names none, or images that are not there; says how many and names the first.
+        ValueError: The list is empty, or names images that do not exist; gives their number and the first.
     """
     names = [Path(line.strip()).name for line in path.read_text().splitlines() if line.strip()]
     places = {image.name: place for place, image in enumerate(images)}

@@ -26,21 +26,21 @@ KINDS = ("masks", "boxes")
 
 
 class Scenes(DenseDataModule):
-    """Tinted clothes, upright and at times in front of each other, on photographs; downloads nothing else.
+    """Tinted clothes on photographs, upright, at times one in front of another.
 
-    Training scenes are made of training images of both sets, test scenes of test images. A mask has
-    background as class 0; a box holds what is to be seen of an object, and is difficult where that is less
-    than 30 %.
+    Training scenes use training images of both sets; test scenes use test images. Class 0 of a mask is the
+    background. A box encloses the visible part of an object. An object that is less than 30 % visible is
+    marked as difficult.
 
     Args:
-        root: Cache folder of both sets; None for the default one (see `io.download`).
-        targets: "masks" or "boxes": what the probes see.
-        num_train: Training scenes; they serve the pretext and the probes.
+        root: Cache folder of both sets; None for the default one (see `core.cache`).
+        targets: Labels for the probes: "masks" or "boxes".
+        num_train: Training scenes, for the pretext and the probes.
         num_test: Test scenes.
-        objects: Fewest and most objects in a scene; 0 makes scenes without boxes too.
-        object_size: Smallest and largest side of an object, as a share of the scene's.
-        scenes_seed: Other scenes for every value, the same ones for every seed of a run.
-        crop_padding: Pixels by which training images are padded, by reflection, before the random crop.
+        objects: Fewest and most objects in a scene; with 0 some scenes have no boxes.
+        object_size: Smallest and largest side of an object, as a share of the scene's side.
+        scenes_seed: Seed of the scenes. They do not depend on the seed of a run.
+        crop_padding: Pixels of reflection padding around training images before the random crop.
         flip: Whether half of the training images of the pretext are mirrored left to right.
         eval_batch_size, heldout: See `PairedDataModule`.
         **base: The other keywords of `PairedDataModule`.
@@ -93,7 +93,7 @@ class Scenes(DenseDataModule):
         obtain_fashion_mnist(self.root)
 
     def load(self) -> Pairing:
-        """Paint the scenes, in memory."""
+        """Paint the scenes in memory."""
         folders = obtain_cifar10(self.root), obtain_fashion_mnist(self.root)
         images, train = self._paint(folders, "train", self.num_train)
         test_images, test = self._paint(folders, "test", self.num_test)

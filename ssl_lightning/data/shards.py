@@ -1,4 +1,4 @@
-"""Images packed into shards: for data that do not fit in memory, lie on slow storage, or are many files."""
+"""Images packed into shards, for data that exceed memory, lie on slow storage, or are many files."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ssl_lightning.data.io.shards import ShardSource
 
 
 class Shards(Pictures):
-    """Folders that `python -m ssl_lightning.data.pack` made, decoded by worker processes.
+    """Folders written by `python -m ssl_lightning.data.pack`, decoded by worker processes.
 
-    An epoch goes through the shards in a new order and mixes the images of `window` of them. Copies are known
-    by their content: images of `pretrain_dir` that are held out or in `test_dir` are not pretrained on, nor
-    do the probes train on images of `test_dir`. `train_dir` may be `pretrain_dir`.
+    Each epoch visits the shards in a new order and mixes the images of `window` of them. Copies are found by
+    content: pretraining leaves out images that are held out or in `test_dir`, and the probes do not train
+    on images of `test_dir`. `train_dir` may be `pretrain_dir`.
 
     Args:
-        pretrain_dir: Shards to pretrain on; labels are not needed.
+        pretrain_dir: Shards to pretrain on, without labels.
         train_dir: Shards packed with labels for the probes; None for no probes.
-        test_dir: The same for the reported figures; needed with `train_dir`.
-        window: Shards whose images are mixed. The system should have room to keep twice as many in memory.
-        read_ahead: Read the next window from front to back while this one is trained on; with it a disk is
-            read in order, without it one picture at a time.
-        **base: The keywords of `Pictures`; folders with pictures above `max_pixels` are refused.
+        test_dir: Shards packed with labels for the reported figures; needed with `train_dir`.
+        window: Shards whose images are mixed. Memory should have room for twice as many.
+        read_ahead: Read the next window from front to back while training on this one. The disk is then
+            read in order; otherwise it is read one picture at a time.
+        **base: The keywords of `Pictures`. A folder with a picture above `max_pixels` raises an error.
 
     Raises:
-        ValueError: If a value is out of range, or only one of `train_dir` and `test_dir` is given; in `setup`
-            also if labelled folders do not fit to each other.
-        ShardError: In `setup`, if a folder is not whole; names the file.
+        ValueError: A value is out of range, or only one of `train_dir` and `test_dir` is given. In `setup`:
+            the labelled folders do not match.
+        ShardError: In `setup`: a folder is incomplete; names the file.
     """
 
     name = "shards"
@@ -53,7 +53,7 @@ class Shards(Pictures):
         super().__init__(**base)
         check_both(train_dir, test_dir)
         if window < 1:
-            raise ValueError(f"data.window is {window}; allowed is 1 shard or more")
+            raise ValueError(f"data.window is {window}; allowed is at least 1 shard")
         self.pretrain_dir = Path(pretrain_dir).expanduser()
         self.train_dir = None if train_dir is None else Path(train_dir).expanduser()
         self.test_dir = None if test_dir is None else Path(test_dir).expanduser()
@@ -66,25 +66,25 @@ class Shards(Pictures):
         return self.train_dir is not None
 
     def fetch(self) -> None:
-        """Look for the folders, so that a wrong path is told before anything else starts."""
+        """Check that the folders exist, so that a wrong path fails early."""
         for folder in (self.pretrain_dir, self.train_dir, self.test_dir):
             if folder is not None and not folder.is_dir():
                 raise FileNotFoundError(f"folder {folder} does not exist")
 
     def load(self) -> Pairing:
-        """Read the indexes, and match the folders to each other by the content of their images."""
+        """Read the indexes, and match the folders by the content of their images."""
         pretrain = self._index(self.pretrain_dir)
         if self.train_dir is None or self.test_dir is None:
             return Pairing(self._source(pretrain))
         train, test = self._index(self.train_dir), self._index(self.test_dir)
         check_labelled(train, test)
         same = train.digest == pretrain.digest
-        train_source = self._source(train, apart(train, test, "train on"))
+        train_source = self._source(train, drop_copies(train, test, "training"))
         pretrain_source = (
-            train_source if same else self._source(pretrain, apart(pretrain, test, "pretrain on"))
+            train_source if same else self._source(pretrain, drop_copies(pretrain, test, "pretraining"))
         )
-        overlap = torch.arange(len(train_source)) if same else places(train_source, pretrain_source)
-        if not same:  # what labels it may have been packed with are others
+        overlap = torch.arange(len(train_source)) if same else find_copies(train_source, pretrain_source)
+        if not same:  # replaces labels of pretrain_dir, whose classes may differ
             known = overlap >= 0
             labels = torch.full((len(pretrain_source),), -1)
             labels[overlap[known]] = train_source.labels[known]
@@ -95,8 +95,8 @@ class Shards(Pictures):
         index = read_index(folder)
         if index.largest > self.max_pixels:
             raise ValueError(
-                f"data.max_pixels is {self.max_pixels}, and a picture in {folder} has {index.largest}; "
-                "allow it, or pack the folder again with --max-pixels"
+                f"data.max_pixels is {self.max_pixels}, and a picture in {folder} has {index.largest}; set "
+                f"data.max_pixels={index.largest}, or pack the folder again with a lower --max-pixels"
             )
         return index
 
@@ -105,42 +105,47 @@ class Shards(Pictures):
 
 
 def check_labelled(train: ShardIndex, test: ShardIndex) -> None:
-    """Refuse folders for the probes without labels, or with other classes.
+    """Check that both folders of the probes have labels, of the same classes.
 
     Raises:
-        ValueError: Names the folder, or the classes.
+        ValueError: A folder has no labels, or the classes differ; names them.
     """
     for index in (train, test):
         if index.class_names is None:
-            raise ValueError(f"{index.folder} was packed without labels, which the probes need; see --labels")
+            raise ValueError(
+                f"{index.folder} was packed without labels, which the probes need; pack it with --labels"
+            )
     assert train.class_names is not None
     assert test.class_names is not None
     check_same_classes(train.folder, list(train.class_names), test.folder, list(test.class_names))
 
 
-def apart(index: ShardIndex, test: ShardIndex, purpose: str) -> np.ndarray | None:
-    """Find the images that are no copies of test images; a warning says how many are left out.
+def drop_copies(index: ShardIndex, test: ShardIndex, purpose: str) -> np.ndarray | None:
+    """Find the images that are not copies of test images; a warning gives the number of copies.
 
     Returns:
-        Their places, int64; None for all.
+        Rows of the table, int64; None for all.
 
     Raises:
-        ValueError: There are none.
+        ValueError: All images are copies.
     """
     copies = np.isin(index.table["digest"], test.table["digest"])
     if copies.all():
-        raise ValueError(f"all images of {index.folder} are test images in {test.folder}; none may be both")
+        raise ValueError(
+            f"all images of {index.folder} are test images in {test.folder}; "
+            "an image may be in one split only"
+        )
     if not copies.any():
         return None
     rank_zero_warn(
-        f"{copies.sum()} of the images to {purpose} in {index.folder} are test images in {test.folder} and "
-        "so are left out"
+        f"{copies.sum()} {purpose} images in {index.folder} are test images in {test.folder}; "
+        f"{purpose} leaves them out"
     )
     return np.flatnonzero(~copies)
 
 
-def places(train: ShardSource, pretrain: ShardSource) -> torch.Tensor:
-    """Return where in `pretrain` the copy of each image of `train` is, (N,) int64; -1 where there is none."""
+def find_copies(train: ShardSource, pretrain: ShardSource) -> torch.Tensor:
+    """Return the index in `pretrain` of each image of `train`, (N,) int64; -1 if it has no copy there."""
     digests = np.asarray(pretrain.rows["digest"])
     order = digests.argsort(kind="stable")
     wanted = train.rows["digest"]

@@ -9,7 +9,7 @@ from ssl_lightning.data.io.stl10 import CLASSES, obtain_stl10
 
 
 class STL10(InMemory):
-    """STL-10: pretrained on the unlabelled split, probed on the labelled ones."""
+    """STL-10, with the unlabelled split for pretraining and the labelled ones for probes."""
 
     name = "stl10"
     published_size = 96

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 classification: which of 20 classes a photograph shows, one or several."""
+"""PASCAL VOC 2007 classification: photographs with one or several of 20 classes."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_lis
 
 
 class VOCClassification(ImageFiles):
-    """Labels for each class and image: 1 shown, 0 not shown, -1 ignored, read from VOC's XML.
+    """Labels for each class and image from VOC's XML: 1 shown, 0 not shown, -1 ignored.
 
-    Ignored, as by Goyal et al. 2019 (VOC's own lists of images mark the same): a class of which an image
-    shows only objects that are marked as difficult. Trained on the list `trainval`, of which a part is held
-    out for selection, tested on `test`. Pretrained on the same images, or on any other.
+    A class is ignored if all its objects in the image are marked as difficult. Goyal et al. 2019 and VOC's
+    own lists do the same. Probes train on the list `trainval`, with a part held out for selection, and test
+    on `test`. Pretraining uses the same images, or `pretrain_dir`.
 
     Args:
-        dir: A folder with `JPEGImages`, `Annotations` and `ImageSets/Main`; None for VOC 2007 in the cache,
-            downloaded unless it is there.
+        dir: Folder with `JPEGImages`, `Annotations` and `ImageSets/Main`; None for VOC 2007 in the cache,
+            downloaded if it is missing.
         class_names: In label order; None for VOC's 20.
-        pretrain_dir: Images to pretrain on, at any depth, such as those of ImageNet; None for `trainval`.
+        pretrain_dir: Images to pretrain on, at any depth, such as ImageNet's; None for `trainval`.
         **base: The keywords of `ImageFiles`.
 
     Raises:
-        ValueError: A value is out of range; in `setup` also: an annotation is absent or no such XML, or a
+        ValueError: A value is out of range. In `setup`: an annotation is missing or not in VOC's XML, or a
             class is unknown.
     """
 
@@ -49,13 +49,13 @@ class VOCClassification(ImageFiles):
         self.class_names = CLASSES if class_names is None else tuple(class_names)
         if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
             raise ValueError(
-                f"data.class_names is {list(self.class_names)}; 2 or more different names are needed"
+                f"data.class_names is {list(self.class_names)}; at least 2 different names are needed"
             )
         self.dir = None if dir is None else Path(dir).expanduser()
         self.pretrain_dir = None if pretrain_dir is None else Path(pretrain_dir)
 
     def fetch(self) -> None:
-        """Download VOC 2007 unless it is there, and look for the lists and folders that are given."""
+        """Download VOC 2007 if it is missing, and check that the lists and folders exist."""
         for split in ("trainval", "test"):
             read_list(self._folder(), "Main", split)
         if self.pretrain_dir is not None and not self.pretrain_dir.expanduser().is_dir():
@@ -68,7 +68,7 @@ class VOCClassification(ImageFiles):
         pretrain = train if self.pretrain_dir is None else self.find(self.pretrain_dir)
         unseen, overlap = match(pretrain, train, test, self._folder())
         return Pairing(
-            self.source(unseen, None),  # no single class, so the supervised control has none to learn from
+            self.source(unseen, None),  # without a single class, there is no supervised control
             self.source(train, train_labels),
             self.source(test, test_labels),
             self.class_names,
@@ -79,7 +79,7 @@ class VOCClassification(ImageFiles):
         folder = self._folder()
         images = list_images(folder, read_list(folder, "Main", split))
         labels = [
-            shows_classes(folder / "Annotations" / f"{path.stem}.xml", self.class_names) for path in images
+            read_labels(folder / "Annotations" / f"{path.stem}.xml", self.class_names) for path in images
         ]
         return images, torch.tensor(labels)
 
@@ -87,14 +87,14 @@ class VOCClassification(ImageFiles):
         return obtain_voc(self.root, "2007") if self.dir is None else self.dir
 
 
-def shows_classes(path: Path, class_names: Sequence[str]) -> list[int]:
-    """Say for each class whether an image shows it, from its annotation in VOC's XML.
+def read_labels(path: Path, class_names: Sequence[str]) -> list[int]:
+    """Read the labels of an image from its annotation in VOC's XML.
 
     Returns:
-        1 where it does, 0 where it does not, -1 where all objects of the class are difficult.
+        For each class 1 if it is shown, 0 if not, -1 if all its objects are difficult.
 
     Raises:
-        ValueError: The file is absent or no such XML, or an object is of an unknown class.
+        ValueError: The file is missing or not in VOC's XML, or an object has an unknown class.
     """
     labels = dict.fromkeys(class_names, 0)
     try:

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2007 detection, or any tree in its layout with classes of its own."""
+"""PASCAL VOC 2007 detection, or any data set in its layout with classes of its own."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_lis
 
 
 class VOCDetection(DenseFolders):
-    """Boxes in VOC's XML. Trained on the lists `train` and `val`, of which `val` is held out, tested on
-    `test`.
+    """Boxes in VOC's XML: the list `train` for training, `val` held out, `test` for the reported figures.
 
-    The published protocol trains on all 5,011 pictures of both lists; `heldout` as a number comes close.
-    Without a list `val` a part of `train` is held out. A box that sticks out of its picture is cut off. A
-    file without objects is a picture without objects, which trains too.
+    The published protocol trains on all 5,011 pictures of `train` and `val`; a small `heldout` comes close.
+    Without a list `val`, a part of `train` is held out. Boxes are clipped to their picture. An annotation
+    without objects gives a picture without objects, which serves training too.
 
     Args:
-        dir: A folder with `JPEGImages`, `Annotations` and `ImageSets/Main`; None for VOC 2007 in the cache,
-            downloaded unless it is there.
+        dir: Folder with `JPEGImages`, `Annotations` and `ImageSets/Main`; None for VOC 2007 in the cache,
+            downloaded if it is missing.
         class_names: In label order; None for VOC's 20.
         **base: The keywords of `DenseFolders`.
 
     Raises:
-        ValueError: A value is out of range; in `setup` also: an annotation is absent or no such XML, a class
-            is unknown, a box lies outside of its picture.
+        ValueError: A value is out of range. In `setup`: an annotation is missing or not in VOC's XML, a class
+            is unknown, or a box lies outside its picture.
     """
 
     name = "voc_detection"
@@ -44,7 +43,7 @@ class VOCDetection(DenseFolders):
         self.dir = None if dir is None else Path(dir).expanduser()
 
     def fetch(self) -> None:
-        """Download VOC 2007 unless it is there, or look for the lists of one's own tree."""
+        """Download VOC 2007 if it is missing, and check that the lists exist."""
         folder = self._folder()
         for split in ("train", "test"):
             read_list(folder, "Main", split)
@@ -63,7 +62,7 @@ class VOCDetection(DenseFolders):
 
     def _split(self, split: str) -> tuple[list[Path], list[Boxes]]:
         folder = self._folder()
-        images = self.checked(folder, list_images(folder, read_list(folder, "Main", split)))
+        images = self.check_pictures(folder, list_images(folder, read_list(folder, "Main", split)))
         files = [folder / "Annotations" / f"{path.stem}.xml" for path in images]
         missing = [path for path in files if not path.is_file()]
         if missing:

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 segmentation: 20 classes and background, with the extra masks of SBD where they are."""
+"""PASCAL VOC 2012 segmentation: 20 classes and background, with the extra masks of SBD if given."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 from ssl_lightning.data._dense import DenseFolders
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.io.annotations import check_masks, matched
+from ssl_lightning.data.io.annotations import check_masks, match_by_stem
 from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
 
 
 class VOCSegmentation(DenseFolders):
-    """Trained on `train` (1,464 pictures), tested on `val` (1,449), whose labels are public, as is usual.
+    """Training on `train` (1,464 pictures), test on `val` (1,449), whose labels are public.
 
-    With SBD (Hariharan et al. 2011) training has every picture of it that is not in `val`, 10,582 in all;
-    VOC's own masks count where both have one. Held out is a part of the training pictures.
+    SBD (Hariharan et al. 2011) adds every picture of its own that is not in `val`: 10,582 training pictures
+    in all. If both have a mask, VOC's counts. A part of the training pictures is held out.
 
     Args:
-        dir: A folder with `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation`; None for VOC 2012
-            in the cache, downloaded unless it is there.
-        sbd_dir: SBD's folder `dataset` with `img` and `cls`; None for VOC alone.
+        dir: Folder with `JPEGImages`, `SegmentationClass` and `ImageSets/Segmentation`; None for VOC 2012
+            in the cache, downloaded if it is missing.
+        sbd_dir: SBD's folder `dataset` with `img` and `cls`; None for VOC only.
         **base: The keywords of `DenseFolders`.
 
     Raises:
-        ValueError: A value is out of range; in `setup` also: a picture has no mask, a mask has unknown ids or
+        ValueError: A value is out of range. In `setup`: a picture has no mask, or a mask has unknown ids or
             another size than its picture.
     """
 
@@ -37,30 +37,32 @@ class VOCSegmentation(DenseFolders):
         self.sbd_dir = None if sbd_dir is None else Path(sbd_dir).expanduser()
 
     def fetch(self) -> None:
-        """Download VOC 2012 unless it is there; look for the other folders."""
+        """Download VOC 2012 if it is missing, and check that the other folders exist."""
         if self.sbd_dir is not None and not (self.sbd_dir / "cls").is_dir():
             raise FileNotFoundError(
-                f"folder {self.sbd_dir / 'cls'} does not exist; data.sbd_dir must hold it"
+                f"folder {self.sbd_dir / 'cls'} does not exist; data.sbd_dir must contain it"
             )
         self._folder()
 
     def load(self) -> Pairing:
-        """Match the masks to the pictures, and read all of them once."""
+        """Match masks to pictures, and read every mask once."""
         train, train_masks = self._split("train")
         test, test_masks = self._split("val")
         if self.sbd_dir is not None:
             have = {path.stem for path in (*train, *test)}
             extra = sorted(path for path in (self.sbd_dir / "cls").glob("*.mat") if path.stem not in have)
             found = {path.stem: path for path in (self.sbd_dir / "img").glob("*.jpg")}
-            images = self.checked(self.sbd_dir, matched(extra, found, "picture", self.sbd_dir / "img"))
+            images = self.check_pictures(
+                self.sbd_dir, match_by_stem(extra, found, "picture", self.sbd_dir / "img")
+            )
             check_masks(images, extra, len(CLASSES) + 1, (), self.num_workers)
             train, train_masks = train + images, train_masks + extra
         return self.pair(train, train_masks, test, test_masks, ("background", *CLASSES), heldout=None)
 
     def _split(self, split: str) -> tuple[list[Path], list[Path]]:
         folder = self._folder()
-        images = self.checked(folder, list_images(folder, read_list(folder, "Segmentation", split)))
-        masks = matched(
+        images = self.check_pictures(folder, list_images(folder, read_list(folder, "Segmentation", split)))
+        masks = match_by_stem(
             images,
             {path.stem: path for path in (folder / "SegmentationClass").glob("*.png")},
             "mask",

@@ -1,1 +1,1 @@
-"""How steps run on hardware."""
+"""Trainer, optimizers, sharding, CUDA graphs and determinism: running steps on hardware."""

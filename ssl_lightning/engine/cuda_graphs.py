@@ -1,4 +1,4 @@
-"""CUDA graphs: the forward and backward passes of a step, recorded once and then launched as one."""
+"""CUDA graphs of training steps: forward and backward passes, recorded once and replayed."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WARM_UP = 3  # passes before recording, in which libraries choose their kernels and take their workspaces
-PRECISIONS = ("bf16-mixed", "32-true")  # in float16 the loss is scaled by a number that changes
+WARM_UP = 3  # passes before recording, while libraries choose kernels and allocate workspaces
+PRECISIONS = ("bf16-mixed", "32-true")  # float16 scales the loss by a changing number
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one recorded backward pass leaves.
+    """Outputs of one recorded backward pass.
 
     Args:
         loss: Name of the loss.
         names: Names of the scores, the loss among them.
-        gradients: Each parameter that got a gradient, and the tensor that the graph writes it to.
+        gradients: Each parameter with a gradient, and the tensor that the graph writes the gradient to.
     """
 
     loss: str
@@ -29,40 +29,41 @@ class Round:
 
 
 class StepGraph:
-    """`PretextTask.rounds` and the backward passes of a batch, without the time that launching kernels takes.
+    """Replay `PretextTask.rounds` and the backward passes of a batch without the cost of kernel launches.
 
-    A small network keeps a GPU busy for less time than Python takes to ask for it. The first batch is
-    recorded; it and all others, which are of its size, are replayed. What is computed is the same, corruption
-    included: each step's draws come from its own seed. Recording leaves no trace in batch-norm statistics.
+    For a small network, launching kernels from Python takes longer than running them. The first batch is
+    recorded; this batch and all later ones, which have equal size, are replayed. Results do not change,
+    including corruptions, since each step draws from its own seed. Recording does not change batch-norm
+    statistics.
 
-    The graph owns the memory of the gradients. A replay overwrites it, and `hand_over`, which stands where
-    the backward pass would, makes it the `.grad` of the parameters. Whoever sets `.grad` to None or to zeros
-    in between (Lightning before each validation, a callback) therefore does what it does without a graph.
+    The graph owns the memory of the gradients, and each replay overwrites it. `hand_over`, which replaces the
+    backward pass, sets it as the `.grad` of the parameters. Code that sets `.grad` to None or to zeros in
+    between (Lightning before each validation, a callback) therefore has the same effect as without a graph.
 
-    A replay reads the weights where they were when it was recorded: call `forget` before they move.
+    A replay reads the weights at their recorded addresses: call `forget` before they move.
 
     Args:
-        task: On a GPU; it says that it is `recordable`.
+        task: A task on a GPU whose `recordable` is true.
     """
 
     def __init__(self, task: Any) -> None:
         self.task = task
         self._graph: torch.cuda.CUDAGraph | None = None
         self._rounds: list[Round] = []
-        self._due: list[tuple[nn.Parameter, Tensor]] = []  # of the round that was yielded last
+        self._due: list[tuple[nn.Parameter, Tensor]] = []  # of the last yielded round
 
     def rounds(self, images: Tensor, labels: Tensor, seed: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Replay a batch, then yield as `PretextTask.rounds` does, scores without their graph.
+        """Replay a batch, then yield like `PretextTask.rounds`, with detached scores.
 
-        Whoever takes them calls `hand_over` before asking for the next.
+        The caller must call `hand_over` before it takes the next round.
 
         Args:
-            images: As `PretextTask.step` takes them, of the same size in every call.
+            images: Input of `PretextTask.step`, of the same size in every call.
             labels: Likewise.
-            seed: Of the stream from which the step draws.
+            seed: Seed of the step's random stream.
 
         Raises:
-            ValueError: The step does something that cannot be recorded.
+            ValueError: An operation of the step cannot be recorded.
         """
         if self._graph is None or self._learning != [p.requires_grad for p in self._parameters]:
             self._record(images, labels)
@@ -71,7 +72,7 @@ class StepGraph:
         self._labels.copy_(labels)
         self._stream.manual_seed(seed)
         for parameter in self._parameters:
-            parameter.grad = None  # or what a callback does to the last gradients would be done to these
+            parameter.grad = None  # else changes of a callback to the last gradients would persist
         self._graph.replay()
         values = iter(self._values.clone().unbind())
         for each in self._rounds:
@@ -79,7 +80,7 @@ class StepGraph:
             yield each.loss, {name: next(values) for name in each.names}
 
     def hand_over(self) -> None:
-        """Give the parameters the gradients of the round that was yielded last."""
+        """Set the gradients of the last yielded round as `.grad` of the parameters."""
         for parameter, gradient in self._due:
             parameter.grad = gradient
 
@@ -88,7 +89,7 @@ class StepGraph:
         self._graph = None
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
-        self._graph = None  # its memory is free for the next one
+        self._graph = None  # frees its memory for the next one
         self._images, self._labels = images.clone(), labels.clone()  # clones keep the memory format
         self._stream = torch.Generator(images.device)
         self._parameters = list(self.task.parameters())
@@ -101,11 +102,11 @@ class StepGraph:
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._stream)
-        # dropout draws from the global stream, in the first step as in all
+        # dropout draws from the global stream; recording must not advance it
         with torch.random.fork_rng([self._images.device]):
             self._warm_up()
             try:
-                # thread_local: other threads, which lock batches in memory, go on meanwhile
+                # thread_local: other threads keep pinning batches during the capture
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                     self._values = self._compute()
             except torch.OutOfMemoryError:
@@ -113,13 +114,13 @@ class StepGraph:
             except RuntimeError as error:
                 why = str(error).strip().partition("\n")[0]
                 raise ValueError(
-                    f"with cuda_graphs a step is recorded, and that of {type(self.task).__name__} cannot be "
-                    f"({why}); set it to false"
+                    f"cuda_graphs cannot record the step of {type(self.task).__name__} ({why}); "
+                    "set it to false"
                 ) from error
         return graph
 
     def _warm_up(self) -> None:
-        """Compute on a stream that is not the default one, as recording does."""
+        """Compute on a side stream, as recording does."""
         side, current = torch.cuda.Stream(), torch.cuda.current_stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -128,10 +129,10 @@ class StepGraph:
         current.wait_stream(side)
 
     def _compute(self) -> Tensor:
-        """The scores of the batch `(S,)`; the gradients are left to `_rounds`."""
+        """Return the scores of the batch `(S,)`, and store the gradients in `_rounds`."""
         self._rounds, self._due, values = [], [], []
         for loss, found in self.task.rounds(self._images, self._labels, self._stream):
-            self.task.zero_grad()  # to None, or they would be added up
+            self.task.zero_grad()  # to None, else gradients would accumulate
             with torch.autocast(self._images.device.type, enabled=False):  # as Lightning does
                 found[loss].backward()
             gradients = [(p, p.grad) for p in self._parameters if p.grad is not None]
@@ -149,18 +150,18 @@ def use_graphs(
     accumulated: int,
     recordable: bool,
 ) -> bool:
-    """Whether steps are to be recorded.
+    """Whether to record steps as CUDA graphs.
 
     Args:
-        wanted: `cuda_graphs` of the config: true, false, or auto for wherever it is possible.
-        device: Where is trained.
-        processes: Of the run.
+        wanted: `cuda_graphs` of the config: true, false, or auto to record if possible.
+        device: Device of the training.
+        processes: Number of processes of the run.
         precision: Lightning's name.
-        accumulated: Batches whose gradients make one step.
-        recordable: Whether the task says so of itself.
+        accumulated: Number of batches per optimizer step.
+        recordable: Whether the task declares its steps recordable.
 
     Raises:
-        ValueError: They are to be, and cannot be.
+        ValueError: `wanted` is true, but steps cannot be recorded.
     """
     if not wanted:
         return False
@@ -170,7 +171,7 @@ def use_graphs(
         (processes > 1, f"there are {processes} processes, and it takes one"),
         (precision not in PRECISIONS, f"trainer.precision is {precision}, and it takes {allowed}"),
         (accumulated > 1, f"trainer.accumulate_grad_batches is {accumulated}, and it takes 1"),
-        (not recordable, "the steps of this task are not said to be alike"),
+        (not recordable, "this task does not declare its steps recordable"),
     ]
     against = [reason for refused, reason in reasons if refused]
     if against and wanted != "auto":

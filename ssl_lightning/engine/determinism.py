@@ -1,4 +1,4 @@
-"""`deterministic=true`: the same command on the same machine computes the same bits."""
+"""Deterministic runs (`deterministic=true`): the same command on the same machine gives equal bits."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ import numpy as np
 import torch
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
-CUBLAS_ALLOWED = (":4096:8", ":16:8")  # with which cuBLAS adds up in one order
+CUBLAS_ALLOWED = (":4096:8", ":16:8")  # workspaces for which cuBLAS sums in a fixed order
 REFUSED = re.compile(r"(\w[\w.() ]*?) does not have a deterministic implementation")
 
 
 class NotDeterministicError(ValueError):
-    """An operation that gives other bits in every run, where the same ones were asked for."""
+    """An operation has no deterministic implementation, but the run asks for one."""
 
 
 @contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Compute deterministically, in this process and until the end; false leaves everything as it is.
+    """Compute deterministically in this process until the end of the context; do nothing if not wanted.
 
-    Kernels are the deterministic ones, none is chosen by timing, cuBLAS gets a workspace that makes it add up
-    in one order, and the global streams of Python and numpy are seeded (torch's is by every run, and what a
-    loader draws follows from epoch and image, in the loader's processes too). On a CPU this is so without it,
-    for the operations that are used here.
+    Torch uses deterministic kernels and does not choose kernels by timing. With the given workspace, cuBLAS
+    sums in a fixed order. The global streams of Python and numpy are seeded; every run seeds torch's, and the
+    draws of a loader follow from epoch and image, also in its processes. On a CPU the operations of this
+    project are deterministic without this switch.
 
-    To be entered before CUDA starts. Afterwards the switches of torch are as before.
+    Enter the context before CUDA starts. At the end, the switches of torch are restored.
 
     Args:
         wanted: `deterministic` of the config.
 
     Raises:
-        NotDeterministicError: On leaving: an operation has no deterministic implementation.
-        ValueError: The environment has a workspace for cuBLAS that does not do.
+        NotDeterministicError: An operation inside the context has no deterministic implementation.
+        ValueError: The environment sets a cuBLAS workspace that is not deterministic.
     """
     if not wanted:
         yield
@@ -48,7 +48,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
             f"{' and '.join(CUBLAS_ALLOWED)}: unset it"
         )
     random.seed(0)
-    np.random.seed(0)  # noqa: NPY002 the stream that libraries draw from
+    np.random.seed(0)  # noqa: NPY002 libraries draw from the global stream
     backend = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), backend.benchmark, backend.deterministic
     torch.use_deterministic_algorithms(True)

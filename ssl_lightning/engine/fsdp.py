@@ -16,16 +16,16 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 PRECISIONS = ("32-true", "bf16-mixed")
-SMALL = 2**16  # parameters: below it, one more collective costs more than the memory that it saves
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # their parts are called one by one
+SMALL = 2**16  # parameters; gathering a smaller block on its own costs more than the memory it saves
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # modules whose parts may be called one by one
 
 
 class FullySharded(ModelParallelStrategy):
     """Shard weights, gradients and optimizer state over all processes of the run (Zhao et al. 2023).
 
     Each network gathers its own weights for a forward and a backward pass, block by block, and frees them
-    afterwards. Autocast converts to bfloat16, not FSDP's own mixed precision, so that a step computes what a
-    step of DDP does. Checkpoints are equal to DDP's in names and shapes: a run may resume with either.
+    afterwards. Autocast converts to bfloat16 instead of FSDP's own mixed precision, so that steps equal
+    those under DDP. Checkpoints equal DDP's in names and shapes: a run may resume with either strategy.
 
     Args:
         processes: Number of processes of the run.
@@ -45,9 +45,9 @@ class FullySharded(ModelParallelStrategy):
         """
         if self._outline is not None:
             return
-        cast(Any, task)._device_mesh = None  # Lightning's, which no copy should hold
+        cast(Any, task)._device_mesh = None  # set by Lightning; a copy must not hold it
         self._outline = copy.deepcopy(task).cpu()
-        task.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other; the images stay channels-last
+        task.to(memory_format=torch.contiguous_format)  # the only format of FSDP2; images stay channels-last
         mesh = self.device_mesh["data_parallel"]
         for network in task.children():
             if any(p.requires_grad for p in network.parameters()):
@@ -58,10 +58,10 @@ class FullySharded(ModelParallelStrategy):
         if left:
             raise ValueError(
                 f"{left[0]} of {type(task).__name__} is a parameter of the task and of none of its "
-                "networks, which trainer.strategy=fsdp shards; use trainer.strategy=ddp"
+                "networks, but trainer.strategy=fsdp shards networks only; use trainer.strategy=ddp"
             )
 
-    def whole(self) -> pl.LightningModule:
+    def unsharded(self) -> pl.LightningModule:
         """Return an unsharded copy of the task on the device. Every process must call this."""
         assert self._outline is not None
         assert self.lightning_module is not None
@@ -70,8 +70,8 @@ class FullySharded(ModelParallelStrategy):
         task.load_state_dict(get_model_state_dict(self.lightning_module, options=full))
         return task.train(self.lightning_module.training)
 
-    # Lightning saves full tensors, but its loading fails where an optimizer has no state for a parameter (SGD
-    # without momentum, a parameter without a gradient so far), and takes over `fused` from a run by DDP.
+    # Lightning saves full tensors. Its loading fails if an optimizer has no state for a parameter (SGD
+    # without momentum, a parameter without a gradient so far), and it keeps `fused` from a DDP checkpoint.
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -100,28 +100,28 @@ class FullySharded(ModelParallelStrategy):
 
 
 def check_sharded(*, sync_batchnorm: bool, compiled: bool) -> None:
-    """Refuse options that sharded weights do not support.
+    """Raise on options that sharded weights do not support.
 
     Raises:
-        ValueError: One is set.
+        ValueError: The message names the option.
     """
     if not sync_batchnorm:
         raise ValueError(
             "trainer.sync_batchnorm is false; trainer.strategy=fsdp needs true, or each process would keep "
-            "batch-norm statistics of its own"
+            "its own batch-norm statistics"
         )
     if compiled:
-        raise ValueError("compile is true, which trainer.strategy=fsdp does not do; leave it false")
+        raise ValueError("compile is true, which trainer.strategy=fsdp does not support; leave it false")
 
 
 def is_sharded(trainer: pl.Trainer) -> bool:
-    """Whether the weights are sharded, so that all processes must read them together."""
+    """Whether the weights are sharded; then all processes must read them together."""
     return isinstance(trainer.strategy, FullySharded)
 
 
-def whole_task(trainer: pl.Trainer, task: Any) -> Any:
+def unsharded_task(trainer: pl.Trainer, task: Any) -> Any:
     """Return the task, or an unsharded copy if it is sharded. Every process must call this."""
-    return trainer.strategy.whole() if isinstance(trainer.strategy, FullySharded) else task
+    return trainer.strategy.unsharded() if isinstance(trainer.strategy, FullySharded) else task
 
 
 def broadcast_flag(flag: bool) -> bool:
@@ -139,7 +139,7 @@ def local_parts(tensors: list[Tensor]) -> list[Tensor]:
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
-    """L2 norm of all values. Every process must call this if they are sharded."""
+    """Return the L2 norm of all values. If the tensors are sharded, every process must call this."""
     norm = torch.nn.utils.get_total_norm(tensors)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -154,7 +154,7 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
 
 
 def sharded_like(own: Any, value: Any) -> Any:
-    """Shard a full tensor as `own` is sharded, if their shapes are equal; return other values unchanged."""
+    """Shard a full tensor like `own` if their shapes are equal; return other values unchanged."""
     if not isinstance(own, DTensor) or not isinstance(value, Tensor) or value.shape != own.shape:
         return value
     return distribute_tensor(value.to(own.device).contiguous(), own.device_mesh, own.placements)

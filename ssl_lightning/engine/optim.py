@@ -1,8 +1,8 @@
-"""Learning-rate schedules, counted in optimizer steps: `conf/scheduler` names them.
+"""Learning-rate schedules of `conf/scheduler`, and checks of optimizers.
 
-Each takes the optimizer and the total number of steps, and returns a scheduler that is stepped once
-per optimizer step. Milestones and warm-up are fractions of the run, so that a shorter run keeps the
-shape of its schedule.
+Each schedule takes the optimizer and the total number of optimizer steps. It returns a scheduler, which is
+stepped once per optimizer step. Milestones and warm-up are fractions of the run, so that a shorter run keeps
+the shape of its schedule.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 
 class _OneCycle(OneCycleLR):
-    """Resumes at its step, but keeps its own length: a run may be resumed with more epochs."""
+    """One-cycle schedule that keeps its length on resume, since a run may resume with more epochs."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({key: state_dict[key] for key in ("last_epoch", "_step_count", "_last_lr")})
@@ -26,26 +26,26 @@ class _OneCycle(OneCycleLR):
 def check_optimizer(
     make_optimizer: Callable[[Any], Optimizer], make_scheduler: Callable[[Optimizer, int], LRScheduler]
 ) -> None:
-    """Refuse settings that an optimizer or its schedule would refuse once the training begins.
+    """Raise early on settings that an optimizer or its schedule would refuse when training starts.
 
     Raises:
-        ValueError: Says which.
+        ValueError: The message names the setting.
     """
     try:
         optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"optimizer: {error}") from error
     momentum = optimizer.defaults.get("momentum", 0)
-    if momentum >= 1:  # which torch lets pass
+    if momentum >= 1:  # torch does not check this
         raise ValueError(f"optimizer.momentum is {momentum}; allowed is 0 to below 1")
     make_scheduler(optimizer, 100)
 
 
 def use_fused_kernels(optimizer: Optimizer) -> None:
-    """Have an optimizer update all weights in one kernel, if its kind has one and nothing else was chosen.
+    """Update all weights in one kernel, if the optimizer has one and no other implementation is chosen.
 
-    SGD of a small network takes a third of the time. Not by the constructor: Lightning does not clip the
-    gradients of an optimizer made so, which may also undo the scaling of float16 itself.
+    SGD of a small network then takes a third of the time. The constructor's `fused=True` is not used, since
+    Lightning would not clip the gradients: such an optimizer may itself undo the loss scaling of float16.
     """
     for group in optimizer.param_groups:
         chosen = group.get("foreach") or group.get("differentiable")
@@ -62,7 +62,7 @@ def one_cycle(
     """
     _check_fraction("warmup", warmup)
     if div_factor < 1:
-        raise ValueError(f"scheduler.div_factor is {div_factor}; the peak over the first rate is 1 or more")
+        raise ValueError(f"scheduler.div_factor is {div_factor}; it must be 1 or more")
     peak = [group["lr"] for group in optimizer.param_groups]
     return _OneCycle(optimizer, peak, total_steps=total_steps, pct_start=float(warmup), div_factor=div_factor)
 

@@ -1,4 +1,4 @@
-"""Batch norm over all processes, on GPUs and CPUs: the result does not depend on their number."""
+"""Batch norm over all processes, on GPUs and CPUs; results do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 def synchronise_batch_norm(module: nn.Module, *, on_gpu: bool) -> nn.Module:
     """Make every batch norm of a module use the statistics of all processes; the weights keep their names.
 
-    GPUs get torch's SyncBatchNorm through timm's converter, which keeps the activation inside timm's norms
-    (torch's own converter drops it). torch has no such layer for the CPU, which gets the one below.
+    On GPUs, timm's converter inserts torch's SyncBatchNorm and keeps the activation inside timm's norms;
+    torch's own converter drops it. Torch has no such layer for the CPU, so the CPU uses the layer below.
 
     Args:
-        module: Changed in place on the CPU.
-        on_gpu: Whether its weights will be on a GPU.
+        module: Module to change, in place on the CPU.
+        on_gpu: Whether the weights will be on a GPU.
 
     Raises:
-        ValueError: On the CPU, a batch norm of an unknown class.
+        ValueError: On the CPU, a batch norm has an unknown class.
     """
     if on_gpu:
         return convert_sync_batchnorm(module)
@@ -37,12 +37,12 @@ def synchronise_batch_norm(module: nn.Module, *, on_gpu: bool) -> nn.Module:
                     "on the CPU; use trainer.devices=1, or trainer.sync_batchnorm=false"
                 )
             kind: Any = type(part)
-            part.__class__ = _synchronised(kind)  # in place: optimizers and lists may hold it
+            part.__class__ = _synchronised(kind)  # in place, since optimizers and lists may hold the module
     return module
 
 
 class _SharedStatistics:
-    """In training, normalise by the mean and variance over all processes; shards must be of equal size."""
+    """Normalise by the mean and variance over all processes in training; batches must have equal size."""
 
     def forward(self, x: Tensor) -> Tensor:
         norm = cast(Any, self)
@@ -54,18 +54,18 @@ class _SharedStatistics:
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch norm by torch's own kernels for the CPU, given the statistics of all processes.
+    """Batch norm by torch's CPU kernels with the statistics of all processes.
 
-    Written out in tensor operations it took half of the training step of a small network: nothing is
-    fused, and bfloat16 is converted to float32 and back.
+    A version in tensor operations took half of the training step of a small network, since it fuses nothing
+    and converts bfloat16 to float32 and back.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y like x, and mean and (biased) variance over all processes, (C,) float32."""
-        # unused running statistics: without them, the statistics of a bfloat16 x would be bfloat16
+        """Return y, shaped like x, and mean and (biased) variance over all processes, (C,) float32."""
+        # unused running statistics; without them, the statistics of a bfloat16 x would be bfloat16
         scratch = x.new_zeros(2, x.shape[1], dtype=torch.float32)
         own = torch.stack(torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0))  # (2, C)
         shares = own.new_empty(dist.get_world_size(), *own.shape)  # (processes, 2, C)
@@ -81,7 +81,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         """With x' the normalised x: dx = scale (dy - mean(dy) - x' mean(dy x')), means over all processes."""
         (dy, *_), (x, weight, mean, variance) = grads, ctx.saved_tensors
-        # torch's backward pass of evaluation mode gives the sums of dy x' and dy over this process
+        # torch's backward pass in evaluation mode gives the sums of dy x' and dy over this process
         _, by_weight, by_bias = torch.ops.aten.native_batch_norm_backward(
             dy, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
@@ -92,7 +92,7 @@ class _Normalise(torch.autograd.Function):
         slope, shift = -scale * sums * (x.shape[1] / (x.numel() * dist.get_world_size()))
         # dx = scale dy + slope x + shift, in two passes
         slope = (slope * inverse).to(x.dtype)
-        shift = shift - slope * mean  # of the rounded slope, so that the mean of x stays out of dx
+        shift = shift - slope * mean  # with the rounded slope, so that the mean of x cancels in dx
         zero, one = torch.zeros_like(mean), torch.full_like(mean, 1 - ctx.eps)
         dx = F.batch_norm(dy, zero, one, scale, shift, False, 0.0, ctx.eps)
         dx.addcmul_(x, slope.view(-1, *[1] * (x.ndim - 2)))
@@ -105,7 +105,7 @@ def _synchronised(kind: Any) -> Any:
 
 
 def _update_running(norm: Any, mean: Tensor, variance: Tensor, local: int) -> None:
-    """As torch does, with the unbiased variance of all samples."""
+    """Update running statistics like torch, with the unbiased variance over all processes."""
     if not norm.track_running_stats:
         return
     norm.num_batches_tracked += 1

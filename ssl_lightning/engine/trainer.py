@@ -1,4 +1,4 @@
-"""Choices that follow from the machine: precision, devices, and the Trainer built from them."""
+"""Trainer of one rank: precision, devices and strategy for the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ssl_lightning.artifacts.run_folder import PARENT_PIPE
 from ssl_lightning.engine.fsdp import PRECISIONS, FullySharded
 
 T = TypeVar("T")
-FSDP = "fsdp"  # trainer.strategy; ours, not the one that Lightning knows by this name
+FSDP = "fsdp"  # trainer.strategy: `engine.fsdp`, not Lightning's strategy of this name
 
 
 def make_trainer(
@@ -39,20 +39,20 @@ def make_trainer(
     """Build the Trainer of one rank process.
 
     Args:
-        accelerator: "auto", "cpu", "gpu", or any of Lightning's.
-        devices: Processes on this machine; the launcher has checked that there are as many GPUs. "auto" and
-            -1 take as many as it started.
-        num_nodes: Machines.
+        accelerator: "auto", "cpu", "gpu", or another name of Lightning's.
+        devices: Processes on this machine; the launcher has checked the number of GPUs. "auto" and -1 mean
+            the number of processes that it started.
+        num_nodes: Number of machines.
         strategy: "fsdp", or Lightning's name; "auto" is DDP for several processes.
-        precision: Lightning's name, or "auto": see `choose_precision`.
-        find_unused_parameters: Whether a backward pass may leave some parameters out, as each of several
-            networks that are trained by turns does; several processes must know.
-        callbacks: What watches the run.
-        logger: Where figures go.
+        precision: Lightning's name, or "auto"; see `choose_precision`.
+        find_unused_parameters: Whether a backward pass may skip parameters, as when several networks train in
+            turns; DDP must know.
+        callbacks: Callbacks of the run.
+        logger: Loggers of the run.
         **options: Further keywords of `pytorch_lightning.Trainer`.
 
     Raises:
-        ValueError: "fsdp" cannot do what is asked for.
+        ValueError: "fsdp" does not support the precision or the kind of training.
     """
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if devices in ("auto", -1):
@@ -66,7 +66,7 @@ def make_trainer(
         chosen = sharded(processes, precision, several=find_unused_parameters)
     watching = list(callbacks)
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if PARENT_PIPE in os.environ:  # or Lightning would take the numbers of a SLURM job around us for ours
+    if PARENT_PIPE in os.environ:  # else Lightning would use the ranks of a surrounding SLURM job
         plugins.append(LightningEnvironment())
     return pl.Trainer(
         accelerator=accelerator,
@@ -78,7 +78,7 @@ def make_trainer(
         callbacks=watching,
         logger=list(logger),
         num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # our loaders cut every batch by rank themselves
+        use_distributed_sampler=False,  # our loaders split every batch by rank
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(c, Checkpoint) for c in watching),
         **options,
@@ -86,15 +86,15 @@ def make_trainer(
 
 
 def sharded(processes: int, precision: str, *, several: bool) -> Strategy:
-    """The strategy of `trainer=fsdp`.
+    """Build the strategy of `trainer=fsdp`.
 
     Args:
-        processes: Of the run.
+        processes: Number of processes of the run.
         precision: Lightning's name.
-        several: Whether several networks are trained by turns.
+        several: Whether several networks train in turns.
 
     Raises:
-        ValueError: It cannot do that.
+        ValueError: FSDP does not support `several` or the precision.
     """
     if several:
         raise ValueError(
@@ -109,18 +109,18 @@ def sharded(processes: int, precision: str, *, several: bool) -> Strategy:
 
 
 def join_processes() -> None:
-    """Join the other ranks of this run, before Lightning would: the probes need them too."""
+    """Join the process group of this run before Lightning does, since the probes need it too."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return
     on_gpu = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # both, each for its kind of tensor: trainer=cpu must work on a machine with GPUs
+    # a backend per device type, since trainer=cpu must work on a machine with GPUs
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
 
 
 def of_first_process(read: Callable[[], T]) -> T:
-    """Wait for all processes of the run, and return what the first of them reads, plain values."""
+    """Call `read` on rank 0 and broadcast its plain result to all processes of the run."""
     join_processes()
     found: list[Any] = [read() if int(os.environ.get("RANK", 0)) == 0 else None]
     if dist.is_initialized():
@@ -129,9 +129,10 @@ def of_first_process(read: Callable[[], T]) -> T:
 
 
 def choose_precision(on_gpu: bool, named: str = "auto") -> str:
-    """The one named; for auto bf16-mixed where the hardware computes in bfloat16, else 32-true.
+    """Return the named precision; for auto, bf16-mixed if the hardware computes in bfloat16.
 
-    A CPU without bfloat16 instructions (AMX or AVX-512 BF16) emulates them, many times slower than fp32.
+    Else auto is 16-mixed on a GPU and 32-true on a CPU. A CPU without bfloat16 instructions (AMX or AVX-512
+    BF16) emulates them, many times slower than fp32.
     """
     if named != "auto":
         return named
@@ -141,7 +142,7 @@ def choose_precision(on_gpu: bool, named: str = "auto") -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    # x86: the flags of Linux name the instructions; torch has no public question for them
+    # Linux lists the instructions of x86 as flags; torch has no public query for them
     try:
         with open("/proc/cpuinfo") as file:
             flags = next((line for line in file if line.startswith(("flags", "Features"))), "").split()
@@ -151,12 +152,12 @@ def _cpu_has_bf16() -> bool:
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
-    """The memory format of weights and images."""
+    """Return the memory format of weights and images."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def peak_memory_gb() -> dict[str, float]:
-    """Highest memory held by this process so far, in GB: on the host, and on the GPU if there is one."""
+    """Return the peak memory of this process in GB, on the host and on the GPU if there is one."""
     peak = {"host": _peak_resident() / 1e9}
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated() / 1e9
@@ -164,10 +165,10 @@ def peak_memory_gb() -> dict[str, float]:
 
 
 def _peak_resident() -> int:
-    try:  # not ru_maxrss: on Linux a process has that of its parent, from before it was another program
+    try:  # not ru_maxrss: on Linux it includes the parent's peak from before exec
         with open("/proc/self/status") as file:
             kib = next(line.split()[1] for line in file if line.startswith("VmHWM:"))
         return int(kib) * 1024
     except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there, in KiB elsewhere
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

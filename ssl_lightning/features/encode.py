@@ -1,4 +1,4 @@
-"""One pass of a frozen backbone over the labelled splits; every probe works on what it leaves."""
+"""Encode the labelled splits once with a frozen backbone; all feature probes share the result."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Features:
     """Pooled stage maps of one backbone on the labelled splits, encoded once.
 
     Args:
-        labels: For each split `(N,)` int64, in the order of its loader; `(N, K)` of 1, 0 and -1 (ignored)
-            where an image may be of several classes.
+        labels: For each split `(N,)` int64, in the order of its loader. For multi-label data `(N, K)` with
+            1, 0 and -1 (ignored).
         stages: Names of the stages, shallow to deep: stage1, stage2, ...
-        grids: For each stage and requested pool size g the cells (rows, columns) it was pooled to: g x g,
-            or fewer where the map itself has fewer (adaptive pooling would only repeat its values).
+        grids: For each stage and requested pool size g, the pooled grid (rows, columns). It is g x g, or
+            smaller if the map has fewer cells: adaptive pooling would only repeat values.
         pooled: For each split, stage and grid `(N, channels * rows * columns)` float32.
-        encode_s: Seconds that the pass took.
-        images_per_s: Images of all splits over these seconds, of all processes together.
+        encode_s: Duration of the pass in seconds.
+        images_per_s: Throughput over all splits and all processes.
     """
 
     labels: dict[str, Tensor]
@@ -40,11 +40,11 @@ class Features:
     images_per_s: float
 
     def get(self, split: str, stage: str, pool: int) -> Tensor:
-        """Features `(N, D)` of one stage, pooled to at most `pool` x `pool` cells."""
+        """Return the features `(N, D)` of one stage, pooled to at most `pool` x `pool` cells."""
         return self.pooled[split][stage, self.grids[stage, pool]]
 
     def dims(self, stage: str, pool: int) -> int:
-        """Number of features D of one stage, so pooled."""
+        """Return the number of features D of one stage at this pool size."""
         return next(iter(self.pooled.values()))[stage, self.grids[stage, pool]].shape[1]
 
 
@@ -57,23 +57,22 @@ def encode(
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | str = "cpu",
 ) -> Features:
-    """Encode every image of every split once, in eval mode; the modes of the backbone are restored.
+    """Encode every image of every split once, in eval mode, then restore the modes of the backbone.
 
-    With several processes each encodes what its own loader yields, the contiguous slice that
-    `torch.tensor_split` gives it of every global batch, and each ends up with all features in the
-    original order.
+    With several processes, each encodes its slice of every global batch. The slices are contiguous, as
+    `torch.tensor_split` cuts them. Each process ends up with all features in the original order.
 
     Args:
-        backbone: Maps what `probe_input` returns to the list of stage maps, shallow to deep.
-        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbone takes; or into several inputs
-            for each, `(B, V, C, h, w)`, whose stage maps are averaged.
+        backbone: Maps the output of `probe_input` to the list of stage maps, shallow to deep.
+        probe_input: Maps floats in [0, 1], `(B, C, H, W)`, to the backbone's input. It may return several
+            inputs for each image, `(B, V, C, h, w)`; their stage maps are averaged.
         loaders: For each split an iterable of `(images, labels)`.
         pools: Pool sizes that the probes need.
-        precision: Makes the context that the forward pass runs in, such as autocast.
-        device: Where the backbone is; the features stay there.
+        precision: Creates the context of the forward pass, such as autocast.
+        device: Device of the backbone; the features stay there.
 
     Raises:
-        ValueError: A split is empty, or features are not finite, as those of a backbone that diverged.
+        ValueError: A split is empty, or features are not finite because the backbone diverged.
     """
     began = time.perf_counter()
     sizes = sorted(set(pools))
@@ -86,7 +85,7 @@ def encode(
             label_parts: list[Tensor] = []
             for images, batch_labels in loader:
                 label_parts.append(batch_labels.to(device, torch.int64, non_blocking=True))
-                if not len(images):  # fewer images than processes: this one has none of the last batch
+                if not len(images):  # the last batch may have fewer images than there are processes
                     continue
                 with precision():
                     x = images.to(device, non_blocking=True).float().div_(255)
@@ -102,11 +101,13 @@ def encode(
                 raise ValueError(f"the downstream split {split!r} has no images for this process")
             counts = [len(part) for part in label_parts]
             labels[split] = gather_batches(torch.cat(label_parts), counts)
-            # one at a time, so that no second copy of all features is ever held
+            # one at a time, to avoid a second copy of all features in memory
             pooled[split] = {key: gather_batches(torch.cat(parts.pop(key)), counts) for key in list(parts)}
     for split, tensors in pooled.items():
         for (stage, _), values in tensors.items():
-            if not torch.stack(values.aminmax()).isfinite().all():  # a tenth of the time of asking each
+            if (
+                not torch.stack(values.aminmax()).isfinite().all()
+            ):  # ten times faster than testing each element
                 raise ValueError(f"features of {stage} on {split} are not finite; did the training diverge?")
     seconds = time.perf_counter() - began  # the check above waited for the device
     stages = tuple(dict.fromkeys(stage for stage, _ in grids))
@@ -115,26 +116,26 @@ def encode(
 
 
 def class_labels(loader: Loader) -> Loader:
-    """Yield the images of a loader with one label each, `(B,)` int64; -1 where they have none or several."""
+    """Yield the images of a loader with one label each, `(B,)` int64; -1 without a single label."""
     for images, labels, *_ in loader:
         one_each = isinstance(labels, Tensor) and labels.ndim == 1
         yield images, labels if one_each else torch.full((len(images),), -1)
 
 
-def stage_maps(backbone: nn.Module, fed: Tensor) -> list[Tensor]:
+def stage_maps(backbone: nn.Module, inputs: Tensor) -> list[Tensor]:
     """Run a backbone on `(B, C, H, W)`, or on several inputs for each image, `(B, V, C, h, w)`.
 
     Returns:
-        Stage maps `(B, C_i, H_i, W_i)`, shallow to deep; of several inputs the mean, in float32.
+        Stage maps `(B, C_i, H_i, W_i)`, shallow to deep. Several inputs give their mean in float32.
     """
-    if fed.ndim == 4:
-        return backbone(fed)
-    return [maps.float().unflatten(0, fed.shape[:2]).mean(1) for maps in backbone(fed.flatten(0, 1))]
+    if inputs.ndim == 4:
+        return backbone(inputs)
+    return [maps.float().unflatten(0, inputs.shape[:2]).mean(1) for maps in backbone(inputs.flatten(0, 1))]
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Any:
-    """Hold a module in eval mode; afterwards each part of it is in the mode it was in."""
+    """Hold a module in eval mode, then restore the previous mode of each submodule."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -146,7 +147,7 @@ def evaluating(module: nn.Module) -> Any:
 
 @contextmanager
 def not_compiled(module: nn.Module) -> Any:
-    """Run a module as it is written: a pass is over before it is compiled for the size of its batches."""
+    """Run a module in eager mode: a pass takes less time than compiling for its batch size."""
     if all(part._compiled_call_impl is None for part in module.modules()):
         yield
         return
@@ -155,14 +156,14 @@ def not_compiled(module: nn.Module) -> Any:
 
 
 def gather_batches(local: Tensor, counts: Sequence[int]) -> Tensor:
-    """Put together what all processes hold of a split, in the order of the whole batches.
+    """Gather the rows of all processes in the order of the global batches.
 
     Args:
         local: `(n, ...)` rows of this process, batch after batch.
-        counts: Rows of each of these batches; empty last ones may be left out.
+        counts: Rows of each of these batches; empty batches at the end may be omitted.
 
     Returns:
-        `(N, ...)` on every process; `local` itself where there is only one.
+        `(N, ...)` on every process; `local` itself with one process.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return local
@@ -177,11 +178,11 @@ def gather_batches(local: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def global_order(counts: Sequence[Sequence[int]], stride: int) -> Tensor:
-    """Where the rows of the whole batches lie in the padded parts of all processes.
+    """Return the positions of the rows of the global batches in the padded parts of all processes.
 
     Args:
-        counts: For each process the rows that it has of each batch.
-        stride: Rows that each process takes up, padding included.
+        counts: For each process, its number of rows in each batch.
+        stride: Rows of each process including padding.
 
     Returns:
         `(N,)` int64 index: batch after batch, within a batch process after process.
@@ -192,5 +193,5 @@ def global_order(counts: Sequence[Sequence[int]], stride: int) -> Tensor:
     batches = max(len(c) for c in counts)
     table = torch.tensor([[*c, *[0] * (batches - len(c))] for c in counts])  # (processes, batches)
     starts = table.cumsum(1) - table + stride * torch.arange(len(table))[:, None]
-    rows, begin = table.T.flatten(), starts.T.flatten()  # in the order wanted
+    rows, begin = table.T.flatten(), starts.T.flatten()  # in the output order
     return torch.arange(int(rows.sum())) + (begin - (rows.cumsum(0) - rows)).repeat_interleave(rows)

@@ -1,4 +1,4 @@
-"""How a backbone is made ready to be probed: what it is fed, and the statistics of its batch norms."""
+"""Prepare a backbone for the probes: choose its input and its batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INPUTS = ("image", "views")
 
 
 class ProbedTask(Protocol):
-    """What a pretext task tells about its backbones (`ssl_lightning.tasks.base.PretextTask`)."""
+    """Interface of a pretext task that the probes need (`ssl_lightning.tasks.base.PretextTask`)."""
 
     recalibrate: bool
 
@@ -31,17 +31,17 @@ class ProbedTask(Protocol):
 
 @dataclass(frozen=True)
 class Preparation:
-    """What happens to every backbone before it is encoded, trained or not: `encoding` of the config.
+    """Prepare every backbone for encoding, trained or not: the key `encoding` of the config.
 
     Args:
-        batch_norm: "trained" leaves the statistics as they are, "recalibrated" takes them from whole
-            unlabelled images; None: recalibrated where the task says that its backbone never saw any.
-        images: Unlabelled pretraining images that they are taken from, fewer where there are fewer.
-        input: "image" feeds whole images; "views" the several inputs that a task on tiles makes of each,
-            whose stage maps are averaged (Kolesnikov et al. 2019, sec. 3.2).
+        batch_norm: "trained" keeps the running statistics, "recalibrated" takes them from full unlabelled
+            images. None recalibrates if the backbone of the task never saw full images.
+        images: Number of unlabelled pretraining images for the statistics; all if there are fewer.
+        input: "image" encodes full images. "views" encodes the several inputs that a task on tiles cuts
+            from each image, and averages their stage maps (Kolesnikov et al. 2019, sec. 3.2).
 
     Raises:
-        ValueError: A value is none of these.
+        ValueError: A value is not allowed.
     """
 
     batch_norm: str | None = None
@@ -59,11 +59,11 @@ class Preparation:
             raise ValueError(f"encoding.input is {self.input!r}; allowed are {', '.join(INPUTS)}")
 
     def feed(self, task: ProbedTask) -> Callable[[Tensor], Tensor]:
-        """Return what turns plain images, floats in [0, 1], into the input of the backbones."""
+        """Return the function that maps plain images, floats in [0, 1], to the input of the backbones."""
         return task.probe_views if self.input == "views" else task.probe_input
 
     def recalibrates(self, task: ProbedTask) -> bool:
-        """Whether the backbones of this task get new statistics; on tiles those of training fit."""
+        """Whether the backbones get new statistics; for tiles the trained ones fit."""
         if self.batch_norm is None:
             return task.recalibrate and self.input == "image"
         return self.batch_norm == RECALIBRATED
@@ -75,12 +75,12 @@ class Preparation:
         *,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, nn.Module]:
-        """Return the branches of a task as they are to be encoded, by name.
+        """Return the branches of a task, prepared for encoding, by name.
 
         Args:
             task: On the device where it computes.
-            sample: Returns at most n of the unlabelled images, `(n, C, H, W)` uint8, always the same.
-            precision: Makes the context that a forward pass runs in.
+            sample: Returns at most n unlabelled images, `(n, C, H, W)` uint8, the same ones in every call.
+            precision: Creates the context of a forward pass.
         """
         if not self.recalibrates(task):
             return task.branches()
@@ -91,10 +91,15 @@ class Preparation:
         }
 
     def protocol(self, task: ProbedTask, available: int) -> dict[str, str]:
-        """Say it, for the protocol of every figure; `available` is the number of unlabelled images."""
+        """Describe the preparation for the protocol of every result.
+
+        Args:
+            task: The task of the backbones.
+            available: Number of unlabelled images.
+        """
         used = min(self.images, available)
-        what = f"{RECALIBRATED} on {used} unlabelled images" if self.recalibrates(task) else TRAINED
-        return {"input": self.input, "batch_norm": what}
+        statistics = f"{RECALIBRATED} on {used} unlabelled images" if self.recalibrates(task) else TRAINED
+        return {"input": self.input, "batch_norm": statistics}
 
 
 def recalibrated(
@@ -106,21 +111,21 @@ def recalibrated(
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """Copy a backbone and replace the running statistics of its batch norms; no weight changes.
+    """Copy a backbone and replace the running statistics of its batch norms; the weights stay.
 
-    A backbone that was trained on tiles normalises whole images by the statistics of tiles, which costs its
-    features much of what they know. The new ones are the mean over batches of plain images.
+    A backbone trained on tiles normalises full images by the statistics of tiles, which costs its features
+    much of their accuracy. The new statistics are the mean over batches of plain images.
 
     Args:
-        backbone: Maps what `probe_input` returns to the list of stage maps.
-        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbone takes.
+        backbone: Maps the output of `probe_input` to the list of stage maps.
+        probe_input: Maps floats in [0, 1], `(B, C, H, W)`, to the backbone's input.
         images: `(N, C, H, W)` uint8, without labels.
-        batch_size: Images of a forward pass at most; all passes are of the same size, give or take one.
-        precision: Makes the context that the forward pass runs in.
-        device: Where the backbone is.
+        batch_size: Maximum number of images in a forward pass; batch sizes differ by at most one.
+        precision: Creates the context of the forward pass.
+        device: Device of the backbone.
 
     Returns:
-        The copy, in eval mode; a backbone without running statistics is copied as it is.
+        The copy, in eval mode. A backbone without running statistics is copied unchanged.
     """
     backbone = copy.deepcopy(backbone)
     norms = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -131,13 +136,13 @@ def recalibrated(
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over all batches
+        norm.momentum = None  # cumulative mean over all batches
     with evaluating(backbone), torch.no_grad(), precision():
         for norm in norms:
             norm.train()
         for batch in images.tensor_split(-(-len(images) // batch_size)):
-            fed = probe_input(batch.to(device, non_blocking=True).float().div_(255))
-            backbone(fed.flatten(0, 1) if fed.ndim == 5 else fed)
+            inputs = probe_input(batch.to(device, non_blocking=True).float().div_(255))
+            backbone(inputs.flatten(0, 1) if inputs.ndim == 5 else inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return backbone

@@ -1,1 +1,1 @@
-"""The process of a command: it starts, watches and ends the ranks; imports no torch."""
+"""Commands and their process, which starts, watches and ends the ranks; imports no torch."""

@@ -1,6 +1,6 @@
-"""The shortcut audit: a task with all its guards against shortcuts, and without each of them in turn.
+"""Shortcut audit: a task with all its guards against shortcuts, then without each guard in turn.
 
-Every run is a plain `python train.py` in a process of its own, so that a row can be repeated by hand.
+Every run is a plain `python train.py` in a separate process, so that a user can repeat a row by hand.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 PLAN_NAME = "audit.json"
-OWN = "audit."  # what the keys of the audit itself begin with
-SET = tuple(key.name for key in KEYS if key.audit_sets)  # for each row
-INSTEAD = {key.name: key.audit_use for key in KEYS if key.audit_use}  # of keys that are refused
+OWN = "audit."  # prefix of the audit's own keys
+SET = tuple(key.name for key in KEYS if key.audit_sets)  # keys that the audit sets for each row
+INSTEAD = {key.name: key.audit_use for key in KEYS if key.audit_use}  # refused keys and their replacements
 
 
 def run_audit(cfg: DictConfig) -> list[Row]:
-    """Run what is not finished yet of an audit; print its table, and leave it in the folder.
+    """Run the unfinished rows of an audit, then print its table and write it to the folder.
 
     Raises:
-        RunError: An override makes no sense here, the task has no such guard, the folder holds another audit,
-            or a run failed.
+        RunError: An audit refuses an override, the task lacks a guard, the folder holds another audit, or a
+            run failed.
     """
     overrides = list(HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
@@ -61,14 +61,14 @@ def run_audit(cfg: DictConfig) -> list[Row]:
 
 
 def guards_off(target: str, chosen: Sequence[str] | None) -> dict[str, list[str]]:
-    """For each guard of a task the overrides that switch it off.
+    """Return the overrides that switch off each guard of a task.
 
     Args:
-        target: The class of the task.
+        target: Class of the task.
         chosen: Names of guards; None for all.
 
     Raises:
-        RunError: The task has none, or not these.
+        RunError: The task has no guards, or lacks one of `chosen`.
     """
     guards: Mapping[str, Mapping[str, Any]] = getattr(get_class(target), "guards", {})
     if not guards:
@@ -82,10 +82,10 @@ def guards_off(target: str, chosen: Sequence[str] | None) -> dict[str, list[str]
 
 
 def remember(path: Path, plan: dict[str, Any]) -> None:
-    """Write what is going to run into the folder, or see that what is there is the same.
+    """Write the plan of an audit, or check it against an existing one.
 
     Raises:
-        RunError: It is not.
+        RunError: The folder holds another plan.
     """
     if path.exists():
         if json.loads(path.read_text()) != plan:
@@ -96,10 +96,10 @@ def remember(path: Path, plan: dict[str, Any]) -> None:
 
 
 def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> Results:
-    """Run one row, go on with it, or take what it left; return its results.
+    """Run or resume one row unless it is finished; return its results.
 
     Raises:
-        RunError: It failed; the rows before it are kept.
+        RunError: The run failed; earlier rows are kept.
     """
     place = folder / f"{row.replace(' ', '_')}-{seed}"
     if finished_facts(place) is None:
@@ -113,7 +113,7 @@ def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> Resu
         if done.returncode:
             raise RunError(
                 f"error: the run {row!r} with seed {seed} failed (exit status {done.returncode}); "
-                f"the same command with name={folder.name} goes on with the audit"
+                f"the same command with name={folder.name} continues the audit"
             )
     return read_results(place / RESULTS)
 

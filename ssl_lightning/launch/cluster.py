@@ -1,8 +1,7 @@
-"""Which processes of a run a launcher starts: all of them, or the one that SLURM or torchrun asks for.
+"""Processes that a launcher starts: all ranks of a run, or the one rank for SLURM or torchrun.
 
-On several machines `srun` or `torchrun` starts a launcher for each device, and each of these starts one
-process. They say in the environment which one it is, and where all of them meet. Without torch, as
-`launch` is.
+On several machines `srun` or `torchrun` starts a launcher for each device, and each launcher starts one
+process. The environment tells its rank and the address of rank 0. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ LOCAL, SLURM, TORCHRUN = "local", "slurm", "torchrun"  # trainer.launcher
 RANK_NAMES = {SLURM: "SLURM_PROCID", TORCHRUN: "RANK"}  # environment variables
 GPU = ("gpu", "cuda")  # trainer.accelerator
 GPU_FILES = ("/dev/nvidiactl", "/dev/kfd")
-PORTS = range(20000, 32000)  # where the processes of a SLURM job meet; below those that systems give out
+PORTS = range(20000, 32000)  # for the processes of a SLURM job; below the ports that systems assign
 NAME, NUMBERS = r"[\w.-]+", r"\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\]"
 HOSTS = f"(?:{NAME}|{NUMBERS})+"  # hosts in SLURM's short form, such as node[001-003,007]
-LAST_WORDS_S = 5.0  # srun ends all tasks as soon as one fails, and the first is to say why before
-AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun itself listens on MASTER_PORT, not rank 0
+LAST_WORDS_S = 5.0  # srun ends all tasks once one fails; rank 0 prints the error first
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"  # torchrun listens on MASTER_PORT, not rank 0
 
 
 @dataclass(frozen=True)
 class Place:
-    """The processes that one launcher starts, and the run that they are part of.
+    """Processes that one launcher starts, as part of a run.
 
     Args:
-        count: Processes started here, with consecutive ranks.
-        first: Rank of the first of them.
-        world: Processes of the whole run.
-        per_node: Processes on each machine.
-        address: Host on which rank 0 runs.
-        port: TCP port there; None: one that is free on this machine.
-        threads: Cores that each process has; None: those of this machine, divided among its processes.
+        count: Number of processes that this launcher starts, with consecutive ranks.
+        first: Lowest rank among them.
+        world: Number of processes of the run.
+        per_node: Number of processes on each machine.
+        address: Host of rank 0.
+        port: TCP port of rank 0; None for a free port of this machine.
+        threads: Cores per process; None divides the cores of this machine among its processes.
         agent_store: Whether the launcher's own store listens on the port (torchrun).
     """
 
@@ -53,16 +52,16 @@ class Place:
 
     @property
     def is_first(self) -> bool:
-        """Whether this launcher prepares the run folder, which the others only read."""
+        """Whether this launcher prepares the run folder; the other launchers only read it."""
         return self.first == 0
 
     @property
     def is_alone(self) -> bool:
-        """Whether it starts all processes of the run."""
+        """Whether this launcher starts all processes of the run."""
         return self.count == self.world
 
     def variables(self, number: int) -> dict[str, str]:
-        """What the process with this number, counted here, finds in its environment."""
+        """Return the environment variables of the process `number`, counted from 0 in this launcher."""
         node, local = divmod(self.first + number, self.per_node)
         found = {
             "RANK": self.first + number,
@@ -77,7 +76,7 @@ class Place:
 
 
 def this_machine(processes: int) -> Place:
-    """Every process of a run on one machine."""
+    """Return the place of a run with all processes on this machine."""
     return Place(processes, world=processes, per_node=processes)
 
 
@@ -86,10 +85,10 @@ def count_devices(accelerator: str, devices: int | str) -> int:
 
     Args:
         accelerator: `trainer.accelerator`.
-        devices: `trainer.devices`: 1 or more; "auto" or -1: one for each GPU, or one on the CPU.
+        devices: `trainer.devices`: 1 or more; "auto" or -1 for one per GPU, or one on the CPU.
 
     Raises:
-        RunError: The GPUs that are asked for are not on this machine.
+        RunError: This machine lacks the requested GPUs.
 
     >>> count_devices("cpu", "auto"), count_devices("cpu", 2)
     (1, 2)
@@ -111,7 +110,7 @@ def count_devices(accelerator: str, devices: int | str) -> int:
 
 
 def _count_gpus(accelerator: str) -> int:
-    """GPUs that may be used; torch, whose import takes seconds, is asked only where there can be one."""
+    """Count the usable GPUs; import torch, which takes seconds, only if a GPU may exist."""
     if accelerator not in GPU and not (accelerator == "auto" and any(map(os.path.exists, GPU_FILES))):
         return 0
     import torch
@@ -120,16 +119,16 @@ def _count_gpus(accelerator: str) -> int:
 
 
 def find_place(launcher: str, nodes: int, devices: int, environment: Mapping[str, str]) -> Place:
-    """Find out which processes of a run are to be started here.
+    """Return the processes of a run that this launcher starts.
 
     Args:
         launcher: `trainer.launcher`: local, slurm or torchrun.
         nodes: `trainer.num_nodes`.
         devices: Processes on each machine.
-        environment: Variables of this process.
+        environment: Environment variables of this process.
 
     Raises:
-        RunError: The launcher is not the one that started us, or started other processes.
+        RunError: Another launcher started this process, or it started a wrong number of processes.
     """
     if launcher == LOCAL:
         if nodes > 1:
@@ -142,7 +141,7 @@ def find_place(launcher: str, nodes: int, devices: int, environment: Mapping[str
 
 
 def slurm_place(nodes: int, devices: int, environment: Mapping[str, str]) -> Place:
-    """The process that `srun` started; see `find_place`."""
+    """Return the place of the process that `srun` started; see `find_place`."""
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_NTASKS")
     job, step, rank, node, local, tasks = _numbers(names, environment, SLURM, "srun python train.py ...")
     options = f"--nodes={nodes} --ntasks-per-node={devices}"
@@ -150,7 +149,7 @@ def slurm_place(nodes: int, devices: int, environment: Mapping[str, str]) -> Pla
     if rank != node * devices + local:
         raise RunError(
             f"error: SLURM task {rank} is number {local} on node {node}, which has {devices} devices; "
-            "srun must number the tasks node by node, with as many on each: --distribution=block"
+            "srun must number the tasks node by node, the same number on each: --distribution=block"
         )
     hosts = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     cores = environment.get("SLURM_CPUS_PER_TASK", "")
@@ -166,7 +165,7 @@ def slurm_place(nodes: int, devices: int, environment: Mapping[str, str]) -> Pla
 
 
 def torchrun_place(nodes: int, devices: int, environment: Mapping[str, str]) -> Place:
-    """The process that `torchrun` started; see `find_place`."""
+    """Return the place of the process that `torchrun` started; see `find_place`."""
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT")
     rank, local, node, world, port = _numbers(names, environment, TORCHRUN, "torchrun ... train.py ...")
     options = f"--nnodes={nodes} --nproc-per-node={devices}"
@@ -181,33 +180,33 @@ PLACES = {SLURM: slurm_place, TORCHRUN: torchrun_place}
 
 
 def restarts(environment: Mapping[str, str]) -> int:
-    """How often SLURM or torchrun has started this job again."""
+    """Count the restarts of this job by SLURM or torchrun."""
     return sum(int(environment.get(n) or 0) for n in ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"))
 
 
 def check_name(place: Place, overrides: Sequence[str]) -> None:
-    """Refuse several launchers without a run folder that is the same for all of them.
+    """Raise if several launchers would use different run folders.
 
     Raises:
-        RunError: The command line gives no name, so that each would take the time of day.
+        RunError: The command line gives no name, so each launcher would use its own time of day.
     """
     if place.is_alone or any(each.lstrip("+").startswith(("name=", "folder=")) for each in overrides):
         return
-    raise said_once(
+    raise first_launcher_error(
         place.first,
-        "error: each of the launchers on several devices finds the run folder for itself; "
-        "give it a name, which must be new: name=$SLURM_JOB_ID",
+        "error: the launchers of several devices need one name for their run folder; "
+        "give a new name, such as name=$SLURM_JOB_ID",
     )
 
 
 def launcher_rank(launcher: object, environment: Mapping[str, str]) -> int:
-    """Rank of this launcher among all of a run, whatever `trainer.launcher` is."""
+    """Return the rank of this launcher in a run, even for an invalid `trainer.launcher`."""
     rank = environment.get(RANK_NAMES.get(str(launcher), ""), "")
     return int(rank) if rank.isdigit() else 0
 
 
-def said_once(rank: int, message: str) -> BaseException:
-    """The error of the first launcher, and the quiet end of all others, which find the same."""
+def first_launcher_error(rank: int, message: str) -> BaseException:
+    """Return the error for the first launcher, and a silent exit for the others, which fail alike."""
     if rank == 0:
         return RunError(message)
     time.sleep(LAST_WORDS_S)
@@ -215,16 +214,16 @@ def said_once(rank: int, message: str) -> BaseException:
 
 
 def expand_hosts(hosts: str) -> list[str]:
-    """Write out SLURM's short form of a list of hosts, as `scontrol show hostnames` does.
+    """Expand SLURM's short form of a list of hosts, as `scontrol show hostnames` does.
 
     Raises:
-        RunError: It is no such list.
+        RunError: The text is not a list of hosts.
 
     >>> expand_hosts("node[001-003,007],gpu5")
     ['node001', 'node002', 'node003', 'node007', 'gpu5']
     """
     if not re.fullmatch(f"{HOSTS}(?:,{HOSTS})*", hosts):
-        raise RunError(f"error: SLURM_JOB_NODELIST is {hosts!r}, which is no list of hosts")
+        raise RunError(f"error: SLURM_JOB_NODELIST is {hosts!r}, which is not a list of hosts")
     found: list[str] = []
     for entry in re.findall(HOSTS, hosts):
         parts = [list(_choices(part)) for part in re.findall(f"{NAME}|{NUMBERS}", entry)]
@@ -233,7 +232,7 @@ def expand_hosts(hosts: str) -> list[str]:
 
 
 def _choices(part: str) -> Iterator[str]:
-    """What a part of a host's name may be: itself, or in brackets numbers and ranges of them."""
+    """Yield the values of a part of a host name: the part itself, or the numbers in its brackets."""
     if not part.startswith("["):
         yield part
         return
@@ -248,14 +247,14 @@ def _numbers(names: Sequence[str], environment: Mapping[str, str], launcher: str
     if missing:
         raise RunError(
             f"error: trainer.launcher is {launcher!r}, but {missing[0]} is not set, so it did not start this "
-            f"process; start it by `{command}`, or give trainer.launcher=local trainer.num_nodes=1"
+            f"process; start it with `{command}`, or give trainer.launcher=local trainer.num_nodes=1"
         )
     return [int(environment[name]) for name in names]
 
 
 def _check_number(rank: int, started: int, nodes: int, devices: int, what: str, options: str) -> None:
     if started != nodes * devices:
-        raise said_once(
+        raise first_launcher_error(
             rank,
             f"error: {what}, but trainer.num_nodes={nodes} and trainer.devices={devices} make "
             f"{nodes * devices}; start one for each device: {options}",

@@ -1,4 +1,4 @@
-"""`python evaluate.py`: probes on a finished run, or on a backbone from elsewhere. Imports no torch."""
+"""Launch of `python evaluate.py`: probes on a finished run or an external backbone; imports no torch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ssl_lightning.launch.previous_runs import read_objective
 from ssl_lightning.launch.resume import check_loaded, read_config
 from ssl_lightning.launch.train import check_start, resolve, save_config, start_run
 
-# Given with run=: in place of the run's own, and refused
+# Keys given with run=: taken in place of the run's own, or refused
 TAKEN = tuple(key.name for key in KEYS if key.evaluate == "taken")
 REFUSED = tuple(key.name for key in KEYS if key.evaluate == "refused")
 MODE = "evaluate"
 
 
 def launch_evaluation(cfg: DictConfig) -> float | None:
-    """Evaluate what a composed `conf/evaluate.yaml` names.
+    """Evaluate the run or backbone named by a composed `conf/evaluate.yaml`.
 
     Returns:
         The figure named by `cfg.objective`, or None.
 
     Raises:
-        RunError: What is named is absent, does not fit, or a process failed.
+        RunError: The run or a file is absent or does not fit, or a process failed.
     """
     hydra = HydraConfig.get()
     cfg, given = drop_unchosen(cfg, hydra), list(hydra.overrides.task)
@@ -52,10 +52,10 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
 
 
 def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictConfig:
-    """The config of a run, with the groups that were named on the command line taken from `cfg`.
+    """Return the config of a run, with the groups named on the command line taken from `cfg`.
 
     Raises:
-        RunError: The folder holds no run, or an override makes no sense for a run that exists.
+        RunError: The folder holds no run, or an override cannot apply to an existing run.
     """
     stored = read_config(folder)
     touched = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in given}
@@ -69,11 +69,11 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
         stored.choices.data = new.choices.data
     stored.update(checkpoint=new.checkpoint, callbacks={}, logger={}, overrides=given)
     if (folder / CHECKPOINTS).is_dir():
-        stored.init_from = None  # the backbone is the trained one; without, it is still that which was given
+        stored.init_from = None  # the checkpoint replaces it; without checkpoints the run kept these weights
     check_loaded(stored, folder, folder / CONFIG, _keys_of(new, touched))
     return stored
 
 
 def _keys_of(new: DictConfig, touched: set[str]) -> list[str]:
-    """Dotted keys of the groups that were taken from the command line."""
+    """Return the dotted keys of the groups taken from the command line."""
     return list(leaves({group: OmegaConf.to_container(new[group]) for group in TAKEN if group in touched}))

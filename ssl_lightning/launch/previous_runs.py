@@ -1,7 +1,4 @@
-"""What earlier runs left: whether a folder holds this very run, whether it is finished, and its figure.
-
-Like `launch`, without torch.
-"""
+"""Read earlier runs: their config, whether they finished, and their results; imports no torch."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ from ssl_lightning.core.untrusted import printable
 
 
 def check_same_run(folder: Path, cfg: DictConfig) -> None:
-    """Refuse to go on with a run of another config than this one.
+    """Raise if a folder holds a run of another config.
 
     Raises:
-        RunError: It is; the message names what differs.
+        RunError: The message names the keys that differ.
     """
     try:
         stored = load_config(folder / CONFIG)
@@ -38,7 +35,7 @@ def check_same_run(folder: Path, cfg: DictConfig) -> None:
 
 
 def finished_facts(folder: Path) -> RunFacts | None:
-    """What the results of a run that came to its end say of it; None if the folder holds none."""
+    """Return the facts of a finished run, or None if the folder holds no finished results."""
     try:
         facts = read_results(folder / RESULTS).run
     except FileNotFoundError:
@@ -50,7 +47,7 @@ def finished_facts(folder: Path) -> RunFacts | None:
 
 
 def finished_run(cfg: DictConfig) -> Path | None:
-    """A folder under `output_dir` whose finished results come from the same config, if there is one."""
+    """Return a folder under `output_dir` with finished results of the same config, or None."""
     digest = config_sha256(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     place = Path(cfg.output_dir) / cfg.choices.task / cfg.choices.data / cfg.choices.backbone
     for path in sorted(place.glob(f"*/{RESULTS}")):
@@ -61,7 +58,7 @@ def finished_run(cfg: DictConfig) -> Path | None:
 
 
 def read_objective(folder: Path, objective: str | None) -> float | None:
-    """Read the figure that a sweeper optimises (`artifacts.results.objective_value`), if any."""
+    """Read the figure that a sweeper optimises (`artifacts.results.objective_value`), or return None."""
     results = folder / RESULTS
     if objective is None or not results.exists():
         return None

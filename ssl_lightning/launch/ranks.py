@@ -1,4 +1,4 @@
-"""The processes of a run: started together, watched, and ended together. Without torch, as `launch` is."""
+"""Start, watch and end the rank processes of a run; imports no torch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.stop_signals import REPEAT_S, SIGNALS
 from ssl_lightning.launch.cluster import AGENT_STORE, Place
 
-STOP_GRACE_S = 300.0  # for the first rank to reach the end of a batch and save; a second signal cuts it
-CRASH_GRACE_S = 5.0  # for the ranks that are left after one crashed: they most likely wait for it
-# Set per rank below. Inherited ones (from a torchrun or SLURM job around us) would be wrong.
+STOP_GRACE_S = 300.0  # for the first rank to finish a batch and save; a second signal ends the wait
+CRASH_GRACE_S = 5.0  # for ranks that likely wait for a crashed one
+# Set per rank below; values inherited from a surrounding torchrun or SLURM job would be wrong
 RANK_VARIABLES = (
     "RANK", "LOCAL_RANK", "GROUP_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", AGENT_STORE,
 )  # fmt: skip
@@ -35,12 +35,12 @@ class Stopped(BaseException):
 def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     """Start the worker processes of this launcher on a run folder and wait for all of them.
 
-    The first one that fails ends the others. If this process dies, they notice the closed pipe and
-    end too, so that no orphan goes on writing into the folder. A signal to stop is passed on: the first
-    rank saves where it stands.
+    The first failure ends the other workers. If this process dies, the workers notice the closed pipe and
+    exit, so that no orphan keeps writing into the folder. A stop signal goes to the first rank, which saves a
+    checkpoint.
 
     Raises:
-        RunError: A worker failed; the message is the worker's own.
+        RunError: A worker failed; the message comes from the worker.
     """
     if place.is_first:
         (folder / ERROR).unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     )
     read_end, write_end = os.pipe()
     environment[PARENT_PIPE] = str(read_end)
-    # -P: no file of the current folder stands in for a module
+    # -P: files of the current folder must not shadow modules
     command = [sys.executable, "-P", "-m", "ssl_lightning.run", str(folder), *mode]
     workers: list[subprocess.Popen[bytes]] = []
     try:
@@ -63,13 +63,13 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
             try:
                 for number in range(place.count):
                     ranked = environment | place.variables(number)
-                    # in a group of its own: a signal to our whole group (`timeout`, Ctrl-C) would end its
-                    # loader processes in the middle of the batch after which it is to save
+                    # in its own process group: a signal to our group (`timeout`, Ctrl-C) would end its
+                    # loader processes before the batch after which it saves
                     worker = subprocess.Popen(command, env=ranked, pass_fds=[read_end], process_group=0)
                     workers.append(worker)
                 failed = wait_for_all(workers)
             except Stopped as request:
-                end_all(workers[:1], request.args[0], STOP_GRACE_S)  # the others would only wait for it
+                end_all(workers[:1], request.args[0], STOP_GRACE_S)  # the other ranks would only wait for it
                 raise
     except Stopped as request:
         raise SystemExit(128 + request.args[0]) from None
@@ -81,14 +81,14 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
         return
     code = workers[failed].returncode
     if code == NOT_FIRST and not place.is_alone:
-        raise SystemExit(1)  # the launcher of the first one says why
+        raise SystemExit(1)  # the launcher of the first failure reports it
     raise RunError(failure_message(folder, place.first + failed, code))
 
 
 def wait_for_all(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Wait until all workers ended well (None) or one failed (its rank).
+    """Wait until all workers succeed (None) or one fails (its number, counted from 0 here).
 
-    A rank that was killed makes the others fail within moments: it is the one to name.
+    A killed rank makes the others fail within moments, so the killed one is returned.
     """
     while True:
         codes = [worker.poll() for worker in workers]
@@ -104,7 +104,7 @@ def wait_for_all(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
 
 
 def end_all(workers: Sequence[subprocess.Popen[bytes]], signum: int, grace_s: float) -> None:
-    """Ask the workers that still run to stop; after the grace time make them."""
+    """Send a signal to the running workers; kill those that outlive the grace time."""
     for worker in workers:
         if worker.poll() is None:
             worker.send_signal(signum)
@@ -119,16 +119,16 @@ def end_all(workers: Sequence[subprocess.Popen[bytes]], signum: int, grace_s: fl
 
 @contextlib.contextmanager
 def signals_raised() -> Iterator[None]:
-    """Turn a signal to stop into `Stopped`; what comes again within a second is the same request."""
+    """Raise `Stopped` on a stop signal; repeated signals within a second count as one request."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
 
-    came_at: list[float] = []
+    arrivals: list[float] = []
 
     def stop(signum: int, frame: object) -> None:
-        came_at.append(time.monotonic())
-        if len(came_at) == 1 or came_at[-1] - came_at[0] > REPEAT_S:
+        arrivals.append(time.monotonic())
+        if len(arrivals) == 1 or arrivals[-1] - arrivals[0] > REPEAT_S:
             raise Stopped(signum)
 
     previous = {signum: signal.signal(signum, stop) for signum in SIGNALS}
@@ -140,19 +140,19 @@ def signals_raised() -> Iterator[None]:
 
 
 def failure_message(folder: Path, rank: int, code: int) -> str:
-    """Say why a rank failed: its own one-line error where it left one, else how it ended."""
+    """Return why a rank failed: its own one-line error if it left one, else its exit status."""
     report = folder / ERROR
     if code >= 0 and report.exists():
         message, _, _ = report.read_text().partition("\n\n")
         return f"error: {message}\n(details: {report})"
     if code == UNREPORTED:
-        return f"rank {rank} said above why; there was no room for {report}"
+        return f"rank {rank} printed its error above; the disk had no room for {report}"
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
     return f"error: rank {rank} of the run ended with {how}. Run folder: {folder}"
 
 
 def free_port() -> int:
-    """A TCP port that is free on this machine now."""
+    """Return a TCP port that is free on this machine now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,7 +1,7 @@
-"""`python train.py resume=<run folder>`: the config of that run, with the few keys that may change.
+"""Launch of `python train.py resume=<run folder>`: its config, with the few keys that may change.
 
-Checked here, before anything in the folder is touched. Hydra's own entry is not used: it would first make a
-run folder of its own.
+All checks happen before any file in the folder changes. Hydra's entry point is not used, since it would first
+create another run folder.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.untrusted import printable
 from ssl_lightning.launch.train import check_start, save_config, start_run
 
-MODE = "resume"  # of the worker
-# Length, hardware, paths, and what is shown and logged: nothing that changes what a step computes
+MODE = "resume"  # of the worker process
+# Length, hardware, paths and logging; none of these keys changes the result of a step
 MAY_CHANGE = tuple(key.name for key in KEYS if key.resume)
 
 
 def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
-    """Go on with the run named by `resume=`; return the exit status.
+    """Resume the run named by `resume=`; return the exit status.
 
     Args:
-        arguments: Of the command line: `resume=<folder>` and overrides in Hydra's grammar.
+        arguments: Command line: `resume=<folder>` and overrides in Hydra's grammar.
         config_dir: The folder `conf`.
     """
     try:
         flags = [argument for argument in arguments if argument.startswith("-")]
         if flags:
-            raise RunError(f"error: resume= goes on with one run and takes no {' '.join(flags)}")
+            raise RunError(f"error: resume= resumes one run and does not take {' '.join(flags)}")
         (name,) = [a.partition("=")[2] for a in arguments if is_resume([a])][-1:]
         folder = Path(name).expanduser().resolve()
         overrides = [a for a in arguments if not is_resume([a])]
@@ -53,7 +53,7 @@ def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
             start_run(folder, cfg, lambda: save_config(cfg, folder, NEXT_CONFIG), MODE)
         finally:
             if place.is_first:
-                (folder / NEXT_CONFIG).unlink(missing_ok=True)  # it was refused
+                (folder / NEXT_CONFIG).unlink(missing_ok=True)  # still there if the run was refused
     except (RunError, ValueError, OSError) as error:
         text = printable(str(error))
         print(text if text.startswith("error:") else f"error: {text}", file=sys.stderr)
@@ -62,7 +62,7 @@ def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
 
 
 def is_resume(arguments: Sequence[str]) -> bool:
-    """Whether a command line names a run to go on with.
+    """Whether a command line names a run to resume.
 
     >>> is_resume(["task=rotation", "resume=outputs/x"]), is_resume(["resume=null"]), is_resume([])
     (True, False, False)
@@ -71,12 +71,12 @@ def is_resume(arguments: Sequence[str]) -> bool:
 
 
 def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> DictConfig:
-    """Return the resolved config of a run, with what the overrides change.
+    """Return the resolved config of a run with overrides applied.
 
-    What they change is what composing with them gives, beyond composing without them.
+    The changed keys are the differences between the configs composed with and without the overrides.
 
     Raises:
-        RunError: The folder is no run's, an override is wrong, or it changes the science.
+        RunError: The folder holds no run, an override is wrong, or it would change results.
     """
     stored = read_config(folder)
     first = given_overrides(stored)
@@ -99,7 +99,7 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
         else:
             _delete(stored, key)
     del stored["overrides"]
-    OmegaConf.resolve(stored)  # what the overrides brought in
+    OmegaConf.resolve(stored)  # interpolations of the overrides
     stored.overrides = first
     given = {*changed, *(each.lstrip("+").partition("=")[0] for each in overrides)}
     check_loaded(stored, folder, folder / CONFIG, given)
@@ -107,14 +107,14 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
 
 
 def read_config(folder: Path) -> DictConfig:
-    """Read the config of a run folder, with its paths where the folder is now; `check_loaded` is to follow.
+    """Read the config of a run folder, with paths moved to where the folder is now; then call `check_loaded`.
 
     Raises:
         RunError: The folder is absent, holds no run of this project, or has a link that leads out.
     """
     path = folder / CONFIG
     if not os.path.lexists(path):
-        what = f"has no {CONFIG}, so it is no run folder" if folder.is_dir() else "is not there"
+        what = f"has no {CONFIG}, so it is not a run folder" if folder.is_dir() else "is not there"
         raise RunError(f"error: {folder} {what}; a run folder is outputs/<task>/<data>/<backbone>/<name>")
     try:
         check_links(folder)
@@ -124,7 +124,7 @@ def read_config(folder: Path) -> DictConfig:
     content = OmegaConf.to_container(stored)
     here = cast(DictConfig, OmegaConf.create(moved(content, str(stored.run_dir), str(folder))))
     here.run_dir = str(folder)
-    for key in CACHES:  # one of another machine is replaced by this user's
+    for key in CACHES:  # a cache of another machine becomes this user's
         place = OmegaConf.select(here, key)
         if place and not Path(str(place)).expanduser().is_dir():
             OmegaConf.update(here, key, str(cache_root()))
@@ -143,10 +143,10 @@ def moved(node: Any, old: str, new: str) -> Any:
 
 
 def check_loaded(cfg: DictConfig, folder: Path, source: Path, given: Collection[str]) -> None:
-    """Call `check_trusted` on a config from a run folder, with the changes of the command line.
+    """Call `check_trusted` on a config from a run folder, changed by the command line.
 
     Raises:
-        RunError: It is refused.
+        RunError: The config is refused.
     """
     try:
         check_trusted(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, source, given)
@@ -155,19 +155,19 @@ def check_loaded(cfg: DictConfig, folder: Path, source: Path, given: Collection[
 
 
 def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
-    """Refuse a folder without a whole checkpoint, and one that is further than `trainer.max_epochs`.
+    """Raise if the checkpoint of a folder cannot be resumed to `trainer.max_epochs`.
 
     Raises:
-        ValueError: One of the two.
+        ValueError: All checkpoints are torn, or the newest one is beyond `trainer.max_epochs`.
     """
     from ssl_lightning.artifacts.checkpoints import load_checkpoint, resume_point
 
     newest = resume_point(folder)
     if newest is None:
-        print(f"{folder} holds no checkpoint yet: the run starts at its beginning")
+        print(f"{folder} holds no checkpoint yet; the run starts from the beginning")
         return
     epoch, end = load_checkpoint(newest).get("epoch"), cfg.trainer.max_epochs
-    if isinstance(epoch, int) and isinstance(end, int) and 0 <= end < epoch:  # else refused by the worker
+    if isinstance(epoch, int) and isinstance(end, int) and 0 <= end < epoch:  # the worker refuses other types
         raise ValueError(f"trainer.max_epochs is {cfg.trainer.max_epochs}, and the run is at epoch {epoch}")
 
 
@@ -176,14 +176,14 @@ def _may_change(key: str) -> bool:
 
 
 def _flat(overrides: list[str]) -> dict[str, Any]:
-    """Compose overrides: leaves by dotted name; interpolations as they are written."""
+    """Compose overrides; return the leaves by dotted name, interpolations unresolved."""
     cfg = compose("train", overrides, return_hydra_config=True)
     chosen = cast(dict[str, Any], OmegaConf.to_container(drop_unchosen(cfg, cfg.hydra)))
     return leaves({key: value for key, value in chosen.items() if key != "hydra"})
 
 
 def _delete(cfg: DictConfig, key: str) -> None:
-    """Remove a leaf, and the option of a group that is empty without it, such as `logger.csv`."""
+    """Remove a leaf, and the option of a group that becomes empty, such as `logger.csv`."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     if isinstance(node, DictConfig) and name in node:

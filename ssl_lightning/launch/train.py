@@ -1,9 +1,9 @@
-"""From a composed Hydra config to rank processes, and back to one figure.
+"""Launch a composed Hydra config as rank processes, and return one figure.
 
 The Hydra process only composes. It writes the resolved config into the run folder and starts one
-fresh `python -m ssl_lightning.run <run folder>` per device, so that a sweep may hold runs of
-several processes (Lightning's own launcher would start the whole sweep again in each child).
-This module is imported by every entry: it must not import torch, which takes seconds.
+`python -m ssl_lightning.run <run folder>` per device. A sweep may therefore hold runs of several processes;
+Lightning's own launcher would start the sweep again in each child. Every entry imports this module, so it
+must not import torch, which takes seconds.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from ssl_lightning.launch.cluster import (
     check_name,
     count_devices,
     find_place,
+    first_launcher_error,
     launcher_rank,
     restarts,
-    said_once,
 )
 from ssl_lightning.launch.previous_runs import check_same_run, finished_facts, finished_run, read_objective
 from ssl_lightning.launch.ranks import start_ranks
@@ -45,26 +45,25 @@ def launch(cfg: DictConfig) -> float | None:
         The figure named by `cfg.objective` for a sweeper, or None if there is none.
 
     Raises:
-        RunError: The config does not resolve, the folder holds a run already, or a process failed.
+        RunError: The config does not resolve, the folder already holds a run, or a process failed.
     """
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir).resolve()
     cfg = drop_unchosen(cfg, hydra)
     resolved = resolve(cfg)
-    resolved.overrides = list(hydra.overrides.task)  # what resume and the model card start from
+    resolved.overrides = list(hydra.overrides.task)  # for resume and the model card
     place = check_start(resolved)
     check_name(place, resolved.overrides)
     check_benchmark(resolved)
     if cfg.skip_finished and (done := finished_run(resolved)):
         with contextlib.suppress(OSError):
-            folder.rmdir()  # which Hydra has just made, if it is empty
+            folder.rmdir()  # Hydra has just created it
         print(f"skipped: {done} holds the finished results of this config", flush=True)
         return read_objective(done, cfg.objective)
     if place.is_first and (folder / CONFIG).exists() and not restarts(os.environ):
         if not cfg.go_on:
             raise RunError(
-                f"error: {folder} holds a run already; "
-                f"go on with it by resume={folder}, or give another name="
+                f"error: {folder} already holds a run; resume it with resume={folder}, or give another name="
             )
         check_same_run(folder, resolved)
     if cfg.go_on and finished_facts(folder):
@@ -75,10 +74,10 @@ def launch(cfg: DictConfig) -> float | None:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """Resolve every interpolation, once.
+    """Resolve every interpolation once.
 
     Raises:
-        RunError: One does not resolve, or a value that must be given is not.
+        RunError: An interpolation does not resolve, or a mandatory value is missing.
     """
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -88,15 +87,15 @@ def resolve(cfg: DictConfig) -> DictConfig:
 
 
 def save_config(cfg: DictConfig | ListConfig, folder: Path, name: str = CONFIG) -> None:
-    """Write what will run into the folder, whole or not at all."""
+    """Write a config into the folder atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / name, OmegaConf.to_yaml(cfg))
 
 
 def save_composed(cfg: DictConfig, resolved: DictConfig, folder: Path) -> None:
-    """Write what will run, and in `.hydra` what Hydra composed, as Hydra itself writes it.
+    """Write the resolved config, and Hydra's own files in `.hydra`.
 
-    Hydra would write before it is known whether the folder is ours, and into that of another run.
+    Hydra itself would write them before the lock is taken, possibly into the folder of another run.
     """
     save_config(resolved, folder)
     hydra = HydraConfig.get()
@@ -106,15 +105,15 @@ def save_composed(cfg: DictConfig, resolved: DictConfig, folder: Path) -> None:
 
 
 def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode: str) -> None:
-    """Run the workers on a folder that no other run is going on in.
+    """Lock and prepare a run folder, then run the workers on it.
 
-    Of the launchers of several machines the first one alone takes hold of the folder and prepares it. The
-    workers of the others wait for its worker, and get the config from it.
+    On several machines only the first launcher locks and prepares the folder. The workers of the other
+    launchers wait for its worker, and get the config from it.
 
     Args:
         folder: The run folder.
         cfg: Resolved.
-        prepare: Writes what the workers read, once the folder is ours.
+        prepare: Writes the files that the workers read, after the folder is locked.
         *mode: Arguments of the worker.
 
     Raises:
@@ -131,7 +130,7 @@ def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode:
         raise RunError(f"error: another process is running in {folder}") from None
     try:
         remove_leftovers(folder)
-        with naming_full_disk(folder, "Make room, then give the same command again"):
+        with naming_full_disk(folder, "Make room, then run the same command again"):
             prepare()
         start_ranks(folder, place, *mode)
     except DiskFullError as error:
@@ -141,29 +140,29 @@ def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode:
 
 
 def check_start(cfg: DictConfig) -> Place:
-    """Check a config as far as the launcher can, before anything is written.
+    """Check a config as far as the launcher can, before it writes any file.
 
     Returns:
-        The processes that are to be started here.
+        The processes that this launcher starts.
 
     Raises:
-        RunError: A special key (`config.keys`) has a wrong value, there are not as many GPUs as asked for, or
-            `trainer.launcher` started other processes than these.
+        RunError: A special key (`config.keys`) has a wrong value, the machine has too few GPUs, or
+            `trainer.launcher` started a wrong number of processes.
     """
     launcher = cfg.trainer.get("launcher", LOCAL)
     try:
         check_special(cast(dict[str, Any], OmegaConf.to_container(cfg)))
     except ValueError as error:
-        raise said_once(launcher_rank(launcher, os.environ), f"error: {error}") from None
+        raise first_launcher_error(launcher_rank(launcher, os.environ), f"error: {error}") from None
     devices = count_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     return find_place(launcher, cfg.trainer.num_nodes, devices, os.environ)
 
 
 def check_benchmark(cfg: DictConfig) -> None:
-    """Refuse a benchmark with a budget that is made for another, or with data that no column shows.
+    """Raise if a benchmark gets a budget of another benchmark, or data that no column shows.
 
     Raises:
-        RunError: The budget would change its backbone or its length, or each column is of other data.
+        RunError: The budget would change its backbone or length, or every column shows other data.
     """
     table = cfg.get("benchmark")
     if not table:

@@ -155,8 +155,8 @@ def permute_tiles(tiles: Tensor, orders: Tensor) -> Tensor:
     """
     batch, count, places = orders.shape
     first = places * torch.arange(batch * count, device=tiles.device).view(batch, count, 1)
-    # Expanding first makes the gradient deterministic, so that a resumed run ends bit-identical: no tile is read
-    # twice, so no two threads add to one element. By rows: the gradient of `tiles[image, number, orders]` takes
-    # twice as long.
+    # Expanding first makes the gradient deterministic, so that a resumed run ends bit-identical: no tile is
+    # read twice, so no two threads add to one element. By rows, since the gradient of
+    # `tiles[image, number, orders]` takes twice as long.
     copies = tiles[:, None].expand(-1, count, *tiles.shape[1:]).flatten(0, 2)
     return copies.index_select(0, (first + orders).flatten()).unflatten(0, orders.shape)

@@ -1,1 +1,1 @@
-"""Downstream evaluations: one probe, one file. Features are encoded once for all of them."""
+"""Downstream evaluations: one probe, one file. All feature probes share one encode pass."""

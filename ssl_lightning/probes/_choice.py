@@ -1,4 +1,4 @@
-"""Labels that a classifier is trained on, and the choice of the weights that are tested."""
+"""Choice of the training labels of a classifier and of the weights to test."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ LABELS = ("train", "train+heldout")
 
 @dataclass(frozen=True)
 class Choice:
-    """The keywords `selection` and `labels` that the probes which train classifiers share.
+    """Check the keywords `selection` and `labels`, which the probes with trained classifiers share.
 
     Args:
-        name: Of the probe, for messages.
-        selection: "heldout" tests the weights of the epoch that does best on held-out images, "last" the
-            weights after the last epoch.
-        labels: "train" trains on the training split; "train+heldout" on the held-out images too, so that
-            nothing can be selected on them.
+        name: Name of the probe, for messages.
+        selection: "heldout" tests the weights of the best epoch on held-out images, "last" the weights
+            after the last epoch.
+        labels: "train" trains on the training split. "train+heldout" adds the held-out images, which
+            leaves no image for selection.
 
     Raises:
-        ValueError: A value is none of these, or both together make no sense.
+        ValueError: A value is not allowed, or the two values contradict each other.
     """
 
     name: str
@@ -44,16 +44,20 @@ class Choice:
 
     @property
     def by_heldout(self) -> bool:
-        """Whether weights are selected on held-out images."""
+        """Whether held-out images select the weights."""
         return self.selection == "heldout"
 
     @property
     def with_heldout(self) -> bool:
-        """Whether held-out images are trained on."""
+        """Whether held-out images are part of the training set."""
         return self.labels == "train+heldout"
 
     def counts(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """Images that are trained on, and held-out ones that are left; `counts` as for `BaseProbe.check`."""
+        """Return the number of training images and of remaining held-out images.
+
+        Args:
+            counts: As for `BaseProbe.check`.
+        """
         train, heldout = counts["train"], counts.get("heldout", 0)
         return (
             {"train": train + heldout, "heldout": 0}
@@ -62,11 +66,11 @@ class Choice:
         )
 
     def protocol(self, counts: Mapping[str, int], figure: float | None) -> dict[str, Any]:
-        """Say it, for the protocol of a figure.
+        """Describe the choice for the protocol of a result.
 
         Args:
-            counts: As `counts` returns them, further ones are left out.
-            figure: On held-out images, with the weights that are tested; None if none are left.
+            counts: As `counts` returns them; other splits are ignored.
+            figure: Held-out score of the tested weights; None without held-out images.
         """
         return {
             "selected_on": "heldout" if self.by_heldout else "nothing",

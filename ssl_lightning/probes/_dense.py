@@ -1,4 +1,4 @@
-"""What the probes of masks and boxes share: splits in memory, and stage maps of one scale."""
+"""Shared parts of the segmentation and detection probes: splits in memory, standardised stage maps."""
 
 from __future__ import annotations
 
@@ -11,81 +11,84 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_lightning.features.encode import Loader, evaluating, gather_batches
-from ssl_lightning.probes.base import Setting
+from ssl_lightning.probes.base import ProbeContext
 
-MEASURED = 256  # training images that give the scale of the maps where the maps of all are not kept
+MEASURED = 256  # training images that give the statistics, if the maps of all do not stay in memory
 
 
 class StageMaps(nn.Module):
-    """Some stage maps of a backbone, each channel brought to mean 0 and deviation 1 by fixed numbers.
+    """Chosen stage maps of a backbone, each channel standardised to mean 0 and deviation 1.
 
-    As the linear probe does: else the scale of its features would decide how fast a head learns from a backbone,
-    and an untrained one would be beaten for its scale alone. The backbone stays in eval mode.
+    The statistics are fixed, as in the linear probe. Otherwise the scale of the features would decide how
+    fast a head learns, and an untrained backbone could lose by its scale alone. The backbone stays in eval
+    mode.
 
     Args:
-        setting: Whose backbone, how it is fed and in what precision it computes.
-        stages: Which, counted from 1, in rising order.
-        copied: Work on a copy of the backbone, to be trained.
+        context: Provides the backbone, its input and its precision.
+        stages: Stage numbers, counted from 1, in rising order.
+        copied: Work on a trainable copy of the backbone.
     """
 
     mean: list[Tensor]
     std: list[Tensor]
 
-    def __init__(self, setting: Setting, stages: Sequence[int], *, copied: bool) -> None:
+    def __init__(self, context: ProbeContext, stages: Sequence[int], *, copied: bool) -> None:
         super().__init__()
-        self.backbone = copy.deepcopy(setting.backbone) if copied else setting.backbone
+        self.backbone = copy.deepcopy(context.backbone) if copied else context.backbone
         if copied:
             self.backbone.requires_grad_(True)
         self.stages, self.copied = list(stages), copied
-        self.feed, self.precision = setting.feed, setting.precision
-        self.device = torch.device(setting.device)
+        self.probe_input, self.precision = context.probe_input, context.precision
+        self.device = torch.device(context.device)
         self.mean, self.std = [], []
 
     def train(self, mode: bool = True) -> StageMaps:
-        """Leave the mode of the backbone alone; it encodes in eval mode, so that its statistics stay."""
+        """Keep the backbone in eval mode, so that its batch-norm statistics stay."""
         return self
 
     def raw(self, images: Tensor) -> list[Tensor]:
-        """Encode images `(B, C, H, W)` uint8 to the chosen maps, as the backbone returns them."""
+        """Encode images `(B, C, H, W)` uint8 to the chosen maps, without standardising."""
         return self.of_input(self.input(images))
 
     def input(self, images: Tensor) -> Tensor:
-        """Make of images `(B, C, H, W)` uint8 what the backbone takes.
+        """Convert images `(B, C, H, W)` uint8 to the input of the backbone.
 
         Raises:
-            ValueError: The probe is fed tiles.
+            ValueError: The input is tiles.
         """
         with torch.no_grad(), self.precision():
-            fed = self.feed(images.to(self.device, non_blocking=True).float().div_(255))
-        if fed.ndim != 4:
-            raise ValueError("probes of masks and boxes need whole images: encoding.input=image")
-        return fed
+            inputs = self.probe_input(images.to(self.device, non_blocking=True).float().div_(255))
+        if inputs.ndim != 4:
+            raise ValueError(
+                "the segmentation and detection probes need full images; set encoding.input=image"
+            )
+        return inputs
 
-    def of_input(self, fed: Tensor) -> list[Tensor]:
-        """Encode what `input` made."""
+    def of_input(self, inputs: Tensor) -> list[Tensor]:
+        """Encode the output of `input` to the chosen maps, without standardising."""
         with (
             evaluating(self.backbone),
             torch.set_grad_enabled(self.copied and torch.is_grad_enabled()),
             self.precision(),
         ):
-            maps = self.backbone(fed)
+            maps = self.backbone(inputs)
         return [maps[stage - 1] for stage in self.stages]
 
     def scaled(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Bring raw maps to scale, as float32."""
+        """Standardise raw maps, as float32."""
         with torch.autocast(self.device.type, enabled=False):
             return [(x.float() - m) / s for x, m, s in zip(maps, self.mean, self.std, strict=True)]
 
-    def forward(self, fed: Tensor) -> list[Tensor]:
-        """Encode what `input` made to the chosen maps, in scale."""
-        return self.scaled(self.of_input(fed))
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        """Encode the output of `input` to the chosen maps, standardised."""
+        return self.scaled(self.of_input(inputs))
 
     @torch.no_grad()
     def measure(self, batches: Iterable[list[Tensor]]) -> None:
-        """Take the scale from raw maps.
+        """Compute mean and deviation of each channel from raw maps.
 
         Raises:
-            ValueError: They are not finite, as those of a backbone that diverged.
+            ValueError: The maps are not finite because the backbone diverged.
         """
         sums: list[list[Tensor]] = [[] for _ in self.stages]
         for maps in batches:
@@ -104,20 +107,20 @@ class StageMaps(nn.Module):
             mean = total / count
             std = (squares / count - mean.square()).clamp(min=0).sqrt()
             alive = std > 1e-6 * mean.abs().clamp(min=1e-6)
-            std = torch.where(alive, std, torch.inf)  # a channel that never varies is 0
+            std = torch.where(alive, std, torch.inf)  # a constant channel becomes 0
             self.mean.append(mean.float().view(1, -1, 1, 1))
             self.std.append(std.float().view(1, -1, 1, 1))
 
 
 def stage_numbers(
-    setting: Setting, stages: Sequence[int] | None, default: Sequence[int], name: str
+    context: ProbeContext, stages: Sequence[int] | None, default: Sequence[int], name: str
 ) -> list[int]:
-    """Return which stages a probe works on, counted from 1, in rising order.
+    """Return the stages of a probe, counted from 1, in rising order.
 
     Raises:
         ValueError: The backbone does not have one of them.
     """
-    depth = len(setting.backbone.feature_info.channels())  # type: ignore[operator, union-attr]
+    depth = len(context.backbone.feature_info.channels())  # type: ignore[operator, union-attr]
     chosen = sorted(set(default if stages is None else stages))
     if not chosen or chosen[0] < 1 or chosen[-1] > depth:
         raise ValueError(f"probe.{name}.stages is {chosen}; this backbone has the stages 1 to {depth}")
@@ -125,26 +128,26 @@ def stage_numbers(
 
 
 def read_split(loader: Loader, device: torch.device | str) -> tuple[Tensor, Any]:
-    """Read a whole split into memory, in every process all of it.
+    """Read a split into memory, all of it in every process.
 
     Returns:
         Images `(N, C, H, W)` uint8 and targets, masks `(N, H, W)` uint8 or a list of dicts, on the CPU.
     """
     images: list[Tensor] = []
     targets: list[Any] = []
-    for batch, of_batch in loader:
+    for batch, batch_targets in loader:
         images.append(batch)
-        targets.append(of_batch.byte() if isinstance(of_batch, Tensor) else of_batch)
+        targets.append(batch_targets.byte() if isinstance(batch_targets, Tensor) else batch_targets)
     counts = [len(batch) for batch in images]
-    whole = _gather(torch.cat(images), counts, device)
+    all_images = _gather(torch.cat(images), counts, device)
     if isinstance(targets[0], Tensor):
-        return whole, _gather(torch.cat(targets), counts, device)
+        return all_images, _gather(torch.cat(targets), counts, device)
     parts: list[list[Any]] = [targets]
     if dist.is_available() and dist.is_initialized():
         parts = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(parts, targets)
     batches = max(len(part) for part in parts)
-    return whole, [t for b in range(batches) for part in parts if b < len(part) for t in part[b]]
+    return all_images, [t for b in range(batches) for part in parts if b < len(part) for t in part[b]]
 
 
 def _gather(local: Tensor, counts: Sequence[int], device: torch.device | str) -> Tensor:
@@ -154,21 +157,21 @@ def _gather(local: Tensor, counts: Sequence[int], device: torch.device | str) ->
 
 
 def chunks(count: int, size: int) -> Iterator[slice]:
-    """Yield slices of `size` that cover 0..count-1, the last maybe smaller."""
+    """Yield slices of `size` that cover 0..count-1; the last one may be smaller."""
     for first in range(0, count, size):
         yield slice(first, min(first + size, count))
 
 
-def spread(count: int, wanted: int) -> list[int]:
-    """Return at most `wanted` of 0..count-1, evenly spread.
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """Return at most `wanted` of 0..count-1, evenly spaced.
 
-    >>> spread(10, 3)
+    >>> evenly_spaced(10, 3)
     [0, 3, 6]
     """
     wanted = min(count, wanted)
     return [i * count // wanted for i in range(wanted)]
 
 
-def is_first_process() -> bool:
-    """Whether this process writes pictures."""
+def is_rank_zero() -> bool:
+    """Whether this process has rank 0 and writes the pictures."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0

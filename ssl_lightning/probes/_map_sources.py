@@ -1,4 +1,4 @@
-"""Stage maps on which classifiers are trained: kept, or made for every epoch from augmented images."""
+"""Sources of stage maps for training classifiers: kept in memory, or encoded every epoch."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import gather_batches
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.probes._choice import Choice
-from ssl_lightning.probes._shared_maps import Wanted, gather_maps
-from ssl_lightning.probes.base import Setting
+from ssl_lightning.probes._shared_maps import MapRequest, gather_maps
+from ssl_lightning.probes.base import ProbeContext
 
 EVAL_BATCH = 1024
 TOGETHER = 8  # augmented batches that the frozen backbone encodes at once
 
-Batch = tuple[Sequence[Tensor], Tensor]  # for each classifier its maps (B, C, rows, columns); labels (B,)
+Batch = tuple[Sequence[Tensor], Tensor]  # maps (B, C, rows, columns) for each classifier, labels (B,)
 
 
 class KeptMaps:
-    """The maps of one stage, encoded once.
+    """The maps of one stage, encoded once and kept.
 
     Attributes:
-        wanted: The stages, for a classifier each.
-        shapes: `(C, rows, columns)` of the map of each.
-        dtype: The type in which maps are kept.
-        counts: Images that are trained on, held-out ones that are not, test images.
+        wanted: One map request for each classifier.
+        shapes: `(C, rows, columns)` of the map of each request.
+        dtype: Type of the kept maps.
+        counts: Number of training images, remaining held-out images and test images.
         batch_size: Images of a step, over all processes.
 
     Args:
-        setting: Where they are from.
-        wanted: Which maps.
-        choice: Which images are trained on.
-        batch_size: Images of a step; all of them where there are fewer.
+        context: Provides the maps.
+        wanted: The requested maps.
+        choice: Chooses the training images.
+        batch_size: Images of a step; all of them if there are fewer.
     """
 
-    def __init__(self, setting: Setting, wanted: Wanted, choice: Choice, batch_size: int) -> None:
-        self.wanted, self.seed = [wanted], setting.seed
-        self.splits = setting.maps.get(wanted)
+    def __init__(self, context: ProbeContext, wanted: MapRequest, choice: Choice, batch_size: int) -> None:
+        self.wanted, self.seed = [wanted], context.seed
+        self.splits = context.maps.get(wanted)
         if choice.with_heldout and "heldout" in self.splits:
             both = zip(self.splits["train"], self.splits["heldout"], strict=True)
             maps, labels = (torch.cat(parts) for parts in both)
@@ -53,66 +53,68 @@ class KeptMaps:
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """Yield the training batches of an epoch."""
-        whole = len(self.x) // self.batch_size * self.batch_size
+        used = len(self.x) // self.batch_size * self.batch_size
         order = torch.randperm(len(self.x), generator=generator(self.seed, "nonlinear", epoch))
-        for rows in order[:whole].to(self.x.device).split(self.batch_size):
+        for rows in order[:used].to(self.x.device).split(self.batch_size):
             yield [self.x[rows].float()], self.labels[rows]
 
     def accuracies(self, networks: Sequence[nn.Module], split: str) -> list[float]:
-        """Return top-1 in [0, 1] of the classifier of each stage, in eval mode."""
+        """Return the top-1 in [0, 1] of the classifier of each stage, in eval mode."""
         return [accuracy(network, *self.splits[split]) for network in networks]
 
 
 class FreshMaps:
     """The maps of several stages, from images that are augmented in every epoch.
 
-    Its attributes are those of `KeptMaps`. The backbone encodes several batches at once, in eval mode, where
-    an image's map does not depend on the others. Test and held-out images are not augmented, and encoded
-    whenever they are asked for.
+    It has the attributes of `KeptMaps`. The backbone encodes several batches at once. It is in eval mode,
+    so the map of an image does not depend on the others. Test and held-out images are not augmented; each
+    call of `accuracies` encodes them.
 
     Args:
-        setting: Where the images are from.
-        wanted: Which maps, for a classifier each.
-        choice: Which images are trained on.
+        context: Provides the images.
+        wanted: One map request for each classifier.
+        choice: Chooses the training images.
         batch_size: Images of a step, over all processes.
     """
 
     dtype = torch.float32
 
-    def __init__(self, setting: Setting, wanted: Sequence[Wanted], choice: Choice, batch_size: int) -> None:
-        self.setting, self.wanted = setting, wanted
-        loader: Any = setting.data.labelled(1.0, batch_size, heldout=choice.with_heldout)
+    def __init__(
+        self, context: ProbeContext, wanted: Sequence[MapRequest], choice: Choice, batch_size: int
+    ) -> None:
+        self.context, self.wanted = context, wanted
+        loader: Any = context.data.labelled(1.0, batch_size, heldout=choice.with_heldout)
         self.loader = loader
-        self.shapes = setting.maps.shapes(wanted)
+        self.shapes = context.maps.shapes(wanted)
         self.batch_size: int = loader.batch_size
-        self.counts = {**setting.data.label_counts, **choice.counts(setting.data.label_counts)}
+        self.counts = {**context.data.label_counts, **choice.counts(context.data.label_counts)}
 
     def batches(self, epoch: int) -> Iterator[Batch]:
-        """Yield the training batches of an epoch, whole ones only."""
+        """Yield the training batches of an epoch; an incomplete last batch is dropped."""
         self.loader.set_epoch(epoch)
-        batches, device = iter(self.loader), self.setting.device
+        batches, device = iter(self.loader), self.context.device
         while group := list(islice(batches, TOGETHER)):
             images = torch.cat([images.to(device, non_blocking=True) for images, _ in group])
             labels = torch.cat([labels.to(device, non_blocking=True) for _, labels in group])
             counts = [len(images) for images, _ in group]  # of this process
-            maps = [gather_maps(each, counts) for each in self.setting.maps.of_batch(images, self.wanted)]
+            maps = [gather_maps(each, counts) for each in self.context.maps.of_batch(images, self.wanted)]
             by_batch = zip(*(each.split(self.batch_size) for each in maps), strict=True)
             yield from zip(by_batch, gather_batches(labels, counts).split(self.batch_size), strict=True)
 
     @torch.no_grad()
     def accuracies(self, networks: Sequence[nn.Module], split: str) -> list[float]:
-        """Return top-1 in [0, 1] of the classifier of each stage, in eval mode."""
+        """Return the top-1 in [0, 1] of the classifier of each stage, in eval mode."""
         answers: list[list[Tensor]] = [[] for _ in networks]
         truth, counts = [], []
         for network in networks:
             network.eval()
-        for images, labels in self.setting.loaders[split]:
-            if not len(images):  # fewer images than processes: this one has none of the last batch
+        for images, labels in self.context.loaders[split]:
+            if not len(images):  # the last batch may have fewer images than there are processes
                 continue
-            maps = self.setting.maps.of_batch(images, self.wanted)
+            maps = self.context.maps.of_batch(images, self.wanted)
             for logits, network, each in zip(answers, networks, maps, strict=True):
                 logits.append(network(each))
-            truth.append(labels.to(self.setting.device))
+            truth.append(labels.to(self.context.device))
             counts.append(len(images))
         labels = gather_batches(torch.cat(truth), counts)
         return [float(topk_accuracy(gather_batches(torch.cat(each), counts), labels)) for each in answers]
@@ -123,7 +125,7 @@ MapSource = KeptMaps | FreshMaps
 
 @torch.no_grad()
 def accuracy(network: nn.Module, x: Tensor, labels: Tensor) -> float:
-    """Top-1 of a classifier in eval mode on maps, in [0, 1]."""
+    """Return the top-1 in [0, 1] of a classifier on maps, in eval mode."""
     network.eval()
     logits = torch.cat([network(part.float()) for part in x.split(EVAL_BATCH)])
     return float(topk_accuracy(logits, labels))

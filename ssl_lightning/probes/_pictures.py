@@ -1,4 +1,4 @@
-"""Pictures of what the dense probes answered, beside the truth."""
+"""Draw the predictions of the segmentation and detection probes beside the truth."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ssl_lightning.core.atomic_files import atomic_file
 
-GOLDEN = 0.618034  # of a turn: hues far apart for any number of classes
+GOLDEN = 0.618034  # fraction of a turn; hues are far apart for any number of classes
 
 
 def class_colour(label: int) -> tuple[float, float, float]:
-    """Return the colour of a class: RGB in [0, 1], far from those of the classes next to it."""
+    """Return the colour of a class as RGB in [0, 1], far from the colours of neighbouring labels."""
     return colorsys.hsv_to_rgb(
         label * GOLDEN % 1.0, 0.85 - 0.35 * (label % 3 == 2), 0.95 - 0.35 * (label % 2)
     )
@@ -27,15 +27,15 @@ def class_colour(label: int) -> tuple[float, float, float]:
 def draw_masks(
     path: Path, images: Tensor, truth: Tensor, found: Tensor, class_names: Sequence[str], title: str
 ) -> None:
-    """Draw images, true masks and found masks side by side; void pixels are white.
+    """Draw images, true masks and predicted masks side by side; void pixels are white.
 
     Args:
         path: The PNG to write.
         images: `(R, C, H, W)` uint8.
         truth: `(R, H, W)` class ids, 255 void.
-        found: `(R, H, W)` class ids.
+        found: `(R, H, W)` predicted class ids.
         class_names: In label order.
-        title: Above all.
+        title: Title of the figure.
     """
     palette = np.ones((256, 3))
     palette[: len(class_names)] = _colours(class_names)
@@ -61,16 +61,16 @@ def draw_boxes(
     *,
     min_score: float,
 ) -> None:
-    """Draw images with true boxes beside the same with found boxes of at least `min_score`.
+    """Draw images with true boxes beside the same images with predicted boxes.
 
     Args:
         path: The PNG to write.
         images: `(R, C, H, W)` uint8.
         truth: For each image boxes `(n, 4)`, labels `(n,)` and difficult `(n,)`; difficult ones are dotted.
-        found: For each image boxes, labels and scores.
+        found: For each image predicted boxes, labels and scores.
         class_names: In label order.
-        title: Above all.
-        min_score: Boxes below it are not drawn.
+        title: Title of the figure.
+        min_score: Lowest score of a drawn box.
     """
     figure, axes = _grid(len(images), 2, images.shape[2:], title)
     for row, columns in enumerate(axes):

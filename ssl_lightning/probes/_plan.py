@@ -1,4 +1,4 @@
-"""How the probes of masks and boxes train their heads, and which state they keep."""
+"""Training loop of the segmentation and detection heads, and selection of the kept state."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from torch import Tensor, nn
 from ssl_lightning.core.seeding import generator
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-WARMUP = 0.05  # of the steps, before the cosine
+WARMUP = 0.05  # share of the steps, before the cosine
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How a head is trained: the keywords that the dense probes share.
+    """Training of a head: the keywords that the segmentation and detection probes share.
 
     Args:
-        name: Of the probe, for messages and random streams.
+        name: Name of the probe, for messages and random streams.
         steps: Optimizer steps.
         batch_size: Images of a step.
         optimizer: "adamw" or "sgd" (momentum 0.9).
-        lr: Of the head at its peak: linear warm-up over a twentieth of the steps, then a half cosine to 0.
-        trunk_lr: Of the backbone, where it is trained.
-        weight_decay: Of everything that is trained.
-        evals: Evaluations on held-out images, evenly spread; the best of these states is kept.
+        lr: Peak learning rate of the head: linear warm-up over a twentieth of the steps, then a half cosine
+            to 0.
+        trunk_lr: Peak learning rate of the backbone, if it is trained.
+        weight_decay: Weight decay of all trained weights.
+        evals: Evaluations on held-out images, evenly spaced; the best state is kept.
 
     Raises:
         ValueError: A value is out of range.
@@ -56,14 +57,14 @@ class TrainingPlan:
             )
         if self.evals > self.steps:
             raise ValueError(
-                f"probe.{self.name}.evals is {self.evals}; at most one a step is allowed ({self.steps})"
+                f"probe.{self.name}.evals is {self.evals}; allowed is at most one per step ({self.steps})"
             )
 
     def check(self, train: int) -> None:
-        """Refuse data with too few training images.
+        """Raise if there are too few training images.
 
         Raises:
-            ValueError: There is no whole batch.
+            ValueError: The training images do not fill a batch.
         """
         if train < self.batch_size:
             raise ValueError(
@@ -71,13 +72,13 @@ class TrainingPlan:
             )
 
     def batches(self, images: int, seed: int) -> Iterator[Tensor]:
-        """Yield indices `(batch_size,)` for each step: a new order each epoch, whole batches only."""
-        whole = images // self.batch_size
+        """Yield indices `(batch_size,)` for each step: a new order each epoch, full batches only."""
+        batches_per_epoch = images // self.batch_size
         for step in range(self.steps):
-            epoch, place = divmod(step, whole)
-            if place == 0:
+            epoch, batch = divmod(step, batches_per_epoch)
+            if batch == 0:
                 order = torch.randperm(images, generator=generator(seed, self.name, "order", epoch))
-            yield order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
     def train(
         self,
@@ -90,19 +91,19 @@ class TrainingPlan:
         seed: int,
         choose_by: str,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Train; leave head and backbone in the state that did best on held-out images.
+        """Train, then restore head and backbone to their best state on held-out images.
 
         Args:
-            head: What is trained in any case.
-            backbone: Trained too; None leaves it alone.
+            head: Always trained.
+            backbone: Trained too; None leaves it frozen.
             loss: Takes the indices of a batch and the number of the step.
-            evaluate: Returns held-out figures by name.
-            images: Training images.
-            seed: Names the order of the images.
-            choose_by: The figure that chooses; the first of equal ones.
+            evaluate: Returns held-out scores by name.
+            images: Number of training images.
+            seed: Seed of the order of the images.
+            choose_by: Name of the score that selects the state; the first of equal ones wins.
 
         Returns:
-            The held-out figures of that state, and what the protocol says of the training.
+            The held-out scores of that state, and the protocol of the training.
 
         Raises:
             ValueError: The loss is not finite.

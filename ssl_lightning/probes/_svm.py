@@ -1,8 +1,8 @@
-"""Linear support vector machines on cached features, one against the rest: what two probes share.
+"""Linear support vector machines on cached features, one-vs-rest, for two probes.
 
-The machine is that of Goyal et al. 2019 (code): squared hinge loss, an L2 penalty that covers the bias,
-errors on the class's own images weighing twice, features scaled to length 1. Labels become targets
-`(N, K)`: 1 the image shows the class, 0 it does not, -1 it is not looked at for this class.
+The machine follows the code of Goyal et al. 2019: squared hinge loss, an L2 penalty that covers the bias,
+double weight for errors on positives, and features scaled to length 1. Labels become targets `(N, K)`: 1 if
+the image shows the class, 0 if not, -1 if the class ignores it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ssl_lightning.ops.svm import SVMSolver
 from ssl_lightning.probes.base import Probe
 
 POSITIVES_WEIGH = 2.0
-SELECT_TOL = 1e-6  # of the solver while C is chosen: answers settle long before the weights do
+SELECT_TOL = 1e-6  # of the solver while choosing C: predictions settle long before the weights
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class SVMs:
     """One machine per class.
 
     Args:
-        weight: `(K, D)` float64; zeros for a class that was always or never there.
+        weight: `(K, D)` float64; zeros for a class that all or no images show.
         bias: `(K,)` float64.
         costs: `(K,)` the chosen C of each.
-        converged: Whether all of them were solved within the iterations allowed.
+        converged: Whether the solver converged for all of them.
     """
 
     weight: Tensor
@@ -44,20 +44,20 @@ class SVMs:
     converged: bool
 
     def scores(self, x: Tensor) -> Tensor:
-        """Signed distances `(N, K)` of features `(N, D)`, times the length of the weights."""
+        """Return signed distances `(N, K)` of features `(N, D)`, times the norm of the weights."""
         return x @ self.weight.T + self.bias
 
 
 class LinearSVMProbe(Probe):
-    """What the probes by linear SVMs share: which features they take, and how C may be chosen.
+    """Base class of the SVM probes: choice of the features and candidates of C.
 
     Args:
-        key: Of the probe in the config, for messages.
-        pool: Stage maps are averaged to at most pool x pool cells.
-        max_dims: Where that would be more features, the cells are halved until it is not.
-        costs: Values of C to choose from.
-        folds: Parts of the cross-validation.
-        max_iter: Steps of the solver at most.
+        key: Config key of the probe, for messages.
+        pool: Stage maps are average-pooled to at most pool x pool cells.
+        max_dims: Limit on the number of features; the grid is halved until they fit.
+        costs: Candidates of C.
+        folds: Folds of the cross-validation.
+        max_iter: Maximum number of solver steps.
 
     Raises:
         ValueError: A number is out of range.
@@ -86,7 +86,7 @@ class LinearSVMProbe(Probe):
         return tuple(self.pool >> halvings for halvings in range(self.pool.bit_length()))
 
     def unit_features(self, features: Features, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Features of length 1 of one stage, `(N, D)` float64 on the CPU by split; and their protocol."""
+        """Return unit-length features `(N, D)` float64 by split, on the CPU, and their protocol."""
         pool = next((pool for pool in self.pools if features.dims(stage, pool) <= self.max_dims), 1)
         x = {s: F.normalize(features.get(s, stage, pool).cpu().double()) for s in features.labels}
         protocol = {
@@ -98,17 +98,17 @@ class LinearSVMProbe(Probe):
         return x, protocol
 
     def convergence(self, converged: bool) -> dict[str, Any]:
-        """Say in the protocol whether every machine was solved."""
+        """Return the protocol entries on convergence."""
         warning = {} if converged else {"warning": f"a machine was not solved in {self.max_iter} steps"}
         return {"converged": converged, **warning}
 
 
 @contextmanager
-def lone_threads() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch has, each of which computes alone.
+def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
+    """Open a pool of as many threads as torch has, each of which computes on one core.
 
-    Small machines are solved side by side: shared out over the cores, the many small products of each would
-    take longer than on one, and with another process on these cores many times as long.
+    Small machines are solved in parallel. Splitting their many small products over the cores takes longer
+    than one core, and many times as long beside another process.
     """
     threads = torch.get_num_threads()
     try:
@@ -119,19 +119,19 @@ def lone_threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def as_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """Turn `(N,)` labels into targets `(N, K)`; those of several classes an image are targets already."""
+    """Convert labels `(N,)` to targets `(N, K)`; multi-label targets `(N, K)` stay as they are."""
     return labels if labels.ndim == 2 else F.one_hot(labels, num_classes)
 
 
 def score(scores: Tensor, labels: Tensor) -> float:
-    """Top-1 of `(N,)` labels, mean average precision of `(N, K)` ones, in [0, 1]."""
+    """Return top-1 for labels `(N,)`, mean average precision for `(N, K)`, in [0, 1]."""
     return float(
         topk_accuracy(scores, labels) if labels.ndim == 1 else mean_average_precision(scores, labels)
     )
 
 
 def solver(x: Tensor) -> SVMSolver:
-    """Return what solves machines with a bias on features `(N, D)` float64."""
+    """Return the solver of machines with a bias on features `(N, D)` float64."""
     return SVMSolver(torch.cat([x, x.new_ones(len(x), 1)], 1))
 
 
@@ -144,23 +144,23 @@ def fit(
     tol: float = 1e-9,
     init: SVMs | None = None,
 ) -> SVMs:
-    """Fit a machine for each target to the images that it looks at.
+    """Fit a machine for each target to the images that it does not ignore.
 
     Args:
         on: From `solver`, of N images.
         targets: `(N, M)` of 1, 0 and -1.
         costs: `(M,)` C of each machine.
-        max_iter: Steps of the solver at most.
+        max_iter: Maximum number of solver steps.
         tol: See `SVMSolver`.
-        init: Machines to start from, which makes the way shorter and does not change where it ends.
+        init: Initial machines. They save steps and do not change the solution.
     """
     start = None if init is None else torch.cat([init.weight, init.bias[:, None]], 1)
     weights, converged = [], True
     for few in torch.arange(len(costs)).split(on.at_once):
         columns = targets.T[few]
-        there, absent = (columns == 1).any(1), (columns == 0).any(1)
-        told = there & absent  # else there is nothing to tell apart
-        columns, some = columns[told], few[told]
+        present, absent = (columns == 1).any(1), (columns == 0).any(1)
+        trainable = present & absent  # a machine needs both kinds
+        columns, some = columns[trainable], few[trainable]
         weighed = (
             costs[some, None] * torch.where(columns == 1, POSITIVES_WEIGH, 1.0).double() * (columns >= 0)
         )
@@ -168,8 +168,8 @@ def fit(
         begin = None if start is None else start[some]
         found = on.fit(signs, weighed, init=begin, max_iter=max_iter, tol=tol)
         weight = found.weight.new_zeros(len(few), found.weight.shape[1])
-        weight[:, -1] = torch.where(there, 1.0, -1.0)  # the constant answer of a bias alone
-        weight[told] = found.weight
+        weight[:, -1] = torch.where(present, 1.0, -1.0)  # a bias alone predicts a constant
+        weight[trainable] = found.weight
         weights.append(weight)
         converged &= bool(found.converged.all())
     stacked = torch.cat(weights)
@@ -179,23 +179,24 @@ def fit(
 def fit_cross_validated(
     x: Tensor, targets: Tensor, candidates: Sequence[float], folds: int, *, one_label: bool, max_iter: int
 ) -> SVMs:
-    """Choose C by cross-validation and fit with it; the smaller of two that tie.
+    """Choose C by cross-validation and fit with it; the smaller C wins a tie.
 
-    With one label an image, all classes share the C of the best top-1; else each class has that of its
-    best average precision (mean over folds, as Goyal et al. 2019).
+    With one label per image, all classes share the C with the best top-1. Otherwise each class has the C with
+    its best average precision (mean over folds, as Goyal et al. 2019).
 
     Args:
         x: `(N, D)` float64.
         targets: `(N, K)` of 1, 0 and -1.
         candidates: Values of C.
-        folds: Parts, each of which is left out once; 2 or more.
+        folds: Number of folds, at least 2.
         one_label: Whether each image shows exactly one class.
-        max_iter: Steps of the solver at most.
+        max_iter: Maximum number of solver steps.
     """
     candidates, on, classes = sorted(candidates), solver(x), targets.shape[1]
     merit, converged = x.new_zeros(len(candidates), folds, classes), True
-    if len(candidates) > 1:  # else there is nothing to choose
-        is_out = deal(targets, folds, one_label=one_label) == torch.arange(folds)[:, None, None]  # (F, N, K)
+    if len(candidates) > 1:  # one candidate needs no choice
+        part = assign_folds(targets, folds, one_label=one_label)
+        is_out = part == torch.arange(folds)[:, None, None]  # (F, N, K)
         small = targets.to(torch.int8)  # there may be a thousand classes
         learned = torch.where(is_out, -1, small).movedim(0, 1).flatten(1)  # (N, F * K)
         left_out, machines = torch.where(is_out, small, -1), None
@@ -207,30 +208,30 @@ def fit_cross_validated(
             for fold in range(folds):
                 merit[row, fold] = _merit(scores[fold], left_out[fold], one_label)
     means = merit.nanmean(1).nan_to_num(-1.0)  # (candidates, K)
-    best = (means == means.amax(0)).int().argmax(0)  # the first of equals
+    best = (means == means.amax(0)).int().argmax(0)  # the first of equal ones
     chosen = fit(on, targets, x.new_tensor(candidates)[best], max_iter=max_iter)
     return SVMs(chosen.weight, chosen.bias, chosen.costs, converged and chosen.converged)
 
 
 def _merit(scores: Tensor, left_out: Tensor, one_label: bool) -> Tensor:
-    """How well the images left out are told, `(K,)`: one figure for all classes, or that of each."""
+    """Score the left-out images, `(K,)`: their top-1 for all classes, or average precision of each."""
     if not one_label:
         return average_precision(scores, left_out, envelope=False)
     rows = left_out[:, 0] >= 0
     return topk_accuracy(scores[rows], left_out[rows].argmax(1)).expand(left_out.shape[1])
 
 
-def deal(targets: Tensor, folds: int, *, one_label: bool) -> Tensor:
-    """Deal the images out to parts 0..folds-1, those of a class, and those without it, evenly: `(N, K)`.
+def assign_folds(targets: Tensor, folds: int, *, one_label: bool) -> Tensor:
+    """Assign images to folds 0..folds-1, `(N, K)`, with positives and negatives spread evenly.
 
-    With one label an image, all classes share the parts.
+    With one label per image, all classes share the folds.
     """
     if one_label:
-        return _deal(targets.argmax(1), folds)[:, None].expand_as(targets)
-    return torch.stack([_deal(column, folds) for column in targets.T], 1)
+        return _assign_folds(targets.argmax(1), folds)[:, None].expand_as(targets)
+    return torch.stack([_assign_folds(column, folds) for column in targets.T], 1)
 
 
-def _deal(labels: Tensor, folds: int) -> Tensor:
+def _assign_folds(labels: Tensor, folds: int) -> Tensor:
     order = labels.sort(stable=True).indices
     sizes = labels.unique(return_counts=True)[1]  # in the order of the sorted labels
     within = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)

@@ -1,4 +1,4 @@
-"""What every probe is, and the runner that encodes once and hands the features to all of them."""
+"""Base classes of the probes, and the runner that encodes once for all of them."""
 
 from __future__ import annotations
 
@@ -17,55 +17,54 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.features.encode import Features, Loader, encode
-from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
+from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 
 
 class BaseProbe:
     """One downstream evaluation.
 
-    A probe sees three labelled splits. It chooses on `heldout`, and reads `test` for the figures it
-    reports only. Where the data hold out no images, it sees `train` and `test`.
+    A probe gets three labelled splits. It selects on `heldout`, and reads `test` only for the reported
+    results. If the data hold out no images, it gets `train` and `test`.
     """
 
-    # kinds of labels that it can do, see `PairedDataModule`; with "none" it needs no labels at all
+    # supported kinds of labels, see `PairedDataModule`; "none" needs no labels
     targets: ClassVar[tuple[str, ...]] = ("classes",)
-    stage: str | None = None  # the one stage that it looks at, where it does not look at all of them
-    takes_views: ClassVar[bool] = True  # whether it can do with the mean over the tiles of an image
-    selects: bool = True  # whether it needs held-out images: to choose by, or to report the best stage
+    stage: str | None = None  # the one stage that it reads; None for all stages
+    takes_views: ClassVar[bool] = True  # whether it accepts the mean over the tiles of an image
+    selects: bool = True  # whether it needs held-out images: to select, or to report the best stage
 
     def check(self, counts: Mapping[str, int]) -> None:
-        """Refuse, before any work, data that the probe cannot do.
+        """Raise, before any work, if the probe does not support the data.
 
         Args:
-            counts: Labelled images of each split: train, heldout, test; and where images have classes, and
-                they were counted, `rarest`: training images of the class that has the fewest. Empty where
-                there are no labels.
+            counts: Labelled images of each split: train, heldout, test. If the images have classes with known
+                counts, `rarest` is the number of training images of the rarest class. Empty without labels.
 
         Raises:
-            ValueError: The probe and the data do not fit; says how.
+            ValueError: The probe does not support the data; the message says why.
         """
         if self.selects and not counts.get("heldout"):
             raise ValueError(
-                f"{type(self).__name__} needs held-out images to choose by, and data.heldout is 0; hold some "
-                "out, or choose only probes that select nothing, such as probe=[nonlinear] "
+                f"{type(self).__name__} needs held-out images to select on, and data.heldout is 0; "
+                "raise data.heldout, or use only probes that select nothing, such as probe=[nonlinear] "
                 "probe.nonlinear.selection=last"
             )
 
     def check_backbone(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
-        """Refuse, before any work, a backbone that the probe cannot do.
+        """Raise, before any work, if the probe does not support the backbone.
 
         Args:
             maps: For each stage the shape `(C, H, W)` of the map of one image.
             counts: As for `check`.
 
         Raises:
-            ValueError: Names what was asked for and what there is.
+            ValueError: The backbone lacks what the probe needs; the message names both.
         """
         if self.stage is not None:
             self.check_stage(self.stage, maps)
 
     def check_stage(self, stage: str, maps: Mapping[str, tuple[int, int, int]]) -> None:
-        """Refuse a stage that the backbone does not have."""
+        """Raise if the backbone does not have a stage."""
         if stage not in maps:
             raise ValueError(
                 f"stage of {type(self).__name__} is {stage!r}; the backbone has {', '.join(maps)}"
@@ -73,12 +72,12 @@ class BaseProbe:
 
 
 class Probe(BaseProbe, ABC):
-    """A probe of frozen features, which are encoded once for all of them."""
+    """A probe of frozen features, which all feature probes share."""
 
     @property
     @abstractmethod
     def pools(self) -> tuple[int, ...]:
-        """Sizes of the grids that it wants the stage maps pooled to."""
+        """Grid sizes to which the probe needs the stage maps pooled."""
 
     @abstractmethod
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
@@ -90,22 +89,22 @@ class Probe(BaseProbe, ABC):
 
 
 class ImageLoader(Protocol):
-    """Batches of `(images uint8, labels)` in a fixed order, of which single images can be had again."""
+    """Batches of `(images uint8, labels)` in a fixed order, with access to single images."""
 
     @property
     def image_names(self) -> list[str]:
-        """Name of each image, in order, those of the other processes included."""
+        """Name of each image of all processes, in order."""
         ...
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
     def take(self, places: Tensor) -> Tensor:
-        """The images `(n, C, H, W)` uint8 at some places of the order."""
+        """Return the images `(n, C, H, W)` uint8 at these positions of the order."""
         ...
 
 
 class Images(Protocol):
-    """What a data pairing has to offer beside the labelled splits, see `PairedDataModule`."""
+    """Further access to the images of a data pairing, see `PairedDataModule`."""
 
     @property
     def has_downstream(self) -> bool: ...
@@ -125,28 +124,28 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a probe of the backbone itself works with.
+class ProbeContext:
+    """Context of a probe that needs the backbone itself.
 
     Args:
         branch: Name of the backbone.
-        backbone: On `device`; a probe that trains does so on a copy.
-        feed: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbone takes.
-        loaders: For each of train, heldout and test this process's share of the labelled batches; without
-            heldout where the data hold out no images.
+        backbone: On `device`; a probe trains a copy of it.
+        probe_input: Maps floats in [0, 1], `(B, C, H, W)`, to the backbone's input.
+        loaders: For train, heldout and test this process's share of the labelled batches; without heldout
+            if the data hold out no images.
         class_names: In label order.
-        precision: Makes the context that forward passes run in.
-        device: Where to compute.
+        precision: Creates the context of forward passes.
+        device: Device of the computation.
         folder: The run folder, for pictures.
-        seed: Names the random streams.
-        data: The images by other ways than `loaders`.
-        make_trainer: Makes a Trainer for the hardware of the run, from further keywords of Lightning's.
+        seed: Seed of the random streams.
+        data: Access to the images beyond `loaders`.
+        make_trainer: Makes a Trainer for the hardware of the run; takes further keywords of `pl.Trainer`.
         maps: Stage maps of `loaders`, which probes share.
     """
 
     branch: str
     backbone: nn.Module
-    feed: Callable[[Tensor], Tensor]
+    probe_input: Callable[[Tensor], Tensor]
     loaders: Mapping[str, Loader]
     class_names: tuple[str, ...]
     precision: Callable[[], AbstractContextManager[Any]]
@@ -159,12 +158,12 @@ class Setting:
 
 
 class BackboneProbe(BaseProbe, ABC):
-    """A probe that needs the backbone itself: to train it, or to read its maps."""
+    """A probe that needs the backbone itself, to train it or to read its maps."""
 
-    wanted: tuple[Wanted, ...] = ()  # what it will ask of `Setting.maps`, in this order
+    wanted: tuple[MapRequest, ...] = ()  # its requests to `ProbeContext.maps`, in this order
 
     @abstractmethod
-    def run(self, setting: Setting) -> list[Record]:
+    def run(self, context: ProbeContext) -> list[Record]:
         """Evaluate one backbone.
 
         Returns:
@@ -187,38 +186,38 @@ def run_probes(
     device: torch.device | str = "cpu",
     protocol: Mapping[str, Any] | None = None,
 ) -> tuple[list[Record], dict[str, float]]:
-    """Encode each backbone once for all probes of features, and run every probe on it.
+    """Encode each backbone once for all feature probes, and run every probe on it.
 
-    With several processes all do this on the same features and return the same: while one probed,
-    the others could only wait.
+    With several processes, all compute the same results from the same features: if one process probed, the
+    others could only wait.
 
     Args:
         branches: The backbones by name, on `device`.
-        probe_input: Turns floats in [0, 1], `(B, C, H, W)`, into what the backbones take.
+        probe_input: Maps floats in [0, 1], `(B, C, H, W)`, to the input of the backbones.
         probes: The probes by name.
-        loaders: For each of train, heldout and test an iterable of `(images uint8, labels)`, each of
-            which yields this process's slice of every batch.
+        loaders: For train, heldout and test an iterable of `(images uint8, labels)`. Each yields this
+            process's slice of every batch.
         class_names: In label order; labels of the kind "classes" lie in 0..K-1.
         folder: The run folder, for pictures.
-        data: The images by other ways than `loaders`, for the probes that ask for them.
-        make_trainer: Makes a Trainer for the hardware of the run, for the probes that train by Lightning.
-        seed: Names the random streams of probes that draw.
-        precision: Makes the context that the forward pass runs in.
-        device: Where features are kept and probes computed.
-        protocol: How the backbones were prepared and fed, for the protocol of every record.
+        data: Access to the images beyond `loaders`, for the probes that need it.
+        make_trainer: Makes a Trainer for the hardware of the run, for the probes that train with Lightning.
+        seed: Seed of the random streams of probes.
+        precision: Creates the context of the forward pass.
+        device: Device of the features and of the probes' computation.
+        protocol: Preparation of the backbones, added to the protocol of every record.
 
     Returns:
-        The records, all but `trained`; and seconds by name: `encode_s`, and for each probe `<name>_s`.
+        The records without `trained`; and seconds by name: `encode_s`, and for each probe `<name>_s`.
 
     Raises:
-        ValueError: A label is out of range, or the features or the data do not fit a probe.
+        ValueError: A label is out of range, or a probe does not support the features or the data.
     """
     records: list[Record] = []
     seconds = {f"{name}_s": 0.0 for name in probes}
-    of_features = {name: probe for name, probe in probes.items() if isinstance(probe, Probe)}
-    of_backbones = {name: probe for name, probe in probes.items() if isinstance(probe, BackboneProbe)}
-    pools = {pool for probe in of_features.values() for pool in probe.pools}
-    wanted = [each for probe in of_backbones.values() for each in probe.wanted]
+    feature_probes = {name: probe for name, probe in probes.items() if isinstance(probe, Probe)}
+    backbone_probes = {name: probe for name, probe in probes.items() if isinstance(probe, BackboneProbe)}
+    pools = {pool for probe in feature_probes.values() for pool in probe.pools}
+    wanted = [each for probe in backbone_probes.values() for each in probe.wanted]
     images = sum(cast(Images, data).label_counts[split] for split in loaders) if wanted else 0
 
     def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
@@ -226,21 +225,21 @@ def run_probes(
         found = evaluate()
         seconds[f"{name}_s"] += time.perf_counter() - began
         for record in found:
-            whole = {**record.protocol, **(protocol or {})}
-            records.append(replace(record, probe=name, branch=branch, protocol=whole))
+            full_protocol = {**record.protocol, **(protocol or {})}
+            records.append(replace(record, probe=name, branch=branch, protocol=full_protocol))
 
     for branch, backbone in branches.items():
-        if of_features:
+        if feature_probes:
             features = encode(backbone, probe_input, loaders, pools, precision=precision, device=device)
             seconds["encode_s"] = seconds.get("encode_s", 0.0) + features.encode_s
             _check_labels(features, len(class_names))
             counts = {split: len(labels) for split, labels in features.labels.items()}
-            for name, probe in of_features.items():
+            for name, probe in feature_probes.items():
                 probe.check(counts)
-                with torch.inference_mode():  # closed forms only; a probe that trains leaves it again
+                with torch.inference_mode():  # closed forms only; a probe that trains leaves this mode
                     timed(name, branch, partial(probe.run, features, num_classes=len(class_names)))
             del features
-        setting = Setting(
+        context = ProbeContext(
             branch,
             backbone,
             probe_input,
@@ -254,8 +253,8 @@ def run_probes(
             make_trainer,
             SharedMaps(backbone, probe_input, loaders, images, wanted, precision=precision, device=device),
         )
-        for name, backbone_probe in of_backbones.items():
-            timed(name, branch, partial(backbone_probe.run, setting))
+        for name, backbone_probe in backbone_probes.items():
+            timed(name, branch, partial(backbone_probe.run, context))
     return records, seconds
 
 
@@ -266,7 +265,7 @@ def _check_labels(features: Features, num_classes: int) -> None:
             if low < -1 or high > 1 or labels.shape[1] != num_classes:
                 raise ValueError(
                     f"labels of the downstream split {split!r} lie in {low}..{high} for {labels.shape[1]} "
-                    f"classes; where an image may be of several they must be 1, 0 or -1 for {num_classes}"
+                    f"classes; multi-label targets must be 1, 0 or -1 for {num_classes}"
                 )
         elif low < 0 or high >= num_classes:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Detection probe: Faster R-CNN with a feature pyramid, on a frozen backbone or with it."""
+"""Detection probe: Faster R-CNN with a feature pyramid, on a frozen or fine-tuned backbone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ssl_lightning.probes._dense import (
     MEASURED,
     StageMaps,
     chunks,
-    is_first_process,
+    evenly_spaced,
+    is_rank_zero,
     read_split,
-    spread,
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_boxes
 from ssl_lightning.probes._plan import TrainingPlan
-from ssl_lightning.probes.base import BackboneProbe, Setting
+from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 METRICS = ("coco_map", "ap50", "voc07_ap50")
 FINEST = 4  # smallest stride of a level of the pyramid
@@ -33,18 +33,18 @@ Target = Mapping[str, Tensor]
 
 
 class DetectionProbe(BackboneProbe):
-    """Average precision of boxes: COCO's mean over IoU 0.5..0.95, at 0.5, and VOC 2007's 11 points at 0.5.
+    """Average precision of boxes: COCO's mean over IoU 0.5..0.95, AP at 0.5, and VOC 2007's 11 points at 0.5.
 
-    Difficult objects are trained on; an evaluation neither asks for nor punishes them. Images without objects
-    train as background. All splits are read into memory (uint8); half of the training images are mirrored.
+    Difficult objects are trained on; the evaluation ignores them. Images without objects train as background.
+    All splits are read into memory (uint8).
 
     Args:
-        stages: Stages that make the pyramid, counted from 1; None: the deepest of each stride from 4 on.
+        stages: Stages of the pyramid, counted from 1; None takes the deepest of each stride from 4 on.
         finetune: Train a copy of the backbone too, with `trunk_lr`.
         width, box_width, anchor_scale, proposals, rois: See `make_detector`.
-        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`; AP50 chooses.
-        flip: Whether half of the training images are mirrored left to right.
-        pictures: Test images drawn into `detection_<branch>.png`; 0 draws none.
+        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`; AP50 selects.
+        flip: Mirror half of the training images left to right.
+        pictures: Number of test images drawn into `detection_<branch>.png`; 0 draws none.
 
     Raises:
         ValueError: A value is out of range.
@@ -93,31 +93,33 @@ class DetectionProbe(BackboneProbe):
         super().check(counts)
         self.plan.check(counts["train"])
 
-    def run(self, setting: Setting) -> list[Record]:
-        info: Any = setting.backbone.feature_info
+    def run(self, context: ProbeContext) -> list[Record]:
+        info: Any = context.backbone.feature_info
         reductions = info.reduction()
-        stages = stage_numbers(setting, self.stages, pyramid_stages(reductions, FINEST), "detection")
-        splits = {split: read_split(loader, setting.device) for split, loader in setting.loaders.items()}
+        stages = stage_numbers(context, self.stages, pyramid_stages(reductions, FINEST), "detection")
+        splits = {split: read_split(loader, context.device) for split, loader in context.loaders.items()}
         for split in ("heldout", "test"):
             if not any((~target["difficult"]).any() for target in splits[split][1]):
-                raise ValueError(f"the {split} images have no object to be found, so there is no figure")
-        maps = StageMaps(setting, stages, copied=self.finetune)
+                raise ValueError(
+                    f"the {split} images have no object to detect, so average precision is undefined"
+                )
+        maps = StageMaps(context, stages, copied=self.finetune)
         images, targets = splits["train"]
         with torch.no_grad():
-            measured = images[spread(len(images), MEASURED)]
+            measured = images[evenly_spaced(len(images), MEASURED)]
             maps.measure(maps.raw(measured[part]) for part in chunks(len(measured), self.plan.batch_size))
-        streams = setting.seed, "detection", setting.branch
+        streams = context.seed, "detection", context.branch
         devices = [maps.device] if maps.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # the sampling of anchors draws from the global stream
+        with torch.random.fork_rng(devices=devices):  # the detector samples anchors from the global stream
             torch.manual_seed(stream_seed(*streams, "weights"))
             detector = make_detector(
                 maps,
                 [info.channels()[stage - 1] for stage in stages],
                 [reductions[stage - 1] for stage in stages],
-                len(setting.class_names),
+                len(context.class_names),
                 tuple(images.shape[2:]),  # type: ignore[arg-type]
                 **self.shape,
-            ).to(setting.device)
+            ).to(context.device)
 
             def loss(indices: Tensor, step: int) -> Tensor:
                 torch.manual_seed(stream_seed(*streams, step))
@@ -133,22 +135,22 @@ class DetectionProbe(BackboneProbe):
                 nn.ModuleList([detector.backbone.pyramid, detector.rpn, detector.roi_heads]),
                 maps.backbone if self.finetune else None,
                 loss,
-                lambda: self._evaluate(detector, maps, *splits["heldout"], setting.class_names)[0],
+                lambda: self._evaluate(detector, maps, *splits["heldout"], context.class_names)[0],
                 images=len(images),
-                seed=setting.seed,
+                seed=context.seed,
                 choose_by="ap50",
             )
-            test, found = self._evaluate(detector, maps, *splits["test"], setting.class_names)
+            test, found = self._evaluate(detector, maps, *splits["test"], context.class_names)
         images, targets = splits["test"]
-        if self.pictures and is_first_process():
-            shown = spread(len(images), self.pictures)
+        if self.pictures and is_rank_zero():
+            shown = evenly_spaced(len(images), self.pictures)
             draw_boxes(
-                setting.folder / f"detection_{setting.branch}.png",
+                context.folder / f"detection_{context.branch}.png",
                 images[shown],
                 [targets[i] for i in shown],
                 [found[i] for i in shown],
-                setting.class_names,
-                f"{setting.branch}, test AP50 {100 * test['ap50']:.1f} %",
+                context.class_names,
+                f"{context.branch}, test AP50 {100 * test['ap50']:.1f} %",
                 min_score=DRAWN_SCORE,
             )
         protocol = {
@@ -180,7 +182,7 @@ class DetectionProbe(BackboneProbe):
         truth: Sequence[Target],
         class_names: Sequence[str],
     ) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
-        """Return the figures of a split, and what was found, on the CPU."""
+        """Return the scores of a split, and the predictions on the CPU."""
         detector.eval()
         found: list[dict[str, Tensor]] = []
         with torch.no_grad():
@@ -195,10 +197,10 @@ class DetectionProbe(BackboneProbe):
 def average_precisions(
     found: Sequence[Target], truth: Sequence[Target], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """Compute the three figures, and under "per_class" each of them by class (None: nothing to be found).
+    """Compute the three scores, and each by class under "per_class" (None: the class has no object).
 
     Args:
-        found: For each image boxes `(n, 4)`, labels and scores `(n,)`.
+        found: For each image predicted boxes `(n, 4)`, labels and scores `(n,)`.
         truth: For each image boxes `(m, 4)`, labels and difficult `(m,)`.
         class_names: In label order.
     """
@@ -209,24 +211,24 @@ def average_precisions(
             iou_thresholds=thresholds, class_metrics=True, backend="pycocotools", sync_on_compute=False
         )
         metric.warn_on_many_detections = False
-        # "crowd" is COCO's word for what an evaluation neither asks for nor punishes
+        # COCO's evaluation ignores "crowd" objects: neither a miss nor a hit counts
         wanted = [
             {"boxes": t["boxes"], "labels": t["labels"], "iscrowd": t["difficult"].int()} for t in truth
         ]
         metric.update([dict(objects) for objects in found], wanted)
         figures = metric.compute()
-        of_class = dict.fromkeys(class_names)
+        by_class = dict.fromkeys(class_names)
         pairs = zip(figures["classes"].reshape(-1), figures["map_per_class"].reshape(-1), strict=True)
         by_name = {class_names[int(label)]: float(ap) for label, ap in pairs}
-        return float(figures["map"]), of_class | {name: ap for name, ap in by_name.items() if ap >= 0}
+        return float(figures["map"]), by_class | {name: ap for name, ap in by_name.items() if ap >= 0}
 
     voc = voc_ap(found, truth, len(class_names)).tolist()
-    voc_of_class = {name: None if math.isnan(ap) else ap for name, ap in zip(class_names, voc, strict=True)}
-    there = [ap for ap in voc_of_class.values() if ap is not None]
+    voc_by_class = {name: None if math.isnan(ap) else ap for name, ap in zip(class_names, voc, strict=True)}
+    there = [ap for ap in voc_by_class.values() if ap is not None]
     figures = {
         "coco_map": coco(None),
         "ap50": coco([0.5]),
-        "voc07_ap50": (sum(there) / len(there), voc_of_class),
+        "voc07_ap50": (sum(there) / len(there), voc_by_class),
     }
     return {name: mean for name, (mean, _) in figures.items()} | {
         "per_class": {name: of_class for name, (_, of_class) in figures.items()}
@@ -236,19 +238,19 @@ def average_precisions(
 def mirror(
     images: Tensor, targets: Sequence[Target], mirrored: Tensor
 ) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """Mirror those images `(B, C, H, W)` left to right, and their boxes, whose `mirrored` (B,) is true."""
+    """Mirror the images `(B, C, H, W)` whose `mirrored` (B,) is true left to right, and their boxes."""
     width = images.shape[3]
     flipped = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    turned = []
+    mirrored_targets = []
     for target, turn in zip(targets, mirrored.tolist(), strict=True):
         boxes = target["boxes"]
         if turn:
             left, top, right, bottom = boxes.unbind(1)
             boxes = torch.stack([width - right, top, width - left, bottom], 1)
-        turned.append({**target, "boxes": boxes})
-    return flipped, turned
+        mirrored_targets.append({**target, "boxes": boxes})
+    return flipped, mirrored_targets
 
 
 def to_torchvision(targets: Sequence[Target], device: torch.device) -> list[dict[str, Tensor]]:
-    """Count labels from 1, as torchvision's detectors do, on the device."""
+    """Count labels from 1, as torchvision's detectors do, and move the targets to the device."""
     return [{"boxes": t["boxes"].to(device), "labels": t["labels"].to(device) + 1} for t in targets]

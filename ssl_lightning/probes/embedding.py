@@ -1,4 +1,4 @@
-"""Embedding: the features of images in one file, with their names, and a picture of nearest neighbours."""
+"""Embedding probe: the features of images in one file, and a picture of nearest neighbours."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import class_labels, encode
-from ssl_lightning.probes.base import BackboneProbe, ImageLoader, Setting
+from ssl_lightning.probes.base import BackboneProbe, ImageLoader, ProbeContext
 
 
 class EmbeddingProbe(BackboneProbe):
-    """Write `embedding.npz` (and `embedding.parquet` where pyarrow is installed) and `neighbours.png`.
+    """Write `embedding.npz` (and `embedding.parquet` if pyarrow is installed) and `neighbours.png`.
 
-    The files hold `names`, `features` `(N, D)` float32, and `labels` where the images have one each; a
-    branch other than the backbone has its name in theirs. There is no figure: the probe looks, it does
-    not judge. What the backbone gave before its training is overwritten by what it gives after.
+    The files hold `names`, `features` `(N, D)` float32, and `labels` if every image has one. Branches other
+    than "backbone" add their name to the file names. The probe returns no records. The files after training
+    replace the files of the untrained backbone.
 
     Args:
-        folder: Any folder of images; None for the test images, or for the pretraining images where the
-            data have no labels.
+        folder: Any folder of images. None takes the test images, or the pretraining images if the data have
+            no labels.
         stage: Such as "stage2"; None for the deepest.
-        pool: The stage map is averaged to at most pool x pool cells.
+        pool: The stage map is average-pooled to at most pool x pool cells.
         queries: Rows of the picture.
         neighbours: Nearest images by cosine in each row.
 
     Raises:
-        ValueError: A number is out of range, or `folder` is no folder.
+        ValueError: A number is out of range, or `folder` is not a folder.
     """
 
     targets = ("none",)
@@ -61,57 +61,57 @@ class EmbeddingProbe(BackboneProbe):
         if self.folder is not None and not Path(self.folder).expanduser().is_dir():
             raise ValueError(f"probe.embedding.folder is {self.folder}, which is not a folder")
 
-    def run(self, setting: Setting) -> list[Record]:
-        loader = self.images(setting)
+    def run(self, context: ProbeContext) -> list[Record]:
+        loader = self.images(context)
         features = encode(
-            setting.backbone,
-            setting.feed,
+            context.backbone,
+            context.probe_input,
             {"images": class_labels(loader)},
             [self.pool],
-            precision=setting.precision,
-            device=setting.device,
+            precision=context.precision,
+            device=context.device,
         )
         if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
             return []  # one process writes
         x = features.get("images", self.stage or features.stages[-1], self.pool).cpu()
         labels = features.labels["images"].cpu()
-        suffix = "" if setting.branch == "backbone" else f"_{setting.branch}"
+        suffix = "" if context.branch == "backbone" else f"_{context.branch}"
         columns = {"names": np.array(loader.image_names), "features": x.numpy()}
         if (labels >= 0).all():
             columns["labels"] = labels.numpy()
-        write_npz(setting.folder / f"embedding{suffix}.npz", columns)
+        write_npz(context.folder / f"embedding{suffix}.npz", columns)
         if importlib.util.find_spec("pyarrow") is not None:
-            write_parquet(setting.folder / f"embedding{suffix}.parquet", columns)
+            write_parquet(context.folder / f"embedding{suffix}.parquet", columns)
         if len(x) > 1:
             places, cosine = nearest(x, self.queries, self.neighbours)
             pictures = loader.take(places.flatten()).unflatten(0, places.shape)  # (Q, 1 + k, C, H, W)
-            names = [setting.class_names[y] if y >= 0 else "" for y in labels[places.flatten()].tolist()]
-            with atomic_file(setting.folder / f"neighbours{suffix}.png") as temporary:
+            names = [context.class_names[y] if y >= 0 else "" for y in labels[places.flatten()].tolist()]
+            with atomic_file(context.folder / f"neighbours{suffix}.png") as temporary:
                 draw_nearest(pictures, cosine, names).savefig(temporary, dpi=110, format="png")
         return []
 
-    def images(self, setting: Setting) -> ImageLoader:
-        """The images that are embedded, as the class says."""
+    def images(self, context: ProbeContext) -> ImageLoader:
+        """Return the loader of the images to embed, as `folder` says."""
         if self.folder is not None:
-            return setting.data.images_in(self.folder)
-        return setting.data.downstream("test") if setting.data.has_downstream else setting.data.unlabelled()
+            return context.data.images_in(self.folder)
+        return context.data.downstream("test") if context.data.has_downstream else context.data.unlabelled()
 
 
 def nearest(x: Tensor, queries: int, neighbours: int) -> tuple[Tensor, Tensor]:
-    """Find the images most like some of them.
+    """Find the nearest neighbours of some of the images.
 
     Args:
         x: `(N, D)` features of 2 images or more.
-        queries: How many images to ask about, a fixed draw; all if there are fewer.
-        neighbours: Of each, itself not counted; all others if there are fewer.
+        queries: Number of query images, a fixed draw; all images if there are fewer.
+        neighbours: Neighbours of each query, itself excluded; all others if there are fewer.
 
     Returns:
-        Places `(Q, 1 + k)` int64, the query first and then the nearest first, and cosines of the same shape.
+        Positions `(Q, 1 + k)` int64, the query first, then the nearest first; and cosines of the same shape.
     """
     unit = F.normalize(x.float())
     asked = torch.randperm(len(x), generator=generator("fixed", "queries"))[:queries]
     cosine = unit[asked] @ unit.T  # (Q, N)
-    cosine[torch.arange(len(asked)), asked] = torch.inf  # the query itself, first of all
+    cosine[torch.arange(len(asked)), asked] = torch.inf  # puts the query itself first
     best = cosine.topk(min(neighbours + 1, len(x)), dim=1)
     return best.indices, best.values.clamp(max=1)
 
@@ -122,7 +122,7 @@ def draw_nearest(pictures: Tensor, cosine: Tensor, names: Sequence[str]) -> Figu
     Args:
         pictures: `(Q, 1 + k, C, H, W)` uint8.
         cosine: `(Q, 1 + k)`.
-        names: Class of each picture, row by row; "" where it has none.
+        names: Class of each picture, row by row; "" without a class.
     """
     rows, columns = pictures.shape[:2]
     figure = Figure(figsize=(1.3 * columns + 0.2, 1.5 * rows + 0.3), layout="constrained")
@@ -142,13 +142,13 @@ def draw_nearest(pictures: Tensor, cosine: Tensor, names: Sequence[str]) -> Figu
 
 
 def write_npz(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write the columns as numpy's archive of arrays, whole or not at all; no pickle is in it."""
+    """Write the columns atomically as an `.npz` archive without pickles."""
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **columns)
 
 
 def write_parquet(path: Path, columns: Mapping[str, np.ndarray]) -> None:
-    """Write the columns as a Parquet table, whole or not at all; the features are lists of a fixed length."""
+    """Write the columns atomically as a Parquet table; the features are lists of a fixed length."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,4 +1,4 @@
-"""Fine-tuning: a copy of the backbone is trained further, on a share of the labels, through Lightning."""
+"""Fine-tuning probe: train a copy of the backbone on a fraction of the labels with Lightning."""
 
 from __future__ import annotations
 
@@ -22,41 +22,40 @@ from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, Globa
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.probes._choice import Choice
-from ssl_lightning.probes.base import BackboneProbe, Setting
+from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 CLASSIFIERS = {"linear": "linear layer on the mean of the map", "conv": "NIN block and a linear layer"}
-DECAY = 0.2  # of the rates at each milestone
-EVALUATIONS = 20  # on held-out images, at most, however many epochs a small share needs
+DECAY = 0.2  # factor of the rates at each milestone
+EVALUATIONS = 20  # at most, on held-out images, for any number of epochs
 
 
 class FineTuneProbe(BackboneProbe):
-    """Top-1 (mean average precision with several classes an image) after training backbone and classifier.
+    """Top-1 (mean average precision for multi-label data) after training backbone and classifier.
 
-    SGD with Nesterov momentum 0.9. Training ends early when held-out images have not been told better for
-    some time, and the weights that told them best meet the test images once; with `selection="last"` it
-    goes to its end, and the last weights meet them. All processes of the run train together, on their parts
-    of each batch.
+    SGD with Nesterov momentum 0.9. Training stops early when the held-out score stops improving, and the
+    best weights are tested once. With `selection="last"` training runs to its end, and the last weights are
+    tested. All processes of the run train together, each on its part of every batch.
 
     Args:
-        fractions: Shares of the labelled images that are trained on, a figure each: fixed draws, a larger
-            one holds the smaller ones, each class with its share.
-        classifier: "linear", a linear layer on the mean of the map; or "conv", a block of NIN and a linear
+        fractions: Fractions of the labelled images, a record each. They are fixed, stratified draws; a larger
+            one contains the smaller ones.
+        classifier: "linear", a linear layer on the mean of the map; or "conv", a NIN block and a linear
             layer (Gidaris et al. 2018, table 3).
-        stage: The stage whose map is classified, such as "stage2"; None for the deepest. Deeper ones are
-            left alone.
-        freeze_until: The last stage that stays as it was, such as "stage1"; None trains all up to `stage`.
+        stage: Stage whose map is classified, such as "stage2"; None for the deepest. Deeper stages are not
+            trained.
+        freeze_until: The last frozen stage, such as "stage1"; None trains all stages up to `stage`.
         augment: Whether images are augmented as for pretraining.
         selection: "heldout" or "last", see above.
         labels: "train", or "train+heldout", which trains on the held-out images too and selects nothing.
-        lr: Largest learning rate of the backbone.
-        head_lr: That of the classifier.
-        weight_decay: Of both.
-        batch_size: Images of a step over all processes; all of them where a share has fewer.
-        epochs: Passes over a share at most.
-        min_steps: A small share is passed over more often, until it has made so many steps.
-        milestones: Shares of the training after which both rates are multiplied by 0.2; None for a half
-            cosine down to 0.
-        patience: Evaluations without a better figure after which training ends; there are 20 at most.
+        lr: Peak learning rate of the backbone.
+        head_lr: Peak learning rate of the classifier.
+        weight_decay: Weight decay of both.
+        batch_size: Images of a step over all processes; all images if a fraction has fewer.
+        epochs: Maximum number of epochs.
+        min_steps: Minimum number of steps; a small fraction gets more epochs to reach it.
+        milestones: Fractions of the training after which both rates are multiplied by 0.2; None for a half
+            cosine to 0.
+        patience: Number of evaluations without improvement before training stops; there are at most 20.
 
     Raises:
         ValueError: A value is out of range.
@@ -94,14 +93,15 @@ class FineTuneProbe(BackboneProbe):
         rates = {"lr": lr, "head_lr": head_lr, "weight_decay": weight_decay}
         for key, value in rates.items():
             if value < 0 or (key == "head_lr" and value == 0):
-                raise ValueError(f"probe.finetune.{key} is {value}; it must be above 0")
+                least = "above 0" if key == "head_lr" else "at least 0"
+                raise ValueError(f"probe.finetune.{key} is {value}; it must be {least}")
         numbers = {"batch_size": batch_size, "epochs": epochs, "min_steps": min_steps, "patience": patience}
         for key, number in numbers.items():
             if number < 1:
                 raise ValueError(f"probe.finetune.{key} is {number}; it must be at least 1")
         if milestones is not None and not all(0 < milestone < 1 for milestone in milestones):
             raise ValueError(
-                f"probe.finetune.milestones is {list(milestones)}; each must be a share of the training, "
+                f"probe.finetune.milestones is {list(milestones)}; each must be a fraction of the training "
                 "between 0 and 1"
             )
         self.choice = Choice("finetune", selection, labels)
@@ -132,20 +132,20 @@ class FineTuneProbe(BackboneProbe):
                 f"{', '.join([*allowed, 'null'])}"
             )
 
-    def run(self, setting: Setting) -> list[Record]:
-        return [self.train(setting, fraction) for fraction in self.fractions]
+    def run(self, context: ProbeContext) -> list[Record]:
+        return [self.train(context, fraction) for fraction in self.fractions]
 
-    def train(self, setting: Setting, fraction: float) -> Record:
-        """Train a copy of the backbone on a share of the labels, and test it."""
-        loader: Any = setting.data.labelled(
+    def train(self, context: ProbeContext, fraction: float) -> Record:
+        """Train a copy of the backbone on a fraction of the labels, and test it."""
+        loader: Any = context.data.labelled(
             fraction, self.batch_size, augment=self.augment, heldout=self.choice.with_heldout
         )
         epochs = max(self.epochs, -(-self.min_steps // len(loader)))
         every_n_epochs = -(-epochs // EVALUATIONS)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(setting.seed, "finetune"))
+            torch.manual_seed(stream_seed(context.seed, "finetune"))
             module = FineTuning(
-                setting,
+                context,
                 classifier=self.classifier,
                 stage=self.stage,
                 frozen=self.frozen,
@@ -155,12 +155,12 @@ class FineTuneProbe(BackboneProbe):
                 patience=self.patience,
                 **self.rates,
             )
-            trainer = setting.make_trainer(
+            trainer = context.make_trainer(
                 max_epochs=epochs, logger=(), callbacks=(), enable_progress_bar=False
             )
             trainer.fit(module, train_dataloaders=loader)
-        module.to(setting.device)
-        counts = self.choice.counts(setting.data.label_counts) | {"train": len(loader.indices)}
+        module.to(context.device)
+        counts = self.choice.counts(context.data.label_counts) | {"train": len(loader.indices)}
         heldout: float | None = None
         if self.selects:
             module.load_state_dict(module.best_weights)
@@ -186,30 +186,30 @@ class FineTuneProbe(BackboneProbe):
         return Record(module.stage, module.metric, value, n, protocol)
 
     def schedule(self) -> str:
-        """Say how the rates fall."""
+        """Describe the learning rate schedule."""
         return "half cosine" if self.milestones is None else f"x {DECAY} at {[*self.milestones]}"
 
     def trained(self) -> str:
-        """Say which weights are trained."""
+        """Describe the trained weights."""
         first = [f"what follows {self.frozen}"] if self.frozen else []
         last = [f"up to {self.stage}"] if self.stage else []
         return ", ".join(first + last) or "all weights"
 
 
 class FineTuning(pl.LightningModule):
-    """A backbone and a classifier that learn together.
+    """A backbone and a classifier that are trained together.
 
     Args:
-        setting: What the probe works with; its backbone is copied.
-        frozen: Name of the last stage that is not trained, or None.
-        steps: Of the whole schedule.
-        every_n_epochs: Epochs between two evaluations on held-out images; None: there are none.
+        context: Context of the probe; its backbone is copied.
+        frozen: Name of the last frozen stage, or None.
+        steps: Steps of the full schedule.
+        every_n_epochs: Epochs between two evaluations on held-out images; None for no evaluation.
         classifier, stage, milestones, lr, head_lr, weight_decay, patience: See `FineTuneProbe`.
     """
 
     def __init__(
         self,
-        setting: Setting,
+        context: ProbeContext,
         *,
         classifier: str,
         stage: str | None,
@@ -223,46 +223,48 @@ class FineTuning(pl.LightningModule):
         patience: int,
     ) -> None:
         super().__init__()
-        self.setting, self.steps, self.milestones = setting, steps, milestones
+        self.context, self.steps, self.milestones = context, steps, milestones
         self.every_n_epochs, self.patience = every_n_epochs, patience
         self.lr, self.head_lr, self.weight_decay = lr, head_lr, weight_decay
-        self.backbone = copy.deepcopy(setting.backbone).requires_grad_(True)
-        images, labels = next(iter(setting.loaders["test"]))
-        fed = setting.feed(images[:1].to(setting.device).float().div_(255))
+        self.backbone = copy.deepcopy(context.backbone).requires_grad_(True)
+        images, labels = next(iter(context.loaders["test"]))
+        inputs = context.probe_input(images[:1].to(context.device).float().div_(255))
         self.metric = "top1" if labels.ndim == 1 else "map"
-        self.stage, channels = self.fix_weights(fed, stage, frozen)
-        self.head = head(classifier, channels, len(setting.class_names)).to(setting.device)
+        self.stage, channels = self.fix_weights(inputs, stage, frozen)
+        self.head = head(classifier, channels, len(context.class_names)).to(context.device)
         if dist.is_initialized() and dist.get_world_size() > 1:
-            on_gpu = torch.device(setting.device).type == "cuda"
+            on_gpu = torch.device(context.device).type == "cuda"
             self.backbone = synchronise_batch_norm(self.backbone, on_gpu=on_gpu)
             self.head = synchronise_batch_norm(self.head, on_gpu=on_gpu)
         self.best, self.best_epoch, self.best_weights = -1.0, 0, copy.deepcopy(self.state_dict())
-        self._handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+        self._signal_handlers = {
+            signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGUSR1)
+        }
 
-    def fix_weights(self, fed: Tensor, stage: str | None, frozen: str | None) -> tuple[str, int]:
-        """Fix the weights of the stages up to `frozen`, and those on which that of `stage` does not depend.
+    def fix_weights(self, inputs: Tensor, stage: str | None, frozen: str | None) -> tuple[str, int]:
+        """Freeze the stages up to `frozen`, and the weights that do not contribute to `stage`.
 
         Returns:
-            Name and channels of the map that is classified; the deepest one without a `stage`.
+            Name and channels of the classified map; the deepest map without a `stage`.
         """
         with evaluating(self.backbone):
-            maps = stage_maps(self.backbone, fed)
+            maps = stage_maps(self.backbone, inputs)
             by_name = {f"stage{number}": each for number, each in enumerate(maps, 1)}
             stage = stage or next(reversed(by_name))
-            trained = weights_behind(self.backbone, by_name[stage])
-            fixed = weights_behind(self.backbone, by_name[frozen]) if frozen else set()
+            trained = contributing_weights(self.backbone, by_name[stage])
+            fixed = contributing_weights(self.backbone, by_name[frozen]) if frozen else set()
         for name, weight in self.backbone.named_parameters():
             weight.requires_grad_(name in trained - fixed)
         return stage, by_name[stage].shape[1]
 
     @property
     def trained_weights(self) -> int:
-        """Numbers that are trained, of backbone and classifier."""
+        """Number of trained weights of backbone and classifier."""
         return sum(weight.numel() for weight in self.parameters() if weight.requires_grad)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map `(B, C, H, W)` uint8 to logits `(B, K)`."""
-        maps = stage_maps(self.backbone, self.setting.feed(images.float().div_(255)))
+        maps = stage_maps(self.backbone, self.context.probe_input(images.float().div_(255)))
         return self.head(maps[int(self.stage.removeprefix("stage")) - 1])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -282,13 +284,16 @@ class FineTuning(pl.LightningModule):
         return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        with contextlib.suppress(ValueError):  # only the main thread may set them
-            for signum, handler in self._handlers.items():  # Lightning's would wait for the other processes
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            for (
+                signum,
+                handler,
+            ) in self._signal_handlers.items():  # Lightning's handlers would wait for the other processes
                 signal.signal(signum, handler)
 
     def on_train_epoch_start(self) -> None:
         self.train()
-        for part in self.backbone.modules():  # what is frozen keeps its statistics too
+        for part in self.backbone.modules():  # frozen parts keep their statistics too
             own = list(part.parameters(recurse=False))
             if own and not any(weight.requires_grad for weight in own):
                 part.eval()
@@ -304,19 +309,20 @@ class FineTuning(pl.LightningModule):
             self.best, self.best_epoch = value, epoch
             self.best_weights = copy.deepcopy(self.state_dict())
         elif epoch - self.best_epoch >= self.patience * self.every_n_epochs:
-            self.trainer.should_stop = True  # the same in every process: so is the figure
+            self.trainer.should_stop = True  # the score is the same in every process
 
     @torch.no_grad()
     def figure(self, split: str) -> tuple[float, int]:
-        """Top-1 or mean average precision on a split, and its images; the same in every process.
+        """Return top-1 or mean average precision on a split, and its size; the same in every process.
 
-        Not Lightning's validation: its processes exchange buffers with each batch, and need equally many.
+        This is not Lightning's validation, which syncs buffers with each batch and needs equally many
+        batches in every process.
         """
         answers, truth, counts = [], [], []
         with evaluating(self):
-            for images, labels in self.setting.loaders[split]:
+            for images, labels in self.context.loaders[split]:
                 if len(images):
-                    with self.setting.precision():
+                    with self.context.precision():
                         answers.append(self(images.to(self.device, non_blocking=True)).float())
                     truth.append(labels.to(self.device))
                     counts.append(len(images))
@@ -327,14 +333,14 @@ class FineTuning(pl.LightningModule):
 
 
 def head(classifier: str, channels: int, num_classes: int) -> nn.Module:
-    """What maps `(B, channels, rows, columns)` to logits `(B, num_classes)`."""
+    """Build the classifier from `(B, channels, rows, columns)` to logits `(B, num_classes)`."""
     if classifier == "conv":
         return ConvBlockClassifier(channels, num_classes)
     return nn.Sequential(GlobalAverage(), nn.Linear(channels, num_classes))
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of `(B,)` labels; of `(B, K)` ones that of each class on its own, -1 not counted."""
+    """Return the cross-entropy of `(B,)` labels, or the binary one of `(B, K)` labels; -1 is ignored."""
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels)
     counted = (labels >= 0).float()
@@ -344,8 +350,8 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
     return each / counted.sum().clamp(min=1)
 
 
-def weights_behind(module: nn.Module, output: Tensor) -> set[str]:
-    """Names of the weights of a module on which an output of its depends."""
+def contributing_weights(module: nn.Module, output: Tensor) -> set[str]:
+    """Return the names of the weights of a module that contribute to one of its outputs."""
     names, weights = zip(*module.named_parameters(), strict=True)
     grads = torch.autograd.grad(output.float().sum(), weights, retain_graph=True, allow_unused=True)
     return {name for name, grad in zip(names, grads, strict=True) if grad is not None}

@@ -1,4 +1,4 @@
-"""kNN probe: cosine-weighted vote of the nearest labelled images, for every stage."""
+"""kNN probe: weighted vote of the nearest labelled images, for every stage."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ssl_lightning.probes.base import Probe
 
 
 class KNNProbe(Probe):
-    """Top-1 of a weighted nearest-neighbour vote (Wu et al. 2018); nothing is fitted or chosen.
+    """Top-1 of a cosine-weighted nearest-neighbour vote (Wu et al. 2018), without fitting or selection.
 
-    The bank for the test figure is training and held-out images together; the held-out figure, by
-    which a stage may be chosen, asks the training images alone.
+    The bank for the test images holds training and held-out images. The held-out score, which may select a
+    stage, uses a bank of training images only.
 
     Args:
         ks: Numbers of neighbours, a record each.
-        temperature: A neighbour's vote weighs exp(cosine / temperature).
-        pool: Stage maps are averaged to at most pool x pool cells.
+        temperature: The vote of a neighbour has weight exp(cosine / temperature).
+        pool: Stage maps are average-pooled to at most pool x pool cells.
 
     Raises:
         ValueError: A number is out of range.

@@ -17,20 +17,19 @@ from ssl_lightning.probes.base import Probe
 class LinearProbe(Probe):
     """Top-1 (and top-5 above five classes) of a linear classifier, solved to its optimum.
 
-    Features are standardised with the statistics of the training split. The penalty is chosen by top-1
-    on the held-out split (the stronger of two that tie); then the classifier is fitted once more, on
-    both splits.
+    Features are standardised with the statistics of the training split. The held-out top-1 selects the
+    penalty; the stronger one wins a tie. Then the classifier is fitted again on both splits.
 
     Args:
-        pool: Stage maps are averaged to at most pool x pool cells.
-        max_dims: Where that would be more features, the cells are halved until it is not (Google's protocol
-            likewise bounds the features, Kolesnikov et al. 2019); one cell is always allowed.
-        l2: Strengths of the penalty to choose from: the loss is mean cross-entropy + l2 / 2 * |weight|^2.
-        max_iter: Iterations of L-BFGS at most, per fit.
-        tol: Largest entry of the gradient that counts as converged.
-        select_tol: The same while choosing the penalty, if the chosen one is fitted again: held-out top-1
-            settles long before the weights do.
-        refit: Fit again on training and held-out images with the chosen strength.
+        pool: Stage maps are average-pooled to at most pool x pool cells.
+        max_dims: Limit on the number of features; the grid is halved until they fit. Google's protocol has
+            such a limit too (Kolesnikov et al. 2019). One cell is always allowed.
+        l2: Candidates of the penalty; the loss is mean cross-entropy + l2 / 2 * |weight|^2.
+        max_iter: Maximum number of L-BFGS iterations per fit.
+        tol: Convergence threshold on the largest entry of the gradient.
+        select_tol: The threshold while selecting the penalty, if `refit` is true: held-out top-1 settles
+            long before the weights.
+        refit: Fit again on training and held-out images with the selected penalty.
 
     Raises:
         ValueError: A number is out of range.
@@ -89,7 +88,7 @@ class LinearProbe(Probe):
         fit = self._fit(x, labels["train"], num_classes, self.l2, moments, tol=self.select_tol)
         by_heldout = scores(fit, x_heldout)  # (R, N, K)
         by_l2 = topk_accuracy(by_heldout, labels["heldout"]).tolist()
-        best = by_l2.index(max(by_l2))  # the first: strengths are in falling order
+        best = by_l2.index(max(by_l2))  # the first of equal ones; penalties are in falling order
         chosen, heldout_scores = self.l2[best], by_heldout[best]
         iterations, converged = int(fit.iterations.max()), bool(fit.converged.all())
         if self.refit:
@@ -140,16 +139,16 @@ class LinearProbe(Probe):
 
 
 def scores(fit: LogisticFit, x: Tensor) -> Tensor:
-    """Logits `(R, N, K)` of every fitted classifier on `(N, D)` features."""
+    """Return logits `(R, N, K)` of every fitted classifier on `(N, D)` features."""
     return torch.einsum("rkd,nd->rnk", fit.weight, x) + fit.bias[:, None]
 
 
 def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Shift and scale, each `(D,)`, that give the features mean 0 and deviation 1.
+    """Return shift and scale, each `(D,)`, that give the features mean 0 and deviation 1.
 
-    A feature that never varies (a dead channel) gets scale 0: what it does on other images is unknown.
+    A constant feature (a dead channel) gets scale 0, because its range on other images is unknown.
     """
     mean = x.mean(0)
     deviation = (x - mean).square_().mean(0).sqrt_()  # a third of the time of torch.std
-    varies = deviation > 1e-6 * mean.abs()  # below that a constant's own rounding
+    varies = deviation > 1e-6 * mean.abs()  # smaller values are rounding errors of a constant
     return mean, torch.where(varies, 1 / deviation, 0.0)

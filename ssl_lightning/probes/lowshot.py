@@ -1,4 +1,4 @@
-"""Low-shot probe: linear SVMs on k labelled images of each class, over several fixed draws."""
+"""Low-shot probe: linear SVMs on k labelled images per class, over several fixed draws."""
 
 from __future__ import annotations
 
@@ -17,28 +17,30 @@ from ssl_lightning.probes._svm import (
     LinearSVMProbe,
     as_targets,
     fit_cross_validated,
-    lone_threads,
     score,
+    single_threaded_pool,
 )
 
 
 class LowShotProbe(LinearSVMProbe):
-    """Mean and deviation over draws of the figures of linear SVMs on few labels (Goyal et al. 2019).
+    """Mean and deviation over draws of the scores of linear SVMs on few labels (Goyal et al. 2019).
 
-    A draw is the same in every run and on every machine. With one label an image it is k images of each
-    class; with several it is for each class k images that show it and (K-1) k that do not, the rest being
-    ignored, as there. C is chosen by cross-validation within the draw, while Goyal et al. report the C
-    that does best on the test images; and nothing is fitted to the held-out images.
+    A draw is the same in every run and on every machine. For single-label data it takes k images of each
+    class. For multi-label data each class takes k images that show it and (K-1) k that do not, and ignores
+    the rest, as in the paper.
+
+    Cross-validation within the draw chooses C, while Goyal et al. report the C that does best on the test
+    images. Held-out images are never fitted.
 
     Args:
-        ks: Numbers of images a class; those that the smallest class does not have are left out.
-        draws: Draws of each.
-        pool: Stage maps are averaged to at most pool x pool cells.
-        max_dims: Where that would be more features, the cells are halved until it is not.
-        costs: Values of C to choose from.
-        cost: The value where there is nothing to choose by, with one image a class.
-        folds: Parts of the cross-validation; k where that is fewer.
-        max_iter: Steps of the solver at most.
+        ks: Numbers of images per class; numbers above the size of the smallest class are skipped.
+        draws: Draws of each number.
+        pool: Stage maps are average-pooled to at most pool x pool cells.
+        max_dims: Limit on the number of features; the grid is halved until they fit.
+        costs: Candidates of C.
+        cost: C for one image per class, where cross-validation is impossible.
+        folds: Folds of the cross-validation; k if that is fewer.
+        max_iter: Maximum number of solver steps.
 
     Raises:
         ValueError: A number is out of range.
@@ -71,18 +73,18 @@ class LowShotProbe(LinearSVMProbe):
         super().check(counts)
         if counts["train"] < 2 * self.ks[0]:
             raise ValueError(
-                f"probe.lowshot.ks begins with {self.ks[0]} images a class, and there are "
+                f"probe.lowshot.ks begins with {self.ks[0]} images per class, and there are "
                 f"{counts['train']} labelled training images in all"
             )
         self._allowed(counts.get("rarest", self.ks[0]))
 
     def _allowed(self, smallest: int) -> list[int]:
-        """The numbers of images a class that the smallest class has."""
+        """Return the numbers of images per class up to the size of the smallest class."""
         ks = [k for k in self.ks if k <= smallest]
         if not ks:
             raise ValueError(
-                f"probe.lowshot.ks begins with {self.ks[0]} images a class, and a class has {smallest} "
-                "labelled training images"
+                f"probe.lowshot.ks begins with {self.ks[0]} images per class, and the smallest class has "
+                f"{smallest} labelled training images"
             )
         return ks
 
@@ -92,18 +94,18 @@ class LowShotProbe(LinearSVMProbe):
         ks = self._allowed(smallest)
         metric = "top1" if labels["test"].ndim == 1 else "map"
         records = []
-        with lone_threads() as pool:
+        with single_threaded_pool() as pool:
             for stage in features.stages:
                 x, protocol = self.unit_features(features, stage)
                 shots = partial(self._shots, x, labels, num_classes)
-                for value, more in reversed(list(pool.map(shots, reversed(ks)))):  # the longest first
+                for value, more in reversed(list(pool.map(shots, reversed(ks)))):  # the slowest first
                     records.append(Record(stage, metric, value, len(x["test"]), protocol | more))
         return records
 
     def _shots(
         self, x: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_classes: int, k: int
     ) -> tuple[float, dict[str, Any]]:
-        """Mean test figure over the draws of k images a class, and the protocol."""
+        """Return the mean test score over the draws of k images per class, and the protocol."""
         one_label = labels["train"].ndim == 1
         targets = as_targets(labels["train"], num_classes)
         folds, costs = min(self.folds, k), self.costs if k > 1 else [self.cost]
@@ -134,21 +136,21 @@ class LowShotProbe(LinearSVMProbe):
 
 
 def draw_images(targets: Tensor, k: int, number: int, *, one_label: bool) -> Tensor:
-    """Take k images of each class, the same ones everywhere; a larger k takes them too.
+    """Draw k images of each class, the same ones in every run; a larger k includes them.
 
     Args:
         targets: `(N, K)` of 1, 0 and -1; each class with at least k images.
-        k: Images a class.
-        number: Of the draw.
-        one_label: Whether each image shows one class. If not, each class gets (K-1) k images without it
-            too, as far as there are so many.
+        k: Images per class.
+        number: Number of the draw.
+        one_label: Whether each image shows one class. If not, each class also takes up to (K-1) k images
+            without it.
 
     Returns:
-        `(N, K)`, -1 for what was not taken.
+        `(N, K)`, -1 for images that were not drawn.
     """
     order = torch.randperm(len(targets), generator=generator("fixed", "lowshot", number))
     shuffled = targets[order]
-    taken = (shuffled == 1) & ((shuffled == 1).cumsum(0) <= k)  # (N, K), in the order drawn
+    taken = (shuffled == 1) & ((shuffled == 1).cumsum(0) <= k)  # (N, K), in the shuffled order
     if one_label:
         taken = taken.any(1, keepdim=True).expand_as(taken)
     else:

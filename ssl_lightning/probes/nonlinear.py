@@ -16,10 +16,10 @@ from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, ThreeLayerClassifier
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps, KeptMaps, MapSource
-from ssl_lightning.probes._shared_maps import Wanted
-from ssl_lightning.probes.base import BackboneProbe, Setting
+from ssl_lightning.probes._shared_maps import MapRequest
+from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
-# of their CIFAR-10 runs: epochs, and where among them the learning rate is multiplied by DECAY
+# the paper's CIFAR-10 runs: epochs, and milestones of the learning rate as fractions of them
 SCHEDULES = {"mlp": (50, (0.4, 0.8, 0.9)), "conv": (100, (0.35, 0.7, 0.85))}
 DECAY = 0.2
 DESCRIPTIONS = {"mlp": "three fully-connected layers", "conv": "NIN block and a linear layer"}
@@ -28,26 +28,27 @@ DESCRIPTIONS = {"mlp": "three fully-connected layers", "conv": "NIN block and a 
 class NonLinearProbe(BackboneProbe):
     """Top-1 of a small network on the map of a stage (Gidaris et al. 2018, sec. 4.1).
 
-    SGD with Nesterov momentum 0.9 and weight decay 5e-4; the weights chosen meet the test images once. Their
-    protocol is `augment=True, selection="last", labels="train+heldout"`: every epoch sees new crops and
-    flips, through the frozen backbone in eval mode, and nothing is selected. Without augmentation the maps are
-    made once, in the same pass as those of other probes that ask for maps. With several processes each
-    trains the same classifiers on all maps.
+    SGD with Nesterov momentum 0.9 and weight decay 5e-4; the selected weights are tested once. The paper's
+    protocol is `augment=True, selection="last", labels="train+heldout"`. Every epoch then sees new crops
+    and flips, through the frozen backbone in eval mode, and nothing is selected.
+
+    Without augmentation the maps are encoded once, in a pass shared with other probes of maps. With several
+    processes, each trains the same classifiers on all maps.
 
     Args:
-        classifier: "mlp", three fully-connected layers; or "conv", a block of NIN and a linear layer.
-        stage: Such as "stage2", the one of the paper; or several, a classifier and a figure for each.
-        pool: The map is averaged to at most pool x pool cells.
-        epochs: Passes over the training images; None as in the paper, 50 for mlp and 100 for conv.
+        classifier: "mlp", three fully-connected layers; or "conv", a NIN block and a linear layer.
+        stage: Such as "stage2", the one of the paper; or several, with a classifier and a record each.
+        pool: The map is average-pooled to at most pool x pool cells.
+        epochs: Training epochs; None as in the paper, 50 for mlp and 100 for conv.
         batch_size: Images of a step.
-        lr: Multiplied by 0.2 at the paper's milestones, as fractions of the epochs.
-        augment: Whether training images are augmented as for pretraining; the classifiers of several stages
-            are then trained side by side.
-        selection: "heldout" tests the weights of the epoch that does best on held-out images, "last" the
-            weights after the last epoch.
+        lr: Initial learning rate, multiplied by 0.2 at the paper's milestones, as fractions of the epochs.
+        augment: Augment training images as for pretraining. The classifiers of several stages then train
+            side by side.
+        selection: "heldout" tests the weights of the best epoch on held-out images, "last" the weights
+            after the last epoch.
         labels: "train", or "train+heldout", which trains on the held-out images too and selects nothing.
-        max_memory_gb: Of the maps of all splits, unless they are augmented: they are kept in fp32 if they
-            fit, else in bfloat16.
+        max_memory_gb: Memory limit of the maps of all splits without augmentation. They are kept in fp32 if
+            they fit, else in bfloat16.
 
     Raises:
         ValueError: A value is out of range.
@@ -91,14 +92,16 @@ class NonLinearProbe(BackboneProbe):
         self.classifier, self.augment = classifier, augment
         self.batch_size, self.lr = batch_size, lr
         self.milestones = [round(milestone * self.epochs) for milestone in milestones]
-        self.maps = tuple(Wanted(name, pool, max_memory_gb) for name in stages)
+        self.maps = tuple(MapRequest(name, pool, max_memory_gb) for name in stages)
         self.wanted = () if augment else self.maps
 
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
         train = self.choice.counts(counts)["train"]
         if train < 2:
-            raise ValueError(f"the non-linear probe trains on 2 labelled images or more; there are {train}")
+            raise ValueError(
+                f"the non-linear probe needs at least 2 labelled training images; there are {train}"
+            )
 
     def check_backbone(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
         images = sum(counts.get(split, 0) for split in ("train", "heldout", "test"))
@@ -115,22 +118,22 @@ class NonLinearProbe(BackboneProbe):
                     "probe.nonlinear.stage"
                 )
 
-    def run(self, setting: Setting) -> list[Record]:
+    def run(self, context: ProbeContext) -> list[Record]:
         if self.augment:
-            return self.evaluate(setting, FreshMaps(setting, self.maps, self.choice, self.batch_size))
+            return self.evaluate(context, FreshMaps(context, self.maps, self.choice, self.batch_size))
         records = []
         for wanted in self.maps:
-            source = KeptMaps(setting, wanted, self.choice, self.batch_size)
-            records += self.evaluate(setting, source)
+            source = KeptMaps(context, wanted, self.choice, self.batch_size)
+            records += self.evaluate(context, source)
         return records
 
-    def evaluate(self, setting: Setting, source: MapSource) -> list[Record]:
+    def evaluate(self, context: ProbeContext, source: MapSource) -> list[Record]:
         """Train a classifier on the maps of each stage, side by side, and test them."""
         trainings = []
         for shape in source.shapes:
-            network = self.build(shape, len(setting.class_names), setting.seed).to(setting.device)
-            sample = torch.zeros(source.batch_size, *shape, device=setting.device)
-            trainings.append(Training(recorded(network, sample), self.lr, self.milestones))
+            network = self.build(shape, len(context.class_names), context.seed).to(context.device)
+            sample = torch.zeros(source.batch_size, *shape, device=context.device)
+            trainings.append(Training(with_cuda_graphs(network, sample), self.lr, self.milestones))
         self.train(trainings, source)
         networks = [training.network for training in trainings]
         heldout: Sequence[float | None] = [None] * len(networks)
@@ -159,7 +162,7 @@ class NonLinearProbe(BackboneProbe):
         return records
 
     def build(self, shape: torch.Size, num_classes: int, seed: int) -> nn.Module:
-        """The classifier with the initial weights of a seed; the global stream is left as it was."""
+        """Build the classifier with the initial weights of a seed; the global random stream stays."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "nonlinear", self.classifier))
             if self.classifier == "mlp":
@@ -167,7 +170,7 @@ class NonLinearProbe(BackboneProbe):
             return ConvBlockClassifier(shape[0], num_classes)
 
     def train(self, trainings: Sequence[Training], source: MapSource) -> None:
-        """Train a classifier for each stage of the source; leave the weights that are to be tested."""
+        """Train a classifier for each stage of the source, then restore the weights to test."""
         networks = [training.network for training in trainings]
         for epoch in range(self.epochs):
             for network in networks:
@@ -185,11 +188,11 @@ class NonLinearProbe(BackboneProbe):
 
 
 class Training:
-    """A classifier while it is trained.
+    """Training state of one classifier.
 
     Args:
-        network: On the device where its maps are.
-        lr: Until the first milestone.
+        network: On the device of its maps.
+        lr: Initial learning rate.
         milestones: Epochs after which it is multiplied by 0.2.
     """
 
@@ -199,9 +202,9 @@ class Training:
             network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4
         )
         self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.sgd, list(milestones), DECAY)
-        self.epochs, self.epoch = 0, 0  # epochs so far, and the one whose weights are tested
+        self.epochs, self.epoch = 0, 0  # epochs so far, and the epoch of the weights to test
         self.best = -1.0
-        self._weights: dict[str, Any] | None = None  # of that epoch, unless it is the last
+        self._weights: dict[str, Any] | None = None  # of the epoch to test; None for the last one
 
     def step(self, maps: Tensor, labels: Tensor) -> None:
         """Take one step on maps `(B, C, rows, columns)` fp32 and labels `(B,)`."""
@@ -211,7 +214,7 @@ class Training:
         self.sgd.step()
 
     def end_epoch(self, figure: float | None) -> None:
-        """Step the schedule; keep the weights if their held-out figure is the best, or without one."""
+        """Step the schedule, and keep the weights with the best held-out score, or the last ones without."""
         self.schedule.step()
         self.epochs += 1
         if figure is None:
@@ -221,13 +224,13 @@ class Training:
             self._weights = copy.deepcopy(self.network.state_dict())
 
     def restore(self) -> None:
-        """Give the network the weights that are to be tested."""
+        """Load the weights to test."""
         if self._weights is not None:
             self.network.load_state_dict(self._weights)
 
 
-def recorded(network: nn.Module, sample: Tensor) -> nn.Module:
-    """On a GPU, record the network's passes in train mode as CUDA graphs: a small one waits for Python else.
+def with_cuda_graphs(network: nn.Module, sample: Tensor) -> nn.Module:
+    """Record the network's passes in train mode as CUDA graphs, on a GPU: a small network waits for Python.
 
     Args:
         network: In train mode; recording does not change its weights and statistics.
@@ -236,5 +239,5 @@ def recorded(network: nn.Module, sample: Tensor) -> nn.Module:
     if sample.device.type == "cuda" and not dist.is_initialized():
         state = copy.deepcopy(network.state_dict())
         torch.cuda.make_graphed_callables(network, (sample,))
-        network.load_state_dict(state)  # the batch norms have seen the sample
+        network.load_state_dict(state)  # recording changed the batch-norm statistics
     return network

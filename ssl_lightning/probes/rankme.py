@@ -1,22 +1,22 @@
-"""RankMe: the effective rank of the features of pretraining images. Needs no labels at all."""
+"""RankMe probe: effective rank of the features of pretraining images, without labels."""
 
 from __future__ import annotations
 
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.features.encode import class_labels, encode
 from ssl_lightning.ops.rank import effective_rank
-from ssl_lightning.probes.base import BackboneProbe, Setting
+from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 
 class RankMeProbe(BackboneProbe):
-    """Effective rank of every stage, for comparing runs of one backbone on the same data (Garrido et al. 2023).
+    """Effective rank of every stage, to compare runs of one backbone on the same data (Garrido et al. 2023).
 
-    A rank, from 1 to the number of features, and no accuracy: a low one says that the features have
-    collapsed. Stages of different width cannot be compared by it.
+    The result is a rank from 1 to the number of features, not an accuracy. A low rank means that the features
+    have collapsed. Ranks of stages with different widths are not comparable.
 
     Args:
-        images: Unlabelled pretraining images, always the same; the paper takes 25,600.
-        pool: Stage maps are averaged to at most pool x pool cells.
+        images: Number of unlabelled pretraining images, a fixed draw; the paper takes 25,600.
+        pool: Stage maps are average-pooled to at most pool x pool cells.
 
     Raises:
         ValueError: A number is out of range.
@@ -32,14 +32,14 @@ class RankMeProbe(BackboneProbe):
             raise ValueError(f"probe.rankme.pool is {pool}; it must be at least 1")
         self.images, self.pool = images, pool
 
-    def run(self, setting: Setting) -> list[Record]:
+    def run(self, context: ProbeContext) -> list[Record]:
         features = encode(
-            setting.backbone,
-            setting.feed,
-            {"pretrain": class_labels(setting.data.unlabelled(self.images))},
+            context.backbone,
+            context.probe_input,
+            {"pretrain": class_labels(context.data.unlabelled(self.images))},
             [self.pool],
-            precision=setting.precision,
-            device=setting.device,
+            precision=context.precision,
+            device=context.device,
         )
         records = []
         for stage in features.stages:

@@ -1,4 +1,4 @@
-"""Segmentation probe: an FCN head over the stage maps, on a frozen backbone or with it (Long et al. 2015)."""
+"""Segmentation probe: an FCN head on the stage maps of a frozen or fine-tuned backbone (Long et al. 2015)."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ from ssl_lightning.probes._dense import (
     MEASURED,
     StageMaps,
     chunks,
-    is_first_process,
+    evenly_spaced,
+    is_rank_zero,
     read_split,
-    spread,
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_masks
 from ssl_lightning.probes._plan import TrainingPlan
-from ssl_lightning.probes.base import BackboneProbe, Setting
+from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
-Maps = Callable[[Tensor], list[Tensor]]  # indices of images -> their stage maps, in scale
+Maps = Callable[[Tensor], list[Tensor]]  # indices of images -> their standardised stage maps
 
 
 class SegmentationProbe(BackboneProbe):
     """Mean intersection over union of per-pixel classification, over all pixels of a split.
 
-    Pixels with id 255 neither train nor count. All splits are read into memory (uint8). Nothing is augmented,
-    which in the paper made no noticeable difference (sec. 4.3), so that a frozen backbone encodes each image
-    once.
+    Pixels with id 255 are ignored in training and evaluation. All splits are read into memory (uint8). There
+    is no augmentation, which made no noticeable difference in the paper (sec. 4.3). So a frozen backbone
+    encodes each image once.
 
     Args:
-        stages: Stages whose maps are scored, counted from 1; None: the last three, as in FCN-8s.
+        stages: Stages whose maps are scored, counted from 1; None takes the last three, as in FCN-8s.
         hidden, dilation: See `FCNHead`.
         finetune: Train a copy of the backbone too, with `trunk_lr`.
-        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`.
-        cache_gb: Maps of a frozen backbone that are kept at most, in GB; above, images are encoded at every
-            step.
-        pictures: Test images drawn into `segmentation_<branch>.png`; 0 draws none.
+        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`; mIoU selects.
+        cache_gb: Memory limit in GB for the maps of a frozen backbone. Above it, every step encodes its
+            images.
+        pictures: Number of test images drawn into `segmentation_<branch>.png`; 0 draws none.
 
     Raises:
         ValueError: A value is out of range.
@@ -91,34 +91,34 @@ class SegmentationProbe(BackboneProbe):
         super().check(counts)
         self.plan.check(counts["train"])
 
-    def run(self, setting: Setting) -> list[Record]:
-        info: Any = setting.backbone.feature_info
+    def run(self, context: ProbeContext) -> list[Record]:
+        info: Any = context.backbone.feature_info
         stages = stage_numbers(
-            setting,
+            context,
             self.stages,
             range(max(1, len(info.channels()) - 2), len(info.channels()) + 1),
             "segmentation",
         )
-        splits = {split: read_split(loader, setting.device) for split, loader in setting.loaders.items()}
-        backbone = StageMaps(setting, stages, copied=self.finetune)
+        splits = {split: read_split(loader, context.device) for split, loader in context.loaders.items()}
+        backbone = StageMaps(context, stages, copied=self.finetune)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(setting.seed, "segmentation", setting.branch))
+            torch.manual_seed(stream_seed(context.seed, "segmentation", context.branch))
             head = FCNHead(
                 [info.channels()[stage - 1] for stage in stages],
-                len(setting.class_names),
+                len(context.class_names),
                 hidden=self.hidden,
                 dilation=self.dilation,
-            ).to(setting.device)
+            ).to(context.device)
         for split in ("heldout", "test"):
             if not (splits[split][1] != VOID).any():
-                raise ValueError(f"the {split} masks have no pixel that counts, so there is no figure")
+                raise ValueError(f"the {split} masks have no pixel of a class, so mIoU is undefined")
         maps, cached = self._maps(backbone, {split: images for split, (images, _) in splits.items()})
 
         def loss(indices: Tensor, step: int) -> Tensor:
             head.train()
-            masks = splits["train"][1][indices].to(setting.device).long()  # (B, H, W)
+            masks = splits["train"][1][indices].to(context.device).long()  # (B, H, W)
             logits = head(maps["train"](indices), tuple(masks.shape[1:]))  # (B, K, H, W)
-            flat = logits.movedim(1, -1).flatten(0, 2)  # 1-d: its gradient is deterministic on a GPU too
+            flat = logits.movedim(1, -1).flatten(0, 2)  # 1-d, so that the gradient is deterministic on a GPU
             total = F.cross_entropy(flat, masks.flatten(), ignore_index=VOID, reduction="sum")
             return total / (masks != VOID).sum().clamp(min=1)
 
@@ -126,21 +126,21 @@ class SegmentationProbe(BackboneProbe):
             images, masks = splits[split]
             size = tuple(masks.shape[1:])
             metric = MulticlassJaccardIndex(
-                len(setting.class_names),
+                len(context.class_names),
                 average=None,
                 ignore_index=VOID,
-                zero_division=torch.nan,  # a class that is neither there nor found
+                zero_division=torch.nan,  # a class with neither true nor predicted pixels
                 sync_on_compute=False,  # every process has all images
-            ).to(setting.device)
+            ).to(context.device)
             answers = torch.empty_like(masks)
             head.eval()
             with torch.no_grad():
                 for part in chunks(len(images), self.plan.batch_size):
                     found = head(maps[split](torch.arange(part.start, part.stop)), size).argmax(1)
-                    metric.update(found, masks[part].to(setting.device).long())
+                    metric.update(found, masks[part].to(context.device).long())
                     answers[part] = found.byte().cpu()
             per_class = metric.compute()
-            names = zip(setting.class_names, per_class.tolist(), strict=True)
+            names = zip(context.class_names, per_class.tolist(), strict=True)
             return {
                 "miou": float(per_class.nanmean()),
                 "per_class": {name: None if math.isnan(iou) else iou for name, iou in names},
@@ -152,20 +152,20 @@ class SegmentationProbe(BackboneProbe):
             loss,
             lambda: evaluate("heldout")[0],
             images=len(splits["train"][0]),
-            seed=setting.seed,
+            seed=context.seed,
             choose_by="miou",
         )
         test, answers = evaluate("test")
         images, masks = splits["test"]
-        if self.pictures and is_first_process():
-            shown = spread(len(images), self.pictures)
+        if self.pictures and is_rank_zero():
+            shown = evenly_spaced(len(images), self.pictures)
             draw_masks(
-                setting.folder / f"segmentation_{setting.branch}.png",
+                context.folder / f"segmentation_{context.branch}.png",
                 images[shown],
                 masks[shown],
                 answers[shown],
-                setting.class_names,
-                f"{setting.branch}, test mIoU {100 * test['miou']:.1f} %",
+                context.class_names,
+                f"{context.branch}, test mIoU {100 * test['miou']:.1f} %",
             )
         protocol = {
             "stages": [f"stage{stage}" for stage in stages],
@@ -183,7 +183,7 @@ class SegmentationProbe(BackboneProbe):
         return [Record(f"stage{stages[-1]}", "miou", test["miou"], len(images), protocol)]
 
     def _maps(self, backbone: StageMaps, images: Mapping[str, Tensor]) -> tuple[dict[str, Maps], bool]:
-        """Say how to come by the maps of each split, and whether they are kept: if they may be, and fit."""
+        """Return the source of the maps of each split, and whether it keeps them in memory."""
 
         size = self.plan.batch_size
 
@@ -193,24 +193,24 @@ class SegmentationProbe(BackboneProbe):
                 yield backbone.raw(pictures[part])
 
         batches = encode(images["train"])
-        begun = next(batches)
-        each = sum(x.numel() * x.element_size() for x in begun) / len(begun[0])
+        first = next(batches)
+        each = sum(x.numel() * x.element_size() for x in first) / len(first[0])
         needed = each * sum(len(images[split]) for split in ("train", "heldout"))
         cached = not self.finetune and needed <= self.cache_gb * 1e9
         kept: dict[str, list[Tensor]] = {}
         if cached:
             for split, encoded in (
-                ("train", chain([begun], batches)),
+                ("train", chain([first], batches)),
                 ("heldout", encode(images["heldout"])),
             ):
                 kept[split] = [torch.cat(parts) for parts in zip(*encoded, strict=True)]
             backbone.measure([x[part] for x in kept["train"]] for part in chunks(len(images["train"]), size))
         else:
-            backbone.measure(encode(images["train"][spread(len(images["train"]), MEASURED)]))
+            backbone.measure(encode(images["train"][evenly_spaced(len(images["train"]), MEASURED)]))
 
-        def of(split: str) -> Maps:
+        def source(split: str) -> Maps:
             if split in kept:
                 return lambda indices: backbone.scaled([x[indices.to(x.device)] for x in kept[split]])
             return lambda indices: backbone(backbone.input(images[split][indices]))
 
-        return {split: of(split) for split in images}, cached
+        return {split: source(split) for split in images}, cached

@@ -1,4 +1,4 @@
-"""SVM probe: a linear support vector machine per class, on all labels, for every stage."""
+"""SVM probe: a linear support vector machine per class on all labels, for every stage."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross
 
 
 class SVMProbe(LinearSVMProbe):
-    """Top-1, or with several classes an image mean average precision, of linear SVMs (Goyal et al. 2019).
+    """Top-1, or mean average precision for multi-label data, of linear SVMs (Goyal et al. 2019).
 
-    C is chosen by cross-validation on the training images; the test figure is that of machines fitted
-    again, with it, on training and held-out images. An image whose label for a class is -1 is neither
-    trained nor tested on for that class (their code trains on it as a negative).
+    Cross-validation on the training images chooses C. The tested machines are fitted again with it, on
+    training and held-out images. A class ignores the images with label -1, in training and test; the authors'
+    code trains on them as negatives.
 
     Args:
-        pool: Stage maps are averaged to at most pool x pool cells.
-        max_dims: Where that would be more features, the cells are halved until it is not.
-        costs: Values of C to choose from.
-        folds: Parts of the cross-validation.
-        max_iter: Steps of the solver at most.
+        pool: Stage maps are average-pooled to at most pool x pool cells.
+        max_dims: Limit on the number of features; the grid is halved until they fit.
+        costs: Candidates of C.
+        folds: Folds of the cross-validation.
+        max_iter: Maximum number of solver steps.
 
     Raises:
         ValueError: A number is out of range.
@@ -46,7 +46,8 @@ class SVMProbe(LinearSVMProbe):
         super().check(counts)
         if counts["train"] < self.folds:
             raise ValueError(
-                f"probe.svm.folds is {self.folds}, and there are {counts['train']} labelled training images"
+                f"probe.svm.folds is {self.folds}; it must be at most {counts['train']}, the number of "
+                "labelled training images"
             )
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:

@@ -1,1 +1,1 @@
-"""One rank of a run."""
+"""Rank process of a run: build its parts, pretrain, probe, write results."""

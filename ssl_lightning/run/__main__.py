@@ -1,7 +1,7 @@
-"""One rank of a run: `python -m ssl_lightning.run <run folder>`.
+"""Entry of a rank process: `python -m ssl_lightning.run <run folder>`.
 
-`ssl_lightning.launch.ranks` starts these; `torchrun` and `srun` may too. The folder holds `config.yaml`,
-fully resolved. A failure leaves one plain line and the traceback in `error.txt`.
+`ssl_lightning.launch.ranks`, `torchrun` or `srun` starts it. The folder holds the resolved `config.yaml`. A
+failure leaves a one-line message and the traceback in `error.txt`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.stop_signals import STOP
 from ssl_lightning.core.untrusted import printable
 
-# Said by Lightning of what we do on purpose, or of its own insides: no user can act on these
+# Warnings of Lightning about intended behaviour or its own internals; no user can act on them
 NOISE = (
-    "Experiment logs directory",  # the run folder exists: Hydra made it
-    "You have overridden `on_after_batch_transfer`",  # uint8 -> float is the task's
+    "Experiment logs directory",  # the launcher has created the run folder
+    "You have overridden `on_after_batch_transfer`",  # tasks convert uint8 to float there
     ".*isinstance\\(treespec, LeafSpec\\)",
     ".*does not have many workers",
-    "The number of training batches",  # of a short run is below log_every_n_steps
+    "The number of training batches",  # in a short run, below log_every_n_steps
 )
 
 
@@ -48,14 +48,14 @@ def main() -> int:
     """Run the folder named on the command line; return the exit status."""
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
     config = {"train": CONFIG, "resume": NEXT_CONFIG, "evaluate": EVALUATION}.get(mode)
-    first = os.environ.get("RANK", "0") == "0"  # the others need not see the folder yet
+    first = os.environ.get("RANK", "0") == "0"  # other ranks may not see the folder yet
     if (
         len(sys.argv) not in (2, 3)
         or config is None
         or (first and not (Path(sys.argv[1]) / config).is_file())
     ):
         print(
-            f"usage: python -m ssl_lightning.run <a run folder with a {CONFIG}> [evaluate]",
+            f"usage: python -m ssl_lightning.run <run folder with a {CONFIG}> [evaluate]",
             file=sys.stderr,
         )
         return 2
@@ -69,11 +69,11 @@ def main() -> int:
 
         keep_quiet()
         cfg = of_first_process(partial(load_config, folder / config))
-        if PARENT_PIPE not in os.environ:  # no launcher has looked at it
+        if PARENT_PIPE not in os.environ:  # no launcher has checked the folder
             check_links(folder)
             check_trusted(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
-        resumes = mode != "evaluate" and "resume" in cfg  # which the config of an evaluation has not
-        again = f"go on with: python train.py resume={folder}" if resumes else "give the same command again"
+        resumes = mode != "evaluate" and "resume" in cfg  # the config of an evaluation has no `resume`
+        again = f"resume with: python train.py resume={folder}" if resumes else "run the same command again"
         wanted = cfg.get("deterministic") is True
         with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
             if mode == "evaluate":
@@ -82,23 +82,23 @@ def main() -> int:
                 execute.run(cfg, folder, resumes=mode == "resume")
     except Exception as error:
         if STOP.signum is not None and not first:
-            STOP.exit()  # the first process stopped, and this one has lost it
+            STOP.exit()  # rank 0 stopped, and this rank lost the connection
         return leave_report(folder, error)
     return 0
 
 
 def keep_quiet() -> None:
-    """Keep Lightning from saying what no user can act on; it must have been imported."""
+    """Silence warnings of Lightning that no user can act on; Lightning must already be imported."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 
 
 def leave_report(folder: Path, error: Exception) -> int:
-    """Write the first failure: its message, an empty line, the traceback; return the exit status."""
+    """Write the first failure as message, empty line and traceback; return the exit status."""
     cause: BaseException = error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-        cause = cause.__cause__  # Hydra wraps what a constructor raised
+        cause = cause.__cause__  # Hydra wraps errors of constructors
     expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
     message = printable(str(cause) if expected else f"{type(cause).__name__}: {cause}")
     text = "".join(traceback.format_exception(error))
@@ -107,7 +107,7 @@ def leave_report(folder: Path, error: Exception) -> int:
     try:
         with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)
-    except FileExistsError:  # another rank ended before, most likely for the cause: this one has lost it
+    except FileExistsError:  # another rank failed before, most likely the cause of this failure
         first, status = False, NOT_FIRST
     except OSError:  # the disk is full, which is the cause or hides it
         report.unlink(missing_ok=True)
@@ -115,15 +115,15 @@ def leave_report(folder: Path, error: Exception) -> int:
         status = UNREPORTED
     if first and not expected:
         print(text, file=sys.stderr)
-    elif PARENT_PIPE not in os.environ:  # no launcher will say it
+    elif PARENT_PIPE not in os.environ:  # no launcher prints it
         print(f"error: {message}", file=sys.stderr)
     return status
 
 
 def die_with_parent() -> None:
-    """End this process when the launcher ends, however it ended.
+    """End this process when the launcher ends for any reason.
 
-    The launcher holds the other end of a pipe and never writes: the read returns when it is gone.
+    The launcher holds the other end of a pipe and never writes, so the read returns when the launcher ends.
     """
     if PARENT_PIPE not in os.environ:
         return

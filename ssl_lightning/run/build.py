@@ -1,4 +1,4 @@
-"""Task construction from a config, with the weights that the run starts from."""
+"""Build a task from a config, with the initial weights of the run."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from ssl_lightning.features.encode import evaluating, stage_maps
 from ssl_lightning.networks.features import check_input_size
 from ssl_lightning.tasks.base import PretextTask
 
-PROBED = {"state_dict": dict}  # what a checkpoint must hold to be probed, and below to be resumed
+PROBED = {"state_dict": dict}  # entries that a checkpoint needs to be probed; below, to be resumed
 RESUMED = {
     "state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str, "loops": dict,
     "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
 }  # fmt: skip
-OWN = ("Throughput", "DivergenceGuard", "Metrics")  # callbacks of every run, whose counts must be there
+OWN = ("Throughput", "DivergenceGuard", "Metrics")  # callbacks of every run, whose state a checkpoint needs
 
 
 class StartingPoint:
-    """Weights that a run starts from besides its seed: `init_from`, or a checkpoint. Read before the data.
+    """Initial weights from `init_from` or a checkpoint, read before the data set is loaded.
 
     Args:
         cfg: Resolved.
-        resumed_from: The checkpoint that the run resumes from; Lightning restores it.
-        checkpoint: The checkpoint to be probed; ignored for a task that is not trained.
-        untrained: Records of the untrained backbone, if they exist already.
+        resumed_from: Checkpoint that the run resumes from; Lightning restores it.
+        checkpoint: Checkpoint to probe; ignored for a task without training.
+        untrained: Existing records of the untrained backbone.
 
     Raises:
         ValueError: A file is absent, broken, foreign, or of a newer version.
@@ -56,7 +56,7 @@ class StartingPoint:
         self.content = None if self.path is None else load_checkpoint(self.path)
         if self.content is not None:
             check_complete(self.content, str(self.path), RESUMED if self.resumes else PROBED)
-        # the first weights are replaced at once, except where they are still to be probed
+        # a checkpoint replaces the first weights at once, unless they must be probed first
         probed_first = self.resumes and cfg.probe_untrained and not untrained
         self.replaced = self.path is not None and not probed_first
         self.weights = None if cfg.init_from is None else read_state(Path(cfg.init_from))
@@ -65,11 +65,11 @@ class StartingPoint:
         """Build the task with these weights; see `build_task`.
 
         Raises:
-            ValueError: The parts do not fit each other, or the checkpoint not the task.
+            ValueError: The parts do not fit each other, or the checkpoint does not fit the task.
         """
         cfg = self.cfg
         published = bool(cfg.backbone.get("pretrained"))
-        if published and self.replaced:  # nothing is fetched that is not used
+        if published and self.replaced:  # do not download weights that would be replaced
             cfg = cast(DictConfig, OmegaConf.merge(cfg, {"backbone": {"pretrained": False}}))
         task, loaded = build_task(cfg, data, self.weights)
         if self.content is None:
@@ -86,15 +86,15 @@ class StartingPoint:
 def build_task(
     cfg: DictConfig, data: PairedDataModule, weights: Mapping[str, Tensor] | None = None
 ) -> tuple[PretextTask, str]:
-    """Build the backbone and the task around it, with the initial weights of `cfg.seed` or of `cfg.init_from`.
+    """Build the backbone and its task, with initial weights from `cfg.seed` or `cfg.init_from`.
 
     Args:
         cfg: Resolved.
         data: Set up.
-        weights: What is in `cfg.init_from`, where that was read before.
+        weights: Content of `cfg.init_from`, if already read.
 
     Returns:
-        The task, and a line that says where the backbone's weights come from, "" for the seed.
+        The task, and the origin of the backbone's weights in words, "" for the seed.
 
     Raises:
         ValueError: The images are smaller than the stride of the backbone, or other parts do not fit.
@@ -103,7 +103,7 @@ def build_task(
     task_class = cast(type[PretextTask], get_class(cfg.task._target_))
     backbone: nn.Module = instantiate(cfg.backbone, in_channels=task_class.backbone_channels(data.spec))
     check_input_size(backbone, data.spec.image_size)
-    # partial: passed as keywords of instantiate, modules would be copied into a config
+    # partial, since instantiate would copy modules given as keywords into a config
     make_task: partial[PretextTask] = instantiate(cfg.task, _partial_=True)
     task = make_task(
         backbone,
@@ -120,7 +120,7 @@ def build_task(
 
 
 def check_complete(content: Mapping[str, Any], path: str, needed: Mapping[str, type]) -> None:
-    """Check that a checkpoint holds what a run needs.
+    """Check that a checkpoint holds the entries that a run needs.
 
     Raises:
         ValueError: An entry is missing or of another type.
@@ -132,13 +132,13 @@ def check_complete(content: Mapping[str, Any], path: str, needed: Mapping[str, t
         if type(content.get(key)) is not kind and not (kind is dict and isinstance(content.get(key), dict)):
             found = f"is of type {type(content[key]).__name__}" if key in content else "is missing"
             raise ValueError(
-                f"{path} is no checkpoint of a run: {key} {found}. Mere weights are given as init_from= or "
-                "evaluate.py weights="
+                f"{path} is not a checkpoint of a run: {key} {found}; give a file of weights as init_from= "
+                "or evaluate.py weights="
             )
 
 
 def compile_networks(task: PretextTask) -> None:
-    """Let torch.compile have the networks of a task, in place: modules and weights keep their names."""
+    """Compile the networks of a task in place; modules and weights keep their names."""
     for network in task.children():
         network.compile(dynamic=False)
 
@@ -151,19 +151,19 @@ def check_compiler(device: torch.device) -> None:
     """
     try:
         torch.compile(torch.neg)(torch.ones(8, device=device))
-    except Exception as error:  # what is missing has many kinds of errors: a C++ compiler, Triton
+    except Exception as error:  # a missing C++ compiler or Triton raises various classes
         why = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"compile is true, but torch.compile does not work here ({why}); leave it false"
         ) from error
 
 
-def map_shapes(backbone: nn.Module, fed: Tensor) -> dict[str, tuple[int, int, int]]:
-    """Shape `(C, H, W)` of each stage map, found by encoding one image; leaves no trace."""
+def map_shapes(backbone: nn.Module, image: Tensor) -> dict[str, tuple[int, int, int]]:
+    """Return the shape `(C, H, W)` of each stage, found by encoding one input; changes no state."""
     try:
         with evaluating(backbone), torch.no_grad():
-            maps = stage_maps(backbone, fed)
+            maps = stage_maps(backbone, image)
     except (AssertionError, RuntimeError) as error:  # transformers of timm take one size only
-        size = "x".join(map(str, fed.shape[-2:]))
+        size = "x".join(map(str, image.shape[-2:]))
         raise ValueError(f"the backbone takes no images of {size} px: {error}") from error
     return {f"stage{depth}": tuple(each.shape[1:]) for depth, each in enumerate(maps, 1)}  # type: ignore[misc]

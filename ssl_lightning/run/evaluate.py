@@ -1,4 +1,4 @@
-"""Evaluation of an existing run: more probes, whose figures are added to its results.json."""
+"""Evaluate an existing run: run probes and add their results to results.json."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ssl_lightning.run.writer import RunWriter, command
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> None:
-    """Probe the backbone of an existing run, and add the figures to its `results.json`.
+    """Probe the backbone of an existing run, and add the results to its `results.json`.
 
     Raises:
-        ValueError: The checkpoint is absent, torn, or of another network; nothing is written then.
+        ValueError: The checkpoint is absent, torn, or of another network; no file is written.
     """
     join_processes()
     results = earlier_results(folder)
@@ -49,8 +49,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     print_probes(writer.records, writer.probe_s)
     total = len(writer.records)
     if not total:
-        print(f"what the probes wrote is in {folder}")
+        print(f"the probes wrote their files to {folder}")
     elif same == total:
-        print(f"{total} of {total} figures were in {folder / RESULTS}, exactly equal")
+        print(f"no new results: {folder / RESULTS} already has all {total}, exactly equal")
     else:
-        print(f"{total - same} new figures added to {folder / RESULTS}; {same} were there, exactly equal")
+        print(f"{total - same} new results added to {folder / RESULTS}; {same} already there, exactly equal")

@@ -1,4 +1,4 @@
-"""One run, from its parts to results.json: probe before, pretrain, probe after."""
+"""Execute one run: probe the untrained backbone, pretrain, probe again, write results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.run_folder import accept_config
 from ssl_lightning.artifacts.weights import save_backbone
-from ssl_lightning.engine.fsdp import whole_task
+from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.engine.trainer import join_processes
 from ssl_lightning.report.summary import print_summary
 from ssl_lightning.run.build import compile_networks
@@ -22,17 +22,17 @@ from ssl_lightning.tasks.base import PretextTask
 
 
 def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
-    """Carry out one resolved config; write checkpoints, pictures and `results.json` into `folder`.
+    """Run one resolved config; write checkpoints, pictures and `results.json` into `folder`.
 
     If the folder has a checkpoint, the run resumes from it.
 
     Args:
         cfg: Resolved.
         folder: The run folder.
-        resumes: Whether the config replaces the one in the folder, once it has passed every check.
+        resumes: Whether the config replaces the one in the folder after it passes every check.
 
     Raises:
-        ValueError: The parts do not fit each other; nothing was trained or written then.
+        ValueError: The parts do not fit each other; nothing was trained or written.
     """
     began = time.perf_counter()
     join_processes()
@@ -45,9 +45,9 @@ def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
     try:
         execute(parts, writer)
     except BaseException as error:
-        if parts.restored.awaited:  # nothing ran yet; existing files belong to the earlier run
+        if parts.restored.pending:  # nothing ran yet; existing files belong to the earlier run
             raise
-        with contextlib.suppress(OSError):  # on a full disk the first error is the one to tell
+        with contextlib.suppress(OSError):  # on a full disk, report the first error
             stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
             writer.write("interrupted" if stopped else "failed")
         raise
@@ -57,10 +57,10 @@ def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
 
 
 def execute(parts: Parts, writer: RunWriter) -> PretextTask:
-    """Probe the untrained backbone, pretrain it, probe it again, and export it; return the task."""
+    """Probe the untrained backbone, pretrain it, probe it again and export it; return the task."""
     task = parts.task
     if task.needs_training and parts.cfg.probe_untrained:
-        writer.records = untrained_records(parts.previous)  # a resumed run has them
+        writer.records = untrained_records(parts.previous)  # a resumed run already has them
         if not writer.records:
             writer.add(probe(parts, task), trained=False)
             writer.write("interrupted")  # in case the run is killed
@@ -74,14 +74,14 @@ def execute(parts: Parts, writer: RunWriter) -> PretextTask:
 
 
 def pretrain(parts: Parts) -> PretextTask:
-    """Pretrain; return the task, whole, and neither compiled nor recorded, as `evaluate.py` builds it."""
+    """Pretrain; return the task unsharded, without compiled networks or CUDA graph, as in `evaluate.py`."""
     if parts.compiled:
         compile_networks(parts.task)
     with parts.restored.naming():
         parts.trainer.fit(parts.task, datamodule=parts.data, ckpt_path=parts.resumed_from)
-    task: PretextTask = whole_task(parts.trainer, parts.task)
+    task: PretextTask = unsharded_task(parts.trainer, parts.task)
     task.graph = None
-    task.zero_grad()  # its memory and that of the gradients is free for the probes
+    task.zero_grad()  # frees memory for the probes
     if parts.compiled:
         torch.compiler.set_stance("force_eager")
     return task

@@ -1,4 +1,4 @@
-"""Parts of a run, built and checked against each other before any work starts."""
+"""Build the parts of a run and check that they fit each other, before any work starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.run.build import StartingPoint, check_compiler, map_shapes
 from ssl_lightning.tasks.base import PretextTask, to_float
 
-OURS = tuple(name for name, key in TRAINER.items() if not key.lightning)  # keys that Lightning lacks
+OURS = tuple(name for name, key in TRAINER.items() if not key.lightning)  # keys unknown to Lightning
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class Parts:
     """Everything that one run needs.
 
     Args:
-        cfg: Resolved.
+        cfg: Resolved config.
         folder: The run folder.
-        data: Set up, on the device of the run where it stays there.
-        task: With its first weights.
-        loaded: Where the first weights come from, "" for the seed.
-        trainer: With the callbacks below and those of the config.
-        preparation: How the backbones are prepared for the probes.
-        probes: Those that fit the labels, by name.
-        skipped: Names of the probes that need labels where there are none.
-        resumed_from: The checkpoint from which the run resumes.
-        previous: Results that the run left when it was interrupted.
-        restored: Checks what Lightning restores.
-        throughput: Counts images.
-        metrics: Sends figures to the loggers.
-        health: Stops a run that no longer learns.
+        data: Data module, set up and placed on the device of the run if it is device-resident.
+        task: Task with its initial weights.
+        loaded: Origin of the initial weights in words, "" for the seed.
+        trainer: Trainer with the callbacks below and those of the config.
+        preparation: Prepares the backbones for the probes.
+        probes: Probes that fit the labels, by name.
+        skipped: Names of the probes that need labels that the data set lacks.
+        resumed_from: Checkpoint from which the run resumes.
+        previous: Results of the run before its interruption.
+        restored: Callback that checks the state that Lightning restores.
+        throughput: Callback that counts images.
+        metrics: Callback that sends figures to the loggers.
+        health: Callback that stops a run that no longer learns.
     """
 
     cfg: DictConfig
@@ -73,24 +73,24 @@ class Parts:
 
     @property
     def compiled(self) -> bool:
-        """Whether torch.compile gets the networks of the training steps."""
+        """Whether the networks are compiled for training steps."""
         return bool(self.cfg.get("compile")) and self.task.needs_training
 
     def unlabelled(self, n: int) -> Tensor:
-        """At most n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""
+        """Return up to n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""
         return self.data.train_sample(min(n, self.data.pretrain_images))
 
 
 def build_parts(
     cfg: DictConfig, folder: Path, *, resume: bool = True, checkpoint: Path | None = None
 ) -> Parts:
-    """Build the parts of a run; nothing is written or trained.
+    """Build the parts of a run without writing or training anything.
 
     Args:
         cfg: Resolved.
         folder: The run folder.
         resume: If the folder has a checkpoint, the run resumes from it.
-        checkpoint: What the task gets in order to be probed, if it is one that is trained.
+        checkpoint: Weights to probe; ignored for a task without training.
 
     Raises:
         ValueError: A value is wrong, a file is broken, or the parts do not fit each other.
@@ -99,7 +99,7 @@ def build_parts(
     resumed_from = resume_point(folder) if resume else None
     previous = earlier_results(folder) if resumed_from else None
     check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))
-    # files are checked before the data are fetched and unpacked
+    # check files before downloading and unpacking the data set
     start = StartingPoint(cfg, resumed_from, checkpoint, untrained_records(previous))
     restored = Restored(resumed_from, start.content if resumed_from else None)
     data: PairedDataModule = instantiate(cfg.data)
@@ -108,12 +108,12 @@ def build_parts(
     task, loaded = start.build(data)
     throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
     metrics = Metrics(throughput)
-    # the guard comes before the figures, so that the run does not report those of a failed validation
+    # the guard precedes the metrics, so that a run does not report the figures of a failed validation
     chosen = instantiate(cfg.callbacks).values()
     callbacks = [restored, throughput, health, metrics, *chosen, GradientWatch(health)]
     options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
     if not data.holds_out:
-        options["limit_val_batches"] = 0  # or Lightning would warn of an empty loader
+        options["limit_val_batches"] = 0  # Lightning would warn of an empty loader
     trainer = make_trainer(
         **task.trainer_options(options), callbacks=callbacks, logger=instantiate(cfg.logger).values()
     )
@@ -128,17 +128,17 @@ def build_parts(
 
 
 def untrained_records(previous: Results | None) -> list[Record]:
-    """Figures of the untrained backbone in the results of an interrupted run."""
+    """Return the records of the untrained backbone from an interrupted run."""
     return [record for record in previous.probes if not record.trained] if previous else []
 
 
 def fit_to_hardware(
     cfg: DictConfig, task: PretextTask, trainer: pl.Trainer, data: PairedDataModule
 ) -> PretextTask:
-    """Check that the task can be trained on this hardware, and make it ready.
+    """Check that the task can train on this hardware, and adapt it.
 
     Returns:
-        The task: with shared batch norms on several processes, with a CUDA graph where that is possible.
+        The task, with synchronised batch norms on several processes, and with a CUDA graph if possible.
 
     Raises:
         ValueError: The length, the processes or the device do not fit.
@@ -159,7 +159,7 @@ def fit_to_hardware(
     if cfg.get("compile"):
         check_compiler(device)
     if use_graphs(
-        cfg.get("cuda_graphs", False),  # old runs have none
+        cfg.get("cuda_graphs", False),  # configs of old runs lack the key
         device=device,
         processes=trainer.world_size,
         precision=str(trainer.precision),
@@ -173,13 +173,13 @@ def fit_to_hardware(
 def fitting_probes(
     cfg: DictConfig, task: PretextTask, data: PairedDataModule, preparation: Preparation
 ) -> tuple[dict[str, BaseProbe], list[str]]:
-    """Make the probes and check each against the labels and the backbones.
+    """Build the probes and check each against the labels and the backbones.
 
     Returns:
-        The probes to run, and the names of those that need labels where there are none.
+        The probes to run, and the names of the probes that need labels that the data set lacks.
 
     Raises:
-        ValueError: One does not fit.
+        ValueError: A probe does not fit.
     """
     probes: dict[str, BaseProbe] = dict(instantiate(cfg.probe))
     labels = data.targets if data.has_downstream else "none"
@@ -191,12 +191,11 @@ def fitting_probes(
             f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
             f"{data.name} has {labels}; choose other probes: probe=[...]"
         )
-    one_image = to_float(data.train_sample(1))
-    fed = preparation.feed(task)(one_image)
-    shapes = [map_shapes(backbone, fed) for backbone in task.branches().values()]
+    inputs = preparation.feed(task)(to_float(data.train_sample(1)))
+    shapes = [map_shapes(backbone, inputs) for backbone in task.branches().values()]
     for name, probe in chosen.items():
-        if fed.ndim == 5 and not probe.takes_views:
-            raise ValueError(f"probe {name} needs whole images, no tiles: encoding.input=image")
+        if inputs.ndim == 5 and not probe.takes_views:
+            raise ValueError(f"probe {name} needs whole images, not tiles: encoding.input=image")
         probe.check(data.label_counts)
         for maps in shapes:
             probe.check_backbone(maps, data.label_counts)
@@ -204,10 +203,10 @@ def fitting_probes(
 
 
 def check_columns(parts: Parts) -> None:
-    """Refuse a benchmark whose columns would stay empty for want of labels.
+    """Raise if columns of a benchmark would stay empty for lack of labels.
 
     Raises:
-        ValueError: Names the probes that need them.
+        ValueError: The message names the probes that need labels.
     """
     table = parts.cfg.get("benchmark")
     if table and (empty := sorted({column.probe for column in table.columns} & set(parts.skipped))):

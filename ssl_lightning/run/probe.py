@@ -1,4 +1,4 @@
-"""Probes of one run: every branch prepared, encoded and judged."""
+"""Run the probes of one run on every branch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 @dataclass(frozen=True)
 class Probed:
-    """What the probes found.
+    """Results of one round of probes.
 
     Args:
-        records: Figures, all but `trained`.
-        seconds: By name: `encode_s`, and for each probe `<name>_s`.
-        backbones: As they were probed, by branch.
+        records: Records without `trained`.
+        seconds: Durations by name: `encode_s`, and for each probe `<name>_s`.
+        backbones: The probed backbones, by branch.
     """
 
     records: list[Record]
@@ -36,7 +36,7 @@ class Probed:
 
 
 def probe(parts: Parts, task: PretextTask) -> Probed:
-    """Prepare every branch as it is now and run every probe on it."""
+    """Prepare every branch of the task and run every probe on it."""
     device = parts.trainer.strategy.root_device
     task.to(device)
     precision = parts.trainer.precision_plugin.forward_context
@@ -62,6 +62,6 @@ def probe(parts: Parts, task: PretextTask) -> Probed:
 
 
 def probe_hardware(parts: Parts) -> dict[str, Any]:
-    """Options of the trainers of probes, which hold a complete backbone in every process."""
+    """Return the trainer options of probes, which hold a complete backbone in every process."""
     options = {key: parts.cfg.trainer[key] for key in HARDWARE}
     return options | ({"strategy": "auto"} if is_sharded(parts.trainer) else {})

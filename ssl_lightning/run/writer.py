@@ -1,4 +1,4 @@
-"""What a run prints and writes of itself: header, results.json, model card."""
+"""Write the header, results.json and the model card of a run."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from ssl_lightning.run.parts import Parts
 from ssl_lightning.run.probe import Probed
 
 UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
-PLACES = tuple(name for name, key in DATA.items() if key.place != "written")  # where it is read from
+PLACES = tuple(name for name, key in DATA.items() if key.place != "written")  # keys of data sources
 
 
 class RunWriter:
-    """Collect the figures of a run and write them.
+    """Collect the records of a run and write its results.
 
     Args:
-        parts: Of the run.
-        began: When it began, by `time.perf_counter`.
+        parts: Parts of the run.
+        began: Start of the run, by `time.perf_counter`.
     """
 
     def __init__(self, parts: Parts, began: float) -> None:
@@ -49,22 +49,22 @@ class RunWriter:
         self.probe_s: dict[str, float] = {}
 
     def add(self, probed: Probed, *, trained: bool) -> None:
-        """Keep the figures of one round of probes."""
+        """Add the records of one round of probes."""
         self.records += [replace(record, trained=trained) for record in probed.records]
         self.probe_s = probed.seconds or self.probe_s
 
     def write(self, status: Status) -> Results:
-        """Write results.json, and of a finished run the model card; return the results."""
+        """Write results.json, and the model card of a finished run; return the results."""
         results = self.results(status)
         folder = self.parts.folder
         if self.parts.trainer.is_global_zero:
-            if status == "finished":  # before the results, so that finished results mean that all is there
+            if status == "finished":  # before results.json, so that finished results imply a complete folder
                 write_model_card(folder, results, self.export_config())
             write_results(folder / RESULTS, results)
         return results
 
     def results(self, status: Status) -> Results:
-        """The results as things stand."""
+        """Return the current results."""
         parts, cfg, trainer = self.parts, self.parts.cfg, self.parts.trainer
         config = cast(dict[str, Any], OmegaConf.to_container(cfg))
         before = parts.previous.run if parts.previous else None
@@ -96,7 +96,7 @@ class RunWriter:
         return Results(facts, parts.metrics.validation, self.records)
 
     def export_config(self) -> dict[str, Any]:
-        """The content of `backbone.json`: how to build the backbone, and how to feed it."""
+        """Return the content of `backbone.json`: architecture and input of the backbone."""
         parts, cfg = self.parts, self.parts.cfg
         backbone = cast(dict[str, Any], OmegaConf.to_container(cfg.backbone))
         return {
@@ -108,7 +108,7 @@ class RunWriter:
         }
 
     def print_header(self) -> None:
-        """Say what is about to run, with the batch and the learning rate as they will really be."""
+        """Print what is about to run, with the effective batch size and learning rate."""
         parts, cfg = self.parts, self.parts.cfg
         if not parts.trainer.is_global_zero:
             return
@@ -142,7 +142,7 @@ class RunWriter:
 
 
 def command(entry: str, overrides: Iterable[str]) -> str:
-    """The shell line that computes the same again, wherever it writes.
+    """Return the shell command that repeats the run, without its output folder and name.
 
     >>> command("train.py", ["task=jigsaw", "probe=[linear]", "output_dir=/scratch"])
     "python train.py task=jigsaw 'probe=[linear]'"

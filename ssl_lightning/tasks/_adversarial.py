@@ -1,4 +1,4 @@
-"""What the adversarial tasks share: two networks that are trained against each other, by turns."""
+"""Base class of the adversarial tasks: a generator and a discriminator, trained in alternation."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ssl_lightning.tasks.base import Batch, PretextTask
 
 @dataclass(frozen=True)
 class Attempt:
-    """What the generator made of a batch.
+    """Output of the generator for a batch.
 
     Args:
-        scores: Scalars to log by name; `"loss"` is that of the pixels.
-        real: Pictures as they should be, `(N, C, h, w)` normalised; what the discriminator is shown.
-        fake: Those that the generator made, with their graph; the same shape.
-        extra: Weighted terms that are added to the loss after the warm-up, by name.
+        scores: Scalars to log by name; `"loss"` is the pixel loss.
+        real: Real pictures for the discriminator, `(N, C, h, w)` normalised.
+        fake: Generated pictures with their graph; the same shape.
+        extra: Weighted loss terms by name; they count after the warm-up.
     """
 
     scores: dict[str, Tensor]
@@ -34,8 +34,8 @@ class Attempt:
     fake: Tensor
     extra: dict[str, Tensor] = field(default_factory=dict)
 
-    def whole(self) -> dict[str, Tensor]:
-        """The scores, with the extra terms in the loss."""
+    def total_scores(self) -> dict[str, Tensor]:
+        """Return the scores, with the extra terms added to the loss."""
         loss = torch.stack([self.scores["loss"], *self.extra.values()]).sum()
         return self.scores | self.extra | {"loss": loss}
 
@@ -43,24 +43,26 @@ class Attempt:
 class AdversarialTask(PretextTask):
     """A generator that also has to fool a discriminator (Goodfellow et al. 2014).
 
-    A subclass says in `attempt` what is made. Both networks step once per batch, with gradients at the state
-    before: the discriminator learns on pictures from before the generator's step, so that accumulated
-    batches add up to one large batch. Real and fake pictures pass through the discriminator apart, because in
-    one batch their batch norm would tell one by the other; its running statistics are those of real
-    pictures, which the probes show it.
+    A subclass implements `attempt`. Both networks step once per batch, with gradients at the previous
+    weights. The discriminator learns on pictures from before the generator's step, so accumulated batches
+    add up to one large batch.
+
+    Real and fake pictures pass through the discriminator in separate batches. In one batch its batch norm
+    would tell one kind by the other. Its running statistics come from real pictures, which are also its
+    input in the probes.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        fake_size: Height and width of what the discriminator is shown; decides how many stages it has.
-        adversarial_weight: Of the adversarial loss beside the generator's own; 0 for no discriminator at
-            all, and one optimizer.
+        fake_size: Height and width of the discriminator's input; sets its number of stages.
+        adversarial_weight: Weight of the adversarial loss beside the generator's own; 0 for no discriminator
+            and a single optimizer.
         discriminator_width: Channels of the discriminator's first stage.
-        discriminator_lr_factor: Its learning rate over that of the generator.
-        label_smoothing: Real pictures count as real by 1 minus this (Salimans et al. 2016, one-sided).
-        instance_noise: Deviation of noise on all that the discriminator sees, in normalised units, falling
-            to 0 over the run (Sønderby et al. 2017): real and fake cannot be told apart by a trifle.
-        warmup_steps: Steps at the start in which the generator is trained alone, on the loss of the pixels.
+        discriminator_lr_factor: Learning rate of the discriminator relative to the generator's.
+        label_smoothing: The target for real pictures is 1 minus this (Salimans et al. 2016, one-sided).
+        instance_noise: Deviation of the noise on the discriminator's input, in normalised units. It falls to
+            0 over the run (Sønderby et al. 2017) and hides minor differences between real and fake.
+        warmup_steps: Initial steps that train the generator alone, on the pixel loss.
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -94,7 +96,7 @@ class AdversarialTask(PretextTask):
                 "allowed are 0 to below 0.5, and 0 or more"
             )
         if warmup_steps < 0:
-            raise ValueError(f"task.warmup_steps is {warmup_steps}; allowed are 0 and more")
+            raise ValueError(f"task.warmup_steps is {warmup_steps}; it must be at least 0")
         self.adversarial_weight, self.warmup_steps = adversarial_weight, warmup_steps
         self.discriminator_lr_factor = discriminator_lr_factor
         self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
@@ -105,8 +107,8 @@ class AdversarialTask(PretextTask):
             )
             self.judge = PooledClassifier(self.discriminator, 1)
         self.automatic_optimization = not self.adversarial
-        self.warm = False  # whether this step is after the warm-up
-        self.deviation: float | Tensor = 0.0  # of the instance noise in this step
+        self.warm = False  # whether the warm-up is over
+        self.deviation: float | Tensor = 0.0  # instance noise of this step
         self._accumulate, self._max_steps, self._clip = 1, -1, None
 
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
@@ -114,11 +116,11 @@ class AdversarialTask(PretextTask):
         raise NotImplementedError
 
     def matching_loss(self, fake: list[Tensor], real: list[Tensor]) -> dict[str, Tensor]:
-        """What the generator is charged for by the stage maps that the discriminator has of its pictures.
+        """Compute generator losses on the discriminator's stage maps; the default has none.
 
         Args:
-            fake: Stage maps of what it made.
-            real: Those of the pictures as they should be.
+            fake: Stage maps of the generated pictures.
+            real: Stage maps of the real pictures.
 
         Returns:
             Scalars to log by name, weighted; their sum is added to the loss.
@@ -126,7 +128,7 @@ class AdversarialTask(PretextTask):
         return {}
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
-        return self.attempt(images, stream).whole()
+        return self.attempt(images, stream).total_scores()
 
     def branches(self) -> dict[str, nn.Module]:
         return super().branches() | ({"discriminator": self.discriminator} if self.adversarial else {})
@@ -147,7 +149,7 @@ class AdversarialTask(PretextTask):
         self.warm = done >= self.warmup_steps
         deviation = self.noise_after(done)
         if self.graph is not None and self.warm:
-            if not isinstance(self.deviation, Tensor):  # a graph reads it in every step
+            if not isinstance(self.deviation, Tensor):  # the CUDA graph reads this tensor in every step
                 self.deviation = torch.zeros((), device=images.device)
             self.deviation.fill_(deviation)
             rounds = self.graph.rounds(images, labels, self._seed("train", batch_idx))
@@ -164,7 +166,7 @@ class AdversarialTask(PretextTask):
     def rounds(
         self, images: Tensor, labels: Tensor, stream: torch.Generator
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """The generator's loss and then that of the discriminator, at the weights from before the step."""
+        """Yield the generator's loss, then the discriminator's, at the weights before the step."""
         if not self.adversarial:
             yield from super().rounds(images, labels, stream)
             return
@@ -172,17 +174,17 @@ class AdversarialTask(PretextTask):
         if not self.warm:
             yield "loss", attempt.scores
             return
-        scores = attempt.whole()
+        scores = attempt.total_scores()
         shown, made = self.add_noise(attempt.real, attempt.fake, stream)
         real = self.discriminator(shown)
         yield "loss", scores | self.generator_scores(scores["loss"], made, real)
         yield "disc_loss", self.discriminator_scores(made.detach(), real)
 
     def generator_scores(self, loss: Tensor, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
-        """Add to the generator's own loss what the discriminator says of its pictures.
+        """Add the discriminator's terms to the generator's own loss.
 
         Args:
-            loss: The generator's own.
+            loss: The generator's own loss.
             fake: `(N, C, h, w)` with their graph.
             real: Stage maps of the real pictures.
         """
@@ -194,7 +196,7 @@ class AdversarialTask(PretextTask):
         return {"loss": total, "adversarial": adversarial, **matching}
 
     def discriminator_scores(self, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
-        """Score the discriminator: cross-entropy, and the share of either kind that it knows.
+        """Score the discriminator: cross-entropy, and its accuracy on each kind.
 
         Args:
             fake: `(N, C, h, w)` without their graph.
@@ -205,7 +207,7 @@ class AdversarialTask(PretextTask):
         return discriminator_scores(self.judge(real), self.judge(stages), self.label_smoothing)
 
     def learn(self, number: int, loss: Tensor, steps: bool) -> None:
-        """Add the gradient of a loss; after the last of the accumulated batches step and forget it."""
+        """Add the gradient of a loss; after the last accumulated batch, step and clear the gradients."""
         with nullcontext() if steps else self._without_sync():
             self.manual_backward(loss / self._accumulate)
         if not steps:
@@ -218,25 +220,25 @@ class AdversarialTask(PretextTask):
         optimizers[number].zero_grad()
 
     def noise_after(self, done: int) -> float:
-        """Deviation of the instance noise after so many steps: it falls to 0."""
+        """Return the deviation of the instance noise after so many steps: it falls to 0."""
         return self.instance_noise * (1 - done / self.total_steps())
 
     def add_noise(self, real: Tensor, fake: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Add the instance noise of this step, the same to both, so that their maps can be compared."""
+        """Add the instance noise of this step, the same to both, so that their maps are comparable."""
         if not self.instance_noise:
             return real, fake
         noise = self.deviation * torch.randn(real.shape, generator=stream, device=real.device)
         return real + noise, fake + noise
 
     def steps_done(self, batch_idx: int) -> int:
-        """Steps of the generator before that of this batch."""
+        """Return the number of generator steps before this batch."""
         in_epoch = math.ceil(self.trainer.num_training_batches / self._accumulate)
         return self.current_epoch * in_epoch + batch_idx // self._accumulate
 
-    # --- what Lightning leaves to a task with two optimizers ---
+    # --- manual optimization with two optimizers ---
 
     def trainer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Take accumulation and clipping, and count the steps of both optimizers, as Lightning does."""
+        """Handle accumulation and clipping, and count the steps of both optimizers, as Lightning does."""
         left = super().trainer_options(options)
         if not self.adversarial:
             return left
@@ -258,13 +260,15 @@ class AdversarialTask(PretextTask):
     def configure_optimizers(self) -> Any:
         if not self.adversarial:
             return super().configure_optimizers()
-        judging = [*self.discriminator.parameters(), *self.judge.parameters()]
-        known = {id(p) for p in judging}
-        making = [p for p in self.parameters() if id(p) not in known]
+        discriminator_parameters = [*self.discriminator.parameters(), *self.judge.parameters()]
+        excluded = {id(p) for p in discriminator_parameters}
+        generator_parameters = [p for p in self.parameters() if id(p) not in excluded]
         steps = self.total_steps()
         return (
-            self.optimizer_for(making, steps),
-            self.optimizer_for(judging, max(1, steps - self.warmup_steps), self.discriminator_lr_factor),
+            self.optimizer_for(generator_parameters, steps),
+            self.optimizer_for(
+                discriminator_parameters, max(1, steps - self.warmup_steps), self.discriminator_lr_factor
+            ),
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""What every pretext task shares: device transfer, random streams, optimizer, logging. No science."""
+"""Base class of pretext tasks: device transfer, random streams, optimizer, logging."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -
 
 @dataclass(frozen=True)
 class Panel:
-    """A grid of pictures that shows a person what a task does.
+    """A grid of pictures that shows what a task does.
 
     Args:
         images: `(rows, columns, C, H, W)` floats in [0, 1].
         columns: One title per column.
         captions: For each row and column a line under the picture; may be empty.
         right: For each row and column: True is drawn in green, False in red, None in grey.
-        watched: Number of the column that changes while the network learns, for a strip over the epochs;
-            None where the pictures stay and only the captions change.
+        watched: Number of the column that changes during training, for a strip over the epochs. None if only
+            the captions change.
     """
 
     images: Tensor
@@ -40,30 +40,30 @@ class Panel:
 
 
 class PretextTask(pl.LightningModule):
-    """A network that learns from labels made out of the images themselves.
+    """A network that learns from labels derived from the images themselves.
 
     A task implements `step` (corrupt, encode, score) and `panel`; the backbone is `self.backbone`.
 
     Args:
         backbone: Maps `(B, C, H, W)` floats to the list of stage feature maps, shallow to deep.
         spec: Shape and statistics of the images.
-        optimizer: Makes the optimizer from the parameters; its `lr` is the base learning rate.
-        scheduler: Makes the schedule from the optimizer and the number of steps; None keeps lr constant.
-        seed: Names the random streams of the run.
-        lr_reference_batch: With a number, the learning rate is lr * batch size / this number (the linear
-            scaling rule, Goyal et al. 2017), with the global batch; None takes lr as it is.
-        channels_last: Memory format of the images; the weights are the caller's to convert.
+        optimizer: Creates the optimizer from the parameters; its `lr` is the base learning rate.
+        scheduler: Creates the schedule from the optimizer and the number of steps; None keeps lr constant.
+        seed: Seed of the random streams of the run.
+        lr_reference_batch: With a number, the learning rate is lr * global batch size / this number (the
+            linear scaling rule, Goyal et al. 2017). None keeps lr unchanged.
+        channels_last: Memory format of the images; the caller converts the weights.
     """
 
-    needs_training = True  # False for a control that is probed as it was initialised
+    needs_training = True  # False for a control that is probed at its initial weights
     needs_labels = False  # True for a control that learns from the labels of the pretraining images
     views_per_image = 1  # images that enter the backbone per pretraining image: the effective batch
-    # True where the backbone never saw whole images, so that its batch-norm statistics do not fit them
+    # True if the backbone never saw full images, so that its batch-norm statistics do not fit them
     recalibrate = False
-    # True where `rounds` does the same with every batch, so that it may be recorded (`cuda_graphs`): not
-    # where Python decides by the step, the epoch, or what it reads from the device
+    # True if `rounds` runs the same operations on every batch, so that `cuda_graphs` may record it: no
+    # Python branch on the step, the epoch, or values read from the device
     recordable = False
-    # Guards against shortcuts: the overrides of the task's keywords that switch each off
+    # Guards against shortcuts: for each, the overrides of the task's keywords that switch it off
     guards: Mapping[str, Mapping[str, Any]] = {}
     labels_seen = "none"  # labels that shape the weights while pretraining, in words: for results.json
 
@@ -84,76 +84,77 @@ class PretextTask(pl.LightningModule):
         super().__init__()
         if lr_reference_batch is not None and lr_reference_batch < 1:
             raise ValueError(
-                f"lr_reference_batch is {lr_reference_batch}; it is null or a positive batch size"
+                f"task.lr_reference_batch is {lr_reference_batch}; allowed are null and a positive batch size"
             )
         self.backbone = backbone
         self.spec = spec
         self.seed = seed
         self.lr_reference_batch = lr_reference_batch
         self.image_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.scores: dict[str, Tensor] = {}  # of the last training batch, without their graph
+        self.scores: dict[str, Tensor] = {}  # scores of the last training batch, without their graph
         self.graph: StepGraph | None = None  # with `cuda_graphs`
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
-    # --- what a task is ---
+    # --- a task may override ---
 
     @classmethod
     def backbone_channels(cls, spec: ImageSpec) -> int:
-        """Channels of what `probe_input` returns, for which the backbone is built: those of the images."""
+        """Return the number of input channels of the backbone; by default the channels of the images."""
         return spec.channels
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         """Score one batch.
 
         Args:
-            images: `(B, C, H, W)` as `receive` left them: floats in [0, 1], unless the task overrides it.
-            labels: `(B,)` int64 downstream labels, -1 where there is none; only controls look at them.
-            stream: Draws everything random in this step.
+            images: `(B, C, H, W)` as `receive` returns them: floats in [0, 1] unless the task overrides it.
+            labels: `(B,)` int64 downstream labels, -1 for none; only controls read them.
+            stream: Source of all random draws of this step.
 
         Returns:
-            Scalars to log by name; `"loss"` is the one that is minimised.
+            Scalars to log by name; `"loss"` is minimised.
         """
         raise NotImplementedError
 
     def rounds(
         self, images: Tensor, labels: Tensor, stream: torch.Generator
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield what is learned from a batch, as `step`: for each optimizer the name of its loss, and scores.
+        """Yield for each optimizer the name of its loss, and scores as `step` returns them.
 
-        Whoever takes them does the backward pass of one before asking for the next.
+        The caller does the backward pass of one round before it requests the next.
         """
         yield "loss", self.step(images, labels, stream)
 
     def branches(self) -> dict[str, nn.Module]:
-        """Return the backbones worth probing, by name."""
+        """Return the backbones to probe, by name."""
         return {"backbone": self.backbone}
 
     def receive(self, images: Tensor) -> Tensor:
-        """Turn a batch of the loader, `(B, C, H, W)` uint8, into the images of `step`.
+        """Convert a batch of the loader, `(B, C, H, W)` uint8, to the images of `step`.
 
-        A task that does not need every pixel as a float leaves the bytes as they are.
+        A task that does not need every pixel as a float keeps the bytes.
         """
         return to_float(images).contiguous(memory_format=self.image_format)
 
     def probe_input(self, images: Tensor) -> Tensor:
-        """Turn plain images, `(B, C, H, W)` floats in [0, 1], into what the backbone takes."""
+        """Convert plain images, `(B, C, H, W)` floats in [0, 1], to the input of the backbone."""
         return self.normalise(images)
 
     def probe_views(self, images: Tensor) -> Tensor:
-        """Turn plain images into several inputs for each, `(B, V, C, h, w)`, whose features are averaged.
+        """Convert plain images to several inputs for each, `(B, V, C, h, w)`, whose features are averaged.
 
         Raises:
-            ValueError: The backbone of this task sees whole images, so there are no such parts.
+            ValueError: The backbone of this task sees full images, so it has no such views.
         """
         raise ValueError(
-            f"encoding.input is views, but the backbone of {type(self).__name__} sees whole images; use image"
+            f"encoding.input is views, but the backbone of {type(self).__name__} sees full images; "
+            "set encoding.input=image"
         )
 
     def input_config(self) -> dict[str, Any]:
-        """Say, for `backbone.json`, what `probe_input` does: the colours, and their mean and deviation."""
+        """Describe `probe_input` for `backbone.json`: the colours, and their mean and deviation."""
         colour = "grey" if self.spec.channels == 1 else "RGB"
         mean, std = list(self.spec.mean), list(self.spec.std)
         return {"image_size": self.spec.image_size, "colour": colour, "mean": mean, "std": std}
@@ -162,7 +163,7 @@ class PretextTask(pl.LightningModule):
         """Show what the task does to `(B, C, H, W)` float images in [0, 1]."""
         raise NotImplementedError
 
-    # --- what the base does for it ---
+    # --- shared by all tasks ---
 
     def normalise(self, images: Tensor) -> Tensor:
         """Standardise floats in [0, 1] with the mean and deviation of the data set."""
@@ -170,7 +171,7 @@ class PretextTask(pl.LightningModule):
         return (images - mean) / std
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Turn uint8 into what `step` takes, on the device."""
+        """Convert uint8 images to the input of `step`, on the device."""
         images, labels = batch
         return self.receive(images), labels
 
@@ -185,9 +186,9 @@ class PretextTask(pl.LightningModule):
         return scores["loss"]
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        # The one place where gradients appear, with a graph as without: `zero_grad` and
-        # `on_validation_model_zero_grad` may set them to None as Lightning has it.
-        if self.graph is None or loss.requires_grad:  # a replayed loss does not
+        # Gradients appear only here, with or without a CUDA graph, so Lightning's `zero_grad` and
+        # `on_validation_model_zero_grad` may set them to None.
+        if self.graph is None or loss.requires_grad:  # False for a replayed loss
             super().backward(loss, *args, **kwargs)
         else:
             self.graph.hand_over()
@@ -199,46 +200,46 @@ class PretextTask(pl.LightningModule):
     def fix_dropout(self, batch_idx: int) -> None:
         """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
         seed = self._seed("dropout", batch_idx)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would look after every kind of device
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every kind of device
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
 
     def training_stream(self, batch_idx: int, device: torch.device) -> torch.Generator:
-        """The stream of one training batch."""
+        """Return the random stream of one training batch."""
         return torch.Generator(device).manual_seed(self._seed("train", batch_idx))
 
     def log_training(self, scores: Mapping[str, Tensor]) -> None:
-        """Keep the scalars of this batch in `scores`, from which callbacks/metrics.py takes those to log.
+        """Keep the scalars of this batch in `scores`, from which callbacks/metrics.py logs.
 
-        Not `self.log`, which costs a millisecond a step, whether or not the step is one that is logged.
+        This avoids `self.log`, which costs a millisecond in every step, logged or not.
         """
         self.scores = {name: value.detach() for name, value in scores.items()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
-        # one stream for all epochs: validation figures are comparable over a run
+        # one stream for all epochs makes validation scores comparable over a run
         stream = generator(self.seed, "val", batch_idx, self.global_rank, device=images.device)
         scores = self.step(images, labels, stream)
         named = {f"val/{name}": value for name, value in scores.items()}
-        # logger=False: callbacks/metrics.py takes these to the loggers
+        # logger=False: callbacks/metrics.py passes these to the loggers
         self.log_dict(named, batch_size=len(images), on_epoch=True, sync_dist=True, logger=False)
 
     def trainer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Take what the task does itself out of the options of `hardware.make_trainer`; here nothing."""
+        """Return the options for `make_trainer` without those that the task handles itself; here all."""
         return dict(options)
 
     @property
     def accumulated_batches(self) -> int:
-        """Batches whose gradients make one optimizer step."""
+        """Number of batches whose gradients make one optimizer step."""
         return int(self.trainer.accumulate_grad_batches)
 
     @property
     def max_steps(self) -> int:
-        """Optimizer steps after which the run ends; -1 is no limit."""
+        """Limit on optimizer steps; -1 for no limit."""
         return int(self.trainer.max_steps)
 
     def configure_model(self) -> None:
-        """Let the strategy shard the networks, if it is one that does (`ssl_lightning.engine.fsdp`)."""
+        """Shard the networks, if the strategy supports it (`ssl_lightning.engine.fsdp`)."""
         strategy: Any = self.trainer.strategy
         if hasattr(strategy, "shard"):
             strategy.shard(self)
@@ -249,12 +250,12 @@ class PretextTask(pl.LightningModule):
     def optimizer_for(
         self, parameters: Iterable[nn.Parameter], total_steps: int, lr_factor: float = 1.0
     ) -> dict[str, Any]:
-        """Make an optimizer for some of the parameters, and its schedule.
+        """Create an optimizer for some of the parameters, and its schedule.
 
         Args:
-            parameters: What it trains.
-            total_steps: Steps that it will take.
-            lr_factor: Its learning rate, relative to that of the run.
+            parameters: The parameters to train.
+            total_steps: Length of the schedule in steps.
+            lr_factor: Learning rate relative to that of the run.
 
         Raises:
             ValueError: The task was built without an optimizer.
@@ -262,7 +263,7 @@ class PretextTask(pl.LightningModule):
         if self._make_optimizer is None:
             raise ValueError(f"{type(self).__name__} was built without an optimizer and cannot be trained")
         optimizer = self._make_optimizer(parameters)
-        if not hasattr(self.trainer.strategy, "shard"):  # of which torch lacks some fused kernels
+        if not hasattr(self.trainer.strategy, "shard"):  # torch lacks some fused kernels for sharded weights
             use_fused_kernels(optimizer)
         batch = self.trainer.datamodule.batch_size * self.accumulated_batches  # type: ignore[attr-defined]
         for group in optimizer.param_groups:
@@ -273,9 +274,9 @@ class PretextTask(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run.
+        """Return the number of optimizer steps of the full run.
 
-        Not Lightning's `estimated_stepping_batches`, which makes the loader before a checkpoint is restored.
+        Lightning's `estimated_stepping_batches` would create the loader before a checkpoint is restored.
         """
         trainer: Any = self.trainer
         batches, limit = trainer.datamodule.pretrain_batches, trainer.limit_train_batches
@@ -287,7 +288,7 @@ class PretextTask(pl.LightningModule):
         return min(given)
 
     def lr_factor(self, batch: int) -> float:
-        """Learning rate over base learning rate for a global batch: 1, or by the linear scaling rule."""
+        """Return learning rate over base learning rate for a global batch: 1, or by linear scaling."""
         return 1.0 if self.lr_reference_batch is None else batch / self.lr_reference_batch
 
     def _seed(self, use: str, batch_idx: int) -> int:
@@ -295,7 +296,7 @@ class PretextTask(pl.LightningModule):
 
 
 def white_of(images: Tensor) -> float:
-    """The value of white: 1 in floats, 255 in uint8.
+    """Return the value of white: 1 in floats, 255 in uint8.
 
     >>> white_of(torch.zeros(1)), white_of(torch.zeros(1, dtype=torch.uint8))
     (1.0, 255.0)
@@ -304,10 +305,10 @@ def white_of(images: Tensor) -> float:
 
 
 def along_rows(values: Tensor, images: Tensor) -> Tensor:
-    """Lay out a value for each channel, `(1, C, 1, 1)`, so that torch combines it with images without delay.
+    """Expand per-channel values `(1, C, 1, 1)` so that torch combines them quickly with images.
 
-    On a CPU, where the channels of images `(B, C, H, W)` come last, as `(1, C, 1, W)` in the same order:
-    torch then takes whole rows, rather than three numbers at a time, in a quarter of the time.
+    On a CPU with channels-last images `(B, C, H, W)`, the result is `(1, C, 1, W)` in the same memory order.
+    Torch then processes full rows instead of three numbers at a time, in a quarter of the time.
     """
     if not images.is_cpu or images.is_contiguous():
         return values
@@ -316,7 +317,7 @@ def along_rows(values: Tensor, images: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Scale uint8 images to floats in [0, 1]; the memory format stays, and so do floats.
+    """Scale uint8 images to floats in [0, 1]; keeps the memory format, and returns floats unchanged.
 
     >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
     [0.0, 0.20000000298023224, 1.0]

@@ -1,4 +1,4 @@
-"""Colorization: lightness in, colour out (Zhang, Isola, Efros 2016; Larsson, Maire, Shakhnarovich 2016)."""
+"""Colorization: predict colour from lightness (Zhang et al. 2016; Larsson et al. 2016)."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
 from ssl_lightning.tasks.base import Panel, PretextTask, to_float
 
 TARGETS = ("bins", "l2")
-FINEST = 4  # image size over the size of the predicted colours, unless another is asked for (paper: 4)
-LIGHTNESS = 50.0  # mean and half range of L
+FINEST = 4  # default image size over the size of the prediction (paper: 4)
+LIGHTNESS = 50.0  # mean and half the range of L
 FARTHEST = 150.0  # ab distance at which the curve of accuracies ends (paper, sec. 3.1)
 
 
 class Colorization(PretextTask):
-    """Say the colours of an image from its lightness, L of CIE Lab; the backbone never sees a colour.
+    """Predict the colours of an image from its lightness, L of CIE Lab; the backbone never sees colours.
 
-    The colours of the data set are measured before the first step and kept in the checkpoint.
+    The task measures the colours of the data set before the first step and keeps them in the checkpoint.
 
     Args:
         backbone: The backbone, for images of one channel.
         spec: Shape and statistics of the images, which must have colours.
-        target: "bins" classifies each pixel's ab into bins of the gamut, rare colours weighing more (Zhang
-            et al.); "l2" regresses ab.
-        grid: Distance of the bins in Lab units; 10 makes the authors' 313.
-        neighbours: Bins over which a colour is spread.
-        sigma: Deviation of the Gaussian, in Lab units, that spreads it; also smooths the prior.
-        rebalance: lambda of the weights 1 / ((1 - lambda) p + lambda / Q), above 0: 1 switches them off.
-        temperature: At which the predicted bins are averaged to a colour.
-        reduction: Image size over the size of the predicted colours; None: what the backbone leaves, but 4 at
-            most.
+        target: "bins" classifies each pixel's ab into bins of the gamut, with higher weights for rare colours
+            (Zhang et al.); "l2" regresses ab.
+        grid: Spacing of the bins in Lab units; 10 gives the authors' 313.
+        neighbours: Number of bins that share a colour as soft labels.
+        sigma: Deviation in Lab units of the Gaussian of the soft labels; also smooths the prior.
+        rebalance: lambda of the weights 1 / ((1 - lambda) p + lambda / Q), above 0; 1 switches them off.
+        temperature: Temperature of the annealed mean that turns predicted bins into a colour.
+        reduction: Image size over the size of the prediction. None takes the stride of the backbone, at most
+            4.
         width: Channels of the decoder's last step.
         skips: Whether the decoder also sees shallower stages.
-        prior_images: Pretraining images whose colours are measured, or all if there are fewer.
-        cache_dir: Where what was measured is kept for the next run; None: nowhere.
+        prior_images: Number of pretraining images for the colour statistics; all if there are fewer.
+        cache_dir: Folder that caches the statistics for later runs; None disables the cache.
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -106,13 +106,13 @@ class Colorization(PretextTask):
         self.rebalance, self.temperature = rebalance, temperature
         self.prior_images, self.cache_dir = prior_images, cache_dir
         info: Any = backbone.feature_info
-        leaves = info.reduction()[-1]
-        self.reduction = min(leaves, FINEST) if reduction is None else reduction
+        stride = info.reduction()[-1]
+        self.reduction = min(stride, FINEST) if reduction is None else reduction
         outputs = len(bins) if target == "bins" else 2
         self.decoder = Decoder(backbone, outputs, reduction=self.reduction, width=width, skips=skips)
         self.register_buffer("bins", bins, persistent=False)  # (Q, 2)
         self.register_buffer("candidates", candidate_table(bins, grid, neighbours), persistent=False)
-        # of the data, once `setup` has seen them
+        # statistics of the data, set by `setup`
         self.register_buffer("prior", torch.full((len(bins),), 1 / len(bins)))
         self.register_buffer("weights", torch.ones(len(bins)))
         self.register_buffer("ab_mean", torch.zeros(2))
@@ -127,7 +127,7 @@ class Colorization(PretextTask):
         return {**size, "colour": "L", "mean": [LIGHTNESS], "std": [LIGHTNESS]}
 
     def setup(self, stage: str) -> None:
-        """Measure the colours of the pretraining images; a checkpoint that is restored has them too."""
+        """Measure the colours of the pretraining images; a restored checkpoint overwrites them."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         count = min(self.prior_images, data.pretrain_batches * data.batch_size)
         found = cached_statistics(
@@ -137,21 +137,21 @@ class Colorization(PretextTask):
         self.print(f"colorization: {self.describe(found, count)}")
 
     def use_statistics(self, found: AbStatistics) -> None:
-        """Take the prior, its weights, and the scale of the regression from measured colours."""
+        """Set the prior, its weights and the scale of the regression from measured colours."""
         prior = smooth_prior(found.counts, self.bins.cpu(), self.sigma)
         self.prior.copy_(prior)
         self.weights.copy_(rebalancing_weights(prior, self.rebalance))
         self.ab_mean.copy_(found.mean)
-        self.ab_std.fill_(max(found.std, 1.0))  # grey images have none
+        self.ab_std.fill_(max(found.std, 1.0))  # grey images have deviation 0
 
     def describe(self, found: AbStatistics, count: int) -> str:
-        """One line on the colours that were measured."""
+        """Describe the measured colours in one line."""
         seen, all_bins = int((found.counts > 0).sum()), len(found.counts)
         a, b = found.mean.tolist()
         return f"{seen} of {all_bins} bins in {count} images; mean ab {a:.1f}, {b:.1f}; std {found.std:.1f}"
 
     def receive(self, images: Tensor) -> Tensor:
-        return images  # Lab is made of bytes
+        return images  # `rgb_to_lab` takes bytes
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         lab = rgb_to_lab(images)
@@ -164,14 +164,14 @@ class Colorization(PretextTask):
         return scores if self.training else scores | self.quality(predicted, to_float(images), lab)
 
     def predict(self, lightness: Tensor) -> Tensor:
-        """Say the colours of `(B, 1, H, W)`, L in 0..100: float32 rows, pixel after pixel of 1/reduction."""
+        """Predict the colours of L `(B, 1, H, W)` in 0..100: float32 rows, one per pixel at 1/reduction."""
         x = self.normalise_lightness(lightness)
         return pixels(self.decoder(self.backbone(x), tuple(lightness.shape[2:]))).float()
 
     def score_bins(self, logits: Tensor, ab: Tensor) -> dict[str, Tensor]:
-        """Rebalanced cross-entropy with soft labels (eq. 2) of logits `(N, Q)`, colours being `(N, 2)`.
+        """Rebalanced cross-entropy with soft labels (eq. 2) of logits `(N, Q)` and colours `(N, 2)`.
 
-        The best constant prediction is the rebalanced prior: by the weights' norm p w sums to 1.
+        The best constant prediction is the rebalanced prior, because the weights make p w sum to 1.
         """
         near, share = soft_encode(
             ab, self.bins, self.candidates, neighbours=self.neighbours, sigma=self.sigma
@@ -189,7 +189,7 @@ class Colorization(PretextTask):
         return {"loss": F.mse_loss(standardised, truth), "constant_loss": truth.square().mean()}
 
     def colour(self, predicted: Tensor, shape: torch.Size) -> Tensor:
-        """Turn the output for images of `shape` (B, C, H, W) into ab `(B, 2, H, W)`, in Lab units."""
+        """Convert the prediction for images of `shape` (B, C, H, W) to ab `(B, 2, H, W)`, in Lab units."""
         if self.target == "bins":
             ab = annealed_mean(predicted, self.bins, self.temperature)
         else:
@@ -199,17 +199,18 @@ class Colorization(PretextTask):
         return F.interpolate(maps, tuple(shape[2:]), mode="bilinear")
 
     def quality(self, predicted: Tensor, images: Tensor, lab: Tensor) -> dict[str, Tensor]:
-        """Compare the coloured images at full resolution with the originals, and the mean colour's beside.
+        """Compare the coloured images at full resolution with the originals, beside the mean colour.
 
         Returns:
-            `ab_mse` mean squared error of a and b in squared Lab units; `psnr` of the RGB images in dB, mean
-            over images; `auc` area under the curve of the share of pixels within an ab distance, from 0
-            to 150 (sec. 3.1). `mean_ab_mse`, `mean_ab_psnr`, `mean_ab_auc`: of the mean ab of the data.
+            `ab_mse`: mean squared error of a and b in squared Lab units. `psnr`: of the RGB images in dB,
+            mean over images. `auc`: area under the curve of the share of pixels within an ab distance, from 0
+            to 150 (sec. 3.1). `mean_ab_mse`, `mean_ab_psnr`, `mean_ab_auc`: the same for the mean ab of the
+            data.
         """
-        said = self.colour(predicted, images.shape)
-        mean = self.ab_mean.view(1, 2, 1, 1).expand_as(said)
+        predicted_ab = self.colour(predicted, images.shape)
+        mean = self.ab_mean.view(1, 2, 1, 1).expand_as(predicted_ab)
         scores = {}
-        for prefix, ab in (("", said), ("mean_ab_", mean)):
+        for prefix, ab in (("", predicted_ab), ("mean_ab_", mean)):
             error = ab - lab[:, 1:]  # (B, 2, H, W)
             rgb = lab_to_rgb(torch.cat([lab[:, :1], ab], 1))
             rgb_mse = (rgb - images).square().mean((1, 2, 3)).clamp(min=1e-10)
@@ -219,18 +220,18 @@ class Colorization(PretextTask):
         return scores
 
     def normalise_lightness(self, lightness: Tensor) -> Tensor:
-        """Scale L from 0..100 to -1..1: what the backbone takes, `(B, 1, H, W)`."""
+        """Scale L from 0..100 to -1..1, the input `(B, 1, H, W)` of the backbone."""
         return (lightness / LIGHTNESS - 1).contiguous(memory_format=self.image_format)
 
     def probe_input(self, images: Tensor) -> Tensor:
         return self.normalise_lightness(rgb_to_lab(images)[:, :1])
 
     def panel(self, images: Tensor) -> Panel:
-        """Show what the backbone sees, the image as coloured, and the original."""
+        """Show the input of the backbone, the coloured image, and the original."""
         lab = rgb_to_lab(images)
         grey = torch.zeros_like(lab[:, 1:])
-        said = self.colour(self.predict(lab[:, :1]), images.shape)
-        pictures = [*(lab_to_rgb(torch.cat([lab[:, :1], ab], 1)) for ab in (grey, said)), images]
-        errors = [(ab - lab[:, 1:]).square().mean((1, 2, 3)).tolist() for ab in (grey, said)]
+        predicted_ab = self.colour(self.predict(lab[:, :1]), images.shape)
+        pictures = [*(lab_to_rgb(torch.cat([lab[:, :1], ab], 1)) for ab in (grey, predicted_ab)), images]
+        errors = [(ab - lab[:, 1:]).square().mean((1, 2, 3)).tolist() for ab in (grey, predicted_ab)]
         text = [[f"ab mse {g:.0f}", f"ab mse {s:.0f}", ""] for g, s in zip(*errors, strict=True)]
         return Panel(torch.stack(pictures, 1), ["grey", "coloured", "original"], text, watched=1)

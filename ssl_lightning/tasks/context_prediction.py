@@ -1,4 +1,4 @@
-"""Context prediction: where a patch lies next to another (Doersch, Gupta, Efros 2015)."""
+"""Context prediction: predict the relative position of two patches (Doersch, Gupta, Efros 2015)."""
 
 from __future__ import annotations
 
@@ -33,26 +33,27 @@ COLOURS = ("dropping", "projection")
 
 
 class ContextPrediction(PretextTask):
-    """Say at which of eight places around a patch another one lies.
+    """Predict which of the eight neighbours of a centre patch another patch is.
 
-    The backbone sees each patch by itself, and once; the head sees the centre beside one neighbour.
+    The backbone sees each patch alone and once; the head sees the centre beside one neighbour.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        pairs_per_image: 8 asks for all neighbours of the centre in one pass over 9 patches; fewer draws so
-            many of them.
-        tile: Size in pixels of a patch; None: three quarters of a third of the image, rounded up (255 px:
-            64, 64: 16, 32: 8).
-        gap: Guard: pixels between neighbours; None: what a third of the image leaves (21, 5, 2). 0: off.
-        jitter: Guard: pixels by which each patch moves each way, at most gap / 2; None: gap // 2. 0: off.
-        colours: Guard against lens errors: "projection" removes the green-magenta axis of each patch,
-            "dropping" keeps one of its channels (slower to learn, and farther from the images that are
-            probed), None leaves them. Without effect on grey images.
-        downsample: Guard: probability of a patch to be shrunk and enlarged again (the paper: 0.33). 0: off.
-        downsample_to: Smallest size in between; None: the paper's 10 in 96 px of the tile, at least 4 px.
-        embedding: Numbers per patch.
-        hidden: Units between the pair and the answer; 0 for none.
+        pairs_per_image: 8 scores all neighbours of the centre in one pass over 9 patches; fewer draws so many
+            of them.
+        tile: Size of a patch in pixels. None takes three quarters of a third of the image, rounded up
+            (255 px: 64, 64: 16, 32: 8).
+        gap: Guard: pixels between neighbours. None takes the rest of a third of the image (21, 5, 2). 0: off.
+        jitter: Guard: maximum shift of each patch in each direction, at most gap / 2. None takes gap // 2.
+            0: off.
+        colours: Guard against lens errors: "projection" removes the green-magenta axis of each patch.
+            "dropping" keeps one of its channels (slower to learn, and less like the probed images). None
+            leaves the colours. No effect on grey images.
+        downsample: Guard: probability that a patch is shrunk and enlarged again (paper: 0.33). 0: off.
+        downsample_to: Smallest size of a shrunk patch. None scales the paper's 10 of 96 px, at least 4 px.
+        embedding: Dimension of the embedding of a patch.
+        hidden: Hidden units of the head; 0 for none.
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -116,14 +117,14 @@ class ContextPrediction(PretextTask):
         self.register_buffer("around", torch.tensor(AROUND), persistent=False)
         self.register_buffer("table", resampling_table(tile, smallest), persistent=False)
         mean, std = self.mean.flatten(), self.std.flatten()
-        # one linear map: without green-magenta, then standardised
+        # one linear map: remove green-magenta, then standardise
         self.register_buffer("projection", colour_projection(len(std)) / std[:, None], persistent=False)
         self.register_buffer("offset", -mean / std, persistent=False)
         self.embed = TileEmbedding(backbone, embedding)
         self.head = SequenceClassifier(2, embedding, hidden, len(NEIGHBOURS))
 
     def receive(self, images: Tensor) -> Tensor:
-        return images  # bytes: floats are made of the patches only
+        return images  # keep bytes; only the patches become floats
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         corners = draw_corners(self.grid, len(images), stream)  # (B, 9, 2)
@@ -138,7 +139,7 @@ class ContextPrediction(PretextTask):
         }
 
     def draw_places(self, batch: int, stream: torch.Generator) -> Tensor:
-        """Choose the neighbours of each image: `(B, P)` int64 in 0..7, all of them or different ones."""
+        """Choose different neighbours of each image: `(B, P)` int64 in 0..7."""
         if self.pairs_per_image == len(NEIGHBOURS):
             return torch.arange(len(NEIGHBOURS), device=stream.device).expand(batch, -1)
         return draw_neighbours(batch, self.pairs_per_image, stream)
@@ -147,20 +148,21 @@ class ContextPrediction(PretextTask):
         """Cut the centre and the neighbours at `(B, P)` places: `(B, 1 + P, C, t, t)`, as floats."""
         wanted = F.pad(self.around[place], (1, 0), value=CENTRE)  # (B, 1 + P)
         corners = corners.take_along_dim(wanted[..., None], 1)
-        whole = self.colours == "projection"  # which takes pixels, where `drop_colours` takes channels
-        return cut_tiles(images, corners, self.grid.tile, torch.float32, channels_last=whole)
+        # the projection mixes channels per pixel; `drop_colours` works per channel
+        channels_last = self.colours == "projection"
+        return cut_tiles(images, corners, self.grid.tile, torch.float32, channels_last=channels_last)
 
     def prepare(self, patches: Tensor, stream: torch.Generator, white: float = 1.0) -> Tensor:
-        """Turn patches `(B, n, C, t, t)`, floats from 0 to `white`, which it may change, into backbone input."""
+        """Convert patches `(B, n, C, t, t)`, floats from 0 to `white`, to backbone input; may modify them."""
         if self.downsample:
             patches = resample_tiles(patches, self.table, self.downsample, stream, inplace=True)
-        if self.colours == "projection":  # linear, as resampling is: either may come first
+        if self.colours == "projection":  # linear like resampling, so the order does not matter
             return mix_colours(patches, self.projection / white, self.offset)
         patches = patches.sub_(self.mean * white).div_(self.std * white)
         return drop_colours(patches, stream) if self.colours == "dropping" else patches
 
     def encode(self, patches: Tensor) -> Tensor:
-        """Embed every patch by itself: `(B, n, C, t, t)` to `(B, n, E)`."""
+        """Embed every patch alone: `(B, n, C, t, t)` to `(B, n, E)`."""
         x = patches.flatten(0, 1).contiguous(memory_format=self.image_format)  # (B * n, C, t, t)
         return self.embed(self.backbone(x)).unflatten(0, patches.shape[:2])
 
@@ -170,12 +172,12 @@ class ContextPrediction(PretextTask):
         return self.head(torch.stack([centre, neighbours], 2).flatten(0, 1))
 
     def probe_views(self, images: Tensor) -> Tensor:
-        """Cut the patches of plain images where they lie without a draw: `(B, 9, C, t, t)`, in colour."""
+        """Cut the patches of plain images at regular places: `(B, 9, C, t, t)`, in colour."""
         corners = regular_corners(self.grid, images.device).expand(len(images), -1, -1)
         return self.normalise(cut_tiles(images, corners, self.grid.tile))
 
     def panel(self, images: Tensor) -> Panel:
-        """Show the patches, one pair as the backbone sees it, and the pair as the network lays it."""
+        """Show the patches, one pair as the backbone sees it, and the pair at the predicted place."""
         stream = generator("panel", device=images.device)  # the same patches in every epoch
         corners = draw_corners(self.grid, len(images), stream)
         place = draw_neighbours(len(images), 1, stream)  # (B, 1)
@@ -185,12 +187,12 @@ class ContextPrediction(PretextTask):
         regular = regular_corners(self.grid, images.device)  # (9, 2)
         around, size, place = regular[list(AROUND)], self.spec.image_size, place[:, 0]
 
-        def laid(at: Tensor) -> Tensor:
+        def picture_of_pair(at: Tensor) -> Tensor:
             centre = regular[CENTRE].expand(len(at), 2)
             return place_tiles(shown, torch.stack([centre, around[at]], 1), size, 1.0)
 
         tiles = cut_tiles(images, corners, self.grid.tile)
-        pictures = [place_tiles(tiles, corners, size, 1.0), laid(place), laid(answer)]
+        pictures = [place_tiles(tiles, corners, size, 1.0), picture_of_pair(place), picture_of_pair(answer)]
         text = [
             ["", NEIGHBOURS[truth], f"{NEIGHBOURS[said]}, {sure:.2f}"]
             for truth, said, sure in zip(place.tolist(), answer.tolist(), confidence.tolist(), strict=True)

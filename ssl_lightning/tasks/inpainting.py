@@ -21,22 +21,23 @@ MASKS = ("center", "blocks", "region")
 
 
 class Inpainting(AdversarialTask):
-    """Fill in what was removed from an image.
+    """Fill in a removed part of an image.
 
-    The backbone sees the image with the data set's mean colour in the hole. A bottleneck connects every place of
-    its deepest stage with every other, and a decoder makes the whole picture of it; what counts is the hole
-    and a band around it. The discriminator is shown the filling alone where all holes are one square,
-    else the image with the filling in it. The squared error weighs 1 - adversarial_weight, as in the paper.
+    The backbone sees the image with the data set's mean colour in the hole. A bottleneck connects all
+    places of the deepest stage, and a decoder predicts the full picture. The squared error covers the hole
+    and a band around it, with weight 1 - adversarial_weight as in the paper. The discriminator sees the
+    filling alone if all holes are the same square, else the image with the filling in it.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        mask: "center" removes a square in the middle, "blocks" four overlapping ones of half its side at
-            random, "region" a random shape of its area (sec. 3.3), which the paper learns its features by.
+        mask: "center" removes a square in the middle, "blocks" four overlapping squares of half its side at
+            random places. "region" removes a random shape of its area (sec. 3.3), which gives the paper's
+            features.
         hole: Side of that square in pixels; None: half the image, a quarter of its area.
-        overlap: Width in pixels of the band around the hole that is predicted too; None: hole // 16, as 4 in
-            64 in the paper (sec. 4).
-        overlap_weight: Of the squared error in the band; in the hole it is 1.
+        overlap: Width in pixels of the predicted band around the hole; None: hole // 16, like 4 of 64 in the
+            paper (sec. 4).
+        overlap_weight: Weight of the squared error in the band; in the hole it is 1.
         decoder_width: Channels of the decoder's last step.
         **base: The keywords of `AdversarialTask` and `PretextTask`.
 
@@ -62,17 +63,17 @@ class Inpainting(AdversarialTask):
         smallest = 2 if mask == "blocks" else 1
         if not smallest <= hole < spec.image_size:
             raise ValueError(
-                f"task.hole is {hole} px; allowed are {smallest} to {spec.image_size - 1}, so that something "
-                f"of the image is left (data.image_size={spec.image_size})"
+                f"task.hole is {hole} px; allowed are {smallest} to {spec.image_size - 1}, less than "
+                f"the image (data.image_size={spec.image_size})"
             )
         overlap = hole // 16 if overlap is None else overlap
         if not 0 <= overlap <= (spec.image_size - hole) // 2:
             raise ValueError(
-                f"task.overlap is {overlap} px; allowed are 0 to {(spec.image_size - hole) // 2}, what the "
-                f"image leaves around task.hole={hole} on each side"
+                f"task.overlap is {overlap} px; allowed are 0 to {(spec.image_size - hole) // 2}, the "
+                f"margin of the image around task.hole={hole}"
             )
         if overlap_weight < 0:
-            raise ValueError(f"task.overlap_weight is {overlap_weight}; allowed are 0 and more")
+            raise ValueError(f"task.overlap_weight is {overlap_weight}; it must be at least 0")
         super().__init__(backbone, spec, fake_size=hole if mask == "center" else spec.image_size, **base)
         self.mask, self.hole = mask, hole
         self.overlap, self.overlap_weight = overlap, overlap_weight
@@ -90,7 +91,7 @@ class Inpainting(AdversarialTask):
         return Attempt(scores, self.show(real, real, mask), self.show(made, real, mask))
 
     def draw_mask(self, batch: int, stream: torch.Generator) -> Tensor:
-        """Draw what is removed: `(B, 1, S, S)` bool."""
+        """Draw the holes: `(B, 1, S, S)` bool."""
         size = self.spec.image_size
         if self.mask == "center":
             return centre_mask(batch, size, self.hole, stream.device)
@@ -98,7 +99,7 @@ class Inpainting(AdversarialTask):
         return draw(batch, size, self.hole, stream)
 
     def restore(self, corrupted: Tensor) -> Tensor:
-        """Make the whole picture, `(B, C, S, S)` float32 normalised, of images in [0, 1] with holes."""
+        """Predict the full picture, `(B, C, S, S)` float32 normalised, from images in [0, 1] with holes."""
         stages = self.backbone(self.normalise(corrupted))
         stages = [*stages[:-1], self.bottleneck(stages[-1])]
         return self.decoder(stages, corrupted.shape[2:]).float()
@@ -113,7 +114,7 @@ class Inpainting(AdversarialTask):
 
     @torch.no_grad()
     def measure(self, made: Tensor, images: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Error in the hole, and how much less it is than that of the mean colour."""
+        """Return the error in the hole, and the PSNR of the mean colour as baseline."""
         error = masked_mse(self.to_pixels(made), images, mask)
         baseline = masked_mse(self.mean.expand_as(images), images, mask)
         return {

@@ -28,28 +28,28 @@ from ssl_lightning.tasks.base import Panel, PretextTask, white_of
 
 
 class Jigsaw(PretextTask):
-    """Say in which of a fixed set of orders the tiles of an image were given.
+    """Predict in which of a fixed set of orders the tiles of an image appear.
 
-    The backbone sees each tile by itself, and once; only the head sees the orders.
+    The backbone sees each tile alone and once; only the head sees the orders.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
         grid: Tiles along an edge; n = grid squared.
-        cell: Size in pixels of the cell in which a tile lies; None: image_size // grid (255 px: 85, 64: 21,
+        cell: Size in pixels of the cell that holds a tile; None: image_size // grid (255 px: 85, 64: 21,
             32: 10).
-        tile: Size in pixels of a tile; None: three quarters of the cell, rounded up (64, 16, 8).
-        permutations: Orders to tell apart (the paper: 64, 100, 1000).
+        tile: Size of a tile in pixels; None: three quarters of the cell, rounded up (64, 16, 8).
+        permutations: Number of orders (paper: 64, 100, 1000).
         method: "minimum" or "mean", see `permutation_set`.
-        cache_dir: Where the set of orders is kept for the next run; None: nowhere.
-        permutations_per_image: Orders in which each image is shown, all different.
-        embedding: Numbers per tile.
-        hidden: Units between the tiles side by side and the answer; 0 for none.
-        gap: Guard: each tile lies at random in its cell. False: tiles touch, edges continue.
-        standardise: Guard: every tile gets mean 0 and deviation 1. False: the data set's are used.
-        grey: Guard: probability of an image to become grey.
-        channel_jitter: Guard: pixels by which the channels of a tile move at most; None: tile // 32, that is
-            2 at 64 px and 0 where the lens cannot be seen.
+        cache_dir: Folder that caches the set of orders for later runs; None disables the cache.
+        permutations_per_image: Number of different orders per image.
+        embedding: Dimension of the embedding of a tile.
+        hidden: Hidden units of the head; 0 for none.
+        gap: Guard: each tile lies at a random place in its cell. False: tiles touch, edges continue.
+        standardise: Guard: each tile gets mean 0 and deviation 1. False uses the statistics of the data set.
+        grey: Guard: probability that an image becomes grey.
+        channel_jitter: Guard: maximum shift in pixels of the channels of a tile. None takes tile // 32: 2 at
+            64 px, and 0 for small tiles, which do not show lens errors.
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -110,14 +110,13 @@ class Jigsaw(PretextTask):
         self.permutations_per_image = permutations_per_image
         self.standardise, self.grey, self.channel_jitter = standardise, grey, jitter
         self.permutations = permutation_set(self.grid.count, permutations, method=method, cache_dir=cache_dir)
-        self.register_buffer(
-            "orders", self.permutations.orders
-        )  # (P, n); in the checkpoint, as are the answers
+        # (P, n); in the checkpoint, because they define the classes
+        self.register_buffer("orders", self.permutations.orders)
         self.embed = TileEmbedding(backbone, embedding)
         self.head = SequenceClassifier(self.grid.count, embedding, hidden, permutations)
 
     def receive(self, images: Tensor) -> Tensor:
-        return images  # bytes: floats are made of the tiles only
+        return images  # keep bytes; only the tiles become floats
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         corners = draw_corners(self.grid, len(images), stream)
@@ -131,7 +130,7 @@ class Jigsaw(PretextTask):
         }
 
     def cut(self, images: Tensor, corners: Tensor, stream: torch.Generator) -> Tensor:
-        """Cut tiles at `(B, n, 2)` places, floats of the same range; their random colours are drawn here."""
+        """Cut tiles at `(B, n, 2)` places as floats of the same range, with random grey and shifts."""
         if self.channel_jitter and self.spec.channels > 1:
             last = self.spec.image_size - self.grid.tile
             corners = shift_channels(corners, self.spec.channels, self.channel_jitter, last, stream)
@@ -139,13 +138,13 @@ class Jigsaw(PretextTask):
         return grey_scale(tiles, self.grey, stream, inplace=True)
 
     def prepare(self, tiles: Tensor, white: float = 1.0) -> Tensor:
-        """Turn tiles `(B, n, C, t, t)`, floats from 0 to `white`, in place into what the backbone takes."""
+        """Convert tiles `(B, n, C, t, t)`, floats from 0 to `white`, to backbone input in place."""
         if self.standardise:
             return standardise_tiles(tiles, white / 255, inplace=True)
         return tiles.sub_(self.mean * white).div_(self.std * white)
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """Embed every tile by itself: `(B, n, C, t, t)` to `(B, n, E)`."""
+        """Embed every tile alone: `(B, n, C, t, t)` to `(B, n, E)`."""
         x = tiles.flatten(0, 1).contiguous(memory_format=self.image_format)  # (B * n, C, t, t)
         return self.embed(self.backbone(x)).unflatten(0, tiles.shape[:2])
 
@@ -159,7 +158,7 @@ class Jigsaw(PretextTask):
         return scores.argsort(dim=1)[:, : self.permutations_per_image]
 
     def probe_views(self, images: Tensor) -> Tensor:
-        """Cut the tiles of plain images where they lie without a draw: `(B, n, C, t, t)`, as they are."""
+        """Cut the tiles of plain images at regular places: `(B, n, C, t, t)`, unshuffled."""
         corners = regular_corners(self.grid, images.device).expand(len(images), -1, -1)
         return self.prepare(cut_tiles(images, corners, self.grid.tile))
 
@@ -168,7 +167,7 @@ class Jigsaw(PretextTask):
         self.print(f"jigsaw: {self.permutations}")
 
     def panel(self, images: Tensor) -> Panel:
-        """Show the tiles where they lie, in the order given, and as the network puts them back."""
+        """Show the tiles in the image, in shuffled order, and in the predicted order."""
         stream = generator("panel", device=images.device)  # the same tiles in every epoch
         corners = draw_corners(self.grid, len(images), stream)
         tiles = self.cut(images, corners, stream)
@@ -192,7 +191,7 @@ class Jigsaw(PretextTask):
         return Panel(torch.stack(pictures, 1), ["tiles", "shuffled", "put back"], text, right)
 
     def name_order(self, number: int) -> str:
-        """Name an order by its class and, row by row, the tiles that it shows: "7: 120 345 678"."""
+        """Name an order by its class and its tiles, row by row: "7: 120 345 678"."""
         shown = self.orders[number].view(self.grid.side, -1).tolist()
         gap = "" if self.grid.count < 11 else ","
         return f"{number}: " + " ".join(gap.join(map(str, row)) for row in shown)

@@ -1,4 +1,4 @@
-"""Control: the backbone as it was initialised, which every pretext task has to clear."""
+"""Random control: the initial backbone, the baseline of every pretext task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ssl_lightning.tasks.base import Panel, PretextTask
 
 
 class Random(PretextTask):
-    """Train nothing. The backbone of seed s is the one that every task of seed s starts from."""
+    """Train nothing. For each seed, every task starts from the same backbone as this control."""
 
     needs_training = False
 

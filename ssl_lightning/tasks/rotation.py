@@ -15,13 +15,13 @@ from ssl_lightning.tasks.base import Panel, PretextTask
 
 
 class Rotation(PretextTask):
-    """Say by which multiple of 90 degrees an image was turned.
+    """Predict the rotation of an image, a multiple of 90 degrees.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        copies: 4 puts all four rotations of every image into the batch, as the paper does (sec. 3.2),
-            so that the backbone sees 4 B images; 1 draws one rotation per image (VISSL).
+        copies: 4 puts all four rotations of every image into the batch, as the paper does (sec. 3.2), so
+            the backbone sees 4 B images. 1 draws one rotation per image (VISSL).
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -34,16 +34,15 @@ class Rotation(PretextTask):
         super().__init__(backbone, spec, **base)
         if copies not in (1, NUM_ROTATIONS):
             raise ValueError(
-                f"copies is {copies}; allowed are 4 (all rotations of each image) and 1 (one drawn)"
+                f"task.copies is {copies}; allowed are 4 (all rotations of each image) and 1 (one drawn)"
             )
         self.views_per_image = copies
         self.head = PooledClassifier(backbone, NUM_ROTATIONS)
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         x = self.normalise(images)
-        x, angle = (
-            rotate_four(x) if self.views_per_image == 4 else rotate_one(x, stream)
-        )  # (4B, C, H, W), (4B,)
+        # (4B, C, H, W), (4B,)
+        x, angle = rotate_four(x) if self.views_per_image == 4 else rotate_one(x, stream)
         logits = self.head(self.backbone(x))  # (4B, 4)
         return {
             "loss": F.cross_entropy(logits, angle),

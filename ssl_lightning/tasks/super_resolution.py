@@ -26,32 +26,31 @@ CONTENTS = ("discriminator", "vgg", None)
 
 
 class SuperResolution(AdversarialTask):
-    """Restore an image that was made smaller.
+    """Restore an image from a smaller version.
 
-    The network's output is added to the bicubic enlargement: what that knows already need not pass through
-    the backbone, which is left with what is missing, the detail. With the output starting at 0, it never begins
-    below the baseline either.
+    The network's output is added to the bicubic enlargement. The backbone then only has to model the missing
+    detail. The output starts at 0, so training starts at the bicubic baseline.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        scale: 2 or 4: by how much the image is made smaller.
-        input: "enlarged" lets the bicubic enlargement enter the backbone, so that backbones that shrink their input
-            have something to see; "small" the small image itself, as SRResNet does, and enlarges the stage
-            map by pixel shuffle: for backbones that keep the size.
-        content: What measures content: "discriminator" compares its stage maps of both pictures (feature
-            matching, Salimans et al. 2016; nothing without a discriminator), "vgg" those of VGG19 as in the
-            paper, which brings in the labels of ImageNet; None leaves it out.
-        content_weight: Of that, beside the squared error of the pixels (paper: 0.006 for VGG19).
+        scale: Factor of the shrinking, 2 or 4.
+        input: "enlarged" feeds the bicubic enlargement to the backbone, for backbones that shrink their
+            input. "small" feeds the small image, as SRResNet does, and enlarges the stage map by pixel
+            shuffle, for backbones that keep the size.
+        content: Content loss: "discriminator" compares its stage maps of both pictures (feature matching,
+            Salimans et al. 2016), and adds nothing without a discriminator. "vgg" compares maps of VGG19 as
+            in the paper, which brings in the labels of ImageNet. None switches it off.
+        content_weight: Weight of the content loss beside the squared pixel error (paper: 0.006 for VGG19).
         vgg_weights: File of torchvision's VGG19; None downloads it.
-        skips: Whether the decoder of "enlarged" sees the shallow stages too: a better picture, by a way
-            around the deep ones.
+        skips: Whether the decoder of "enlarged" also sees the shallow stages. The picture improves, but the
+            detail can bypass the deep stages.
         decoder_width: Channels of that decoder's last step.
         **base: The keywords of `AdversarialTask` and `PretextTask`.
 
     Raises:
-        ValueError: A number or a name is out of range, the scale does not divide the image, or the backbone does
-            not fit the input.
+        ValueError: A number or a name is out of range, the scale does not divide the image, or the backbone
+            does not fit the input.
     """
 
     def __init__(
@@ -97,7 +96,7 @@ class SuperResolution(AdversarialTask):
             self.head = PixelShuffleHead(backbone, spec.channels, scale)
         nn.init.zeros_(self.head.last.weight)
         nn.init.zeros_(self.head.last.bias)  # type: ignore[arg-type]
-        # in a tuple, so that it is no part of the task: it is not trained, and not in the checkpoints
+        # a tuple hides it from the module: it is not trained, and not in the checkpoints
         self.vgg: tuple[VGGFeatures, ...] = (VGGFeatures(vgg_weights),) if content == "vgg" else ()
         if self.vgg:
             self.labels_seen = "those of ImageNet, by VGG19 in the loss"
@@ -114,12 +113,12 @@ class SuperResolution(AdversarialTask):
         return Attempt(scores, real, made, extra)
 
     def degrade(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Shrink images `(B, C, S, S)` by the scale; and enlarge them again, the baseline. Both in [0, 1]."""
+        """Shrink images `(B, C, S, S)` by the scale, and enlarge them again as baseline; both in [0, 1]."""
         small = resize_bicubic(images, self.spec.image_size // self.scale).clamp(0, 1)
         return small, resize_bicubic(small, self.spec.image_size).clamp(0, 1)
 
     def restore(self, small: Tensor, bicubic: Tensor) -> Tensor:
-        """Make the whole picture, `(B, C, S, S)` float32 normalised."""
+        """Predict the full picture, `(B, C, S, S)` float32 normalised."""
         base = self.normalise(bicubic)
         x = base if self.enlarged else self.normalise(small)
         stages = self.backbone(x.contiguous(memory_format=self.image_format))
@@ -140,7 +139,7 @@ class SuperResolution(AdversarialTask):
         return {"content": self.content_weight * torch.stack(errors).mean()}
 
     def measure(self, made: Tensor, bicubic: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """PSNR in dB and SSIM, means over the images, of the output and of bicubic enlargement."""
+        """Return PSNR in dB and SSIM, means over the images, of the output and of the bicubic enlargement."""
         found = {}
         with torch.autocast(images.device.type, enabled=False):
             for name, x in (("", made), ("bicubic_", bicubic)):

@@ -1,4 +1,4 @@
-"""Control: the same backbone, trained with the labels of the pretraining images."""
+"""Supervised control: the same backbone, trained with the labels of the pretraining images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssl_lightning.tasks.base import Panel, PretextTask
 
 
 class Supervised(PretextTask):
-    """Name the class of an image: what a pretext task is measured against.
+    """Predict the class of an image, as a reference for the pretext tasks.
 
     Args:
         backbone: The backbone.

@@ -1,4 +1,4 @@
-"""The health of features: by numpy, on backbones made to collapse, and that a training does not notice."""
+"""Collapse report: against numpy, on collapsed backbones, and without effect on training."""
 
 import csv
 import os
@@ -39,7 +39,7 @@ def task_on(data: Fake) -> Rotation:
 
 
 def after_an_epoch(data: Any, *callbacks: Any) -> Any:
-    """A trainer at the end of its first epoch, as callbacks see it."""
+    """Return a trainer at the end of its first epoch, as callbacks see it."""
     return SimpleNamespace(
         datamodule=data, callbacks=callbacks, current_epoch=0, world_size=1, is_global_zero=True, loggers=[],
         strategy=None, precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
@@ -48,7 +48,7 @@ def after_an_epoch(data: Any, *callbacks: Any) -> Any:
 
 
 def by_hand(task: Rotation, images: Tensor) -> tuple[float, int]:
-    """Rank and dead channels of the last stage, in numpy's words."""
+    """Compute rank and dead channels of the last stage with numpy."""
     task.eval()
     with torch.no_grad():
         x = task.backbone(task.normalise(images.float() / 255))[-1].mean((2, 3)).double().numpy()
@@ -69,12 +69,12 @@ def fit(folder: Path, *callbacks: Any) -> tuple[Rotation, Tensor, list[dict[str,
     return task, torch.get_rng_state(), logger.rows()
 
 
-def test_a_training_is_the_same_to_the_bit_and_the_figures_are_those_of_numpy(
+def test_training_stays_bit_equal_and_figures_equal_numpys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare, bare_rng, _ = fit(tmp_path / "bare")
     watched, rng, rows = fit(tmp_path / "watched", Collapse(images=32))
-    state = watched.state_dict()  # weights, and the statistics of every batch norm
+    state = watched.state_dict()  # weights and batch-norm statistics
     assert all(torch.equal(value, state[name]) for name, value in bare.state_dict().items())
     assert torch.equal(rng, bare_rng)
     assert watched.training
@@ -89,29 +89,29 @@ def test_a_training_is_the_same_to_the_bit_and_the_figures_are_those_of_numpy(
     )
 
 
-def test_a_backbone_that_is_made_to_collapse_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collapsed_backbone_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     data = fake()
     task = task_on(data)
     watch, trainer = Collapse(images=32), after_an_epoch(data)
     norm: Any = task.backbone.stages[-1][1][1]  # type: ignore[index, union-attr]
     with torch.no_grad():
         norm.weight[:3] = 0
-        norm.bias[:3] = torch.tensor([-1.0, 0.0, 0.1])  # two are 0 behind the ReLU, one is always 0.1
-        norm.weight[3:] = 50  # or all images are mostly that 0.1, in so small and untrained a backbone
+        norm.bias[:3] = torch.tensor([-1.0, 0.0, 0.1])  # two are 0 after the ReLU, one is always 0.1
+        norm.weight[3:] = 50  # else this 0.1 dominates all images in so small and untrained a backbone
         watch.on_train_epoch_end(trainer, task)
-        assert "epoch 1: features backbone rank " in (said := capsys.readouterr().out)
-        assert said.endswith("of 10, 3 of 10 channels dead\n")
+        assert "epoch 1: features backbone rank " in (output := capsys.readouterr().out)
+        assert output.endswith("of 10, 3 of 10 channels dead\n")
         norm.weight[:6] = 0
         watch.on_train_epoch_end(trainer, task)
-        assert "warning: features of backbone have collapsed" in (said := capsys.readouterr().out)
-        assert "6 of 10 channels dead" in said
+        assert "warning: features of backbone have collapsed" in (output := capsys.readouterr().out)
+        assert "6 of 10 channels dead" in output
         norm.weight.fill_(0)
         norm.bias.fill_(0.5)
         watch.on_train_epoch_end(trainer, task)
         assert "collapsed: backbone rank 1.0 of 10, 10 of 10 channels dead" in capsys.readouterr().out
 
 
-def test_nothing_is_encoded_twice_and_the_online_figure_changes_none() -> None:
+def test_images_are_encoded_once_and_the_online_figure_is_unchanged() -> None:
     data = fake(num_train=200, heldout=100, eval_batch_size=20)
     task = task_on(data)
     seen: list[int] = []
@@ -125,14 +125,14 @@ def test_nothing_is_encoded_twice_and_the_online_figure_changes_none() -> None:
     knn.on_train_epoch_start(trainer, task)
     for callback in (watch, knn):
         callback.on_train_epoch_end(trainer, task)
-    assert sum(seen) == 40 + 40  # of either split two batches
+    assert sum(seen) == 40 + 40  # two batches of each split
     torch.testing.assert_close(watch.features(trainer, task)["backbone"], alone)
     knn.on_train_epoch_start(trainer, task)
     few = OnlineKNN(batches=1)  # 20 images are not enough
     torch.testing.assert_close(watch.features(after_an_epoch(data, few), task)["backbone"], alone)
 
 
-def test_images_are_of_all_classes_though_they_lie_sorted() -> None:
+def test_images_cover_all_classes_of_a_sorted_split() -> None:
     data = fake(num_train=400, heldout=200, num_classes=4)
     loader = data.val_dataloader()
     loader.indices = loader.indices[loader.source.labels[loader.indices].argsort()]
@@ -142,7 +142,7 @@ def test_images_are_of_all_classes_though_they_lie_sorted() -> None:
     assert sorted(loader.sample(999).indices.tolist()) == sorted(loader.indices.tolist())
 
 
-def test_too_few_images_are_said_and_nothing_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_images_are_announced_and_nothing_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     data = fake(heldout=15)
     trainer, watch = after_an_epoch(data), Collapse()
     watch.on_fit_start(trainer, task_on(data))
@@ -156,7 +156,7 @@ def test_too_few_images_are_said_and_nothing_is_reported(capsys: pytest.CaptureF
         Collapse(every_n_epochs=0)
 
 
-def test_the_unlabelled_take_pretext_images_where_few_labels_are_held_out() -> None:
+def test_pretext_images_are_used_if_few_labels_are_held_out() -> None:
     data = fake(num_train=400, heldout=200, max_labels=20)
     watch = Collapse(images=64)
     assert len(data.downstream("heldout").indices) == 10
@@ -170,14 +170,14 @@ def test_one_line_for_all_branches() -> None:
         "epoch 3: features backbone rank 12.0 of 64, 1 of 64 channels dead; "
         "discriminator rank 12.0 of 64, 1 of 64 channels dead"
     )
-    said = line(3, {"backbone": healthy, "discriminator": flat})
-    assert said.startswith("epoch 3: warning: features of discriminator have collapsed: backbone rank 12.0")
+    output = line(3, {"backbone": healthy, "discriminator": flat})
+    assert output.startswith("epoch 3: warning: features of discriminator have collapsed: backbone rank 12.0")
     assert not FeatureHealth(2.0, 64, 32, 64).collapsed
     assert FeatureHealth(30.0, 64, 33, 64).collapsed
 
 
 @pytest.mark.slow
-def test_two_processes_report_once_what_one_reports(tmp_path: Path) -> None:
+def test_two_processes_report_once_and_like_one(tmp_path: Path) -> None:
     found = {}
     for processes in (1, 2):
         overrides = [
@@ -195,4 +195,4 @@ def test_two_processes_report_once_what_one_reports(tmp_path: Path) -> None:
             rows = [row for row in csv.DictReader(file) if row["features/backbone/rank"]]
         names = [f"features/{branch}/rank" for branch in ("backbone", "discriminator")]
         found[processes] = [float(row[name]) for row in rows for name in names]
-    assert found[2] == pytest.approx(found[1], rel=0.02)  # synchronised batch norm rounds otherwise
+    assert found[2] == pytest.approx(found[1], rel=0.02)  # synchronised batch norm rounds differently

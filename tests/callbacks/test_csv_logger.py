@@ -1,4 +1,4 @@
-"""metrics.csv over the life of a run that is killed."""
+"""Rows of metrics.csv in a run that is killed and resumed."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_columns_join_and_rows_are_appended(tmp_path: Path) -> None:
+def test_new_columns_and_rows_are_appended(tmp_path: Path) -> None:
     logger = CSVLogger(str(tmp_path))
     logger.keep_until(0)
     logger.log_metrics({"loss": 1.5}, step=1)
@@ -26,7 +26,7 @@ def test_columns_join_and_rows_are_appended(tmp_path: Path) -> None:
     ]
 
 
-def test_a_resumed_run_goes_on_where_its_checkpoint_stood(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_after_the_row_of_its_checkpoint(tmp_path: Path) -> None:
     first = CSVLogger(str(tmp_path))
     for step in (1, 2, 3, 4):
         first.log_metrics({"loss": step / 2}, step=step)
@@ -39,5 +39,5 @@ def test_a_resumed_run_goes_on_where_its_checkpoint_stood(tmp_path: Path) -> Non
         second.log_metrics({"loss": step / 2}, step=step)
     second.save()
     assert (tmp_path / "metrics.csv").read_text() == whole
-    second.keep_until(0)  # a run that starts at its beginning
+    second.keep_until(0)  # a run from the beginning
     assert rows(tmp_path) == []

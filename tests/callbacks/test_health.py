@@ -1,4 +1,4 @@
-"""A run that is poisoned, or no longer gets gradients, from a known step on: it stops and says where."""
+"""Runs that diverge or stop learning at a known step: they stop and name the step."""
 
 import json
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from ssl_lightning.tasks.rotation import Rotation
 
 
 class Poisoned(Rotation):
-    """From step `poison` on its loss, or only the gradient, is no number, or the loss is `scale` times."""
+    """Task whose loss or gradient is NaN from step `poison` on, or whose loss is scaled by `scale`."""
 
     fed: ClassVar[list[Tensor]] = []  # images of each training batch
     poison, what, scale = 10**9, "loss", 1.0
@@ -32,7 +32,7 @@ class Poisoned(Rotation):
             self.fed.append(images)
             if len(self.fed) >= self.poison:
                 loss = scores["loss"] * self.scale
-                # 0 + the root of 0: its value is right, its slope is not
+                # 0 + the root of 0: a correct value with an infinite slope
                 scores["loss"] = loss * torch.nan if self.what == "loss" else loss + (loss * 0).sqrt()
                 if self.what == "scale":
                     scores["loss"] = loss
@@ -63,7 +63,7 @@ def fit(
 
 
 def stopped(folder: Path, message: str, **keys: Any) -> dict[str, Any]:
-    """Fit, see it stop; return what the file says of the batch, with its pixels, and the last state."""
+    """Fit until the run stops; return the content of bad_batch.json, with pixels, and the last checkpoint."""
     with pytest.raises(DivergedError, match=message):
         fit(folder, **keys)
     facts = json.loads((folder / "bad_batch.json").read_text())
@@ -76,7 +76,7 @@ def stopped(folder: Path, message: str, **keys: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_the_step_and_its_images_are_named_however_late_it_is_read(
+def test_the_step_and_its_images_are_named_even_if_read_late(
     tmp_path: Path, what: str, precision: str
 ) -> None:
     names = {"loss": "train/loss", "gradient": "the norm of the gradient"}
@@ -91,7 +91,7 @@ def test_the_step_and_its_images_are_named_however_late_it_is_read(
     assert all(value.isfinite().all() for value in found["last"]["state_dict"].values())
 
 
-def test_it_is_read_before_a_state_is_written_and_resumed_runs_count_on(tmp_path: Path) -> None:
+def test_figures_are_read_before_a_checkpoint_and_resumed_runs_keep_counting(tmp_path: Path) -> None:
     found = stopped(tmp_path, "at step 6 ", poison=6, log_every_n_steps=100)
     assert len(found["fed"]) == 6
     assert found["last"]["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 5
@@ -101,7 +101,7 @@ def test_it_is_read_before_a_state_is_written_and_resumed_runs_count_on(tmp_path
     assert not (tmp_path / "bad_batch.json").exists()
 
 
-def test_a_gradient_is_that_of_all_batches_since_the_last_step(tmp_path: Path) -> None:
+def test_a_bad_gradient_names_all_batches_since_the_last_step(tmp_path: Path) -> None:
     found = stopped(
         tmp_path, r"gradient is not finite at step 4 .*32 images", poison=3, what="gradient",
         accumulate_grad_batches=2,
@@ -119,19 +119,19 @@ def test_a_loss_far_above_its_start_stops_the_run(tmp_path: Path) -> None:
         HealthGuard(tmp_path, 1.0)
 
 
-def test_nothing_is_asked_of_the_device_between_two_readings(
+def test_the_device_is_not_synchronised_between_two_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
     plain = HealthGuard.read
     monkeypatch.setattr(HealthGuard, "read", lambda *a, **k: (reads.append(1), plain(*a, **k))[1])
-    # one epoch, so that the readings can be counted; the tests above have several
+    # one epoch, so that the reads can be counted; the tests above have several
     fit(tmp_path, poison=10**9, saves=None, max_epochs=1, log_every_n_steps=100)
     assert len(reads) == 4  # before validation, before best.ckpt, at the end of the epoch, before last.ckpt
 
 
 class Cut(Callback):
-    """Take something away from step `after` on: all gradients, or what an optimizer step changes."""
+    """From step `after` on, remove all gradients, or undo the changes of an optimizer step."""
 
     def __init__(self, what: str, after: int) -> None:
         self.what, self.after, self.steps = what, after, 0
@@ -176,7 +176,7 @@ def test_a_run_that_no_longer_learns_stops_within_three_looks(
         return
     assert (health.steps, health.optimizer_steps) == (15, 15)
     assert health.zero_grad_share == pytest.approx(8 / 15)
-    # no state without a gradient was written, so that the run resumes from the step before
+    # no checkpoint without a gradient was written, so the run resumes from an earlier step
     assert load_checkpoint(last)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["ready"] == 7
     whole = HealthGuard(tmp_path)
     fit(tmp_path, poison=10**9, guard=whole, resume=True)
@@ -184,7 +184,7 @@ def test_a_run_that_no_longer_learns_stops_within_three_looks(
     assert whole.health().zero_grad_share == 0
 
 
-def test_a_learning_rate_that_falls_to_nothing_is_no_dead_run(tmp_path: Path) -> None:
+def test_a_learning_rate_that_falls_to_zero_is_not_a_dead_run(tmp_path: Path) -> None:
     class Falls(Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
             trainer.optimizers[0].param_groups[0]["lr"] = 0.01 if trainer.global_step < 8 else 1e-30
@@ -194,7 +194,7 @@ def test_a_learning_rate_that_falls_to_nothing_is_no_dead_run(tmp_path: Path) ->
     assert guard.health().verdict == "healthy"
 
 
-def test_gradient_norms_are_counted_over_the_whole_run(tmp_path: Path) -> None:
+def test_gradient_norms_are_counted_over_the_full_run(tmp_path: Path) -> None:
     norms: list[float] = []
 
     class Norms(Callback):

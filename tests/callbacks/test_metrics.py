@@ -1,4 +1,4 @@
-"""What reaches the loggers, against the numbers of the training itself."""
+"""Rows of the loggers against the figures of the training itself."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from ssl_lightning.tasks.rotation import Rotation
 
 
 class Watched(Rotation):
-    """Keeps what it should be logged with."""
+    """Task that keeps the figures that should be logged."""
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         scores = super().step(images, labels, stream)
@@ -66,7 +66,7 @@ def test_rows_hold_the_scores_of_their_step(tmp_path: Path) -> None:
     validated = [row for row in rows if row["val/loss"]]
     assert [int(row["epoch"]) for row in validated] == [0, 1]
     assert metrics.validation["val/loss"] == pytest.approx(float(validated[-1]["val/loss"]))
-    # the online figure, by hand, from labels of the training and the held-out part alone
+    # the online figure, by hand, from labels of the training and held-out splits only
     data = task.trainer.datamodule
     loaders = {split: data.downstream(split) for split in ("train", "heldout")}
     found = encode(task.backbone, task.probe_input, loaders, [1])

@@ -1,4 +1,4 @@
-"""The picture of a task, and the strip over its epochs."""
+"""Panel of a task, and the strip over its epochs."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_grey_images_are_drawn_grey() -> None:
 
 
 class Watched(pl.LightningModule):
-    """A task whose panel is given from outside."""
+    """Task with given panels."""
 
     def __init__(self, panels: list[Panel]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Watched(pl.LightningModule):
 
 
 def panels(count: int, watched: int | None = 1, channels: int = 3) -> list[Panel]:
-    """Input and target stay, what is between changes; all values are those of 8 bits."""
+    """Return panels with constant input and target and a changing middle column, with 8-bit values."""
     draws = torch.Generator().manual_seed(0)
     around = torch.randint(0, 256, (2, 3, channels, 5, 7), generator=draws) / 255
     made = []
@@ -68,7 +68,7 @@ def panels(count: int, watched: int | None = 1, channels: int = 3) -> list[Panel
 
 
 def play(callback: PanelPicture, given: list[Panel], first: int = 1, loggers: tuple = ()) -> None:
-    """Let the callback see the ends of epochs `first`, `first` + 1 and so on."""
+    """Call the callback at the end of epochs `first`, `first` + 1 and so on."""
     module = Watched(given)
     for epoch in range(first, first + len(given)):
         trainer = SimpleNamespace(
@@ -111,13 +111,13 @@ def test_the_strip_shows_the_watched_column_of_every_epoch(tmp_path: Path, chann
         assert picture.size[0] > width
 
 
-def test_a_resumed_run_has_the_epochs_before_it_and_none_of_a_future_that_is_gone(tmp_path: Path) -> None:
+def test_a_resumed_run_shows_earlier_epochs_and_ignores_later_files(tmp_path: Path) -> None:
     given = panels(5)
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for folder in (undisturbed, killed):
         folder.mkdir()
     play(PanelPicture(str(undisturbed), images=2), given[:3])
-    play(PanelPicture(str(killed), images=2), [given[0], given[3], given[4]])  # then from epoch 2 again
+    play(PanelPicture(str(killed), images=2), [given[0], given[3], given[4]])  # resumed at epoch 2
     play(PanelPicture(str(killed), images=2), given[1:2], first=2)
     now = strip(given[1], killed / "panels", 2)
     assert now.columns == ["in", "epoch 1", "epoch 2", "target"]
@@ -151,7 +151,7 @@ def test_torn_files_and_other_images_are_left_out(tmp_path: Path) -> None:
     assert read_column(tmp_path / "absent.png", given[0].images.shape) is None
 
 
-def test_nothing_is_kept_where_nothing_is_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_kept_without_keep(tmp_path: Path) -> None:
     plain, unwatched = tmp_path / "plain", tmp_path / "unwatched"
     for folder in (plain, unwatched):
         folder.mkdir()

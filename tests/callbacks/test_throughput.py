@@ -1,4 +1,4 @@
-"""Images per second, with a clock that the test turns."""
+"""Images per second, with a fake clock."""
 
 from types import SimpleNamespace
 

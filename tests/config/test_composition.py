@@ -1,4 +1,4 @@
-"""Lists of probes and callbacks, and data, that benchmarks, budgets and experiments were not written for."""
+"""Choices of probes, callbacks and data that benchmarks, budgets and experiments do not foresee."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CHOICES = [
 
 
 def composed(*overrides: str) -> DictConfig:
-    """Compose conf/train.yaml; what Hydra itself knows of the run is left as it is."""
+    """Compose conf/train.yaml with Hydra's own config."""
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("train", list(overrides), return_hydra_config=True)
 
@@ -37,7 +37,7 @@ def chosen(*overrides: str) -> DictConfig:
 
 
 def check(overrides: list[str], choice: list[str], probes: list[str]) -> None:
-    """Check that a choice leaves the probes it names, and keys that the constructors take."""
+    """Check that a choice keeps the probes it names, and only keys that the constructors take."""
     cfg = composed_for([*overrides, *choice], Path("run"))
     check_types(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
     assert list(cfg.probe) == probes
@@ -55,7 +55,7 @@ def test_a_benchmark_takes_any_probes_callbacks_and_data(
 @pytest.mark.slow
 @pytest.mark.parametrize(("choice", "probes"), CHOICES)
 @pytest.mark.parametrize("name", TABLES)
-def test_every_row_of_a_benchmark_does(name: str, choice: list[str], probes: list[str]) -> None:
+def test_every_row_of_a_benchmark_takes_them(name: str, choice: list[str], probes: list[str]) -> None:
     for row in sweep(name):
         check([f"+benchmark={name}", *row], choice, probes)
 
@@ -63,12 +63,12 @@ def test_every_row_of_a_benchmark_does(name: str, choice: list[str], probes: lis
 @pytest.mark.slow
 @pytest.mark.parametrize(("choice", "probes"), CHOICES)
 @pytest.mark.parametrize("option", options("experiment"))
-def test_every_experiment_does(option: str, choice: list[str], probes: list[str]) -> None:
+def test_every_experiment_takes_them(option: str, choice: list[str], probes: list[str]) -> None:
     check([f"experiment={option}"], choice, probes)
 
 
-@pytest.mark.parametrize("option", ["gidaris2018_rotation", "scenes_detection"])  # of other backbones
-def test_a_budget_with_a_backbone_of_its_own_takes_an_experiment(option: str) -> None:
+@pytest.mark.parametrize("option", ["gidaris2018_rotation", "scenes_detection"])  # for other backbones
+def test_a_budget_with_its_own_backbone_takes_an_experiment(option: str) -> None:
     check_budget("gpu", option)
 
 
@@ -84,13 +84,13 @@ def check_budget(budget: str, option: str) -> None:
     check_types(OmegaConf.to_container(composed_for(given, Path("run"))))  # type: ignore[arg-type]
 
 
-def test_what_is_chosen_stays_as_it_is() -> None:
+def test_chosen_options_stay_unchanged() -> None:
     for given in (["+benchmark=rotnet_cifar10"], ["experiment=scenes_detection"], ["callbacks=[panel]"]):
         cfg = composed(*given)
         assert drop_unchosen(cfg, cfg.hydra) == cfg
 
 
-def test_what_a_file_says_counts_where_the_option_is_chosen() -> None:
+def test_keys_of_a_file_apply_if_the_option_is_chosen() -> None:
     table = ["+benchmark=resnet50_imagenet", "data=fake"]
     assert chosen(*table, "probe=[knn,linear]").probe.linear.pool == 1
     assert list(chosen(*table, "probe=[knn]").probe) == ["knn"]
@@ -107,15 +107,15 @@ def test_a_list_on_the_command_line_replaces_the_probes_of_a_benchmark() -> None
     assert list(fewer) == [name for name in every if name not in ("linear", "ours_conv")]
 
 
-def test_a_key_that_the_command_line_gives_is_never_dropped() -> None:
+def test_a_key_from_the_command_line_is_never_dropped() -> None:
     row = ["experiment=cifar10_rotation", *FOLDER]
-    assert "crop_padding" not in chosen(*row).data  # which the file sets
+    assert "crop_padding" not in chosen(*row).data  # the file sets it too
     assert chosen(*row, "data.crop_padding=2").data.crop_padding == 2  # the constructor refuses it
 
 
 def test_a_key_of_no_option_is_not_dropped() -> None:
     cfg = composed("data=fake", "+data.crop_paddin=2")
-    cfg.hydra.overrides.task = ["data=fake"]  # as if a file said it
+    cfg.hydra.overrides.task = ["data=fake"]  # as if a file set it
     assert drop_unchosen(cfg, cfg.hydra).data.crop_paddin == 2
 
 
@@ -139,7 +139,7 @@ def test_a_key_of_no_option_is_not_dropped() -> None:
         (["probe=[]", "+probe.knn=3"], r"probe\.knn is given, and knn is not chosen in probe=\[\]"),
     ],
 )
-def test_a_key_of_what_is_not_chosen_is_refused_with_the_right_names(
+def test_a_key_of_an_option_that_is_not_chosen_is_refused_with_the_right_names(
     overrides: list[str], message: str
 ) -> None:
     with pytest.raises(RunError, match=message):

@@ -1,4 +1,4 @@
-"""The table of special keys: it covers conf/, and the lists that are derived from it stay as they were."""
+"""Table of special keys: it covers conf/, and the lists derived from it do not change."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ from ssl_lightning.run.writer import PLACES
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 ENTRIES = [CONF / "train.yaml", CONF / "evaluate.yaml"]
-SET_BY_US = {"overrides", "benchmark"}  # by the launcher and by conf/benchmark
+SET_BY_US = {"overrides", "benchmark"}  # set by the launcher and by conf/benchmark
 
 
 def keys_of(*paths: Path) -> set[str]:
@@ -27,7 +27,7 @@ def keys_of(*paths: Path) -> set[str]:
 
 
 def groups_of(path: Path) -> set[str]:
-    """The groups that a file of conf/ chooses from."""
+    """Return the groups that a file of conf/ chooses from."""
     chosen = [each for each in OmegaConf.load(path).defaults if not isinstance(each, str)]
     return {str(key) for each in chosen for key in each} - {"experiment", "override hydra/job_logging"}
 
@@ -37,7 +37,7 @@ def test_a_key_has_one_row() -> None:
     assert len(names) == len(set(names))
 
 
-def test_every_key_of_the_entries_has_a_row_and_no_row_is_of_nothing() -> None:
+def test_every_key_of_the_entries_has_a_row_and_every_row_a_key() -> None:
     groups = set().union(*map(groups_of, ENTRIES))
     rows = {key.name for key in KEYS if "." not in key.name}
     assert rows == keys_of(*ENTRIES) | groups | SET_BY_US
@@ -50,12 +50,12 @@ def test_every_key_of_the_trainers_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("group", ["data", "task"])
-def test_rows_of_groups_are_of_keys_that_exist(group: str) -> None:
+def test_rows_of_groups_name_existing_keys(group: str) -> None:
     rows = {key.name.partition(".")[2] for key in KEYS if key.name.startswith(f"{group}.")}
     assert rows <= keys_of(*(CONF / group).glob("*.yaml"))
 
 
-def test_what_enters_the_digests() -> None:
+def test_keys_outside_the_digests() -> None:
     assert set(identity.NOT_SCIENCE) == {
         "name", "run_dir", "folder", "output_dir", "logger", "callbacks", "objective", "diverged",
         "deterministic", "compile", "cuda_graphs", "skip_finished", "go_on", "benchmark", "overrides",
@@ -66,7 +66,7 @@ def test_what_enters_the_digests() -> None:
     assert in_parts == set(identity.SPLIT)
 
 
-def test_what_may_change_on_resume() -> None:
+def test_keys_that_may_change_on_resume() -> None:
     assert resume.MAY_CHANGE == (
         "trainer.max_epochs", "trainer.devices", "trainer.accelerator", "trainer.num_nodes",
         "trainer.strategy", "trainer.launcher", "trainer.log_every_n_steps", "data.root", "data.num_workers",
@@ -75,24 +75,24 @@ def test_what_may_change_on_resume() -> None:
     assert set(resume.MAY_CHANGE) - set(identity.NOT_SCIENCE) == {"trainer.max_epochs"}
 
 
-def test_what_a_config_from_elsewhere_may_name() -> None:
+def test_paths_that_an_untrusted_config_may_name() -> None:
     assert set(trust.CACHES) == {"data.root", "task.cache_dir"}
     read = {"data", "init_from", "weights", "checkpoint", "prefix_map", "overrides"}
     read |= {"probe.embedding.folder", "task.vgg_weights"}
     unused = {"output_dir", "folder", "name", "resume", "run"}
     beyond = set(trust.NOT_WRITTEN) - read - unused - set(trust.CACHES)
-    assert {name.partition(".")[0] for name in beyond} <= {"data"}  # which is only read as a whole
+    assert {name.partition(".")[0] for name in beyond} <= {"data"}  # only read, as a group
     assert read | unused <= set(trust.NOT_WRITTEN)
 
 
-def test_what_evaluate_takes_and_refuses() -> None:
+def test_keys_that_evaluate_takes_and_refuses() -> None:
     assert set(evaluate.TAKEN) == {"probe", "data", "trainer", "encoding", "deterministic"}
     assert set(evaluate.REFUSED) == {
         "task", "backbone", "optimizer", "scheduler", "seed", "weights", "prefix_map", "name",
     }  # fmt: skip
 
 
-def test_what_an_audit_sets_and_refuses() -> None:
+def test_keys_that_an_audit_sets_and_refuses() -> None:
     assert set(audit.SET) == {"name", "output_dir", "probe_untrained"}
     assert audit.INSTEAD == {
         "seed": "audit.seeds=[...]",
@@ -102,14 +102,14 @@ def test_what_an_audit_sets_and_refuses() -> None:
     }
 
 
-def test_what_a_label_of_a_series_leaves_out() -> None:
+def test_keys_that_a_label_of_a_series_hides() -> None:
     assert build.NAMED == ("task", "data", "backbone")
     assert set(build.HIDDEN) == {
         "seed", "name", "output_dir", "folder", "run_dir", "skip_finished", "resume", "budget",
     }  # fmt: skip
 
 
-def test_what_the_trainers_of_a_run_get() -> None:
+def test_keys_that_the_trainers_of_a_run_get() -> None:
     assert set(HARDWARE) == {"accelerator", "devices", "num_nodes", "strategy", "precision"}
     assert set(OURS) == {"sync_batchnorm", "launcher"}
     assert PLACES == ("root", "dir", "pretrain_dir", "train_dir", "test_dir")
@@ -121,7 +121,7 @@ def test_what_the_trainers_of_a_run_get() -> None:
     [
         ({"seed": "x"}, "seed is 'x'; allowed is a whole number"),
         ({"trainer": 3}, "trainer is 3; allowed is a mapping"),
-        ({"seeds": 1}, "seeds is no key of the config; did you mean seed"),
+        ({"seeds": 1}, "seeds is not a key of the config; did you mean seed"),
         ({"trainer": {"num_nodes": 0}}, "trainer.num_nodes is 0; allowed is a whole number, 1 or more"),
         ({"trainer": {"num_nodes": "two"}}, "num_nodes is 'two'; allowed is a whole number, 1 or more"),
         ({"trainer": {"val_check_interval": 1.5}}, "is 1.5; allowed is a number of batches above 0"),
@@ -133,7 +133,7 @@ def test_special_keys_are_checked_by_their_rows(config: dict[str, object], messa
         check_special(config)
 
 
-def test_what_rows_allow_is_taken() -> None:
+def test_allowed_values_are_accepted() -> None:
     lengths = {"max_epochs": -1, "max_steps": 1, "limit_train_batches": 0.5, "limit_val_batches": 0}
     others = {"devices": "auto", "val_check_interval": 7, "gradient_clip_val": None, "new_to_lightning": 3}
     check_special({"name": 42, "cuda_graphs": False, "diverged": None, "trainer": lengths | others})
@@ -150,5 +150,5 @@ def test_a_wrong_special_key_is_refused_before_anything_is_written(wrong: str, t
     )
     assert done.returncode == 1
     assert f"error: {wrong.partition('=')[0]} is " in done.stderr
-    assert " torch\n" not in done.stderr  # nor was it imported
+    assert " torch\n" not in done.stderr  # and torch was not imported
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""The configs are found in an installed package and in a checkout."""
+"""Location of the configs in an installed package and in a checkout."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A run folder from elsewhere runs no code that is not the project's."""
+"""Untrusted run folders run only code of the project."""
 
 import os
 import subprocess
@@ -29,19 +29,19 @@ EVIL = {
 
 
 @pytest.mark.parametrize("name", EVIL)
-def test_foreign_code_is_refused(name: str) -> None:
+def test_unknown_code_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not in conf/"):
         check_targets(EVIL[name], SOURCE)
 
 
-def test_what_the_project_ships_is_allowed() -> None:
+def test_targets_of_the_project_are_allowed() -> None:
     for path in conf_dir().glob("*/*.yaml"):
         content = OmegaConf.to_container(OmegaConf.load(path))
         whole = "@package _global_" in path.read_text()
         check_targets(content if whole else {path.parent.name: content}, path)
 
 
-def test_code_of_ones_own_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_of_the_user_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     mine: dict[str, Any] = {"task": {"_target_": "mine.tasks.Mine"}}
     with pytest.raises(ValueError, match=TRUST):
         check_targets(mine, SOURCE)
@@ -52,7 +52,7 @@ def test_code_of_ones_own_can_be_trusted(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("entry", ["train.py resume={}", "evaluate.py run={}"])
-def test_the_entries_refuse_it_and_nothing_runs(entry: str, tmp_path: Path) -> None:
+def test_both_commands_refuse_unknown_code_and_run_nothing(entry: str, tmp_path: Path) -> None:
     config = {"data": {"_target_": "pathlib.Path.write_text", "_args_": [str(tmp_path / "owned"), "x"]}}
     config |= {"task": {"_target_": "ssl_lightning.tasks.random.Random"}, "run_dir": ".", "overrides": []}
     config |= {key: {} for key in ("backbone", "optimizer", "scheduler", "trainer", "choices")}

@@ -1,4 +1,4 @@
-"""How many cores a process counts on."""
+"""Number of cores that a process may use."""
 
 import os
 
@@ -11,7 +11,7 @@ from ssl_lightning.core.cpu import available_cores
     ("bound", "given", "expected"),
     [(8, None, 8), (8, "2", 2), (2, "8", 2), (8, "", 8), (8, "all", 8), (8, "0", 1)],
 )
-def test_no_more_than_bound_and_than_slurm_gave(
+def test_cores_are_limited_by_affinity_and_slurm(
     monkeypatch: pytest.MonkeyPatch, bound: int, given: str | None, expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(bound)), raising=False)

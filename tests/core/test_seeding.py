@@ -1,4 +1,4 @@
-"""Streams: pure functions of their names."""
+"""Random streams as pure functions of their names."""
 
 import itertools
 
@@ -11,13 +11,13 @@ def test_a_stream_is_the_same_on_every_machine() -> None:
     assert stream_seed(0, "train", 1, 2, 3) == 4320726443674556818
 
 
-def test_names_do_not_run_into_each_other() -> None:
+def test_names_are_hashed_separately() -> None:
     names = [*itertools.product(range(12), repeat=3), (1, 11), (11, 1), (111,), ("1", 11)]
     seeds = {stream_seed(*name) for name in names}
     assert len(seeds) == len(names)
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_a_generator_starts_anew_each_time() -> None:
+def test_a_generator_starts_fresh_each_time() -> None:
     first, second = (torch.rand(4, generator=generator(3, "x")) for _ in range(2))
     assert torch.equal(first, second)

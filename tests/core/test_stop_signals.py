@@ -1,4 +1,4 @@
-"""Signals: who acts on them, and when."""
+"""Stop signals: which rank acts on them, and when."""
 
 import signal
 
@@ -7,14 +7,14 @@ import pytest
 from ssl_lightning.core.stop_signals import StopRequest, requeue_if_slurm
 
 
-def test_a_request_waits_while_training_and_acts_at_once_otherwise() -> None:
+def test_a_request_is_deferred_while_training_and_immediate_otherwise() -> None:
     request = StopRequest()
     request.deferred = True
     request._handle(signal.SIGTERM, None)
     assert request.signum == signal.SIGTERM
-    request._handle(signal.SIGTERM, None)  # `timeout` signals a process and its group: the same request
-    request._came_at -= 2
-    with pytest.raises(SystemExit) as again:  # a later one does not wait
+    request._handle(signal.SIGTERM, None)  # the second signal of `timeout`: the same request
+    request._arrived_at -= 2
+    with pytest.raises(SystemExit) as again:  # a later signal exits at once
         request._handle(signal.SIGINT, None)
     assert again.value.code == 128 + signal.SIGTERM
     with pytest.raises(SystemExit) as at_once:
@@ -22,7 +22,7 @@ def test_a_request_waits_while_training_and_acts_at_once_otherwise() -> None:
     assert at_once.value.code == 128 + signal.SIGUSR1
 
 
-def test_the_other_ranks_leave_it_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_acts_on_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     request = StopRequest()
     request._handle(signal.SIGTERM, None)
@@ -37,7 +37,7 @@ def test_the_other_ranks_leave_it_to_the_first(monkeypatch: pytest.MonkeyPatch) 
         (signal.SIGUSR1, {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}, "requeue 7_2"),
         (signal.SIGUSR1, {}, None),
         (signal.SIGUSR1, {"SLURM_JOB_ID": "7; rm -rf /"}, None),
-        (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, None),  # how scancel ends a job
+        (signal.SIGTERM, {"SLURM_JOB_ID": "7"}, None),  # as scancel sends it
     ],
 )
 def test_only_slurms_warning_requeues(tmp_path, monkeypatch, signum, environment, asked) -> None:

@@ -1,4 +1,4 @@
-"""What every pairing promises, tried on the generated images."""
+"""Contract of every data set, on generated images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests._composed import CONF
 
 
 def keys(loader) -> list[bytes]:
-    """Each image's bytes, to tell images apart."""
+    """Return the bytes of each image, as its identity."""
     return [image.numpy().tobytes() for images, _ in loader for image in images]
 
 
@@ -51,7 +51,7 @@ def test_pretrain_size_takes_a_fixed_part():
     first, second = (Fake(pretrain_size=50, batch_size=5, seed=seed) for seed in (0, 1))
     assert len(first.train_dataloader()) == 10
     assert set(keys(first.train_dataloader())) == set(keys(second.train_dataloader()))
-    assert len(keys(first.downstream("train"))) == 256  # the probes keep all their labels
+    assert len(keys(first.downstream("train"))) == 256  # probes keep all labels
 
 
 def test_spec_and_sample():

@@ -1,4 +1,4 @@
-"""CamVid's folders: pictures with masks, the published validation part, two kinds of images."""
+"""CamVid's folders: masks, the published validation split, images of pretext and probes."""
 
 import shutil
 from pathlib import Path
@@ -44,7 +44,7 @@ def test_the_published_validation_part_is_held_out_and_never_pretrained_on(tree:
     assert seen == {f"train_{i}.png" for i in range(8)}
     assert made.spec.class_names is not None
     assert len(made.spec.class_names) == 11
-    assert not made.spec.pretrain_labels  # so that data of masks cannot run task=supervised
+    assert not made.spec.pretrain_labels  # so task=supervised refuses data with masks
 
 
 def test_the_pretext_sees_squares_and_the_probes_whole_pictures_with_masks(tree: Path) -> None:
@@ -79,7 +79,7 @@ def test_fewer_labels_for_the_probes(tree: Path) -> None:
     assert sum(data(tree, max_labels=6).label_counts.values()) == 6 + 4
 
 
-def test_one_s_own_classes(tree: Path) -> None:
+def test_custom_classes(tree: Path) -> None:
     made = data(tree, class_names=["a", "b", "c", "d"], void=[11])
     assert made.spec.num_classes == 4
     with pytest.raises(ValueError, match=r"ids \[11\]"):

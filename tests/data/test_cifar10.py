@@ -1,4 +1,4 @@
-"""The real CIFAR-10, where it is in the cache: the facts that its authors and others state."""
+"""Published facts of the real CIFAR-10, if it is in the cache."""
 
 from __future__ import annotations
 

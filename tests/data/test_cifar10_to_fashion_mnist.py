@@ -33,7 +33,7 @@ def test_photographs_to_pretrain_on_and_clothes_to_probe_on(root: str) -> None:
     assert (data.spec.channels, data.spec.image_size) == (3, 32)
     assert data.spec.class_names == FashionMNIST.class_names
     assert not data.spec.pretrain_labels
-    assert data.pretrain_images == 60  # nothing of CIFAR-10 is held out: it is not probed on
+    assert data.pretrain_images == 60  # no CIFAR-10 image is held out, since probes do not use them
     photographs = torch.from_numpy(np.load(f"{root}/cifar10/train_images.npy")).permute(0, 3, 1, 2)
     assert torch.equal(torch.cat([x for x, _ in data.unlabelled()]), photographs)
     images, labels = next(iter(data.downstream("test", 20)))

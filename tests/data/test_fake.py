@@ -1,4 +1,4 @@
-"""The generated images: fixed, in range, and with something to learn in them."""
+"""Generated images: fixed, in range, with learnable classes and orientation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real Fashion-MNIST, where it is in the cache: the facts that its authors and others state."""
+"""Published facts of the real Fashion-MNIST, if it is in the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One's own files: with labels, without, overlapping, and broken."""
+"""Folders of image files: with labels, without, overlapping, broken."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_without_labels_a_part_of_the_pretraining_images_is_held_out(tmp_path):
     assert data.spec.class_names is None
     assert not data.spec.pretrain_labels
     batches = list(data.train_dataloader())
-    assert [tuple(x.shape) for x, _ in batches] == [(4, 3, 16, 16)] * 3  # 14 images, 2 left out
+    assert [tuple(x.shape) for x, _ in batches] == [(4, 3, 16, 16)] * 3  # 14 images, 2 dropped
     assert all((y == -1).all() for _, y in batches)
     assert sum(len(x) for x, _ in data.val_dataloader()) == 6
     assert not set(data._splits.pretrain.tolist()) & set(data._splits.val.tolist())
@@ -88,7 +88,7 @@ def test_heldout_and_test_images_are_not_pretrained_on_where_folders_overlap(tmp
     assert (len(pretrain), len(heldout)) == (6, 4)
     assert not pretrain & heldout
     assert all("/test/" not in path for path in pretrain)
-    assert data.spec.pretrain_labels  # each remaining image is a labelled one
+    assert data.spec.pretrain_labels  # all remaining images have labels
     for images, labels in data.train_dataloader():
         assert len(images) == 4
         assert set(labels.tolist()) <= {0, 1}
@@ -106,7 +106,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         folder(tmp_path, pretrain_dir=tmp_path / "empty").setup()
     with pytest.raises(ValueError, match="have no label"):
         folder(tmp_path, pretrain_dir=pretrain, train_dir=pretrain, test_dir=test).setup()
-    with pytest.raises(ValueError, match="4 training images are test images"):
+    with pytest.raises(ValueError, match="4 training images are also test images"):
         folder(tmp_path, pretrain_dir=pretrain, train_dir=train, test_dir=train).setup()
     tree(test, ["cow/1.png"])
     with pytest.raises(ValueError, match=r"only in the second: \['cow'\]"):
@@ -129,7 +129,7 @@ def test_a_broken_file_is_named_and_skipped_until_there_are_too_many(tmp_path):
 
 
 def views(data: Folder) -> list[torch.Tensor]:
-    """Two epochs of training images, and what the probes see."""
+    """Return two epochs of training images, and the images of the probes."""
     data.prepare_data()
     data.setup()
     passes = [data.train_dataloader(), *(data.downstream(split) for split in ("train", "heldout", "test"))]
@@ -155,17 +155,15 @@ def test_a_packed_cache_changes_pixels_of_downsized_pictures_only_and_needs_no_f
     close = views(data)
     assert not all(torch.equal(a, b) for a, b in zip(close, expected, strict=True))
     error = torch.cat([(a.float() - b.float()).abs() for a, b in zip(close, expected, strict=True)])
-    # measured 9.9 of noise, the worst case, with boxes of whole pixels in so few; two pictures are 31 apart
+    # Measured 9.9 on noise, the worst case, with crops of whole pixels; two pictures differ by 31
     assert error.mean() < 12
     full = folder(tmp_path, **settings, cache=True, cache_side=20)
     assert all(torch.equal(a, b) for a, b in zip(views(full), expected, strict=True))
     assert full.spec == direct.spec
-    assert (
-        len(list(packs.glob("*.bin"))) == 4
-    )  # two sides of train, which is pretrained on as well, and of test
+    assert len(list(packs.glob("*.bin"))) == 4  # two sides of train, also used for pretraining, and of test
     for path in (*train.rglob("*.png"), *test.rglob("*.png")):
         size, times = path.stat().st_size, path.stat()
-        path.write_bytes(bytes(size))  # no picture any more, but by its stamp the same file
+        path.write_bytes(bytes(size))  # not a picture any more, with the same size and time
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     again = folder(tmp_path, **settings, cache=True, cache_side=20)
     assert all(torch.equal(a, b) for a, b in zip(views(again), expected, strict=True))

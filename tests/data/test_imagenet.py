@@ -1,4 +1,4 @@
-"""ImageNet's layout, small: train and val, and the published lists for few labels."""
+"""Small trees in ImageNet's layout: train, val, and the published lists for few labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_lightning.data.imagenet import ImageNet, listed
+from ssl_lightning.data.imagenet import ImageNet, read_image_list
 
 WNIDS = ("n01440764", "n01443537", "n02085620")
 
@@ -48,7 +48,7 @@ def test_train_is_pretrained_and_probed_on_and_val_is_the_test(tree: Path) -> No
     images, labels = next(iter(data.downstream("test", 9)))
     assert images.shape == (9, 3, 16, 16)
     assert labels.bincount().tolist() == [3, 3, 3]
-    assert not (tree / "cache").exists()  # nothing was decoded beforehand
+    assert not (tree / "cache").exists()  # no file is decoded in advance
 
 
 def test_a_share_with_a_list_is_that_list_without_what_is_held_out(tree: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_share_with_a_list_is_that_list_without_what_is_held_out(tree: Path) -
     heldout = {Path(source.paths[index]).name for index in data._splits.val.tolist()}
     assert found == set(names) - heldout
     assert found < set(names)  # some of them are held out
-    assert len(data.labelled_indices(0.5)) == 12  # any other share is drawn
+    assert len(data.labelled_indices(0.5)) == 12  # other shares are drawn
     images, labels = next(iter(data.labelled(0.01, 100)))
     assert len(images) == len(found)
     assert set(labels.tolist()) == {0, 1, 2}
@@ -73,7 +73,7 @@ def test_lists_that_do_not_fit_are_refused(tree: Path) -> None:
         make(tree, ten_percent=str(tree / "list.txt")).setup()
     (tree / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="lists 0 images"):
-        listed(tree / "empty.txt", [])
+        read_image_list(tree / "empty.txt", [])
     with pytest.raises(FileNotFoundError, match=r"gone\.txt does not exist"):
         make(tree, one_percent=str(tree / "gone.txt")).prepare_data()
 
@@ -82,12 +82,12 @@ def test_a_list_may_have_folders_and_name_an_image_twice(tmp_path: Path) -> None
     path = tmp_path / "list.txt"
     path.write_text("b/2.JPEG\n1.JPEG\n2.JPEG\n")
     assert torch.equal(
-        listed(path, [Path("a/1.JPEG"), Path("a/3.JPEG"), Path("b/2.JPEG")]), torch.tensor([0, 2])
+        read_image_list(path, [Path("a/1.JPEG"), Path("a/3.JPEG"), Path("b/2.JPEG")]), torch.tensor([0, 2])
     )
 
 
 def test_a_wrong_folder_is_told_at_once(tree: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"train does not exist; data\.dir has train and val"):
+    with pytest.raises(FileNotFoundError, match=r"train does not exist; data\.dir must hold train and val"):
         make(tree / "train").prepare_data()
     (tree / "val" / "n09").mkdir()
     Image.new("RGB", (8, 8)).save(tree / "val/n09/x.png")

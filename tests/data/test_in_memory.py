@@ -1,4 +1,4 @@
-"""CIFAR-10 and Fashion-MNIST from small caches in the real format."""
+"""CIFAR-10 and Fashion-MNIST, from small caches in the real format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_pretraining_and_probes_share_the_training_images(
 ) -> None:
     root = cache(tmp_path, kind.name, size, channels)
     data = kind(root=root, heldout=20, batch_size=8)
-    data.prepare_data()  # finds the cache, or would fail without a network
+    data.prepare_data()  # finds the cache; without it, the download would fail
     data.setup()
     assert (data.spec.image_size, data.spec.channels, data.spec.num_classes) == (size, channels, 10)
     assert data.spec.pretrain_labels
@@ -55,7 +55,7 @@ def test_another_image_size_is_made_once(tmp_path: Path) -> None:
 
 def test_a_size_that_does_not_fit_into_memory_is_refused(tmp_path: Path) -> None:
     data = CIFAR10(root=cache(tmp_path, "cifar10", 32, 3), heldout=20, image_size=10_000_000)
-    with pytest.raises(ValueError, match=r"80 such images take 24,000,000 GB .*allowed is half"):
+    with pytest.raises(ValueError, match=r"80 such images take 24,000,000 GB, and .*allowed is half of that"):
         data.setup()
 
 
@@ -73,13 +73,13 @@ def test_batches_of_images_on_the_gpu_are_those_of_the_cpu(tmp_path: Path) -> No
             assert torch.equal(images, placed.cpu())
             assert torch.equal(labels, others)
     for (images, _), (placed, _) in zip(plain.train_dataloader(), resident.train_dataloader(), strict=True):
-        assert torch.equal(images, placed.cpu())  # cropped and mirrored alike
+        assert torch.equal(images, placed.cpu())  # the same crops and mirroring
     assert resident.train_sample(4).is_cpu
 
 
 def test_a_gpu_without_room_for_the_images_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = CIFAR10(root=cache(tmp_path, "cifar10", 32, 3), heldout=20, batch_size=8, device_resident=True)
-    needed = 80 * 32 * 32 * 3  # the training images, which the pretext and the probes share, count once
+    needed = 80 * 32 * 32 * 3  # shared training images count once
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * needed - 1, 10**12))
     with pytest.raises(ValueError, match=r"data.device_resident is true: the images take .* allowed is half"):
         data.place(torch.device("cuda"))

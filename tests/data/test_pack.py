@@ -1,4 +1,4 @@
-"""The packer: what it writes, read by another library, and what stops it."""
+"""Packer: shards read by another library, resuming, and errors."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_webdataset_reads_the_same_keys_bytes_and_labels(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_order_labels_and_sizes_are_as_asked_for(tmp_path):
+def test_order_labels_and_sizes_follow_the_options(tmp_path):
     images = tree(tmp_path / "images")
     names = {}
     for key, options in {"0": [], "again": [], "1": ["--seed", "1"], "kept": ["--keep-order"]}.items():
@@ -91,7 +91,7 @@ def test_order_labels_and_sizes_are_as_asked_for(tmp_path):
     assert main([str(images), str(tmp_path / "small"), "--megabytes", "0.004", "--labels"]) == 0
     sizes = read_index(tmp_path / "small").shard_bytes
     assert len(sizes) > 3
-    assert max(sizes) <= 10_240  # tar files are padded to that
+    assert max(sizes) <= 10_240  # tar files are padded to this size
 
 
 def test_bad_images_are_named_and_left_out_until_there_are_too_many(tmp_path, capsys):
@@ -102,9 +102,9 @@ def test_bad_images_are_named_and_left_out_until_there_are_too_many(tmp_path, ca
     assert pack(images, out) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
-    assert "cannot be decoded, more than max-bad 0.01 of all 13 allows" in said
+    assert "cannot be decoded; allowed is a fraction max-bad 0.01 of 13" in said
     assert not (out / "index.json").exists()
-    assert pack(images, out, "--max-bad", "0.2", "--labels") == 0  # other settings start again
+    assert pack(images, out, "--max-bad", "0.2", "--labels") == 0  # other settings start over
     output = capsys.readouterr()
     assert "2 left out" in output.out
     assert "00.of.12.jpg: " in output.err
@@ -139,7 +139,7 @@ def die_in_second_shard(images: Path, out: Path) -> None:
     pack(images, out)
 
 
-def test_a_killed_pack_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_killed_pack_is_incomplete_and_resumes(tmp_path, capsys, monkeypatch):
     images, out = tree(tmp_path / "images"), tmp_path / "out"
     assert pack(images, tmp_path / "undisturbed") == 0
     process = multiprocessing.get_context("fork").Process(target=die_in_second_shard, args=(images, out))
@@ -147,42 +147,42 @@ def test_a_killed_pack_is_not_taken_for_a_whole_one_and_goes_on(tmp_path, capsys
     process.join(30)
     assert process.exitcode == -signal.SIGKILL
     assert ".shard-000000.json" in content(out)
-    with pytest.raises(FileNotFoundError, match="its packing did not come to an end"):
+    with pytest.raises(FileNotFoundError, match="packing did not finish"):
         read_index(out)
     packed = (out / "shard-000000.tar").stat().st_mtime_ns
     (out / ".shard-000001.tar.7.tmp").write_text("half a shard")
     assert pack(images, out) == 0
-    assert "goes on, 1 of 3 shards are there" in capsys.readouterr().err
+    assert "packing resumes, 1 of 3 shards are done" in capsys.readouterr().err
     assert (out / "shard-000000.tar").stat().st_mtime_ns == packed
     assert content(out) == content(tmp_path / "undisturbed")
     before = content(out)
     assert pack(images, out) == 0
-    assert "holds these images already" in capsys.readouterr().err
+    assert "already holds these images" in capsys.readouterr().err
     assert content(out) == before
 
 
 @pytest.mark.slow
-def test_other_images_or_settings_start_again_and_foreign_folders_are_left_alone(tmp_path, capsys):
+def test_other_images_or_settings_start_over_and_foreign_folders_are_left_alone(tmp_path, capsys):
     images, out = tree(tmp_path / "images"), tmp_path / "out"
     process = multiprocessing.get_context("fork").Process(target=die_in_second_shard, args=(images, out))
     process.start()
     process.join(30)
     tree(images, 14, seed=1)
     assert pack(images, out) == 0
-    assert "it starts again" in capsys.readouterr().err
+    assert "packing starts over" in capsys.readouterr().err
     assert pack(images, tmp_path / "undisturbed") == 0
     assert content(out) == content(tmp_path / "undisturbed")
     before = content(out)
     assert pack(images, out, "--labels") == 1
-    assert "holds other shards, or of other settings" in capsys.readouterr().err
+    assert "holds shards of other images or settings" in capsys.readouterr().err
     assert content(out) == before
     before = content(images / "ant")
     assert pack(images, images / "ant") == 1
-    assert "holds other things, such as 00.of.12.jpg" in capsys.readouterr().err
+    assert "holds other files, such as 00.of.12.jpg" in capsys.readouterr().err
     assert content(images / "ant") == before
 
 
-def test_a_full_disk_is_one_error_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_one_error_and_the_same_command_resumes(tmp_path, capsys, monkeypatch):
     images, out = tree(tmp_path / "images"), tmp_path / "out"
     assert pack(images, tmp_path / "undisturbed") == 0
 
@@ -196,7 +196,7 @@ def test_a_full_disk_is_one_error_and_the_same_command_goes_on(tmp_path, capsys,
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     assert "no space is left on the disk of" in said
-    assert "The same command goes on" in said
+    assert "Run the same command again to resume" in said
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
         assert pack(images, out) == 1
@@ -229,12 +229,12 @@ def test_check_finds_a_changed_byte(tmp_path, capsys):
     out = tmp_path / "out"
     assert pack(tree(tmp_path / "images"), out) == 0
     assert main([str(out), "--check"]) == 0
-    assert "is whole" in capsys.readouterr().out
+    assert "is complete" in capsys.readouterr().out
     shard = out / "shard-000001.tar"
     changed = bytearray(shard.read_bytes())
     changed[700] ^= 1
     shard.write_bytes(changed)
-    with pytest.raises(ShardError, match=r"shard-000001\.tar has other content"):
+    with pytest.raises(ShardError, match=r"shard-000001\.tar differs from"):
         check_shards(out)
     assert main([str(out), "--check"]) == 1
     assert "error: " in capsys.readouterr().err

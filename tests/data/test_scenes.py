@@ -1,4 +1,4 @@
-"""Generated scenes: masks and boxes agree with the pixels, and are the same every time."""
+"""Generated scenes: masks and boxes match the pixels, and every draw is the same."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ssl_lightning.data.scenes import Scenes
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both sets in the cache, small: black photographs, and blocks as clothes."""
+    """Make small caches of both sets: black photographs, and blocks as clothes."""
     root = tmp_path_factory.mktemp("cache")
     draw = np.random.default_rng(0)
     for name, shape in (("cifar10", (32, 32, 3)), ("fashion_mnist", (28, 28, 1))):
@@ -48,7 +48,7 @@ def paint(
 
 def test_masks_are_exactly_the_pixels_of_the_objects() -> None:
     images, masks, _ = paint()
-    assert torch.equal(images.any(3), masks > 0)  # all that is not black
+    assert torch.equal(images.any(3), masks > 0)  # all pixels that are not black
     assert images.shape == (40, 48, 48, 3)
     assert masks.max() <= 10
 
@@ -72,7 +72,7 @@ def test_hidden_objects_are_difficult_or_gone() -> None:
     _, masks, boxes = paint((20, 20), count=60)
     difficult = torch.cat([b.difficult for b in boxes])
     assert 0.02 < difficult.float().mean() < 0.6
-    assert sum(len(b.labels) for b in boxes) < 20 * 60  # some are hidden wholly
+    assert sum(len(b.labels) for b in boxes) < 20 * 60  # some are completely hidden
     for mask, of_scene in zip(masks, boxes, strict=True):
         assert {1 + label for label in of_scene.labels.tolist()} == set(mask.unique().tolist()) - {0}
         assert (of_scene.boxes[:, 2:] > of_scene.boxes[:, :2]).all()
@@ -92,7 +92,7 @@ def test_the_same_draw_gives_the_same_scenes() -> None:
     assert torch.equal(one[0], two[0])
     assert torch.equal(one[1], two[1])
     assert not torch.equal(one[0], other[0])
-    more = paint(seed=1, count=600)  # over several batches
+    more = paint(seed=1, count=600)  # more than one chunk
     assert torch.equal(more[0][:512], paint(seed=1, count=512)[0])
 
 
@@ -105,7 +105,7 @@ def test_dark_pixels_within_an_object_belong_to_it() -> None:
     expected[1:6, 1:6] = True
     assert torch.equal(cut_out(ring)[0], expected)
     cup = ring.clone()
-    cup[0, 1] = 0  # open above: what is within is outside
+    cup[0, 1] = 0  # open at the top: the inside is background
     assert torch.equal(cut_out(cup)[0], cup[0] > 25)
 
 

@@ -1,4 +1,4 @@
-"""Shards against the files that were packed; their order, damage, and what is refused."""
+"""Shards against the packed files: pixels, order, damage, errors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def packed(images: Path, *options: str, each: int = 4) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """`train` (30 images in 8 shards) and `test` (6 images, in 2), packed in the order of their paths."""
+    """Pack `train` (30 images, 8 shards) and `test` (6 images, 2 shards) in the order of their paths."""
     root = tmp_path_factory.mktemp("shards")
     for name, count in (("train", 30), ("test", 6)):
         packed(tree(root / name, count, len(name)), "--keep-order")
@@ -51,7 +51,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Path:
-    """The packed `train`, to be damaged."""
+    """Copy the packed `train`, for a test to damage."""
     return Path(shutil.copytree(made / "train packed", tmp_path / "copy"))
 
 
@@ -105,7 +105,7 @@ def test_the_same_images_give_the_pixels_labels_and_splits_of_a_folder(made, tmp
     assert data.label_counts == folder.label_counts
     assert torch.equal(data._splits.pretrain, folder._splits.pretrain)
     pretrain = data._loaded.pretrain
-    for index in data._splits.pretrain.tolist():  # augmented views too: only their order is another
+    for index in data._splits.pretrain.tolist():  # augmented views too; only the order differs
         for seed in (None, 5):
             assert torch.equal(pretrain.view(index, seed), folder._loaded.pretrain.view(index, seed))
 
@@ -118,7 +118,7 @@ def test_an_epoch_has_each_image_once_and_mixes_some_shards_at_a_time(made):
         order = loader(images)._order(epoch).tolist()
         assert sorted(order) == list(range(30))
         runs = [shard[index] for index in order]
-        while runs:  # by hand: three shards at a time, or what is left, each wholly
+        while runs:  # by hand: three shards at a time, or the rest, each completely
             now = set(runs[:1])
             length = 1
             while length < len(runs) and len(now | {runs[length]}) <= 3:
@@ -145,7 +145,7 @@ def test_mixing_reaches_every_place_of_a_window(made):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 5])
-def test_processes_share_an_epoch_and_a_loader_goes_on_from_any_batch(made, processes):
+def test_processes_share_an_epoch_and_a_loader_resumes_at_any_batch(made, processes):
     images = source(made / "train packed")
     images.labels = torch.arange(30)
     whole = [list(loader(images, size=10, rank=rank, world_size=processes)) for rank in range(processes)]
@@ -167,9 +167,9 @@ def test_processes_share_an_epoch_and_a_loader_goes_on_from_any_batch(made, proc
             assert same(rest, whole[rank][stop:])
 
 
-def test_another_packing_or_window_is_not_gone_on_with(made, copy, tmp_path):
+def test_another_packing_or_window_cannot_be_resumed(made, copy, tmp_path):
     state = loader(source(copy)).state_dict()
-    assert loader(source(made / "train packed")).load_state_dict(state) is None  # the same shards elsewhere
+    assert loader(source(made / "train packed")).load_state_dict(state) is None  # shards moved
     other = packed(Path(shutil.copytree(made / "train", tmp_path / "train")), "--keep-order", each=7)
     for images in (source(copy, window=3), source(other)):
         with pytest.raises(ValueError, match=r"has layout .* would change the order"):
@@ -182,7 +182,7 @@ def share_of_two_epochs(rank: int, world: int, folder: str, out: str) -> None:
     )
     data = shards(Path(folder), window=2, heldout=6, num_workers=2)
     data.setup()
-    data._loaded.pretrain.labels = torch.arange(30)  # so that a batch says which images it holds
+    data._loaded.pretrain.labels = torch.arange(30)  # labels identify the images of a batch
     loader = data.train_dataloader()
     epochs = [[labels.tolist() for _, labels in loader] for _ in range(2)]
     Path(out, f"{rank}.json").write_text(json.dumps([epochs, data._splits.pretrain.tolist()]))
@@ -235,7 +235,7 @@ def test_copies_of_test_images_are_not_trained_on_whatever_they_are_called(made,
     for place, name in enumerate(("bee/001.png", "ant/004.png")):
         shutil.copy(made / "test" / name, mixed / "bee" / f"u{place}.png")
     data = shards(packed(mixed), train_dir=made / "train packed", test_dir=made / "test packed", heldout=4)
-    with pytest.warns(UserWarning, match="2 of the images to pretrain on in .*mixed packed are test images"):
+    with pytest.warns(UserWarning, match="2 pretraining images in .*mixed packed are test images"):
         data.setup()
     pretrain, train = data._loaded.pretrain, data._loaded.train
     assert isinstance(pretrain, ShardSource)
@@ -264,7 +264,7 @@ def test_folders_that_do_not_fit_are_refused(made, tmp_path):
         shards(train, window=0)
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         shards(tmp_path / "gone").prepare_data()
-    with pytest.raises(FileNotFoundError, match=r"has no index\.json, so it is no folder of shards"):
+    with pytest.raises(FileNotFoundError, match=r"has no index\.json: it is not a folder of shards"):
         shards(made / "train").setup()
     with pytest.raises(ValueError, match=r"data\.max_pixels is 599, and a picture in .* has 600"):
         shards(train, max_pixels=599).setup()
@@ -280,7 +280,7 @@ def test_folders_that_do_not_fit_are_refused(made, tmp_path):
 
 
 def rewrite(folder: Path, change: Any) -> None:
-    """Change the table of a folder, and the index so that it agrees."""
+    """Change the table of a folder, and update the index to match."""
     table = np.load(folder / "images.npy")
     changed = change(table)
     np.save(folder / "images.npy", table if changed is None else changed)
@@ -289,13 +289,13 @@ def rewrite(folder: Path, change: Any) -> None:
     (folder / "index.json").write_text(json.dumps(index))
 
 
-def test_shards_that_are_missing_cut_short_or_of_others_are_named(made, copy, tmp_path):
+def test_shards_that_are_missing_truncated_or_replaced_are_named(made, copy, tmp_path):
     shard = copy / "shard-000002.tar"
     whole = shard.read_bytes()
     for change, message in (
         (shard.unlink, "is missing"),
-        (lambda: shard.write_bytes(whole[:-1]), "was cut short or replaced"),
-        (lambda: os.mkfifo(shard), "was cut short or replaced"),
+        (lambda: shard.write_bytes(whole[:-1]), "was truncated or replaced"),
+        (lambda: os.mkfifo(shard), "was truncated or replaced"),
     ):
         shard.unlink(missing_ok=True)
         if message != "is missing":
@@ -310,11 +310,11 @@ def test_shards_that_are_missing_cut_short_or_of_others_are_named(made, copy, tm
     place = images.rows["shard"].tolist().index(2)
     with pytest.raises(RuntimeError, match=r"shard-000002\.tar: ant/\d+\.png cannot be read: its .* --check"):
         images.view(place, None)
-    os.truncate(shard, 1000)  # while a run goes on
-    with pytest.raises(RuntimeError, match=r"shard-000002\.tar: .* are not those that were packed"):
+    os.truncate(shard, 1000)  # during a run
+    with pytest.raises(RuntimeError, match=r"shard-000002\.tar: .* differ from the packed ones"):
         images.view(place + 1, None)
     shard.unlink()
-    fresh = pickle.loads(pickle.dumps(images))  # as in a worker, which has not opened it yet
+    fresh = pickle.loads(pickle.dumps(images))  # as in a worker that has no open files
     with pytest.raises(RuntimeError, match=r"shard-000002\.tar: .* cannot be read: .*No such file"):
         fresh.view(place, None)
 
@@ -322,16 +322,16 @@ def test_shards_that_are_missing_cut_short_or_of_others_are_named(made, copy, tm
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("shard", 8, "is in a shard that is not among the 8"),
-        ("shard", 2**32 - 1, "is in a shard that is not among the 8"),
-        ("offset", 10**6, "reaches beyond the end of its shard"),
-        ("offset", 2**64 - 1, "reaches beyond the end of its shard"),
-        ("size", 0, "has not between 1 and"),
-        ("size", 2**32 - 1, "has not between 1 and"),
-        ("size", 2**30, "reaches beyond the end of its shard"),
+        ("shard", 8, r"has a shard number outside 0\.\.7"),
+        ("shard", 2**32 - 1, r"has a shard number outside 0\.\.7"),
+        ("offset", 10**6, "ends beyond the end of its shard"),
+        ("offset", 2**64 - 1, "ends beyond the end of its shard"),
+        ("size", 0, r"has a size outside 1\.\."),
+        ("size", 2**32 - 1, r"has a size outside 1\.\."),
+        ("size", 2**30, "ends beyond the end of its shard"),
         ("name", 2**63, r"beyond the end of names\.txt"),
-        ("label", 2, "a label that is not among 2 classes"),
-        ("label", -1, "a label that is not among 2 classes"),
+        ("label", 2, "a label outside the 2 classes"),
+        ("label", -1, "a label outside the 2 classes"),
     ],
 )
 def test_a_table_that_points_elsewhere_is_refused(copy, field, value, message):
@@ -353,21 +353,21 @@ def test_a_broken_or_malicious_index_is_refused(copy):
         return json.dumps(index).encode()
 
     cases = {
-        b"": "is broken, or not an index",
-        b"[1]": "is broken, or not an index",
-        b"[" * 100_000: "is broken, or not an index",
-        path.read_bytes()[:-40]: "is broken, or not an index",
-        changed("format", "other 9"): "its format is 'other 9'",
-        changed("name", "../shard-000001.tar", "shards"): "a wrong entry",
-        changed("name", "/etc/passwd", "shards"): "a wrong entry",
-        changed("name", "x.npy", "table"): "a wrong entry",
-        changed("bytes", -5, "shards"): "a wrong entry",
-        changed("bytes", 1e999, "shards"): "a wrong entry",
-        changed("images", 2**70): r"images\.npy is no table of",
-        changed("images", True): "counts are no whole numbers",
-        changed("class_names", ["a", "a"]): "no list of different names",
-        changed("class_names", [1, 2]): "no list of different names",
-        changed("sha256", "0" * 64, "table"): r"images\.npy has other content",
+        b"": "is not a valid index",
+        b"[1]": "is not a valid index",
+        b"[" * 100_000: "is not a valid index",
+        path.read_bytes()[:-40]: "is not a valid index",
+        changed("format", "other 9"): "format is 'other 9'",
+        changed("name", "../shard-000001.tar", "shards"): "invalid entry",
+        changed("name", "/etc/passwd", "shards"): "invalid entry",
+        changed("name", "x.npy", "table"): "invalid entry",
+        changed("bytes", -5, "shards"): "invalid entry",
+        changed("bytes", 1e999, "shards"): "invalid entry",
+        changed("images", 2**70): r"images\.npy is not a table of",
+        changed("images", True): "counts must be integers",
+        changed("class_names", ["a", "a"]): "must be a list of different names",
+        changed("class_names", [1, 2]): "must be a list of different names",
+        changed("sha256", "0" * 64, "table"): r"images\.npy differs from",
     }
     for content, message in cases.items():
         path.write_bytes(content)
@@ -375,11 +375,11 @@ def test_a_broken_or_malicious_index_is_refused(copy):
             read_index(copy)
     path.write_text(json.dumps(good))
     rewrite(copy, lambda table: table.astype(object).reshape(-1))  # a pickle is not read
-    with pytest.raises(ShardError, match=r"images\.npy is no table of images: .*Python objects"):
+    with pytest.raises(ShardError, match=r"images\.npy is not a table of images: .*Python objects"):
         read_index(copy)
     with path.open("ab") as file:
         file.truncate(1 << 40)  # sparse
-    with pytest.raises(ShardError, match="no plain file of at most"):
+    with pytest.raises(ShardError, match="not a regular file of at most"):
         read_index(copy)
 
 

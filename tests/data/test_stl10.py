@@ -1,4 +1,4 @@
-"""STL-10 from a small cache in the real one's format."""
+"""STL-10, from a small cache in the real format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""VOC classification on a small tree in VOC's layout: labels, what is ignored, and what is refused."""
+"""VOC classification on a small tree in VOC's layout: labels, ignored classes, errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_lightning.data.io.splits import rarest
-from ssl_lightning.data.voc_classification import VOCClassification, shows_classes
+from ssl_lightning.data.io.splits import rarest_class
+from ssl_lightning.data.voc_classification import VOCClassification, read_labels
 
 NAMES = ("cat", "dog", "sofa")
 OBJECT = "<object><name>{}</name><difficult>{}</difficult><part><name>head</name></part></object>"
@@ -25,7 +25,7 @@ def annotate(path: Path, *objects: tuple[str, int]) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """30 pictures to train on, 9 to test on; every third shows a sofa too, every seventh a difficult cat."""
+    """Make 30 training and 9 test pictures; every third also has a sofa, every seventh a difficult cat."""
     random = np.random.default_rng(0)
     folder = tmp_path / "VOC2007"
     for part in ("JPEGImages", "ImageSets/Main"):
@@ -66,8 +66,8 @@ def test_labels_of_every_split(tree: Path) -> None:
     found = torch.cat([y for _, y in loader])
     numbers = [int(Path(name).stem) for name in loader.image_names]
     assert found.tolist() == [expected(number) for number in numbers]
-    rarest = min(sum(expected(number)[k] == 1 for number in numbers) for k in range(len(NAMES)))
-    assert data.label_counts == {"train": 24, "heldout": 6, "test": 9, "rarest": rarest}
+    fewest = min(sum(expected(number)[k] == 1 for number in numbers) for k in range(len(NAMES)))
+    assert data.label_counts == {"train": 24, "heldout": 6, "test": 9, "rarest": fewest}
     images, none = next(iter(data.train_dataloader()))
     assert images.shape == (4, 3, 16, 16)
     assert none.tolist() == [-1] * 4
@@ -81,7 +81,7 @@ def test_shares_have_their_part_of_the_rare_classes(tree: Path) -> None:
     assert (labels[data._splits.val] == 1).any(0).all()
     assert (labels[data.labelled_indices(0.25)] == 1).any(0).all()
     assert len(data.labelled_indices(0.25)) == 6
-    assert rarest(labels).bincount().tolist() == [10, 10, 10]
+    assert rarest_class(labels).bincount().tolist() == [10, 10, 10]
 
 
 def test_other_images_may_be_pretrained_on_but_not_the_test_images(tree: Path, tmp_path: Path) -> None:
@@ -93,15 +93,15 @@ def test_other_images_may_be_pretrained_on_but_not_the_test_images(tree: Path, t
     data.setup()
     assert data.pretrain_images == 5
     both = make(tree, pretrain_dir=str(tree / "JPEGImages"))
-    with pytest.warns(UserWarning, match="9 of the images to pretrain on are test images"):
+    with pytest.warns(UserWarning, match="9 pretraining images are test images"):
         both.setup()
-    assert both.pretrain_images == 24  # without what is held out, either
+    assert both.pretrain_images == 24  # held-out images are left out too
 
 
 def test_a_class_with_difficult_objects_only_is_ignored(tmp_path: Path) -> None:
     path = annotate(tmp_path / "1.xml", ("dog", 1), ("cat", 1), ("dog", 0), ("dog", 1))
-    assert shows_classes(path, NAMES) == [-1, 1, 0]
-    assert shows_classes(annotate(tmp_path / "2.xml"), NAMES) == [0, 0, 0]  # no objects: nothing is shown
+    assert read_labels(path, NAMES) == [-1, 1, 0]
+    assert read_labels(annotate(tmp_path / "2.xml"), NAMES) == [0, 0, 0]  # no objects
 
 
 def test_annotations_that_cannot_be_used_are_named(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""Boxes in VOC's layout: lists, classes of one's own, pictures without objects, what is refused."""
+"""Boxes in VOC's layout: lists, custom classes, pictures without objects, errors."""
 
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ def test_what_is_wrong_is_named(tree: Path) -> None:
 
 def test_a_picture_for_training_and_for_test_is_refused(tree: Path) -> None:
     (tree / "ImageSets" / "Main" / "test.txt").write_text("000009\n000007\n")
-    with pytest.raises(ValueError, match=r"1 pictures are for training and for test.*000007"):
+    with pytest.raises(ValueError, match=r"1 pictures are in both train and test.*000007"):
         data(tree)
 
 

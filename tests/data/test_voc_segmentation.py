@@ -1,4 +1,4 @@
-"""VOC 2012's layout, with and without SBD; the archive is unpacked as torchvision names it."""
+"""VOC 2012's layout, with and without SBD, and its archive under torchvision's names."""
 
 import hashlib
 import tarfile
@@ -91,7 +91,7 @@ def test_what_is_missing_is_named(tree: Path) -> None:
 
 def test_a_picture_for_training_and_for_test_is_refused(tree: Path) -> None:
     (tree / "ImageSets" / "Segmentation" / "val.txt").write_text(f"{VAL[0]}\n{TRAIN[2]}\n")
-    with pytest.raises(ValueError, match=r"1 pictures are for training and for test.*2007_000002"):
+    with pytest.raises(ValueError, match=r"1 pictures are in both train and test.*2007_000002"):
         data(tree)
 
 

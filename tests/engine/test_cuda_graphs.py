@@ -1,4 +1,4 @@
-"""`cuda_graphs=true`: what a replay computes is what a step computes."""
+"""CUDA graphs: a replay computes the same as a plain step."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -29,7 +29,7 @@ MAKERS = {"rotation": Rotation, "inpainting": partial(Inpainting, warmup_steps=3
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
 TASKS += ["super_resolution"]
-# 25 steps without validation and callbacks; tests/test_user_loop.py has both, and several epochs
+# 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs
 QUICK = [
     "data=fake", "trainer.max_steps=25", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]",
     "scheduler=constant", "optimizer.lr=0.01", "callbacks=[]", "trainer.precision=32-true",
@@ -45,12 +45,12 @@ FINE: dict[str, Any] = {
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full fp32 on a GPU, too."""
+    """Use full fp32 on a GPU too."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = None) -> dict[str, Tensor]:
-    """Weights after a short run; each run has a folder of its own."""
+    """Return the weights after a short run in its own folder."""
     folder.mkdir()
     cfg = composed([*QUICK, *overrides], folder)
     job = build_parts(cfg, folder)
@@ -69,7 +69,7 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
         "super_resolution task.discriminator_width=4 task.warmup_steps=7",
     ],
 )
-def test_a_task_leaves_its_backward_passes_to_a_graph(task: str, options: list[str], tmp_path: Path) -> None:
+def test_a_task_delegates_backward_passes_to_a_graph(task: str, options: list[str], tmp_path: Path) -> None:
     small = ["trainer.max_steps=13", "data.batch_size=8", "backbone.widths=[8,8]", "backbone.strides=[2,2]"]
     given = [*f"task={task}".split(), "trainer=cpu", *small, *options]
     plain = trained(given, tmp_path / "plain")
@@ -79,7 +79,7 @@ def test_a_task_leaves_its_backward_passes_to_a_graph(task: str, options: list[s
 
 
 class Loop:
-    """A task, and fits of it with validation on: 4 batches an epoch, each fit with a Trainer of its own."""
+    """Fit one task repeatedly, with validation, 4 batches per epoch and a new Trainer for each fit."""
 
     def __init__(
         self, kind: str, device: str, graph: type[StepGraph] | None, *, momentum: float = 0.9
@@ -100,7 +100,7 @@ class Loop:
             accelerator=self.device, devices=1, precision="32-true", callbacks=callbacks,
             enable_progress_bar=False, **{"max_epochs": 3, "val_check_interval": 0.5} | options,
         )  # fmt: skip
-        self.task.train()  # Lightning leaves it as it was when an exception was raised
+        self.task.train()  # Lightning does not reset it after an exception
         trainer.fit(self.task, datamodule=self.data)
 
     def weights(self) -> dict[str, Tensor]:
@@ -108,13 +108,13 @@ class Loop:
 
 
 def without_and_with(kind: str, device: str, **options: Any) -> tuple[Loop, Loop]:
-    """Equal loops without a graph and with one, on a CPU with the stand-in."""
+    """Return equal loops without and with a graph, on a CPU with the fake graph."""
     graph = StandIn if device == "cpu" else StepGraph
     return Loop(kind, device, None, **options), Loop(kind, device, graph, **options)
 
 
 def assert_same(one: Loop, other: Loop) -> None:
-    """The states of both tasks are equal: to the bit on a CPU, up to rounding on a GPU."""
+    """Check that both tasks have equal states: bit-equal on a CPU, up to rounding on a GPU."""
     if one.device == "gpu":
         assert_moved_alike(one.first, one.weights(), other.weights())
         return
@@ -143,13 +143,13 @@ class Zeroing(Callback):
         "on_train_batch_start",
         "on_before_zero_grad",
         "on_before_backward",
-        "on_before_optimizer_step",  # which skips the step, or makes it one without a gradient
+        "on_before_optimizer_step",  # skips the step, or makes its gradient zero
         "on_train_batch_end",
     ],
 )
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_callback_that_calls_zero_grad_does_what_it_does_without_a_graph(
+def test_zero_grad_in_a_callback_has_the_same_effect_as_without_a_graph(
     kind: str, device: str, hook: str, set_to_none: bool, exact: None
 ) -> None:
     loops = without_and_with(kind, device)
@@ -170,7 +170,7 @@ class BreakValidation(Callback):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", MAKERS)
-def test_a_second_fit_trains_on_after_an_exception_in_a_validation(
+def test_a_second_fit_continues_after_an_exception_in_a_validation(
     kind: str, device: str, exact: None
 ) -> None:
     loops = without_and_with(kind, device)
@@ -187,10 +187,10 @@ def test_a_second_fit_trains_on_after_an_exception_in_a_validation(
 
 
 class Unfreeze(Callback):
-    """The first stage of the backbone does not learn before the second epoch."""
+    """Freeze the first stage of the backbone during the first epoch."""
 
     def __init__(self) -> None:
-        self.without: list[bool] = []  # whether none of its parameters has a gradient, after each step
+        self.without: list[bool] = []  # after each step, whether none of its parameters has a gradient
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.stage(pl_module).requires_grad_(False)
@@ -210,7 +210,7 @@ class Unfreeze(Callback):
 @pytest.mark.parametrize("kind", MAKERS)
 def test_frozen_weights_have_no_gradient_until_they_learn(kind: str, device: str, exact: None) -> None:
     watches = Unfreeze(), Unfreeze()
-    # without momentum: torch's fused SGD takes no weights that join later
+    # without momentum, since torch's fused SGD does not take weights that join later
     loops = without_and_with(kind, device, momentum=0.0)
     for loop, watch in zip(loops, watches, strict=True):
         loop.fit(watch, max_epochs=2)
@@ -228,10 +228,10 @@ def test_frozen_weights_have_no_gradient_until_they_learn(kind: str, device: str
         ({"processes": 2}, "there are 2 processes, and it takes one"),
         ({"precision": "16-mixed"}, "trainer.precision is 16-mixed, and it takes bf16-mixed or 32-true"),
         ({"accumulated": 4}, "trainer.accumulate_grad_batches is 4, and it takes 1"),
-        ({"recordable": False}, "the steps of this task are not said to be alike"),
+        ({"recordable": False}, "this task does not declare its steps recordable"),
     ],
 )
-def test_what_a_graph_cannot_do_is_refused_or_left(given: dict[str, Any], message: str) -> None:
+def test_unsupported_runs_are_refused_or_run_without_a_graph(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"cuda_graphs is true, but {message}.*leave it at auto"):
         use_graphs(True, **FINE | given)
     assert not use_graphs("auto", **FINE | given)
@@ -240,13 +240,13 @@ def test_what_a_graph_cannot_do_is_refused_or_left(given: dict[str, Any], messag
     assert not use_graphs(False, **FINE)
 
 
-def test_a_run_refuses_it_before_any_work(tmp_path: Path) -> None:
+def test_a_run_refuses_graphs_on_a_cpu_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cuda_graphs is true, but this run is on cpu"):
         build_parts(composed(["data=fake", "trainer=cpu", "cuda_graphs=true"], tmp_path), tmp_path)
 
 
 class Small(torch.nn.Sequential):
-    """As much of a task as a graph asks for; fails at one of its passes."""
+    """Minimal task for a graph; one of its passes may fail."""
 
     def __init__(self, fails_at: int = 0, error: type[Exception] = RuntimeError) -> None:
         super().__init__(torch.nn.Conv2d(3, 2, 1), torch.nn.BatchNorm2d(2))
@@ -261,14 +261,14 @@ class Small(torch.nn.Sequential):
 
 @pytest.fixture
 def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recording without a GPU: what is recorded is computed once, and a replay does nothing."""
+    """Fake recording without a GPU: it computes the step once, and a replay does nothing."""
     for name in ("CUDAGraph", "Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock)
     for module, name in ((torch.cuda, "stream"), (torch.cuda, "graph"), (torch.random, "fork_rng")):
         monkeypatch.setattr(module, name, lambda *_, **__: nullcontext())
 
 
-def test_recording_leaves_gradients_and_no_trace_in_the_statistics(no_cuda: None) -> None:
+def test_recording_keeps_gradients_and_restores_the_statistics(no_cuda: None) -> None:
     task = Small()
     before = {name: value.clone() for name, value in task.state_dict().items()}
     images = torch.rand(4, 3, 5, 5)
@@ -289,17 +289,17 @@ def test_recording_leaves_gradients_and_no_trace_in_the_statistics(no_cuda: None
 @pytest.mark.parametrize(
     ("fails_at", "error", "raised", "message"),
     [
-        (1, RuntimeError, RuntimeError, "^it does not go"),  # the step's own, as without graphs
+        (1, RuntimeError, RuntimeError, "^it does not go"),  # the stream of the step, as without graphs
         (
             WARM_UP + 1,
             RuntimeError,
             ValueError,
-            r"that of Small cannot be \(it does not go\); set it to false",
+            r"the step of Small \(it does not go\); set it to false",
         ),
         (WARM_UP + 1, torch.OutOfMemoryError, torch.OutOfMemoryError, "^it does not go"),
     ],
 )
-def test_only_what_recording_forbids_is_laid_on_graphs(
+def test_only_recording_errors_are_attributed_to_graphs(
     no_cuda: None, fails_at: int, error: type[Exception], raised: type[Exception], message: str
 ) -> None:
     with pytest.raises(raised, match=message):
@@ -308,7 +308,7 @@ def test_only_what_recording_forbids_is_laid_on_graphs(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", TASKS)
-def test_replayed_steps_are_those_that_are_not_recorded(task: str, tmp_path: Path, exact: None) -> None:
+def test_replayed_steps_equal_plain_steps(task: str, tmp_path: Path, exact: None) -> None:
     given = [f"task={task}", "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
     given += ["optimizer=sgd", "optimizer.lr=0.001"]
     given += ["task.warmup_steps=7"] if task == "inpainting" else []
@@ -316,6 +316,6 @@ def test_replayed_steps_are_those_that_are_not_recorded(task: str, tmp_path: Pat
     again = trained(given, tmp_path / "again")
     replayed = trained([*given, "cuda_graphs=true"], tmp_path / "replayed")
     for name, value in plain.items():
-        # as close as a second run comes, whose additions may have another order
+        # as close as two plain runs, whose sums may differ in order
         spread = float((again[name] - value).abs().max())
         torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-4 + 10 * spread, msg=name)

@@ -1,4 +1,4 @@
-"""`deterministic=true`: set in the rank, one error where it cannot be kept, and runs that end bit-equal."""
+"""Deterministic runs: switches in the rank, a clear error for other operations, and bit-equal runs."""
 
 import csv
 import hashlib
@@ -25,18 +25,18 @@ from ssl_lightning.run import execute
 from tests._composed import composed
 
 ROOT = Path(__file__).parents[2]
-# and what is told of the surroundings: the folder in the command, and whether the working tree is clean
+# and facts of the environment: the folder in the command, and whether the working tree is clean
 TIMES = ("wall_s", "images_per_s", "probe_s", "peak_memory_gb", "ended", "command", "git")
 
 
 def put(*unused: Any, **also: Any) -> None:
-    """An operation that has no deterministic implementation on a CPU either."""
+    """Call an operation without a deterministic implementation, on a CPU too."""
     torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
 
 
 @pytest.fixture
 def as_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run folder whose worker does nothing but `put`, in this process."""
+    """Prepare a run folder whose worker only calls `put`, in this process."""
     before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     monkeypatch.setattr(execute, "run", put)
     monkeypatch.setattr(sys, "argv", ["worker", str(tmp_path)])
@@ -47,7 +47,7 @@ def as_a_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_the_rank_computes_deterministically_or_says_what_does_not(as_a_rank: Path, wanted: bool) -> None:
+def test_the_rank_is_deterministic_or_names_the_operation(as_a_rank: Path, wanted: bool) -> None:
     cfg = composed([f"deterministic={wanted}", "data=fake", "trainer=cpu"], as_a_rank)
     cfg.overrides = []
     OmegaConf.save(cfg, as_a_rank / "config.yaml")
@@ -61,7 +61,7 @@ def test_the_rank_computes_deterministically_or_says_what_does_not(as_a_rank: Pa
         )
 
 
-def test_all_switches_are_set_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_switches_are_set_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     with deterministic(False):
@@ -74,7 +74,7 @@ def test_all_switches_are_set_and_put_back(monkeypatch: pytest.MonkeyPatch) -> N
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.backends.cudnn.benchmark
     with pytest.raises(RuntimeError, match="another"), deterministic(True):
-        raise RuntimeError("another error is left as it is")
+        raise RuntimeError("another error passes unchanged")
     with pytest.raises(NotDeterministicError, match=r"^put_ has no"), deterministic(True):
         put()
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
@@ -84,7 +84,7 @@ def test_all_switches_are_set_and_put_back(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """JPEG files of two classes."""
+    """Write JPEG files of two classes."""
     folder = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
     for split, count in (("train", 40), ("test", 8)):
@@ -98,7 +98,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def whole_run(output: Path, pictures: Path, name: str, *overrides: str) -> dict[str, Any]:
-    """Run to the end; return all that it leaves, without times."""
+    """Run to the end; return the content of the run folder without times."""
     given = [
         "deterministic=true", "data=folder", f"data.pretrain_dir={pictures}/train", "data.image_size=32",
         f"data.train_dir={pictures}/train", f"data.test_dir={pictures}/test", "data.batch_size=8",
@@ -129,7 +129,7 @@ def whole_run(output: Path, pictures: Path, name: str, *overrides: str) -> dict[
 
 
 def assert_equal(one: Any, other: Any, place: str = "") -> None:
-    """Equal to the bit, all the way down."""
+    """Check that nested values are bit-equal."""
     assert type(one) is type(other), place
     if isinstance(one, torch.Tensor):
         assert torch.equal(one.nan_to_num(), other.nan_to_num()), place
@@ -163,7 +163,7 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
 def test_two_runs_end_bit_equal(tmp_path: Path, pictures: Path, overrides: list[str]) -> None:
     first, second = (whole_run(tmp_path, pictures, name, *overrides) for name in ("one", "two"))
     assert_equal(first, second)
-    if "trainer.devices=2" not in overrides:  # that what is compared can differ at all
+    if "trainer.devices=2" not in overrides:  # the comparison detects differences
         other = whole_run(tmp_path, pictures, "other", "seed=1", *overrides)
         with pytest.raises(AssertionError):
             assert_equal(first["state_dict"], other["state_dict"])

@@ -1,4 +1,4 @@
-"""Sharded training of one process against plain training; two processes are in tests/test_cluster.py."""
+"""Sharded training in one process against plain training; tests/test_cluster.py runs two processes."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from ssl_lightning.engine.fsdp import local_parts, sharded_like, total_norm, whole_task
+from ssl_lightning.engine.fsdp import local_parts, sharded_like, total_norm, unsharded_task
 from ssl_lightning.engine.optim import use_fused_kernels
 from ssl_lightning.engine.trainer import make_trainer
 
@@ -26,9 +26,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
 
 
 class Small(pl.LightningModule):
-    """Batch norm, a buffer, a frozen network, and one that gets no gradient.
+    """Module with batch norm, a buffer, a frozen network, and a network without gradient.
 
-    The layer before the batch norm has no bias: its gradient would be mere rounding, which Adam amplifies.
+    The layer before the batch norm has no bias, since Adam would amplify the rounding of its gradient.
     """
 
     def __init__(self, make_optimizer: Callable[..., Optimizer]) -> None:
@@ -81,7 +81,7 @@ def saved(trainer: pl.Trainer) -> dict[str, Any]:
     state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
     for group in state["optimizer_states"][0]["param_groups"]:
         del group["fused"]  # a choice of kernels
-        del group["params"]  # numbers; names in a sharded optimizer without any state
+        del group["params"]  # numbers, or names in a sharded optimizer without state
     return state
 
 
@@ -97,21 +97,22 @@ def test_a_run_resumes_with_the_other_strategy(name: str, first: str, then: str,
         torch.testing.assert_close(found[key], expected[key])
 
 
-def test_what_reads_sharded_weights_sees_all_of_them() -> None:
+def test_readers_of_sharded_weights_see_all_values() -> None:
     trainer, task = fit(OPTIMIZERS["momentum"], "fsdp", 2)
     plain, same = fit(OPTIMIZERS["momentum"], "auto", 2)
-    assert whole_task(plain, same) is same
-    copy = whole_task(trainer, task)
+    assert unsharded_task(plain, same) is same
+    copy = unsharded_task(trainer, task)
     assert not any(isinstance(value, DTensor) for value in copy.state_dict().values())
     torch.testing.assert_close(copy.state_dict(), same.state_dict())
     weights = [p.detach() for p in task.net.parameters()]
     assert all(isinstance(value, DTensor) for value in weights)
     torch.testing.assert_close(total_norm(weights), total_norm([p.detach() for p in same.net.parameters()]))
-    assert torch.equal(local_parts(weights)[0], task.net[0].weight.full_tensor())  # one process has all
-    assert sharded_like(weights[0], torch.ones(3)).shape == (3,)  # another shape is told by who loads it
+    # one process holds all values
+    assert torch.equal(local_parts(weights)[0], task.net[0].weight.full_tensor())
+    assert sharded_like(weights[0], torch.ones(3)).shape == (3,)  # loading reports another shape
 
 
-def test_a_parameter_outside_of_the_networks_is_refused() -> None:
+def test_a_parameter_outside_the_networks_is_refused() -> None:
     class Loose(Small):
         def __init__(self, make_optimizer: Callable[..., Optimizer]) -> None:
             super().__init__(make_optimizer)

@@ -19,7 +19,7 @@ def rates(make, steps: int, lr: float = 0.5, **options) -> list[float]:
     return found
 
 
-def test_one_cycle_rises_to_lr_and_falls_to_nothing() -> None:
+def test_one_cycle_rises_to_lr_and_falls_to_zero() -> None:
     found = rates(optim.one_cycle, 100, warmup=0.3, div_factor=25)
     assert found[0] == pytest.approx(0.5 / 25)
     assert max(found) == pytest.approx(0.5)
@@ -34,7 +34,7 @@ def test_cosine_against_its_formula() -> None:
     assert found[4:] == pytest.approx(expected)
 
 
-def test_multistep_is_rotnets_at_any_length() -> None:
+def test_multistep_equals_rotnets_schedule_at_any_length() -> None:
     found = rates(optim.multistep, 200, lr=0.1, milestones=[0.3, 0.6, 0.8], gamma=0.2)
     for epoch, expected in (
         (0, 0.1),
@@ -62,7 +62,7 @@ def test_fractions_are_checked(options: dict) -> None:
     ("options", "expected"),
     [({}, True), ({"foreach": True}, None), ({"fused": False}, False)],
 )
-def test_fused_kernels_compute_the_same_and_leave_what_was_chosen(
+def test_fused_kernels_compute_the_same_and_keep_explicit_choices(
     options: dict[str, bool], expected: bool | None
 ) -> None:
     found = []
@@ -83,7 +83,7 @@ def test_fused_kernels_compute_the_same_and_leave_what_was_chosen(
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_kinds_without_fused_kernels_are_left_alone() -> None:
+def test_optimizers_without_fused_kernels_stay_unchanged() -> None:
     optimizer = torch.optim.RMSprop([torch.ones(2, requires_grad=True)])
     optim.use_fused_kernels(optimizer)
     assert "fused" not in optimizer.param_groups[0]

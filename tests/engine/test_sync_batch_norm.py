@@ -1,4 +1,4 @@
-"""Batch norm of two processes against torch's own on the whole batch."""
+"""Batch norm of two processes against torch's batch norm on the full batch."""
 
 import copy
 from pathlib import Path
@@ -33,7 +33,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(net: nn.Module, x: torch.Tensor, target: torch.Tensor, bf16: bool) -> None:
-    for _ in range(2):  # the second pass moves the running statistics on
+    for _ in range(2):  # the second pass updates the running statistics again
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             y = net(x.to(memory_format=torch.channels_last))
@@ -61,7 +61,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_two_processes_compute_what_one_does(two_processes: Path, bf16: bool) -> None:
+def test_two_processes_equal_one(two_processes: Path, bf16: bool) -> None:
     two = torch.load(two_processes / f"{bf16}.pt", weights_only=True)
     net = network()
     train(net, *batch(), bf16)
@@ -71,13 +71,13 @@ def test_two_processes_compute_what_one_does(two_processes: Path, bf16: bool) ->
     for name, parameter in net.named_parameters():
         loose = {"rtol": 0.1, "atol": 0.02} if bf16 else {"rtol": 1e-3, "atol": 2e-5}
         torch.testing.assert_close(two["grads"][name], parameter.grad, **loose)
-    # and it is not what a process would get from its own half
+    # and it differs from the result on half of the batch
     half = network()
     train(half, *(part.chunk(2)[0] for part in batch()), bf16)
     assert not torch.allclose(half.state_dict()["1.running_mean"], two["state"]["1.running_mean"], atol=2e-2)
 
 
-def test_evaluation_and_a_single_process_are_torchs_own() -> None:
+def test_evaluation_and_a_single_process_equal_torch() -> None:
     x, _ = batch()
     net = network()
     synced = synchronise_batch_norm(copy.deepcopy(net), on_gpu=False)

@@ -1,4 +1,4 @@
-"""Choices that follow from the machine."""
+"""Precision, strategy and memory figures for a machine."""
 
 import builtins
 import io
@@ -18,7 +18,7 @@ from ssl_lightning.engine import trainer as trainer_module
         ("fpu avx512f", "32-true"),
     ],
 )
-def test_bf16_where_the_processor_computes_in_it(monkeypatch, flags: str, expected: str) -> None:
+def test_bf16_if_the_processor_supports_it(monkeypatch, flags: str, expected: str) -> None:
     cpuinfo = f"processor\t: 0\nmodel name\t: some\nflags\t\t: {flags}\n"
     real = builtins.open
 
@@ -29,7 +29,7 @@ def test_bf16_where_the_processor_computes_in_it(monkeypatch, flags: str, expect
     assert trainer_module.choose_precision(on_gpu=False) == expected
 
 
-def test_a_machine_without_cpuinfo_computes_in_fp32(monkeypatch) -> None:
+def test_fp32_on_a_machine_without_cpuinfo(monkeypatch) -> None:
     def absent(*args, **kwargs):
         raise FileNotFoundError
 
@@ -40,7 +40,7 @@ def test_a_machine_without_cpuinfo_computes_in_fp32(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("find", "devices", "expected"), [(True, 2, True), (False, 2, None), (True, 1, None)]
 )
-def test_several_processes_look_for_what_a_backward_pass_left_out(find, devices, expected) -> None:
+def test_several_processes_find_unused_parameters(find, devices, expected) -> None:
     trainer = trainer_module.make_trainer(accelerator="cpu", devices=devices, find_unused_parameters=find)
     assert getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters") is expected
 
@@ -54,7 +54,7 @@ def test_peak_memory_is_in_gigabytes() -> None:
     assert before <= after <= before + 0.3
 
 
-def test_peak_memory_without_linux_is_that_of_the_process(monkeypatch) -> None:
+def test_peak_memory_without_linux_comes_from_getrusage(monkeypatch) -> None:
     known = trainer_module.peak_memory_gb()["host"]
 
     def absent(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""What the tests of the cache work on: an archive that a slow server sends, and a folder of images."""
+"""Data for the tests of the cache: an archive on a slow server, and a folder of images."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from PIL import Image
 from ssl_lightning.data.io.arrays import digest
 
 CACHE = [str(Path(__file__).parent / "cache.py")]
-CHUNKS, PAUSE_S = 16, 0.03  # how slowly the server sends
+CHUNKS, PAUSE_S = 16, 0.03  # speed of the server
 
 
 @dataclass
 class Archive:
-    """An archive on a server."""
+    """Archive on a server."""
 
     content: bytes
-    sha256: str  # of the two equal arrays in it
+    sha256: str  # of each of its two equal arrays
     url: str = ""
-    sent: list[str] = field(default_factory=list)  # a path for each transfer that was asked for
+    sent: list[str] = field(default_factory=list)  # the path of each requested transfer
 
     def fetch(self, cache: Path) -> list[str]:
-        """The command that gets it into a cache."""
+        """Return the command that downloads the archive into a cache."""
         md5 = hashlib.md5(self.content).hexdigest()
         return [*CACHE, "fetch", self.url, md5, str(cache), self.sha256]
 
 
 @contextmanager
 def served() -> Iterator[Archive]:
-    """Serve a synthetic archive on this machine, slowly."""
+    """Serve a synthetic archive slowly on this machine."""
     array = np.random.default_rng(0).integers(0, 256, (700, 32, 32, 3), np.uint8)
     packed, plain = io.BytesIO(), io.BytesIO()
     np.save(plain, array)
@@ -60,7 +60,7 @@ def served() -> Iterator[Archive]:
             for begin in range(0, len(archive.content), step):
                 try:
                     self.wfile.write(archive.content[begin : begin + step])
-                except OSError:  # whoever asked was killed
+                except OSError:  # the client was killed
                     return
                 time.sleep(PAUSE_S)
 
@@ -78,7 +78,7 @@ def served() -> Iterator[Archive]:
 
 
 def paint(folder: Path, count: int = 40, size: int = 400) -> Path:
-    """Make a folder of JPEGs of two classes."""
+    """Write a folder of JPEGs of two classes."""
     for number in range(count):
         place = folder / "ab"[number % 2]
         place.mkdir(parents=True, exist_ok=True)
@@ -88,5 +88,5 @@ def paint(folder: Path, count: int = 40, size: int = 400) -> Path:
 
 
 def pack(images: Path, cache: Path) -> list[str]:
-    """The command that makes a pack."""
+    """Return the command that writes a pack."""
     return [*CACHE, "pack", str(images), str(cache)]

@@ -1,7 +1,7 @@
-"""Commands that are struck by a signal at a drawn moment, and given again; what they leave is compared.
+"""Strike commands by a signal at a random moment, run them again, and compare their results.
 
-The moments are those at which a process opens a file for writing, renames or removes one: an undisturbed run
-logs them all (`hook/sitecustomize.py`), and each fault is drawn from them, with a delay up to the next.
+At a moment a process opens a file for writing, renames it or removes it. An undisturbed run logs all moments
+(`hook/sitecustomize.py`). Each fault is drawn from them, with a delay up to the next moment.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tests.test_resume import digest, sha
 
 ROOT = Path(__file__).parents[2]
 HOOK = Path(__file__).parent / "hook"
-SEED = int(os.environ.get("SSL_LIGHTNING_FAULT_SEED", 0))  # another one draws other moments
+SEED = int(os.environ.get("SSL_LIGHTNING_FAULT_SEED", 0))  # another seed draws other moments
 TIMEOUT_S = 300.0
-DENSE_S = 0.005  # moments of writing lie closer together than this; what lies further apart is work
+DENSE_S = 0.005  # writes follow each other faster than this; a longer gap is work
 
 RUN = [
     "data=fake", "data.batch_size=8", "trainer=cpu", "trainer.max_epochs=3", "trainer.val_check_interval=0.5",
@@ -45,7 +45,7 @@ State = Mapping[str, object]
 
 @dataclass
 class Moment:
-    """A moment of a run: the number-th time that `what` happens to `file`, and how long until the next."""
+    """Moment of a run: the number-th time that `what` happens to `file`, and the time to the next moment."""
 
     what: str
     file: str
@@ -59,7 +59,7 @@ class Moment:
 
 @dataclass
 class Undisturbed:
-    """A run that nothing happened to: where it is, its moments, and how it ended."""
+    """Undisturbed run: its folder, its moments, and its final state."""
 
     output: Path
     folder: Path
@@ -69,15 +69,15 @@ class Undisturbed:
 
 @dataclass
 class Tally:
-    """Faults by phase: how many were tried, and which of them lost something."""
+    """Faults by phase: their number, and those that lost something."""
 
     tried: dict[str, int] = field(default_factory=dict)
     lost: dict[str, list[str]] = field(default_factory=dict)
     signals: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)  # measured, of the tests that measure a time
+    seconds: dict[str, float] = field(default_factory=dict)  # measured by tests of durations
 
     def lines(self) -> list[str]:
-        """The table that the end of the tests prints."""
+        """Return the table that pytest prints at the end."""
         rows = [("phase", "tried", "survived", "lost")]
         for phase, tried in self.tried.items():
             lost = len(self.lost.get(phase, ()))
@@ -90,23 +90,23 @@ class Tally:
 
 
 def train(output: Path, name: str) -> list[str]:
-    """The command of the run that all these tests disturb."""
+    """Return the command of the run that these tests disturb."""
     return [str(ROOT / "train.py"), *RUN, f"output_dir={output}", f"name={name}"]
 
 
 def folder_of(output: Path, name: str) -> Path:
-    """Its run folder."""
+    """Return the run folder of `train`."""
     return output / "rotation/fake/convnet" / name
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of a command: one thread, the hook, and nothing of a job around us."""
+    """Return the environment of a command: one thread, the hook, and no variables of another fault."""
     own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HOOK)}
     return {k: v for k, v in os.environ.items() if not k.startswith("FAULT_")} | own | more
 
 
 def start(command: Command, cwd: Path, **more: str) -> subprocess.Popen[str]:
-    """Start a command of Python as a process group of its own."""
+    """Start a Python command in its own process group."""
     return subprocess.Popen(
         [sys.executable, *command], env=environment(**more), cwd=cwd, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
@@ -114,13 +114,13 @@ def start(command: Command, cwd: Path, **more: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Wait for a command; its status and what it printed."""
+    """Wait for a command; return its status and output."""
     output, _ = process.communicate(timeout=TIMEOUT_S)
     return process.returncode, output
 
 
 def run(command: Command, cwd: Path, **more: str) -> str:
-    """Run a command to its end, which must be a good one; return what it printed."""
+    """Run a command that must succeed; return its output."""
     status, output = finish(start(command, cwd, **more))
     assert status == 0, output
     return output
@@ -138,13 +138,13 @@ def moments_of(command: Command, cwd: Path, watch: Path) -> list[Moment]:
 
 
 def draw(phase: str, trial: int, moments: Sequence[Moment], within: float | None = None) -> dict:
-    """Draw the fault of a trial: its moment and delay from the seed, its signal in turn.
+    """Draw the fault of a trial: moment and delay from the seed, signals in turn.
 
     Args:
-        phase: Name, part of the seed.
-        trial: Number.
-        moments: Those that belong to the phase.
-        within: Longest delay after the moment, s; None for that to the next one.
+        phase: Name of the phase, part of the seed.
+        trial: Number of the trial.
+        moments: Moments of the phase.
+        within: Longest delay after the moment, s; None for the time to the next moment.
     """
     assert moments, f"{phase} has no moments"
     random_ = random.Random(f"{SEED} {phase} {trial}")
@@ -161,14 +161,14 @@ def draw(phase: str, trial: int, moments: Sequence[Moment], within: float | None
 
 
 def fill_at(moment: Moment, ballast: Path, watch: Path) -> dict[str, str]:
-    """The environment of a command whose disk is full from a moment on: `ballast` takes what is left."""
+    """Return the environment of a command whose disk is full from a moment on, filled by `ballast`."""
     fault = {"moment": [moment.what, moment.file, moment.number], "fill": str(ballast)}
     return {"FAULT_WATCH": str(watch), "FAULT_AT": json.dumps(fault)}
 
 
 def strike(command: Command, cwd: Path, watch: Path, fault: dict) -> str:
-    """Run a command with a fault, and see that its moment came; return what it printed."""
-    came = cwd / ".came.lock"  # the hook passes over locks
+    """Run a command with a fault, and check that its moment came; return the output."""
+    came = cwd / ".came.lock"  # the hook ignores locks
     came.unlink(missing_ok=True)
     fault_at = {"FAULT_AT": json.dumps(fault), "FAULT_CAME": str(came)}
     status, output = finish(start(command, cwd, FAULT_WATCH=str(watch), **fault_at))
@@ -188,12 +188,12 @@ def survive(
     state: Callable[[], State],
     expected: State,
 ) -> None:
-    """Strike a command, look for torn files, give it again, and compare the end with the undisturbed one."""
+    """Strike a command, check for torn files, run it again, and compare with the undisturbed end state."""
     tally.tried[phase] = tally.tried.get(phase, 0) + 1
     name = signal.Signals(fault["signal"]).name
     tally.signals[name] = tally.signals.get(name, 0) + 1
     lost = tally.lost.setdefault(phase, [])
-    lost.append(f"trial {trial}: {fault}")  # until it is known to have survived
+    lost.append(f"trial {trial}: {fault}")  # removed below once it has survived
     strike(command, cwd, watch, fault)
     assert torn(watch) == [], fault
     run(command, cwd)
@@ -204,22 +204,22 @@ def survive(
 
 
 def differing(state: State, expected: State) -> list[str]:
-    """What of an end state is not as in the undisturbed one."""
+    """Return the entries of an end state that differ from the undisturbed one."""
     return sorted(k for k in state.keys() | expected.keys() if state.get(k) != expected.get(k))
 
 
 def torn(folder: Path) -> list[str]:
-    """Files below a folder that have a final name and are not whole."""
+    """Return the torn files below a folder, among those with a final name."""
     found = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and not whole(path):
+        if path.is_file() and not hidden and not is_readable(path):
             found.append(str(path))
     return found
 
 
-def whole(path: Path) -> bool:
-    """Whether a file of a kind that we write is whole, as its own reader sees it."""
+def is_readable(path: Path) -> bool:
+    """Whether a reader for the type of a file accepts it."""
     try:
         match path.suffix:
             case ".json":
@@ -251,18 +251,18 @@ def whole(path: Path) -> bool:
 
 
 def contents(folder: Path) -> State:
-    """Digests of the files with a final name below a folder."""
+    """Return the digests of the files with a final name below a folder."""
     paths = [path for path in folder.rglob("[!.]*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Temporary files that nobody will remove any more."""
+    """Return temporary files that nothing will remove."""
     return [str(path) for path in folder.rglob(".*") if ".tmp" in path.name]
 
 
 def end_state(folder: Path) -> State:
-    """Everything of a finished run that an undisturbed one has too, to the bit."""
+    """Return everything of a finished run that must be bit-equal to an undisturbed one."""
     best = load_checkpoint(folder / "checkpoints/best.ckpt")
     card = (folder / "MODEL_CARD.md").read_text()
     others = [folder / "backbone.json", folder / "panel.png", *sorted(folder.glob("panels/*"))]
@@ -276,7 +276,7 @@ def end_state(folder: Path) -> State:
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen[str], pause: float = 0.02) -> None:
-    """Wait until something is the case, while a command runs."""
+    """Wait until `what` is true, while a command runs."""
     deadline = time.monotonic() + TIMEOUT_S
     while not what():
         assert process.poll() is None, process.communicate()[0]

@@ -1,4 +1,4 @@
-"""Something into the cache, as the package does it, in a process that may be struck.
+"""Fill the cache like the package does, in a process that may be struck.
 
 `cache.py fetch <url> <md5> <cache> <digest of the arrays>`, `cache.py pack <images> <cache>`.
 """

@@ -1,4 +1,4 @@
-"""The tally of all faults, printed at the end."""
+"""Tally of all faults, printed at the end."""
 
 import pytest
 

@@ -1,10 +1,10 @@
-"""A long run of short epochs: do memory and file descriptors stay flat?
+"""Soak test: memory and file descriptors stay flat over a long run of short epochs.
 
 `make soak`, or `python -m tests.faults.soak --help`.
 
-A real training on a folder of JPEGs, with loader processes, a validation, a checkpoint and a panel in every
-epoch. After each of them the resident memory (RSS) and the open descriptors of the launcher, the rank and its
-loader processes are written to a CSV; at the end the slopes are printed, and a curve of the memory.
+The run trains on a folder of JPEGs, with loader processes, a validation, a checkpoint and a panel in every
+epoch. After each epoch a CSV gets the resident memory (RSS) and the open descriptors of the launcher, the
+rank and its loader processes. At the end the script prints the slopes and a curve of the memory.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import numpy as np
 from tests.faults._data import paint
 
 ROOT = Path(__file__).parents[2]
-MAX_GROWTH = 0.02  # of the memory, over the whole run after the first tenth
+MAX_GROWTH = 0.02  # of memory, over the run after its first tenth
 MAX_DESCRIPTORS = 4  # more than after the first tenth
 EPOCH = re.compile(r"^epoch (\d+): val")
-BARS, WIDTH = 24, 50  # rows of the curve, and its width in characters
+BARS, WIDTH = 24, 50  # rows and width of the curve in characters
 
 
 def family(process: int) -> list[int]:
-    """A process and all that it has started, directly or not."""
+    """Return a process and all its descendants."""
     lines = subprocess.run(["ps", "-eo", "pid=,ppid="], stdout=subprocess.PIPE, text=True, check=True).stdout
     parents = {int(pid): int(parent) for pid, parent in map(str.split, lines.splitlines())}
     found = [process]
@@ -42,13 +42,13 @@ def family(process: int) -> list[int]:
 
 
 def measure(process: int) -> tuple[float, int, int]:
-    """Resident memory in MB, open descriptors, and number of a process and all below it."""
+    """Return resident memory in MB, open descriptors, and number of a process and its descendants."""
     memory, descriptors, count = 0.0, 0, 0
     for pid in family(process):
         try:
             status = Path(f"/proc/{pid}/status").read_text()
             descriptors += len(os.listdir(f"/proc/{pid}/fd"))
-        except OSError:  # it has just ended: `ps` itself, for one
+        except OSError:  # it has just ended, like `ps` itself
             continue
         if resident := re.search(r"VmRSS:\s+(\d+) kB", status):
             memory += int(resident[1]) / 1024
@@ -57,7 +57,7 @@ def measure(process: int) -> tuple[float, int, int]:
 
 
 def curve(epochs: np.ndarray, memory: np.ndarray) -> list[str]:
-    """Draw memory over epochs as text: a bar for the median of each part of the run, from the least on."""
+    """Draw memory over epochs as text, with a bar for the median of each part, starting at the lowest."""
     parts = [part for part in np.array_split(np.arange(len(memory)), BARS) if len(part)]
     medians = [float(np.median(memory[part])) for part in parts]
     low, span = 0.98 * min(medians), max(medians) - 0.98 * min(medians)
@@ -68,7 +68,7 @@ def curve(epochs: np.ndarray, memory: np.ndarray) -> list[str]:
 
 
 def report(rows: list[tuple[float, int, float, int, int]], log: Path) -> int:
-    """Print slopes and curve of what was measured; return the exit status."""
+    """Print slopes and curve of the measurements; return the exit status."""
     if len(rows) < 20:
         print(f"only {len(rows)} epochs: too few to tell")
         return 1

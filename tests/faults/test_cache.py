@@ -1,4 +1,4 @@
-"""Data sets and packs that are struck on their way into the cache, and two processes that want the same."""
+"""Faults while data sets and packs enter the cache, and two processes that request the same one."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def packed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list
 
 @pytest.mark.parametrize("trial", range(6))
 @pytest.mark.parametrize("phase", ["download", "unpacking"])
-def test_a_struck_download_is_whole_after_the_next(
+def test_a_struck_download_is_complete_after_the_next(
     archive: Archive, fetched: tuple, tally: Tally, phase: str, trial: int, tmp_path: Path
 ) -> None:
     moments, expected = fetched
@@ -60,7 +60,7 @@ def test_a_struck_download_is_whole_after_the_next(
 
 
 @pytest.mark.parametrize("trial", range(6))
-def test_a_struck_pack_is_whole_after_the_next(
+def test_a_struck_pack_is_complete_after_the_next(
     images: Path, packed: tuple, tally: Tally, trial: int, tmp_path: Path
 ) -> None:
     moments, expected = packed
@@ -85,7 +85,7 @@ def test_two_at_once_download_once(archive: Archive, fetched: tuple, tmp_path: P
 
 def test_two_at_once_pack_once(images: Path, packed: tuple, tmp_path: Path) -> None:
     both = [start(pack(images, tmp_path / "cache"), tmp_path) for _ in range(2)]
-    (first, said), (second, too) = map(finish, both)
+    (first, output), (second, too) = map(finish, both)
     assert (first, second) == (0, 0)
-    assert (said + too).count("decoding 40 pictures") == 1
+    assert (output + too).count("decoding 40 pictures") == 1
     assert contents(tmp_path / "cache") == packed[1]

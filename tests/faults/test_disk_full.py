@@ -1,4 +1,4 @@
-"""A disk that becomes full at each place where something is written: a small tmpfs, filled at that moment."""
+"""Full disk at each place where a file is written: a small tmpfs, filled at that moment."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.faults._harness import (
 from tests.faults.test_runs import evaluation, probes_of, report
 
 pytestmark = pytest.mark.slow
-MB = 64  # a run with its pictures and checkpoints needs about 1, the archive and what is in it 8
-PLACES = {  # of a run: the moment from which on nothing fits any more
+MB = 64  # a run with its pictures and checkpoints needs about 1, the archive and its content 8
+PLACES = {  # moments of a run at which the disk becomes full
     "config": Moment("open", ".config.yaml.tmp", 1, 0),
     "first results": Moment("open", ".results.json.tmp", 1, 0),
     "first checkpoint": Moment("open", "checkpoints/.last.ckpt.tmp", 1, 0),
@@ -49,7 +49,7 @@ PLACES = {  # of a run: the moment from which on nothing fits any more
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A small file system of its own."""
+    """Mount a small file system."""
     place = tmp_path / "disk"
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={MB}m", "tmpfs", str(place)]
@@ -68,34 +68,34 @@ def archive() -> Iterator[Archive]:
         yield archive
 
 
-def fails_and_goes_on(
+def fail_and_recover(
     command: Command, watch: Path, moment: Moment, disk: Path, state: Callable[[], State], expected: State
 ) -> str:
-    """Fill the disk at a moment: one line, nothing torn; with room again, the same command goes on."""
+    """Fill the disk at a moment: one error line and no torn file; with room, the same command succeeds."""
     ballast = disk / "ballast"
-    status, said = finish(start(command, disk, **fill_at(moment, ballast, watch)))
-    assert ballast.exists(), f"the moment {moment} did not come:\n{said}"
-    assert status != 0, said
-    assert "Traceback" not in said
-    assert "no space" in said.lower() or "are free" in said  # CacheSpaceError tells how much is needed
-    assert said.count("error: ") == 1, said
+    status, output = finish(start(command, disk, **fill_at(moment, ballast, watch)))
+    assert ballast.exists(), f"the moment {moment} did not come:\n{output}"
+    assert status != 0, output
+    assert "Traceback" not in output
+    assert "no space" in output.lower() or "are free" in output  # CacheSpaceError names the space needed
+    assert output.count("error: ") == 1, output
     assert torn(watch) == []
     ballast.unlink()
     run(command, disk)
     assert torn(watch) == []
     assert leftovers(watch) == []
     assert differing(state(), expected) == []
-    return said
+    return output
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_run_on_a_full_disk_says_so_and_goes_on(undisturbed: Undisturbed, place: str, disk: Path) -> None:
+def test_a_run_on_a_full_disk_says_so_and_recovers(undisturbed: Undisturbed, place: str, disk: Path) -> None:
     folder = folder_of(disk, "run")
-    said = fails_and_goes_on(
+    output = fail_and_recover(
         train(disk, "run"), folder, PLACES[place], disk, lambda: end_state(folder), undisturbed.state
     )
-    assert f"error: no space is left on the disk of {folder}" in said
-    assert "Make room, then " in said
+    assert f"error: no space is left on the disk of {folder}" in output
+    assert "Make room, then " in output
 
 
 def test_an_evaluation_on_a_full_disk_leaves_the_results(undisturbed: Undisturbed, disk: Path) -> None:
@@ -103,39 +103,39 @@ def test_an_evaluation_on_a_full_disk_leaves_the_results(undisturbed: Undisturbe
     run(evaluation(expected), disk)
     folder = shutil.copytree(undisturbed.folder, disk / "run")
     moment = Moment("open", ".results.json.tmp", 1, 0)
-    said = fails_and_goes_on(
+    output = fail_and_recover(
         evaluation(folder), folder, moment, disk, lambda: probes_of(folder), probes_of(expected)
     )
-    assert f"error: no space is left on the disk of {folder}" in said
-    assert "the same command again" in said
+    assert f"error: no space is left on the disk of {folder}" in output
+    assert "the same command again" in output
 
 
-def test_a_report_on_a_full_disk_leaves_the_one_before(undisturbed: Undisturbed, disk: Path) -> None:
+def test_a_report_on_a_full_disk_keeps_the_previous_one(undisturbed: Undisturbed, disk: Path) -> None:
     page = disk / "page"
     run(report(undisturbed.folder, page), disk)
     before = contents(page)
     for name in ("table.md", "report.html"):
         moment = Moment("open", f".{name}.tmp", 1, 0)
         command = report(undisturbed.folder, page)
-        said = fails_and_goes_on(command, page, moment, disk, lambda: contents(page), before)
-        assert f"error: no space is left on the disk of {page}" in said
-        assert "out=" in said
+        output = fail_and_recover(command, page, moment, disk, lambda: contents(page), before)
+        assert f"error: no space is left on the disk of {page}" in output
+        assert "out=" in output
 
 
 @pytest.mark.parametrize(
     ("name", "what"), [("scratch/archive.tar.gz", "download"), ("out/second.npy", "unpacking")]
 )
-def test_a_full_cache_is_one_line_and_the_download_goes_on(
+def test_a_full_cache_is_one_line_and_the_download_recovers(
     archive: Archive, disk: Path, tmp_path: Path, name: str, what: str
 ) -> None:
     run(archive.fetch(tmp_path / "other"), tmp_path)
     cache = disk / "cache"
     moment = Moment("open", f".set.tmp-*/{name}", 1, 0)
-    said = fails_and_goes_on(
+    output = fail_and_recover(
         archive.fetch(cache), cache, moment, disk, lambda: contents(cache), contents(tmp_path / "other")
     )
-    assert f"no space is left in the cache {cache}" in said
-    assert "data.root" in said
+    assert f"no space is left in the cache {cache}" in output
+    assert "data.root" in output
 
 
 def test_a_pack_on_a_full_disk_says_what_it_needs(disk: Path, tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_a_pack_on_a_full_disk_says_what_it_needs(disk: Path, tmp_path: Path) ->
     run(pack(images, tmp_path / "other"), tmp_path)
     (name,) = contents(tmp_path / "other")
     cache = disk / "cache"
-    said = fails_and_goes_on(
+    output = fail_and_recover(
         pack(images, cache), cache, Moment("open", f".{name}.tmp", 1, 0), disk,
         lambda: contents(cache), contents(tmp_path / "other"),
     )  # fmt: skip
-    assert f"data.cache needs about 19.2 MB in {cache}" in said
-    assert "data.cache=false" in said
+    assert f"data.cache needs about 19.2 MB in {cache}" in output
+    assert "data.cache=false" in output

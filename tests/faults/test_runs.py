@@ -1,4 +1,4 @@
-"""Runs that are struck while they write, train and probe; evaluations and reports of them."""
+"""Faults in runs that write, train and probe, and in evaluations and reports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TRIALS = {
 
 
 def phase_of(moment: Moment, place: int, moments: list[Moment]) -> str:
-    """The phase that a moment and the time after it belong to."""
+    """Return the phase of a moment and the time after it."""
     following = moments[place + 1].file if place + 1 < len(moments) else ""
     if "backbone." in moment.file:
         return "exporting"
@@ -73,7 +73,7 @@ def evaluation(folder: Path) -> list[str]:
 
 
 def probes_of(folder: Path) -> dict[str, object]:
-    """The figures of a run with those that were added, without the commands that name its folder."""
+    """Return all results of a run, without the commands that name its folder."""
     records = read_results(folder / "results.json").probes
     return {
         str(place): replace(each, evaluation=each.evaluation and replace(each.evaluation, command=None))
@@ -114,7 +114,7 @@ def reported(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize("trial", range(6))
-def test_a_struck_report_has_no_half_file_and_is_whole_the_next_time(
+def test_a_struck_report_has_no_torn_file_and_is_complete_the_next_time(
     undisturbed: Undisturbed, reported: tuple, tally: Tally, trial: int, tmp_path: Path
 ) -> None:
     moments, expected = reported

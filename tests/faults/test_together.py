@@ -1,4 +1,4 @@
-"""Two runs in one folder; ranks and loader processes that are killed; a signal to everything at once."""
+"""Two runs in one folder, killed ranks and loader processes, and a signal to all processes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from tests.faults._harness import (
 from tests.test_train import rank_process
 
 pytestmark = pytest.mark.slow
-BOUND_S = 30.0  # within which a run must have ended, after one of its processes has
-SAVED_S = 0.5  # after a checkpoint has got its name, until the run has gone on with its next batch
+BOUND_S = 30.0  # for a run to end after one of its processes ended
+SAVED_S = 0.5  # for a run to train its next batch after a checkpoint appears
 LONG = ["trainer.max_epochs=1000", "probe=[]", "logger=[]"]
 
 
@@ -40,10 +40,10 @@ def test_of_two_runs_in_one_folder_one_is_refused(undisturbed: Undisturbed) -> N
     both = [start(train(output, "both"), output) for _ in range(2)]
     ended = sorted(map(finish, both))
     assert [status for status, _ in ended] == [0, 1]
-    said = ended[1][1]
-    assert f"error: another process is running in {folder}\n" in said
-    assert said.count("error: ") == 1
-    assert "Traceback" not in said
+    printed = ended[1][1]
+    assert f"error: another process is running in {folder}\n" in printed
+    assert printed.count("error: ") == 1
+    assert "Traceback" not in printed
     assert differing(end_state(folder), undisturbed.state) == []
 
 
@@ -56,17 +56,17 @@ def test_a_run_of_another_config_changes_nothing_in_a_folder_that_is_in_use(
     wait_for(lambda: (folder / "checkpoints/last.ckpt").exists(), first)
     hydra = contents(folder / ".hydra")
     assert len(hydra) == 3
-    status, said = finish(start([*train(output, "used"), "seed=1"], output))
+    status, printed = finish(start([*train(output, "used"), "seed=1"], output))
     assert status == 1
-    assert "holds a run of another config:\n" in said
-    assert "\n  seed: 0 -> 1\n" in said
+    assert "holds a run of another config:\n" in printed
+    assert "\n  seed: 0 -> 1\n" in printed
     assert contents(folder / ".hydra") == hydra
     assert finish(first)[0] == 0
     assert differing(end_state(folder), undisturbed.state) == []
 
 
 def long_run(tmp_path: Path, *overrides: str, task: str = "rotation") -> tuple[subprocess.Popen[str], Path]:
-    """Start a run that does not end by itself; return it once it has trained a while."""
+    """Start an endless run; return it after it has trained for a while."""
     images = any("data=folder" in override for override in overrides)
     folder = tmp_path / task / ("folder" if images else "fake") / "convnet/run"
     command = [str(ROOT / "train.py"), f"output_dir={tmp_path}", "name=run", "trainer=cpu", *LONG]
@@ -98,7 +98,7 @@ def test_a_killed_rank_ends_the_run_and_is_named(
 
 
 def loaders_of(rank: int) -> list[int]:
-    """The loader processes of a rank."""
+    """Return the loader processes of a rank."""
     command = ["ps", "-o", "pid=", "--ppid", str(rank)]
     return [int(pid) for pid in subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.split()]
 
@@ -115,7 +115,9 @@ def test_a_killed_loader_process_ends_the_run_and_is_named(tmp_path: Path, tally
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_every_process_saves_the_last_batch(tmp_path: Path, signum: signal.Signals) -> None:
-    process, folder = folder_run(tmp_path)  # with loader processes, which must not end before it is saved
+    process, folder = folder_run(
+        tmp_path
+    )  # with loader processes, which must survive until the checkpoint is saved
     before = (folder / "checkpoints/last.ckpt").stat().st_mtime_ns
     process.send_signal(signum)
     os.killpg(process.pid, signum)  # as `timeout` does

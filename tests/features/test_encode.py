@@ -1,4 +1,4 @@
-"""The one pass of a backbone over the labelled splits, by one process and by two."""
+"""Encode pass of a backbone over the labelled splits, with one process and with two."""
 
 import itertools
 from pathlib import Path
@@ -53,18 +53,18 @@ def test_values_grids_and_counts() -> None:
         torch.testing.assert_close(
             features.get("train", "stage1", pool), F.adaptive_avg_pool2d(x, pool).flatten(1)
         )
-    # a grid is no finer than the map, and what two sizes share is held once
+    # a grid is at most as fine as the map, and equal grids are stored once
     assert (features.grids["stage2", 6], features.grids["stage3", 2]) == ((4, 4), (1, 1))
     assert features.get("train", "stage2", 6).shape == (10, 3 * 4 * 4)
     assert features.get("test", "stage3", 1) is features.get("test", "stage3", 6)
     assert torch.equal(torch.cat(backbone.seen)[:10], x)
-    assert sum(map(len, backbone.seen)) == 13  # each image once, for all pool sizes
+    assert sum(map(len, backbone.seen)) == 13  # each image once for all pool sizes
     assert features.images_per_s == pytest.approx(13 / features.encode_s)
 
 
 def test_modes_of_the_parts_are_restored_and_statistics_untouched() -> None:
     backbone = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.BatchNorm2d(3)).train()
-    backbone[2].eval()  # frozen by someone
+    backbone[2].eval()  # frozen by the caller
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     with evaluating(backbone):
         assert not any(part.training for part in backbone.modules())
@@ -110,7 +110,7 @@ def _encode_a_share(rank: int, world: int, folder: str) -> None:
 
 
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
-    mp.spawn(_encode_a_share, (2, str(tmp_path)), nprocs=2)  # the second has nothing of the last batch
+    mp.spawn(_encode_a_share, (2, str(tmp_path)), nprocs=2)  # the second has no rows of the last batch
     alone = encode(Backbone(), double, {"train": batches(9)}, [2])
     for rank in range(2):
         labels, pooled = torch.load(tmp_path / f"{rank}.pt")

@@ -1,4 +1,4 @@
-"""Backbones made ready for the probes: statistics against a loop, views against single encodings."""
+"""Preparation of backbones: statistics against a loop, views against single encodings."""
 
 import copy
 
@@ -29,7 +29,7 @@ def make(task: type[PretextTask] = Jigsaw) -> PretextTask:
 
 def test_statistics_are_the_mean_over_batches() -> None:
     task = make().train()
-    task.backbone(torch.randn(64, 3, 8, 8))  # statistics of something else
+    task.backbone(torch.randn(64, 3, 8, 8))  # statistics of other inputs
     before = copy.deepcopy(task.backbone.state_dict())
     fresh = recalibrated(task.backbone, task.probe_input, IMAGES, batch_size=8)
     for name, value in task.backbone.state_dict().items():
@@ -37,7 +37,7 @@ def test_statistics_are_the_mean_over_batches() -> None:
     inputs: list[torch.Tensor] = []
     first = norms(fresh)[0]
     first.register_forward_hook(lambda _module, given, _out: inputs.append(given[0]))
-    for batch in (IMAGES[:7], IMAGES[7:14], IMAGES[14:]):  # all of them, as evenly as it goes
+    for batch in (IMAGES[:7], IMAGES[7:14], IMAGES[14:]):  # all images, as evenly as possible
         fresh(task.probe_input(batch / 255))
     means = torch.stack([x.mean((0, 2, 3)) for x in inputs])
     variances = torch.stack([x.var((0, 2, 3)) for x in inputs])
@@ -58,7 +58,7 @@ def test_a_backbone_that_saw_whole_images_is_left_as_it_is() -> None:
     assert Preparation(batch_norm="recalibrated").recalibrates(rotation)
     assert Preparation().backbones(rotation, lambda n: IMAGES[:n])["backbone"] is rotation.backbone
     assert Preparation().backbones(jigsaw, lambda n: IMAGES[:n])["backbone"] is not jigsaw.backbone
-    for images, available in ((9, 20), (2048, 9)):  # what was really used
+    for images, available in ((9, 20), (2048, 9)):  # the number in use
         assert Preparation(images=images).protocol(jigsaw, available) == {
             "input": "image", "batch_norm": "recalibrated on 9 unlabelled images",
         }  # fmt: skip
@@ -85,5 +85,5 @@ def test_what_makes_no_sense_is_refused() -> None:
         Preparation(images=1)
     with pytest.raises(ValueError, match="allowed are image, views"):
         Preparation(input="tiles")
-    with pytest.raises(ValueError, match="the backbone of Rotation sees whole images"):
+    with pytest.raises(ValueError, match="the backbone of Rotation sees full images"):
         Preparation(input="views").feed(make(Rotation))(IMAGES / 255)

@@ -1,4 +1,4 @@
-"""Rank processes: environment, failures, and the end of all when one ends."""
+"""Rank processes: environment, failures, and the end of all ranks when one fails."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def config(**trainer: object) -> DictConfig:
 
 
 @pytest.mark.parametrize("devices", [0, -2, "two", "0,1", True, 1.5, [0, 1], None])
-def test_devices_that_are_no_count_are_refused(devices: object) -> None:
+def test_devices_that_are_not_a_count_are_refused(devices: object) -> None:
     with pytest.raises(RunError, match=r"trainer\.devices is .*; allowed is auto or a whole number"):
         check_start(config(devices=devices))
 
@@ -66,7 +66,7 @@ def test_an_absent_gpu_is_refused_unless_it_is_left_open(
         count_devices("gpu", "auto")
 
 
-def test_of_several_launchers_the_first_says_what_is_wrong_with_the_config(
+def test_only_the_first_of_several_launchers_reports_a_wrong_config(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cluster, "LAST_WORDS_S", 0.0)
@@ -106,7 +106,7 @@ def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "(folder / e['RANK']).write_text(' '.join(e[n] for n in names))"
     )
     stand_in(tmp_path, monkeypatch, body)
-    monkeypatch.setenv("GROUP_RANK", "7")  # of some job around us
+    monkeypatch.setenv("GROUP_RANK", "7")  # of a surrounding job
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")  # a user's own setting counts
     start_ranks(tmp_path, this_machine(2))
     (rank0, world0, port0, *memory), (rank1, world1, port1, *_) = (
@@ -117,7 +117,7 @@ def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert port0 == port1
 
 
-def test_one_failure_ends_all_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_failure_ends_all_ranks_with_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = (
         "if os.environ['RANK'] == '1':\n"
         "    (folder / 'error.txt').write_text('the cause\\n\\ntraceback')\n    sys.exit(1)\n"
@@ -137,7 +137,7 @@ def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path, monkeypatch: pyt
 
 
 def test_workers_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
-    # the real worker module, held up by a config that opens a pipe which nobody writes to
+    # a child that waits like a worker and watches the pipe of its parent
     code = (
         "import pathlib, subprocess, sys, os\n"
         "from ssl_lightning.launch import ranks\n"
@@ -163,7 +163,7 @@ def test_workers_end_when_the_launcher_is_killed(tmp_path: Path) -> None:
             Path(f"/proc/{worker}/stat").exists()
             and Path(f"/proc/{worker}/stat").read_text().split()[2] == "Z"
         ):
-            return  # ended; whoever adopted it has not reaped it yet
+            return  # ended, but not yet reaped by its new parent
         time.sleep(0.05)
     os.kill(worker, 9)
     pytest.fail("the worker outlived its launcher")

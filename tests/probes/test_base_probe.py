@@ -1,4 +1,4 @@
-"""The runner of the probes: one encode pass per backbone, records as in results.json, clear refusals."""
+"""Runner of the probes: one encode pass per backbone, records as in results.json, clear errors."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.probes.base import BackboneProbe, Probe, Setting, run_probes
+from ssl_lightning.probes.base import BackboneProbe, Probe, ProbeContext, run_probes
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 
@@ -94,10 +94,10 @@ def test_probes_check_what_was_encoded() -> None:
 
 
 class Counting(BackboneProbe):
-    """Counts the test images that it may read, with a backbone of its own."""
+    """Counts the test images in its loader, and runs the backbone itself."""
 
-    def run(self, setting: Setting) -> list[Record]:
-        stages = [setting.backbone(setting.feed(x / 255)) for x, _ in setting.loaders["test"]]
+    def run(self, context: ProbeContext) -> list[Record]:
+        stages = [context.backbone(context.probe_input(x / 255)) for x, _ in context.loaders["test"]]
         return [Record("stage1", "seen", 1.0, sum(len(s[0]) for s in stages), {"heldout": None})]
 
 

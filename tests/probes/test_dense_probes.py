@@ -1,4 +1,4 @@
-"""What the dense probes share: the order of the images, the schedule, the state kept, the processes."""
+"""Shared parts of the dense probes: order of the images, schedule, kept state, processes."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.probes._dense import chunks, read_split, spread
+from ssl_lightning.probes._dense import chunks, evenly_spaced, read_split
 from ssl_lightning.probes._plan import TrainingPlan
 from tests.test_train import results_of
 
@@ -77,12 +77,12 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
 
 def test_slices_and_spreads_cover() -> None:
     assert [list(range(9))[part] for part in chunks(9, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
-    assert spread(3, 5) == [0, 1, 2]
-    assert spread(100, 4) == [0, 25, 50, 75]
+    assert evenly_spaced(3, 5) == [0, 1, 2]
+    assert evenly_spaced(100, 4) == [0, 25, 50, 75]
 
 
 def _split(rank: int, world: int) -> list[tuple[Tensor, list[dict[str, Tensor]]]]:
-    """The share of one process of two global batches of 4 and 3 images, image i filled with i."""
+    """Return one process's share of two global batches of 4 and 3 images, image i filled with i."""
     shares = []
     for batch in (range(4), range(4, 7)):
         mine = torch.tensor_split(torch.tensor(list(batch)), world)[rank].tolist()
@@ -114,7 +114,7 @@ def test_every_process_has_the_whole_split_in_order(tmp_path: Path) -> None:
 
 
 def save_small_sets(cache: Path) -> None:
-    """CIFAR-10 and Fashion-MNIST as they lie in the cache, with 20 images a split."""
+    """Save CIFAR-10 and Fashion-MNIST in the format of the cache, with 20 images per split."""
     draw = np.random.default_rng(0)
     for name, shape in (("cifar10", (32, 32, 3)), ("fashion_mnist", (28, 28, 1))):
         (cache / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Detection probe: hand-worked figures, learning by heart, mirrored boxes, difficult objects, no objects."""
+"""Detection probe: scores worked by hand, overfitting, mirrored boxes, difficult objects, no objects."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ Splits = dict[str, list[tuple[Tensor, list[dict[str, Tensor]]]]]
 
 
 def backbone() -> nn.Module:
-    """Strides 4 and 8: what colour is in each cell."""
+    """Build a network of strides 4 and 8 that sees the colour of each cell."""
     torch.manual_seed(0)
     stages = [
         nn.Sequential(nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU()),
@@ -29,7 +29,7 @@ def backbone() -> nn.Module:
 
 
 def splits() -> Splits:
-    """A bright rectangle of one of two colours on black; every fourth image is empty; 32 x 48 pixels."""
+    """Draw a bright rectangle of one of two colours on black, 32 x 48 pixels; every fourth image is empty."""
     made: Splits = {}
     for split, n in SIZES.items():
         stream = generator("detection", split)
@@ -114,7 +114,7 @@ def test_nothing_to_be_found_is_refused(tmp_path: Path) -> None:
         run(data, tmp_path)
 
 
-# --- the figures ---
+# --- scores ---
 
 A, B = [0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]
 

@@ -1,4 +1,4 @@
-"""Embedding: what is written is what the backbone gave, under the name of its image; neighbours are nearest."""
+"""Embedding: files hold the backbone's features by image name; neighbours match scikit-learn."""
 
 import sys
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_fewer_images_than_asked_for() -> None:
     places, _ = nearest(torch.randn(3, 4, generator=generator("few")), 8, 5)
     assert places.shape == (3, 3)
     assert all(sorted(row) == [0, 1, 2] for row in places.tolist())
-    # twice the same image: the query is itself first, its double next
+    # the same image twice: first the query itself, then its double
     places, cosine = nearest(torch.ones(2, 4), 2, 5)
     assert sorted(places.tolist()) == [[0, 1], [1, 0]]
     assert cosine.tolist() == [[1.0, 1.0]] * 2

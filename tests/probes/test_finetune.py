@@ -1,4 +1,4 @@
-"""Fine-tuning: learns a few images by heart, leaves alone what is frozen, and the backbone it was given."""
+"""Fine-tuning probe: it overfits a few images, and keeps frozen stages and the original backbone."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes.base import run_probes
-from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, loss, weights_behind
+from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, contributing_weights, loss
 
 CLASSES = ("a", "b", "c", "d")
 
@@ -51,7 +51,7 @@ def test_records_of_each_fraction_and_that_they_are_the_same_again() -> None:
     assert [(r.stage, r.metric, r.n) for r in records] == [("stage2", "top1", 24)] * 2
     assert [r.protocol["labels"] for r in records] == [{"train": n, "heldout": 24} for n in (24, 48)]
     assert [r.protocol["fraction"] for r in records] == [0.5, 1.0]
-    for name, value in network.state_dict().items():  # it trained a copy
+    for name, value in network.state_dict().items():  # the probe trained a copy
         assert torch.equal(value, before[name])
     assert all(weight.grad is None for weight in network.parameters())
     torch.manual_seed(1)
@@ -59,7 +59,7 @@ def test_records_of_each_fraction_and_that_they_are_the_same_again() -> None:
 
 
 class Same(Fake):
-    """The training images are the held-out and the test images too."""
+    """The training images serve as held-out and test images too."""
 
     def downstream(self, split: str, batch_size: int | None = None) -> Any:
         return super().downstream("train", batch_size)
@@ -73,7 +73,7 @@ def test_a_few_images_are_learned_by_heart() -> None:
 
 
 def test_training_ends_early_and_the_best_weights_are_tested() -> None:
-    (record,) = tune(backbone(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # never better
+    (record,) = tune(backbone(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # no improvement
     protocol = record.protocol
     assert (protocol["epoch"], protocol["patience"]) == (2, 2)  # two epochs between evaluations
     assert protocol["epochs_run"] == 4
@@ -102,7 +102,7 @@ def test_a_stage_that_is_not_there_is_refused_beforehand() -> None:
     shapes = {f"stage{n}": (3, 4, 4) for n in (1, 2, 3)}
     with pytest.raises(ValueError, match="'stage9'; the backbone has stage1, stage2"):
         FineTuneProbe(stage="stage9").check_backbone(shapes, {})
-    refused = {None: "stage3", "stage2": "stage2"}  # nothing would be left to train
+    refused = {None: "stage3", "stage2": "stage2"}  # these leave nothing to train
     for stage, frozen in refused.items():
         with pytest.raises(ValueError, match=rf"freeze_until is '{frozen}'; .* allowed are stage1, .*null"):
             FineTuneProbe(stage=stage, freeze_until=frozen).check_backbone(shapes, {})
@@ -110,7 +110,7 @@ def test_a_stage_that_is_not_there_is_refused_beforehand() -> None:
 
 
 def caught(monkeypatch: pytest.MonkeyPatch) -> list[FineTuning]:
-    """The modules that are trained from now on."""
+    """Collect the modules that are trained from now on."""
     trained: list[FineTuning] = []
     start = FineTuning.on_train_start
     monkeypatch.setattr(FineTuning, "on_train_start", lambda self: (trained.append(self), start(self))[0])
@@ -129,7 +129,7 @@ def test_a_conv_classifier_and_the_stages_up_to_its_own_are_trained(monkeypatch:
     after = trained[-1].backbone.state_dict()
     kept = {name for name, value in after.items() if torch.equal(value, before[name])}
     assert kept == {name for name in before if name.startswith("stages.2.")}
-    # by hand: convolutions, two numbers a channel of each batch norm, the linear layer with its biases
+    # by hand: convolutions, two weights per channel of each batch norm, the linear layer with its biases
     block = 9 * 8 * 192 + 2 * 192 * 192 + 3 * 2 * 192 + 192 * 4 + 4
     stages = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("stages.2."))
     assert protocol["weights"] == stages + block
@@ -141,7 +141,7 @@ def test_the_last_weights_are_tested_where_nothing_is_selected(monkeypatch: pyte
     figure = FineTuning.figure
     monkeypatch.setattr(FineTuning, "figure", lambda self, s: (figures.append(s), figure(self, s))[1])
     options: dict[str, Any] = {"epochs": 3, "patience": 1, "selection": "last", "head_lr": 1e-12, "lr": 0.0}
-    (record,) = tune(backbone(), make(), milestones=[0.5], **options)  # never better, and trained to its end
+    (record,) = tune(backbone(), make(), milestones=[0.5], **options)  # no improvement, and no early stop
     protocol = record.protocol
     assert [protocol[key] for key in ("epoch", "epochs_run", "selected_on")] == [3, 3, "nothing"]
     assert protocol["labels"] == {"train": 48, "heldout": 24}
@@ -159,7 +159,7 @@ def test_heldout_images_are_trained_on_if_asked_and_none_are_needed(monkeypatch:
     assert both == none
     assert both.protocol["heldout"] is None
     assert not both.protocol["augmented"]
-    with pytest.raises(ValueError, match="FineTuneProbe needs held-out images to choose by"):
+    with pytest.raises(ValueError, match="FineTuneProbe needs held-out images to select on"):
         FineTuneProbe().check(data.label_counts)
 
 
@@ -174,12 +174,12 @@ def test_images_are_augmented_unless_told(monkeypatch: pytest.MonkeyPatch) -> No
     assert asked == [True, False]
 
 
-def test_weights_behind_an_output() -> None:
+def test_contributing_weights_of_an_output() -> None:
     network = backbone()
     maps = network(torch.zeros(1, 3, 16, 16))
     names = [name for name, _ in network.named_parameters()]
-    assert weights_behind(network, maps[0]) == {name for name in names if name.startswith("stages.0.")}
-    assert weights_behind(network, maps[1]) == set(names)
+    assert contributing_weights(network, maps[0]) == {name for name in names if name.startswith("stages.0.")}
+    assert contributing_weights(network, maps[1]) == set(names)
 
 
 def test_loss_of_several_classes_does_not_count_ignored_labels() -> None:

@@ -1,4 +1,4 @@
-"""kNN probe: against scikit-learn; held-out images are no neighbours of themselves."""
+"""kNN probe: against scikit-learn; a held-out image is not its own neighbour."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Linear probe: against scikit-learn, and blind to the test split until the end."""
+"""Linear probe: against scikit-learn; the test split selects nothing."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ SIZES = {"train": 300, "heldout": 100, "test": 200}
 
 
 def make(noise: float = 1.5, classes: int = CLASSES) -> Features:
-    """One stage of 16 features, of unequal scale and with a mean that is not 0."""
+    """Make one stage of 16 features with unequal scales and means other than 0."""
     labels, pooled = {}, {}
     centres = torch.randn(classes, 16, generator=generator("centres"))
     for split, n in SIZES.items():
@@ -48,8 +48,8 @@ def test_figures_are_scikit_learns(refit: bool) -> None:
     best = np.argsort(-probability, axis=1)
     for k in (1, 5):
         expected = (best[:, :k] == labels["test"][:, None]).any(1).mean()
-        assert records[f"top{k}"].value == pytest.approx(expected, abs=1 / 200)  # a near tie may turn
-    assert 0.4 < records["top1"].value < 0.95  # neither hopeless nor trivial, or this says little
+        assert records[f"top{k}"].value == pytest.approx(expected, abs=1 / 200)  # a near tie may flip
+    assert 0.4 < records["top1"].value < 0.95  # the test needs a task that is neither hopeless nor trivial
 
 
 def test_the_penalty_is_the_best_on_heldout_images() -> None:
@@ -107,7 +107,7 @@ def test_no_convergence_is_said() -> None:
 
 
 def test_nothing_to_choose_by_is_refused() -> None:
-    with pytest.raises(ValueError, match="LinearProbe needs held-out images to choose by"):
+    with pytest.raises(ValueError, match="LinearProbe needs held-out images to select on"):
         LinearProbe().check({"train": 300, "heldout": 0, "test": 5})
 
 
@@ -137,6 +137,6 @@ def test_wide_stages_are_pooled_to_fewer_cells() -> None:
     assert {stage: p["pool"] for stage, p in found.items()} == {
         "stage1": [4, 4],  # 64 features
         "stage2": [2, 2],  # 160: 4 x 4 would be 640
-        "stage3": [1, 1],  # 400, and no fewer cells are left
+        "stage3": [1, 1],  # 400; one cell is always allowed
     }
     assert found["stage2"]["dims"] == 160

@@ -1,4 +1,4 @@
-"""Low-shot probe: the draws are stratified and the same everywhere, the figures those of scikit-learn."""
+"""Low-shot probe: stratified and reproducible draws, scores against scikit-learn."""
 
 import statistics
 
@@ -58,7 +58,7 @@ def test_one_label_draws_are_stratified_and_nested(k: int) -> None:
     assert torch.equal(drawn[rows], targets[rows])
     assert (drawn[~rows] == -1).all()
     more = (draw_images(targets, k + 1, 0, one_label=True) >= 0).any(1)
-    assert (more | ~rows).all()  # a larger draw takes them too
+    assert (more | ~rows).all()  # a larger draw includes them
 
 
 def test_draws_of_several_classes_an_image_take_images_with_and_without_each() -> None:
@@ -105,7 +105,7 @@ def test_numbers_that_the_smallest_class_does_not_have_are_left_out() -> None:
     assert records[0].protocol["candidates"] == [16.0]
     assert records[0].protocol["selected_on"] == "nothing"
     assert records[1].protocol["selected_on"].startswith("2-fold")
-    with pytest.raises(ValueError, match="begins with 30 images a class, and a class has 20"):
+    with pytest.raises(ValueError, match="begins with 30 images per class, and the smallest class has 20"):
         LowShotProbe(ks=[30]).run(make(), num_classes=CLASSES)
 
 
@@ -124,5 +124,5 @@ def test_bad_values_are_refused(options: dict) -> None:
 
 
 def test_too_few_labels_are_refused_beforehand() -> None:
-    with pytest.raises(ValueError, match="begins with 8 images a class, and there are 15"):
+    with pytest.raises(ValueError, match="begins with 8 images per class, and there are 15"):
         LowShotProbe(ks=[8]).check({"train": 15, "heldout": 1, "test": 1})

@@ -1,4 +1,4 @@
-"""Non-linear probe: augmented or not, selected or not, in any memory; against a plain loop."""
+"""Non-linear probe: against a plain loop, with and without augmentation, selection and enough memory."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.probes._map_sources import KeptMaps, accuracy
-from ssl_lightning.probes._shared_maps import SharedMaps, Wanted
+from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.nonlinear import NonLinearProbe, Training
 
@@ -23,7 +23,7 @@ TEST = 24
 
 
 class Backbone(nn.Module):
-    """Two stages: the image at half and at a quarter of its size; counts the images that enter it."""
+    """Two stages at a half and a quarter of the image's size; counts its input images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def probe_once(data: Fake, **options: Any) -> Record:
 
 
 class Watched(Training):
-    """Remembers top-1 on held-out maps after each epoch."""
+    """Records top-1 on held-out maps after each epoch."""
 
     def __init__(
         self, probe: NonLinearProbe, x: Tensor, labels: Tensor, heldout: tuple[Tensor, Tensor]
@@ -69,8 +69,8 @@ class Watched(Training):
         super().__init__(network, probe.lr, probe.milestones)
         self.heldout, self.by_epoch = heldout, list[float]()
         maps: Any = SimpleNamespace(get=lambda wanted: {"train": (x, labels), "heldout": heldout})
-        setting: Any = SimpleNamespace(maps=maps, seed=0)
-        probe.train([self], KeptMaps(setting, probe.maps[0], probe.choice, probe.batch_size))
+        context: Any = SimpleNamespace(maps=maps, seed=0)
+        probe.train([self], KeptMaps(context, probe.maps[0], probe.choice, probe.batch_size))
 
     def end_epoch(self, figure: float | None) -> None:
         self.by_epoch.append(accuracy(self.network, *self.heldout))
@@ -83,7 +83,7 @@ def test_a_few_images_are_learned_by_heart(classifier: str) -> None:
     torch.manual_seed(0)
     x, labels = torch.randn(24, 5, 4, 4), torch.randint(3, (24,))
     probe = NonLinearProbe(classifier=classifier, epochs=40, batch_size=12, lr=0.02)
-    # held-out maps are the same ones: the best epoch is the one that knows them all
+    # the held-out maps are the training maps, so the best epoch classifies all of them
     training = Watched(probe, x, labels, (x, labels))
     assert training.by_epoch[0] < max(training.by_epoch) == accuracy(training.network, x, labels) == 1.0
 
@@ -121,7 +121,7 @@ def test_the_weights_of_the_best_or_of_the_last_epoch_are_kept(selection: str) -
 
 @pytest.mark.parametrize("labels", ["train", "train+heldout"])
 def test_augmented_training_is_a_plain_loop_over_the_loader(labels: str) -> None:
-    # whole batches only: 60 or 80 images, 7 or 10 of 8; two stages are trained side by side
+    # full batches only: 60 or 80 images give 7 or 10 batches of 8; two stages train side by side
     options: dict[str, Any] = {"epochs": 3, "batch_size": 8, "selection": "last", "labels": labels}
     probe = NonLinearProbe(stage=["stage1", "stage2"], augment=True, **options)
     records = probe_all(make(crop_padding=3, flip=True), Backbone(), nonlinear=probe)
@@ -180,7 +180,7 @@ def test_without_heldout_images_the_last_weights_are_tested() -> None:
         assert both.protocol == last.protocol  # the images are the same
         if augment:  # and so is their order
             assert both == last
-    with pytest.raises(ValueError, match=r"needs held-out images to choose by, and data\.heldout is 0"):
+    with pytest.raises(ValueError, match=r"needs held-out images to select on, and data\.heldout is 0"):
         NonLinearProbe().check(make(heldout=0).label_counts)
 
 
@@ -193,7 +193,7 @@ def test_probes_share_a_pass_and_get_what_they_get_alone() -> None:
     }
     together, once = Backbone(), 104
     records = probe_all(make(), together, **probes)
-    shapes = 1  # of an image that is encoded to find the shapes
+    shapes = 1  # one image is encoded to find the shapes
     assert together.images == once + shapes
     alone = [
         record for name, probe in probes.items() for record in probe_all(make(), Backbone(), **{name: probe})
@@ -206,14 +206,14 @@ def test_probes_share_a_pass_and_get_what_they_get_alone() -> None:
     [
         (1.0, 1, "float32"),
         (4.0 * 104 * 3 * (64 + 16) / 1e9, 1, "float32"),  # both stages just fit
-        (4.0 * 104 * 3 * (64 + 15) / 1e9, 2, "float32"),  # not beside each other
-        (2.0 * 104 * 3 * 64 / 1e9, 2, "bfloat16"),  # the larger one only so
+        (4.0 * 104 * 3 * (64 + 15) / 1e9, 2, "float32"),  # not together
+        (2.0 * 104 * 3 * 64 / 1e9, 2, "bfloat16"),  # the larger one fits only in bfloat16
     ],
 )
 def test_maps_of_a_pass_fit_in_the_memory(gigabytes: float, passes: int, kept: str) -> None:
     data = make()
     data.setup()
-    wanted = [Wanted(stage, 8, gigabytes) for stage in ("stage1", "stage2", "stage1")]
+    wanted = [MapRequest(stage, 8, gigabytes) for stage in ("stage1", "stage2", "stage1")]
     loaders = {split: data.downstream(split) for split in ("train", "heldout", "test")}
     maps = SharedMaps(Backbone(), lambda x: x, loaders, 104, wanted, precision=nullcontext, device="cpu")
     for each in wanted[:2]:
@@ -226,7 +226,7 @@ def test_maps_of_a_pass_fit_in_the_memory(gigabytes: float, passes: int, kept: s
     assert str(maps.get(wanted[2])["test"][0].dtype) == f"torch.{kept}"
     if passes == 1:
         assert maps.passes == 1
-    assert maps._kept == {}  # nobody asks for anything any more
+    assert maps._kept == {}  # no request is left
 
 
 def test_maps_that_do_not_fit_are_halved_and_then_refused_before_any_work() -> None:
@@ -291,6 +291,6 @@ def test_bad_values_are_refused(options: dict) -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="trains on 2 labelled images or more; there are 1"):
+    with pytest.raises(ValueError, match="needs at least 2 labelled training images; there are 1"):
         NonLinearProbe().check({"train": 1, "heldout": 3, "test": 5})
     NonLinearProbe(selection="last", labels="train+heldout").check({"train": 1, "heldout": 3, "test": 5})

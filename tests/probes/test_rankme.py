@@ -1,4 +1,4 @@
-"""RankMe probe: the rank of what the backbone makes of unlabelled images, of every stage; no labels needed."""
+"""RankMe probe: rank of every stage on unlabelled images against numpy, without labels."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ssl_lightning.probes.rankme import RankMeProbe
 
 
 class Backbone(nn.Module):
-    """Mean colour, and one number for it."""
+    """The mean colour, and one feature of it."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         colour = x.mean((2, 3), keepdim=True)

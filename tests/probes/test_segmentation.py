@@ -1,4 +1,4 @@
-"""Segmentation probe: hand-worked mIoU, learning by heart, how often is encoded, the test split apart."""
+"""Segmentation probe: mIoU worked by hand, overfitting, number of encodings, untouched test split."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ SIZES = {"train": 12, "heldout": 4, "test": 8}
 
 
 class Backbone(nn.Module):
-    """Two stages of strides 1 and 2 that hold the image, and something learnable; counts its images."""
+    """Two stages of strides 1 and 2: the image and a trainable layer; counts its images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ Splits = dict[str, list[tuple[Tensor, Tensor]]]
 
 
 def splits(change: Callable[[Tensor], Tensor] = lambda masks: masks) -> Splits:
-    """Pixels whose red says which of two classes they are, in two batches a split; 6 x 10 pixels."""
+    """Make images of 6 x 10 pixels whose red channel gives one of two classes, in two batches per split."""
     made = {}
     for split, n in SIZES.items():
         stream = generator("segmentation", split)
@@ -74,7 +74,7 @@ def test_masks_are_learned_and_a_perfect_answer_scores_one(tmp_path: Path) -> No
     assert protocol["per_class"] == {"left": 1.0, "right": 1.0, "absent": None}
     assert protocol["heldout"] == 1.0
     assert (protocol["backbone"], protocol["maps"]) == ("frozen", "kept")
-    assert protocol["chosen_step"] == 20  # the first of the best
+    assert protocol["chosen_step"] == 20  # the first of equal ones
 
 
 def test_iou_is_over_all_pixels_of_the_split_worked_by_hand(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_iou_is_over_all_pixels_of_the_split_worked_by_hand(tmp_path: Path) -> N
     data["test"] = [(images, masks[4 * i : 4 * i + 4]) for i, (images, _) in enumerate(data["test"])]
     (record,) = run(data, tmp_path, stages=[1])
     lefts = int((flat == 0).sum())
-    left = lefts / (lefts + len(wrong))  # found: all of them and the wrong ones
+    left = lefts / (lefts + len(wrong))  # predicted: all true pixels and the wrong ones
     assert record.protocol["per_class"] == {"left": pytest.approx(left), "right": 1.0, "absent": 0.0}
     assert record.value == pytest.approx((left + 1 + 0) / 3)
 
@@ -97,11 +97,11 @@ def test_void_pixels_count_nowhere(tmp_path: Path) -> None:
     def voided(masks: Tensor) -> Tensor:
         masks = masks.clone()
         masks[:, :2] = 255
-        masks[0] = 255  # a whole image
+        masks[0] = 255  # a full image
         return masks
 
     clean, void = splits(), splits(voided)
-    for split in SIZES:  # what is under the void pixels is of no concern, in training or in test
+    for split in SIZES:  # the image under void pixels does not matter, in training or in test
         for images, masks in void[split]:
             images[:, 0][masks == 255] = 200
     (record,) = run(void, tmp_path, stages=[1])

@@ -1,4 +1,4 @@
-"""SVM probe: against scikit-learn; C and the held-out figure never see what they must not."""
+"""SVM probe: against scikit-learn; C and the held-out score use only the allowed images."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops import svm
 from ssl_lightning.ops.average_precision import mean_average_precision
-from ssl_lightning.probes._svm import as_targets, deal, fit, fit_cross_validated, solver
+from ssl_lightning.probes._svm import as_targets, assign_folds, fit, fit_cross_validated, solver
 from ssl_lightning.probes.svm import SVMProbe
 from tests.ops._bounds import assert_same_svms
 
@@ -20,7 +20,7 @@ SIZES = {"train": 120, "heldout": 60, "test": 80}
 
 
 def make(noise: float = 1.0, *, several: bool = False) -> Features:
-    """Gaussian clusters; with `several` each image shows about a third of the classes, some are ignored."""
+    """Draw Gaussian clusters; with `several`, each image shows about a third of the classes, some ignored."""
     centres = torch.randn(CLASSES, 12, generator=generator("centres"))
     labels, pooled = {}, {}
     for split, n in SIZES.items():
@@ -89,7 +89,7 @@ def test_c_is_what_cross_validation_says() -> None:
     costs = [1e-3, 0.1, 10.0]
     x, targets = torch.from_numpy(unit(features, "train")), features.labels["train"]
     found = fit_cross_validated(x, targets, costs, 3, one_label=False, max_iter=100)
-    part = deal(targets, 3, one_label=False)
+    part = assign_folds(targets, 3, one_label=False)
     for k in range(CLASSES):
         rows = (targets[:, k] >= 0).numpy()
         y = np.where(targets[rows, k] == 1, 1, -1)
@@ -99,7 +99,7 @@ def test_c_is_what_cross_validation_says() -> None:
             for c in costs
         ]
         assert found.costs[k] == costs[int(np.argmax(scores))]
-    assert len(set(found.costs.tolist())) > 1  # it does choose
+    assert len(set(found.costs.tolist())) > 1  # the choice varies
 
 
 def test_one_label_shares_the_c_of_the_best_top1() -> None:
@@ -107,7 +107,7 @@ def test_one_label_shares_the_c_of_the_best_top1() -> None:
     costs = [1e-4, 1e-2, 1.0, 100.0]
     x, labels = torch.from_numpy(unit(features, "train")), features.labels["train"]
     found = fit_cross_validated(x, as_targets(labels, CLASSES), costs, 3, one_label=True, max_iter=100)
-    part = deal(as_targets(labels, CLASSES), 3, one_label=True)[:, 0]
+    part = assign_folds(as_targets(labels, CLASSES), 3, one_label=True)[:, 0]
     accuracy = []
     for cost in costs:
         right = []
@@ -124,12 +124,12 @@ def test_one_label_shares_the_c_of_the_best_top1() -> None:
 
 def test_parts_have_their_share_of_every_class() -> None:
     labels = torch.tensor([0] * 7 + [1] * 6 + [2] * 2)
-    part = deal(as_targets(labels, 3), 3, one_label=True)
+    part = assign_folds(as_targets(labels, 3), 3, one_label=True)
     for fold in range(3):
         counts = labels[part[:, 0] == fold].bincount(minlength=3)
         assert counts.tolist() in ([3, 2, 1], [2, 2, 1], [2, 2, 0])
     targets = features_targets()
-    part = deal(targets, 3, one_label=False)
+    part = assign_folds(targets, 3, one_label=False)
     for k in range(CLASSES):
         sizes = part[targets[:, k] == 1, k].bincount(minlength=3)
         assert sizes.max() - sizes.min() <= 1
@@ -149,7 +149,7 @@ def test_machines_fitted_a_few_at_a_time_are_the_same(several: bool, monkeypatch
         one_label = not several
         found.append(fit_cross_validated(x, targets, [0.25, 4.0], 3, one_label=one_label, max_iter=100))
     assert torch.equal(found[0].costs, found[1].costs)
-    costs = found[0].costs[:, None] * (1 + targets.T)  # positives weigh 2, -1 nothing
+    costs = found[0].costs[:, None] * (1 + targets.T)  # weight 2 for positives, 0 for -1
     weights = [torch.cat([each.weight, each.bias[:, None]], 1) for each in found]
     assert_same_svms(*weights, torch.cat([x, x.new_ones(len(x), 1)], 1), 2.0 * targets.T - 1, costs)
 
@@ -179,5 +179,5 @@ def test_a_machine_that_was_not_solved_is_said() -> None:
 def test_bad_values_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=rf"probe\.svm\.{next(iter(options))}"):
         SVMProbe(**options)
-    with pytest.raises(ValueError, match="folds is 3, and there are 2"):
+    with pytest.raises(ValueError, match="folds is 3; it must be at most 2"):
         SVMProbe().check({"train": 2, "heldout": 1, "test": 1})

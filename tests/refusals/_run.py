@@ -1,4 +1,4 @@
-"""A tiny run, for what is refused of the files that a run leaves; and the entrances that read them."""
+"""Tiny run for the tests of refusals, and the entry points that read its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ssl_lightning.run.execute import run
 from ssl_lightning.run.parts import build_parts
 from tests._composed import composed
 
-# one epoch, which `resume` makes two; tests/test_user_loop.py resumes with every callback
+# one epoch, and `resume` adds one; tests/test_user_loop.py resumes with every callback
 TINY = [
     "data=fake", "data.num_train=32", "data.num_test=16", "data.heldout=16", "data.batch_size=8",
     "data.image_size=16", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "logger=[]",
@@ -29,7 +29,7 @@ TINY = [
 
 
 def make_run(folder: Path, *overrides: str) -> Path:
-    """Train for one epoch, in this process, and leave what a run leaves."""
+    """Train for one epoch in this process; return the run folder."""
     given = [*TINY, *overrides]
     cfg = composed(given, folder)
     OmegaConf.update(cfg, "overrides", given, force_add=True)
@@ -46,7 +46,7 @@ def composed_with(folder: Path, *overrides: str) -> Any:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every file below a folder, with the digest of what it holds."""
+    """Return the digest of every file below a folder."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(begin(path)).hexdigest() + f" {path.stat().st_size}"
         for path in sorted(folder.rglob("*"))
@@ -55,32 +55,32 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def begin(path: Path) -> bytes:
-    """The content of a file, of absurd ones the beginning."""
+    """Return the content of a file, or the beginning of a huge one."""
     with open(path, "rb") as file:
         return file.read(1 << 24)
 
 
 def resume(folder: Path) -> None:
-    """What `train.py resume=` does in its process, then what the worker does, to the end."""
+    """Run the launcher part of `train.py resume=` and then the worker, in this process."""
     cfg = resumed_config(folder, ["trainer.max_epochs=2"], conf_dir())
     check_checkpoint(folder, cfg)
     run(cfg, folder)
 
 
 def init_from(path: Path) -> None:
-    """Build a new run with `init_from=`, up to where work would start."""
+    """Build a new run with `init_from=`, without training."""
     build_parts(composed_with(path.parent / "new", f"init_from='{path}'"), path.parent / "new")
 
 
 def evaluate_run(folder: Path) -> None:
-    """What `evaluate.py run=` does."""
+    """Do the work of `evaluate.py run=`."""
     cfg = resumed_config(folder, [], conf_dir())
     cfg.update(init_from=None, checkpoint="last", callbacks={}, logger={})
     evaluate(cfg, folder)
 
 
 def evaluate_weights(path: Path) -> None:
-    """What `evaluate.py weights=` builds: the control that trains nothing, around given weights."""
+    """Build the untrained task of `evaluate.py weights=` around given weights."""
     folder = path.parent / "evaluated"
     build_parts(composed_with(folder, "task=random", "callbacks=[]", f"init_from='{path}'"), folder)
 
@@ -101,11 +101,11 @@ def circle(path: Path) -> None:
 
 def absurd(path: Path) -> None:
     with open(path, "r+b") as file:
-        file.truncate(1 << 40)  # a terabyte that takes no room
+        file.truncate(1 << 40)  # a sparse terabyte
 
 
 class Attack:
-    """A pickle that would make a file where it is read."""
+    """Object whose pickle creates a file when it is loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -115,7 +115,7 @@ class Attack:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the content of a checkpoint: in place, or to what `change` returns."""
+    """Change the content of a checkpoint in place, or replace it by the result of `change`."""
     content = torch.load(path, weights_only=True)
     changed = change(content)
     torch.save(content if changed is None else changed, path)

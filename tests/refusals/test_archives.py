@@ -1,4 +1,4 @@
-"""Archives that may be malicious, one table for every way in which one is unpacked: tar, npm, and Debian."""
+"""Refusals of malicious archives, one table for all formats: tar, npm, and Debian."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ ATTACKS: dict[str, tuple[list[Member], str]] = {
         [special("a/b", tarfile.SYMTYPE, "."), special("c", tarfile.SYMTYPE, "a/b/../.."), file("c/owned")],
         "outside the destination",
     ),
-    "a hard link to what is outside": ([special("a", tarfile.LNKTYPE, "../victim")], "outside the dest"),
+    "a hard link to a file outside": ([special("a", tarfile.LNKTYPE, "../victim")], "outside the dest"),
     "a hard link to a file of the system": ([special("a", tarfile.LNKTYPE, "/etc/passwd")], "absolute path"),
     "a device": ([special("a", tarfile.CHRTYPE)], "special file"),
     "a disk": ([special("a", tarfile.BLKTYPE)], "special file"),
     "a pipe": ([special("a", tarfile.FIFOTYPE)], "special file"),
-    "one name twice": ([file("a"), file("A")], "'A' is in it twice"),
-    "a bomb": ([file("zeros", 5_000_000)], "more than the 10,000 bytes expected"),
-    "many files of nothing": ([file(f"{n}", 0) for n in range(100)], "more than the 10,000 bytes expected"),
+    "one name twice": ([file("a"), file("A")], "holds 'A' twice"),
+    "a bomb": ([file("zeros", 5_000_000)], "exceeds the limit of 10,000 bytes"),
+    "many files of nothing": ([file(f"{n}", 0) for n in range(100)], "exceeds the limit of 10,000 bytes"),
 }  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def tar_of(members: list[Member]) -> bytes:
 
 
 def deb_of(data: bytes) -> bytes:
-    """A package of Debian by hand: an `ar` archive of three files."""
+    """Write a Debian package by hand: an `ar` archive of three files."""
     control = gzip.compress(tar_of([]))
     parts = {"debian-binary": b"2.0\n", "control.tar.gz": control, "data.tar.xz": lzma.compress(data)}
     out = b"!<arch>\n"
@@ -76,7 +76,7 @@ def deb_of(data: bytes) -> bytes:
 
 
 def by_npm(path: Path, into: Path) -> None:
-    """The decoder of the package, whose limit is that of CIFAR-10."""
+    """Decode with the package's own decoder, whose limit suits CIFAR-10."""
     limit, cifar10.MAX_BYTES = cifar10.MAX_BYTES, LIMIT
     try:
         cifar10.decode_npm(path)
@@ -98,14 +98,14 @@ FEW = ["tar", *(pytest.param(way, marks=pytest.mark.slow) for way in list(WAYS)[
 
 @pytest.mark.parametrize("way", FEW)
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_archive_that_attacks_is_refused(name: str, way: str, tmp_path: Path) -> None:
+def test_a_malicious_archive_is_refused(name: str, way: str, tmp_path: Path) -> None:
     members, answer = ATTACKS[name]
     pack, unpack_it = WAYS[way]
     inside = tmp_path / "inside"
     inside.mkdir()
     (tmp_path / "victim").write_text("as it was")
     (inside / "archive").write_bytes(pack(tar_of(members)))
-    with pytest.raises(ValueError, match=f"archive is not unpacked: .*({answer})"):
+    with pytest.raises(ValueError, match=f"archive cannot be unpacked: .*({answer})"):
         unpack_it(inside / "archive", inside / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inside", "victim"]
     assert (tmp_path / "victim").read_text() == "as it was"
@@ -131,9 +131,9 @@ def test_a_good_archive_is_unpacked(way: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["tar.gz", "deb"])
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.6])
-def test_an_archive_that_is_cut_is_refused(way: str, part: float, tmp_path: Path) -> None:
+def test_a_cut_archive_is_refused(way: str, part: float, tmp_path: Path) -> None:
     pack, unpack_it = WAYS[way]
     data = pack(tar_of([file("a", 3000)]))
     (tmp_path / "archive").write_bytes(data[: int(part * len(data))])
-    with pytest.raises(ValueError, match="archive is not unpacked: "):
+    with pytest.raises(ValueError, match="archive cannot be unpacked: "):
         unpack_it(tmp_path / "archive", tmp_path / "out")

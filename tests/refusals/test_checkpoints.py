@@ -1,7 +1,7 @@
-"""What is refused of checkpoints and exported backbones, in tables: how the file is made bad, and the answer.
+"""Refusals of checkpoints and exported backbones, in tables of how to spoil the file and the error.
 
-Every case goes through an entrance as a user has it, in this process, up to where work would start; what was
-there before is compared by its digest. That the line reaches the terminal is shown in processes of their own.
+Every case goes through an entry point of users, in this process, up to the start of work. Digests show that
+existing files stay unchanged. Tests in separate processes show that the error reaches the terminal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Spoil = Callable[[Path], Any]
 
 
 def cut(part: float) -> Spoil:
-    """Keep a part of the file, or where it is negative all but so many bytes."""
+    """Keep a fraction of the file; if negative, drop this number of bytes."""
 
     def spoil(path: Path) -> None:
         whole = path.read_bytes()
@@ -84,8 +84,8 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "text": (put(b"this is no checkpoint\n"), "torn or not a checkpoint"),
     "a zip of something else": (other_zip, "cannot be read as a checkpoint"),
     "a packed archive": (packed, "torn or not a checkpoint"),
-    "a folder": (folder, "no plain file|holds neither"),
-    "a pipe": (pipe, "no plain file|is a pipe, socket or device"),
+    "a folder": (folder, "plain file|holds neither"),
+    "a pipe": (pipe, "plain file|is a pipe, socket or device"),
     "a link in a circle": (circle, "Too many levels of symbolic links"),
     "a terabyte": (absurd, "bytes; allowed are at most"),
     "of torch before 1.6": (of_old_torch, "may be from torch before 1.6"),
@@ -103,7 +103,7 @@ def renamed(weights: dict[str, Any]) -> None:
 
 
 def set_to(make: Callable[[torch.Tensor], Any]) -> Spoil:
-    """Put something else in the place of the first convolution."""
+    """Replace the weight of the first convolution."""
 
     def change(weights: dict[str, Any]) -> None:
         name = first_weight(weights)
@@ -144,7 +144,7 @@ def drop_first(weights: dict[str, Any]) -> None:
     del weights[first_weight(weights)]
 
 
-WEIGHTS: dict[str, tuple[Spoil, str]] = {  # of a checkpoint, whichever entrance reads it
+WEIGHTS: dict[str, tuple[Spoil, str]] = {  # of a checkpoint, at every entry point
     "a backbone of other widths": (
         set_to(lambda w: w.repeat(2, 1, 1, 1)),
         r"another shape: \S*\.0\.0\.0\.weight",
@@ -166,7 +166,7 @@ WEIGHTS: dict[str, tuple[Spoil, str]] = {  # of a checkpoint, whichever entrance
     "a sparse weight": (set_to(lambda w: w.to_sparse()), "another kind: .*sparse_coo for float32"),
     "a weight of nowhere": (set_to(lambda w: w.to("meta")), "another kind: .*meta for float32"),
     "a newer version": (changed("ssl_lightning_schema", 2), "made by a newer ssl-lightning: its schema is 2"),
-    "a version that is no number": (changed("ssl_lightning_schema", "2"), "no schema number"),
+    "a version that is not a number": (changed("ssl_lightning_schema", "2"), "no schema number"),
     "a list": (lambda path: rewrite(path, lambda content: [content]), "holds a list, not a checkpoint"),
     "a tensor": (lambda path: torch.save(torch.zeros(3), path), "holds a Tensor, not a checkpoint"),
     "code": (attack, "it would run .*mknod, and code of a file is never run"),
@@ -183,7 +183,7 @@ OF_A_RUN: dict[str, tuple[Spoil, str]] = {  # of the state of a task
 OF_A_RESUME: dict[str, tuple[Spoil, str]] = {  # of the state of its training
     "weights alone": (
         lambda path: rewrite(path, lambda content: {"state_dict": content["state_dict"]}),
-        "no checkpoint of a run: epoch is missing. Mere weights are given as init_from=",
+        "not a checkpoint of a run: epoch is missing; give a file of weights as init_from=",
     ),
     "no optimizer": (without("optimizer_states"), "optimizer_states is missing"),
     "no loops": (without("loops"), "loops is missing"),
@@ -203,19 +203,19 @@ OF_A_RESUME: dict[str, tuple[Spoil, str]] = {  # of the state of its training
         moments(lambda m: m * float("nan")),
         "momentum_buffer of .* is not finite",
     ),
-    "callbacks that say nothing": (
+    "callbacks without state": (
         lambda path: rewrite(path, lambda c: c["callbacks"].update({"Metrics": {}})),
-        "no checkpoint of a run: the state of Metrics",
+        "not a checkpoint of a run: the state of Metrics",
     ),
 }
 OF_RUNS = FILES | WEIGHTS | OF_A_RUN
-# A run goes on from the checkpoint before a broken one; here there is none
+# A run resumes from the checkpoint before a broken one; here there is none
 TORN = {name: "torn; start a new run|a pipe, socket" for name in FILES if name != "a zip of something else"}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    """Lightning says for every trainer which GPUs there are not."""
+    """Silence Lightning's line about missing GPUs, printed for every trainer."""
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
@@ -228,17 +228,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Path:
-    """The run folder of a friend, at another place."""
+    """Return a copy of a run folder at another place."""
     return Path(shutil.copytree(made, tmp_path / "run"))
 
 
 def refused(enter: Callable[[Path], None], path: Path, answer: str, kept: Path) -> None:
-    """See that an entrance refuses a path in one line, and that everything below `kept` is as it was."""
+    """Check that an entry point refuses a path in one line, and that files below `kept` stay unchanged."""
     before = digests(kept)
     with pytest.raises(Exception, match=answer) as caught:
         enter(path)
     error = caught.value
-    # what the worker, and Hydra, tell in one line; everything else has a traceback
+    # errors that the worker and Hydra print in one line; others have a traceback
     assert isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("ssl_lightning")
     assert len(str(error)) < 1500
     assert digests(kept) == before
@@ -274,8 +274,8 @@ def test_weights_from_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_the_same_run_is_accepted_by_every_entrance(copy: Path) -> None:
-    """So that the tables refuse what a case does to the file."""
+def test_the_same_run_is_accepted_by_every_entry_point(copy: Path) -> None:
+    """Show that the tables refuse only the change of each case."""
     entrance.load_backbone(copy)
     entrance.init_from(copy / LAST)
     entrance.evaluate_weights(copy)
@@ -290,7 +290,7 @@ def test_the_same_run_is_accepted_by_every_entrance(copy: Path) -> None:
 
 
 def header(change: Callable[[dict[str, Any]], Any]) -> Spoil:
-    """Change what a safetensors file says that it holds, and leave its bytes."""
+    """Change the header of a safetensors file, and keep its data."""
 
     def spoil(path: Path) -> None:
         whole = path.read_bytes()
@@ -317,8 +317,8 @@ def backbone(change: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
     return spoil
 
 
-def absurd_but_true(path: Path) -> None:
-    """A header that promises half a terabyte, in a file that seems to have it."""
+def huge_and_consistent(path: Path) -> None:
+    """Write a header for half a terabyte into a sparse file of this size."""
     text = json.dumps({"w": {"dtype": "U8", "shape": [1 << 35], "data_offsets": [0, 1 << 35]}}).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     with open(path, "r+b") as file:
@@ -338,7 +338,7 @@ EXPORT: dict[str, tuple[Spoil, str]] = {
     "text": (put(b"these are no weights, though more than 8 bytes\n"), NO_SAFETENSORS),
     "a zip": (other_zip, NO_SAFETENSORS),
     "a folder": (folder, "cannot be read|holds neither"),
-    "a pipe": (pipe, "no plain file"),
+    "a pipe": (pipe, "plain file"),
     "a link in a circle": (circle, "Too many levels of symbolic links"),
     "a terabyte": (absurd, "bytes; allowed are at most"),
     "a header of 2**63 bytes": (put(struct.pack("<Q", 1 << 63) + b"{}"), NO_SAFETENSORS),
@@ -347,8 +347,8 @@ EXPORT: dict[str, tuple[Spoil, str]] = {
     "weights beyond the file": (of_first(data_offsets=[0, 1 << 50]), NO_SAFETENSORS),
     "a shape larger than its bytes": (of_first(shape=[1 << 60, 4]), NO_SAFETENSORS),
     "a shape that overflows": (of_first(shape=[1 << 40, 1 << 40]), NO_SAFETENSORS),
-    "a type that there is not": (of_first(dtype="F4096"), NO_SAFETENSORS),
-    "weights that are not ours, of 32 GB": (absurd_but_true, "missing.*1 unexpected: w|unable to mmap"),
+    "an unknown type": (of_first(dtype="F4096"), NO_SAFETENSORS),
+    "weights that are not ours, of 32 GB": (huge_and_consistent, "missing.*1 unexpected: w|unable to mmap"),
     "a NaN": (value_of_first(float("nan")), "1 not finite: stages.0.0.0.weight"),
     "an infinite weight": (value_of_first(float("inf")), "1 not finite: stages.0.0.0.weight"),
     "a missing weight": (backbone(drop_first), "1 missing: stages.0.0.0.weight"),
@@ -392,24 +392,26 @@ DESCRIPTION: dict[str, tuple[Spoil, str]] = {
     "not UTF-8": (put(b'{"schema": 1, "a": "\xff"}'), BESIDE + "broken: 'utf-8'"),
     "a list": (put(b"[]"), BESIDE + "foreign"),
     "nested deeply": (put(b"[" * 500_000), BESIDE + "broken: it is nested too deeply"),
-    "NaN": (put(b'{"schema": NaN}'), BESIDE + "broken: NaN is no number of JSON"),
+    "NaN": (put(b'{"schema": NaN}'), BESIDE + "broken: NaN is not a JSON number"),
     "of 16 MB": (put(b" " * (1 << 24)), BESIDE + "broken: it has 16,777,216 bytes"),
-    "a pipe": (pipe, BESIDE + "broken: no plain file"),
+    "a pipe": (pipe, BESIDE + "broken: plain file"),
     "a link in a circle": (circle, BESIDE + ".*Too many levels of symbolic links"),
     "a newer version": (top(schema=2), BESIDE + "made by a newer ssl-lightning: its schema is 2"),
     "no version": (top(schema=None), BESIDE + "foreign: it has no schema number"),
     "no backbone": (top(backbone=[]), BESIDE),
-    "a class of torch": (says(_target_="torch.nn.Conv2d"), "'torch.nn.Conv2d'; only backbones of ssl_lightning"),
-    "a function of the system": (says(_target_="os.system"), "'os.system'; only backbones of ssl_lightning"),
-    "what a module of backbones imports": (
-        says(_target_="ssl_lightning.networks.timm_backbone.get_close_matches"), "only backbones of ssl_light",
+    "a class of torch": (
+        says(_target_="torch.nn.Conv2d"), "'torch.nn.Conv2d'; only backbones of ssl_lightning"
     ),
-    "a target that is no text": (says(_target_=["os.system"]), "only backbones of ssl_lightning"),
+    "a function of the system": (says(_target_="os.system"), "'os.system'; only backbones of ssl_lightning"),
+    "an import of a backbone module": (
+        says(_target_="ssl_lightning.networks.timm_backbone.get_close_matches"), "only backbones of",
+    ),
+    "a target that is not text": (says(_target_=["os.system"]), "only backbones of ssl_lightning"),
     "widths in words": (says(widths="many"), "backbone.widths is 'many'; allowed is a list"),
     "widths of other backbones": (says(widths=[8, 8, 8]), r"of another shape: stages.0.0.0.weight \(4,"),
     "negative widths": (says(widths=[-4, 4, 4]), "cannot be built"),
     "widths that are an object": (says(widths={"_target_": "os.system"}), "widths is .*allowed is a list"),
-    "an unknown key": (says(depth=3), "backbone.depth is no key of backbone"),
+    "an unknown key": (says(depth=3), "backbone.depth is not a key of backbone"),
     "weights by timm from a file": (timm(pretrained_cfg={"file": "/x.pth"}), "_cfg .*init_from="),
     "weights by timm from an address": (timm(pretrained_cfg={"url": "http://x"}), "_cfg .*init_from="),
     "a checkpoint of timm": (timm(checkpoint_path="/x.pth"), "checkpoint_path .*init_from="),

@@ -1,7 +1,7 @@
-"""What is refused of a config, in one table: what a user gives, and the line that is the answer.
+"""Refusals of configs, in one table of overrides and errors.
 
-Every case is built as a run builds it, on generated images, up to the point where work would start. That the
-line reaches the terminal is shown on a few cases in processes of their own.
+Every case builds a run on generated images, up to the start of work. A few cases in separate processes show
+that the error reaches the terminal.
 """
 
 import logging
@@ -28,12 +28,12 @@ WHOLE = "allowed is a whole number"
 FINITE = "allowed is a finite number"
 BEGINS = "allowed is a number of batches above 0, or a fraction"
 CASES = {
-    # the top
+    # top level
     "seed=x": f"seed is 'x'; {WHOLE}",
     "seed=1.5": f"seed is 1.5; {WHOLE}",
     "seed=null": f"seed is None; {WHOLE}",
     "sedd=1": "Could not override 'sedd'",
-    "+sedd=1": "sedd is no key of the config; did you mean seed",
+    "+sedd=1": "sedd is not a key of the config; did you mean seed",
     "name=": "name is ''; allowed is text that is not empty",
     "channels_last=maybe": "channels_last is 'maybe'; allowed is true or false",
     "deterministic=yes_please": "deterministic is 'yes_please'; allowed is true or false",
@@ -80,13 +80,13 @@ CASES = {
     "data.crop_padding=16": "crop_padding is 16; it must be below the image size 16",
     "data.flip=sometimes": "data.flip is 'sometimes'; allowed is true or false",
     "data.num_trian=3": "Could not override 'data.num_trian'",
-    "+data.num_trian=3": "data.num_trian is no key of data; did you mean num_train",
+    "+data.num_trian=3": "data.num_trian is not a key of data; did you mean num_train",
     "data=folder": r"(?i)missing mandatory value: (data\.)?pretrain_dir",
     "data=folder data.pretrain_dir=/nowhere": "folder /nowhere does not exist",
     "data=folder data.pretrain_dir=/ data.train_dir=/": "the probes need both",
     "data=folder data.pretrain_dir=/ data.max_bad=2": "data.max_bad is 2; allowed is a fraction",
     "data=folder data.pretrain_dir=/ data.crop_scale=[1,0.2]": "crop_scale",
-    "data=imagenet data.dir=/nowhere": "folder /nowhere/train does not exist; data.dir has train and val",
+    "data=imagenet data.dir=/nowhere": "folder /nowhere/train does not exist; data.dir must hold",
     "data=camvid data.dir=/ data.size=[8,8]": "data.size",
     "data=camvid data.dir=/ data.class_names=[a,a]": "data.class_names is .*different names",
     # backbones
@@ -108,7 +108,7 @@ CASES = {
     # tasks
     "task.copies=3": "copies is 3; allowed are 4 .* and 1",
     "task.lr_reference_batch=x": f"task.lr_reference_batch is 'x'; {WHOLE} or null",
-    "+task.grid=3": "task.grid is no key of task",
+    "+task.grid=3": "task.grid is not a key of task",
     "task=jigsaw task.grid=9": "the tiles are 1 px .*needs at least 4 px",
     "task=jigsaw task.tile=64": "task.tile is 64 px; allowed are 1 to 5, the size of its cell",
     "task=jigsaw task.permutations=1000000": "allowed are 2 to 362,880 orders of 9 tiles",
@@ -122,14 +122,14 @@ CASES = {
     "task=super_resolution task.input=small": "choose task.input=enlarged",
     "task=colorization data.channels=1": "colorization needs images with colours",
     "task=colorization task.target=lab": "task.target is 'lab'; allowed are bins and l2",
-    # optimizer and schedule, which are needed only once the training begins
+    # optimizer and schedule, built only when training starts
     "optimizer.lr=-1": "optimizer: Invalid learning rate: -1",
     "optimizer.lr=1e-3x": f"optimizer.lr is '1e-3x'; {FINITE}",
     "optimizer.lr=nan": f"optimizer.lr is nan; {FINITE}",
     "optimizer.lr=inf": f"optimizer.lr is inf; {FINITE}",
     "optimizer.momentum=2": "optimizer.momentum is 2; allowed is 0 to below 1",
     "optimizer.weight_decay=-1": "optimizer: Invalid weight_decay value: -1",
-    "+optimizer.betas=[0.9,0.9]": "optimizer.betas is no key of optimizer",
+    "+optimizer.betas=[0.9,0.9]": "optimizer.betas is not a key of optimizer",
     "optimizer=adam optimizer.betas=[0.9]": "optimizer.betas is .*a list of 2",
     "scheduler.warmup=1": "scheduler.warmup is 1; it is a fraction of the run, from 0 to below 1",
     "scheduler.div_factor=0": "scheduler.div_factor is 0; .*1 or more",
@@ -144,7 +144,7 @@ CASES = {
     "trainer.max_steps=-7": f"trainer.max_steps is -7; {WHOLE}, 1 or more, or -1",
     "trainer.limit_train_batches=0": f"trainer.limit_train_batches is 0; {BEGINS}",
     "trainer.limit_train_batches=1.5": f"trainer.limit_train_batches is 1.5; {BEGINS}",
-    "trainer.limit_train_batches=0.001": "limit_train_batches is 0.001: of 4 batches none is left",
+    "trainer.limit_train_batches=0.001": "limit_train_batches is 0.001: which leaves none of 4 batches",
     "trainer.limit_val_batches=2.5": "trainer.limit_val_batches is 2.5; allowed is 0, a number of batches",
     "trainer.accumulate_grad_batches=0": f"trainer.accumulate_grad_batches is 0; {WHOLE}, 1 or more",
     "trainer.gradient_clip_val=-1": f"trainer.gradient_clip_val is -1; {FINITE} above 0, or null",
@@ -162,11 +162,11 @@ CASES = {
     "cuda_graphs=1": "cuda_graphs is 1; allowed is auto or true or false",
     "trainer.strategy=magic": "invalid strategy name: `strategy='magic'`",
     "trainer.sync_batchnorm=3": "trainer.sync_batchnorm is 3; allowed is true or false",
-    "+trainer.foo=1": "trainer.foo is no key of trainer",
-    # what watches the run
+    "+trainer.foo=1": "trainer.foo is not a key of trainer",
+    # callbacks and loggers
     "callbacks=[checkpoint] callbacks.checkpoint.every_n_steps=0": "every_n_steps is 0; it is null or above",
     "callbacks=[checkpoint] callbacks.checkpoint.every_minutes=soon": f"every_minutes is 'soon'; {FINITE}",
-    "callbacks=[checkpoint] +callbacks.checkpoint.foo=3": "callbacks.checkpoint.foo is no key .*dirpath",
+    "callbacks=[checkpoint] +callbacks.checkpoint.foo=3": "callbacks.checkpoint.foo is not a key .*dirpath",
     "callbacks=[online_knn] callbacks.online_knn.k=0": "callbacks.online_knn.k is 0; it must be above 0",
     "callbacks=[panel] callbacks.panel.images=0": "images is 0; a panel needs at least 1",
     "callbacks=[collapse] callbacks.collapse.images=8": "images is 8; allowed are 16 and more",
@@ -174,21 +174,21 @@ CASES = {
     "task=colorization task.rebalance=0": "task.rebalance is 0; allowed are above 0, to 1",
     "callbacks=[progress] callbacks.progress.every_s=-1": "every_s is -1 .*seconds above 0",
     "logger=[csv] logger.csv.save_dir=3": "logger.csv.save_dir is 3; allowed is text",
-    # how backbones are prepared, and the probes
+    # preparation of backbones, and probes
     "encoding.batch_norm=frozen": "encoding.batch_norm is 'frozen'; allowed are trained, recalibrated",
     "encoding.images=1": "encoding.images is 1; statistics need at least 2",
-    "encoding.input=views": "the backbone of Rotation sees whole images; use image",
+    "encoding.input=views": "the backbone of Rotation sees full images; set encoding.input=image",
     "probe=[linear] probe.linear.l2=0.1": "probe.linear.l2 is 0.1; allowed is a list",
     "probe=[linear] probe.linear.l2=[-1]": r"probe.linear.l2 is \[-1\]; .*all above 0",
     "probe=[linear] probe.linear.refit=maybe": "probe.linear.refit is 'maybe'; allowed is true or false",
     "probe=[knn] probe.knn.ks=[200]": "asks for 200 neighbours, but the bank holds 32",
     "probe=[knn] probe.knn.temperature=-1": "probe.knn.temperature is -1; it must be above 0",
-    "probe=[svm] probe.svm.folds=100": "probe.svm.folds is 100, and there are 32",
-    "probe=[lowshot] probe.lowshot.ks=[1000]": "begins with 1000 images a class, and there are 32",
+    "probe=[svm] probe.svm.folds=100": "probe.svm.folds is 100; it must be at most 32",
+    "probe=[lowshot] probe.lowshot.ks=[1000]": "begins with 1000 images per class, and there are 32",
     "probe=[nonlinear] probe.nonlinear.stage=stage9": "'stage9'; the backbone has stage1, stage2, stage3",
-    "data.heldout=0 probe=[linear]": "LinearProbe needs held-out images to choose by, and data.heldout is 0",
-    "data.heldout=0 probe=[nonlinear]": "NonLinearProbe needs held-out images to choose by",
-    "data.heldout=0 probe=[finetune]": "FineTuneProbe needs held-out images to choose by",
+    "data.heldout=0 probe=[linear]": "LinearProbe needs held-out images to select on, and data.heldout is 0",
+    "data.heldout=0 probe=[nonlinear]": "NonLinearProbe needs held-out images to select on",
+    "data.heldout=0 probe=[finetune]": "FineTuneProbe needs held-out images to select on",
     "probe=[nonlinear] probe.nonlinear.selection=best": "selection is 'best'; allowed are heldout and last",
     "probe=[nonlinear] probe.nonlinear.labels=train+heldout": "set probe.nonlinear.selection=last",
     "probe=[finetune] probe.finetune.classifier=svm": "classifier is 'svm'; allowed are linear, conv",
@@ -206,14 +206,14 @@ CASES = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    """Lightning says for every trainer which GPUs there are not."""
+    """Silence Lightning's line about missing GPUs, printed for every trainer."""
     logging.disable(logging.WARNING)
     yield
     logging.disable(logging.NOTSET)
 
 
 def refused(overrides: list[str], folder: Path) -> Exception:
-    """Build a run as `train.py` does, and return why it does not start."""
+    """Build a run like `train.py`, and return the error that stops it."""
     base = [*TINY, *([] if overrides[0].startswith(("data=", "backbone=a")) else DATA)]
     base += [] if overrides[0].startswith("backbone=") else ["backbone.widths=[4,4,4]"]
     base += ["data.image_size=16"] if overrides[0] == "backbone=alexnet" else []
@@ -223,32 +223,32 @@ def refused(overrides: list[str], folder: Path) -> Exception:
         build_parts(cfg, folder)
     except Exception as error:
         while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-            error = error.__cause__  # as the worker does
+            error = error.__cause__  # like the worker
         return error
     raise AssertionError(f"{overrides} are accepted")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", CASES)
-def test_a_config_that_makes_no_run_is_refused_before_any_work(given: str, tmp_path: Path) -> None:
+def test_a_wrong_config_is_refused_before_any_work(given: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     error = refused(given.split(" "), folder)
     with pytest.raises(type(error), match=CASES[given]):
         raise error
-    # what a worker tells in one line; everything else has a traceback
+    # errors that a worker prints in one line; others have a traceback
     assert isinstance(error, (ValueError, OSError, RunError, HydraException, OmegaConfBaseException))
     assert not folder.exists()
 
 
-def test_what_is_given_is_what_is_told(tmp_path: Path) -> None:
-    """One case that is not slow: types of all groups are checked at one place."""
+def test_the_error_names_the_given_value(tmp_path: Path) -> None:
+    """Cover one fast case, since one place checks the types of all groups."""
     for given in ("seed=x", "data.batch_size=1e-3x", "trainer.max_epochs=0", "+task.grid=3"):
         with pytest.raises((ValueError, RunError), match=CASES[given]):
             raise refused([given], tmp_path / "run")
 
 
-def test_what_fits_is_taken(tmp_path: Path) -> None:
-    """The same checks let the tiny run through, so that they refuse what a case adds to it."""
+def test_fitting_values_are_accepted(tmp_path: Path) -> None:
+    """Show that the checks accept the tiny run, so that they refuse only the additions of a case."""
     with pytest.raises(AssertionError, match="are accepted"):
         refused(["seed=3"], tmp_path / "run")
 
@@ -269,4 +269,4 @@ def test_the_line_reaches_the_terminal_without_a_traceback(given: str, tmp_path:
         raise RuntimeError(done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
     left = {path.name for path in tmp_path.rglob("*") if path.is_file() and ".hydra" not in path.parts}
-    assert left <= {"config.yaml", "error.txt", ".lock"}  # the record of the refusal, and nothing else
+    assert left <= {"config.yaml", "error.txt", ".lock"}  # only the record of the refusal

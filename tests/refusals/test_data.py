@@ -1,7 +1,7 @@
-"""What is done with image files, labels and masks that are broken, odd or malicious, in tables.
+"""Broken, odd or malicious image files, labels and masks, in tables.
 
-Odd but good pictures are read, and their pixels compared with numpy by hand; the rest is refused with a line
-that names the file, and never waited for.
+Odd but valid pictures are read, and their pixels are compared with numpy. Other files are refused without
+blocking, in one line that names the file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ssl_lightning.data.imagenet import ImageNet
 from ssl_lightning.data.io import cifar10
 from ssl_lightning.data.io.annotations import read_mask, read_voc_boxes
 from ssl_lightning.data.io.folders import BadImagesError, decode, good_images, scan
-from ssl_lightning.data.voc_classification import shows_classes
+from ssl_lightning.data.voc_classification import read_labels
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 GREY16 = np.array([[0, 256, 257, 32768, 65534, 65535]], np.uint16)
@@ -37,7 +37,7 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 
 
 def png(width: int, height: int, kind: int = 2, pixels: bytes = b"", *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG file by hand; `kind` 0 is grey, 2 is RGB, both of 8 bits a channel."""
+    """Return a PNG file built by hand; `kind` 0 is grey, 2 is RGB, both with 8 bits per channel."""
     parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)), *chunks]
     parts += [(b"IDAT", zlib.compress(pixels)), (b"IEND", b"")]
     out = b"\x89PNG\r\n\x1a\n"
@@ -106,7 +106,7 @@ def another_ending(path: Path) -> np.ndarray:
 
 
 def plain(name: str) -> Callable[[Path], np.ndarray]:
-    """A good picture under a name that is odd."""
+    """Write a valid picture under an odd name."""
 
     def make(path: Path) -> np.ndarray:
         Image.fromarray(RGB).save(os.fsencode(path.parent) + b"/" + os.fsencode(name), "png")
@@ -138,7 +138,7 @@ READ: dict[str, Callable[[Path], np.ndarray]] = {
     "turned by EXIF, 6": lambda path: turned(path, 6, lambda x: np.rot90(x, -1)),
     "mirrored by EXIF, 2": lambda path: turned(path, 2, lambda x: x[:, ::-1]),
     "PNG that is called JPEG": another_ending,
-    "a name that is no UTF-8": plain("\udcff\udcfe.jpg"),
+    "a name that is not UTF-8": plain("\udcff\udcfe.jpg"),
     "a name of two lines": plain("a\nb.jpg"),
     "a link to a hidden file, and a loop of links": linked,
 }
@@ -150,7 +150,7 @@ def test_odd_pictures_are_read_as_documented(case: str, tmp_path: Path) -> None:
     (path,) = scan(tmp_path)
     got = np.asarray(decode(path, 3, 1000)).astype(np.int64)
     assert got.shape == expected.shape
-    assert np.abs(got - expected).max() <= (1 if case == "CMYK" else 0)  # Pillow rounds its own way
+    assert np.abs(got - expected).max() <= (1 if case == "CMYK" else 0)  # Pillow rounds differently
     grey = np.asarray(decode(path, 1, 1000)).astype(np.int64)
     assert np.abs(grey - luma(got)).max() <= 1
     good, bad = good_images(tmp_path, [path], max_pixels=1000, max_bad=0, cache=tmp_path / "cache")
@@ -174,7 +174,7 @@ def flipped(path: Path) -> None:
 def unix_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         here = os.getcwd()
-        os.chdir(path.parent)  # such names are short
+        os.chdir(path.parent)  # socket names must be short
         try:
             server.bind(path.name)
         finally:
@@ -212,14 +212,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a link to nothing": (lambda p: p.symlink_to("gone"), "No such file"),
     "a link to itself": (lambda p: p.symlink_to(p), "symbolic links"),
     "a file that cannot be read": (lambda p: p.symlink_to("/proc/self/mem"), "Input/output error|Permission"),
-    "a pipe": (os.mkfifo, "no plain file"),
-    "a socket": (unix_socket, "no plain file"),
-    "a device": (lambda p: p.symlink_to("/dev/zero"), "no plain file"),
+    "a pipe": (os.mkfifo, "plain file"),
+    "a socket": (unix_socket, "plain file"),
+    "a device": (lambda p: p.symlink_to("/dev/zero"), "plain file"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_files_that_are_no_pictures_are_named_and_never_waited_for(case: str, tmp_path: Path) -> None:
+def test_other_files_are_named_without_blocking(case: str, tmp_path: Path) -> None:
     make, reason = REFUSED[case]
     make(tmp_path / "x.jpg")
     (path,) = scan(tmp_path)
@@ -229,13 +229,13 @@ def test_files_that_are_no_pictures_are_named_and_never_waited_for(case: str, tm
     assert time.monotonic() - began < 5
 
 
-def test_a_folder_that_is_called_a_picture_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_picture_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").mkdir()
     Image.fromarray(RGB).save(tmp_path / "x.jpg" / "y.png")
     assert scan(tmp_path) == [tmp_path / "x.jpg" / "y.png"]
 
 
-def test_names_do_not_write_to_the_terminal() -> None:
+def test_names_are_printed_escaped() -> None:
     assert printable("a\x1b[2J\nb\udcffü.jpg", lines=False) == r"a\x1b[2J\nb\udcffü.jpg"
 
 
@@ -282,17 +282,20 @@ LABELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: [(p / "test/c").mkdir(parents=True), folder(p, *BOTH, "train/c/5.png")][1],
         r"only in the first: \['c'\]",
     ),
-    "one class": (lambda p: folder(p, "train/a/1.png", "test/a/2.png"), "one class only, a; 2 or more"),
+    "one class": (lambda p: folder(p, "train/a/1.png", "test/a/2.png"), "one class only, a; at least 2"),
     "a picture without a class": (lambda p: folder(p, *BOTH, "train/5.png"), "have no label: 5.png"),
     "no picture": (lambda p: folder(p, "train/a/1.png", "test/a/x.txt.png", ".b/c.png"), "one class only"),
     "a list of other pictures": (lambda p: imagenet(p, "1.png\ngone.png\n"), "1 are not in train.*gone.png"),
     "a list of nothing": (lambda p: imagenet(p, "\n"), "lists 0 images"),
-    "a mask of another size": (lambda p: camvid(p, np.zeros((5, 6), np.uint8)), "6 x 5 pixels.*image 6 x 4"),
+    "a mask of another size": (
+        lambda p: camvid(p, np.zeros((5, 6), np.uint8)),
+        "6 x 5 pixels.*has 6 x 4",
+    ),
     "a mask with unknown ids": (
         lambda p: camvid(p, np.full((4, 6), 99, np.uint8)),
         r"the ids \[99\].*0\.\.10",
     ),
-    "a mask of colours": (lambda p: camvid(p, RGB), "pixels of the kind RGB; a mask has one class id"),
+    "a mask of colours": (lambda p: camvid(p, RGB), "pixels of mode RGB; a mask has one class id"),
 }
 
 
@@ -326,32 +329,32 @@ XML = {
     "a billion laughs": (LAUGHS, "declares entities"),
     "an entity of another file": (FILE, "declares entities"),
     "an unknown encoding": ('<?xml version="1.0" encoding="x"?><annotation/>', "unknown encoding"),
-    "20 MB": ("<annotation>" + " " * 20_000_000, "more than the 8,000,000 bytes"),
+    "20 MB": ("<annotation>" + " " * 20_000_000, "at most 8,000,000 bytes"),
 }
 
 
 @pytest.mark.parametrize("case", XML)
-def test_annotations_that_cannot_be_used_name_their_file(case: str, tmp_path: Path) -> None:
+def test_errors_of_annotations_name_the_file(case: str, tmp_path: Path) -> None:
     text, message = XML[case]
     (tmp_path / "a.xml").write_text(text)
     with pytest.raises(ValueError, match=rf"(?s)a\.xml: .*{message}"):
         read_voc_boxes(tmp_path / "a.xml", (6, 4), ["cat", "dog"])
     if case in ("a billion laughs", "an entity of another file", "cut short"):  # its other reader
         with pytest.raises(ValueError, match=rf"(?s)a\.xml: .*{message}"):
-            shows_classes(tmp_path / "a.xml", ["cat", "dog"])
+            read_labels(tmp_path / "a.xml", ["cat", "dog"])
 
 
-def test_what_sticks_out_of_the_image_is_cut_off(tmp_path: Path) -> None:
+def test_boxes_are_clipped_to_the_image(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text(OBJECT.format("cat", CORNERS.format(-3, 2, 99, 99)))
     assert read_voc_boxes(tmp_path / "a.xml", (6, 4), ["cat"]).boxes.tolist() == [[0, 1, 6, 4]]
 
 
 def test_a_mask_is_no_larger_than_its_picture_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(13000, 13000, 0))
-    with pytest.raises(ValueError, match="13000 x 13000 pixels, and its image 6 x 4"):
+    with pytest.raises(ValueError, match="13000 x 13000 pixels, and its image has 6 x 4"):
         read_mask(tmp_path / "a.png", 3, (), (6, 4))
     (tmp_path / "b.mat").write_bytes(b"no matrix")
-    with pytest.raises(ValueError, match=r"b\.mat holds no mask of SBD"):
+    with pytest.raises(ValueError, match=r"b\.mat is not a mask of SBD"):
         read_mask(tmp_path / "b.mat", 3, ())
 
 

@@ -1,7 +1,7 @@
-"""Texts of a results.json from elsewhere, in all that is written of it: each is shown, and none obeyed.
+"""Escapes of texts from an untrusted results.json in everything that is written from it.
 
-What is written is read back by another program: an HTML parser, a Markdown parser, a reader of CSV, and a few
-lines that undo what TeX would print. What was meant must come out, and nothing besides.
+Another program reads each output back: an HTML parser, a Markdown parser, a CSV reader, and a few lines that
+undo TeX's escapes. The original text must come out, and nothing else.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def slow(texts: list[str]) -> list[Any]:
     return [pytest.param(text, marks=pytest.mark.slow) for text in texts]
 
 
-FEW = [HOSTILE[0], *slow(HOSTILE[1:])]  # all texts go the same way: one is enough for the fast tests
+FEW = [HOSTILE[0], *slow(HOSTILE[1:])]  # all texts take the same path, so the fast tests use one
 
 
 def leave(outputs: Path, text: str, folder: str = "x") -> None:
-    """A finished run that has a text wherever a text can be."""
+    """Write a finished run that has the text in every text field."""
     content: dict[str, Any] = copy.deepcopy(GOOD)
     run, (record,) = content["run"], content["probes"]
     run |= dict.fromkeys(("task", "data", "backbone", "git", "command", "labels"), text)
@@ -79,7 +79,7 @@ def tables_of(folder: Path, text: str) -> list[Table]:
 
 
 class Page(HTMLParser):
-    """The elements of a page, their attributes, and the texts between them."""
+    """Parser that collects the elements of a page, their attributes, and the texts between them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += tag != "wbr"  # where a name may be broken
+        self.tags[tag] += tag != "wbr"  # where a long name may wrap
         self.attributes |= {(tag, name) for name, _ in attrs}
 
     def handle_data(self, data: str) -> None:
@@ -110,7 +110,7 @@ def test_a_page_has_no_other_elements(text: str, tmp_path: Path) -> None:
 
 
 def untex(cell: str) -> str:
-    """What TeX would print of a cell, if it holds nothing but letters and the escapes of signs."""
+    """Return TeX's output for a cell that holds only letters and escaped characters."""
     signs = {escape: sign for sign, escape in LATEX.items()}
     found = re.split("(" + "|".join(map(re.escape, sorted(signs, key=len, reverse=True))) + ")", cell)
     assert not re.search(r"[\\{}$&#%_^~]", "".join(part for part in found if part not in signs)), cell
@@ -118,7 +118,7 @@ def untex(cell: str) -> str:
 
 
 @pytest.mark.parametrize("text", FEW)
-def test_tex_prints_it(text: str, tmp_path: Path) -> None:
+def test_tex_prints_the_text(text: str, tmp_path: Path) -> None:
     (table,) = tables_of(tmp_path, text)
     lines = latex(table).splitlines()
     commands = [line for line in lines if line.startswith("\\") and not line.endswith(r" \\")]
@@ -132,7 +132,7 @@ def test_tex_prints_it(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", FEW)
-def test_markdown_shows_it(text: str, tmp_path: Path) -> None:
+def test_markdown_shows_the_text(text: str, tmp_path: Path) -> None:
     (table,) = tables_of(tmp_path, text)
     page = Page(
         MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown(table))
@@ -144,7 +144,7 @@ def test_markdown_shows_it(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", FEW)
-def test_a_spreadsheet_takes_nothing_for_a_formula(text: str, tmp_path: Path) -> None:
+def test_a_spreadsheet_sees_no_formula(text: str, tmp_path: Path) -> None:
     (line,) = csv.DictReader(io.StringIO(csv_text(tables_of(tmp_path, text))))
     for field in ("table", "row", "branch", "column", "stages", "commands", "folders"):
         assert not line[field].startswith(("=", "+", "-", "@", "\t", "\r"))
@@ -165,17 +165,17 @@ def test_a_terminal_obeys_nothing(
     for table in tables:
         for shown in screen(table):
             print_table(shown)
-    said = capsys.readouterr().out
-    written = [said, csv_text(tables).replace("\r", ""), *map(markdown, tables), *map(latex, tables)]
+    output = capsys.readouterr().out
+    written = [output, csv_text(tables).replace("\r", ""), *map(markdown, tables), *map(latex, tables)]
     for content in written:
         assert not obeyed(content)
         content.encode()
     if text in HOSTILE:
-        assert " ".join(text.split()) in " ".join(said.split())
+        assert " ".join(text.split()) in " ".join(output.split())
 
 
 @pytest.mark.slow
-def test_a_whole_report_of_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_report_of_all_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     outputs = tmp_path / "outputs"
     for number, text in enumerate([*HOSTILE, *OBEYED]):
         leave(outputs, text, f"run-{number}")
@@ -184,8 +184,8 @@ def test_a_whole_report_of_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixtu
     with open(odd + b"/results.json", "w") as file:
         file.write("broken \x1b[2J")
     write_report(outputs, tmp_path / "report", None, None)
-    said = capsys.readouterr()
-    assert not obeyed(said.out + said.err)
+    output = capsys.readouterr()
+    assert not obeyed(output.out + output.err)
     page = (tmp_path / "report/report.html").read_text()
     assert "alert(1)" in "".join(Page(page).texts)
     assert Page(page).tags["script"] == 1

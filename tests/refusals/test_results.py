@@ -1,7 +1,7 @@
-"""What is refused of results.json, in one table: what is in the file, and the answer of each that reads it.
+"""Refusals of results.json, in one table of how to spoil the file and the error.
 
-The report names a bad file, leaves it out and shows the others; a sweep does not count it as finished, says
-so, and runs the job; `evaluate.py run=` and `resume=` refuse, and leave the file as it is.
+The report names a bad file, leaves it out and shows the others. A sweep says that it does not count as
+finished, and runs the job. `evaluate.py run=` and `resume=` refuse it and do not change the file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def put(content: bytes | str) -> Spoil:
 
 
 def field(*place: str | int, value: Any) -> Spoil:
-    """Put a value at a place; the file is valid JSON still."""
+    """Set a value; the file remains valid JSON."""
 
     def spoil(path: Path) -> None:
         content = json.loads(json.dumps(GOOD))
@@ -68,7 +68,7 @@ def field(*place: str | int, value: Any) -> Spoil:
 
 
 def shared(**fields: Any) -> Spoil:
-    """The same file in schema 2, with other fields of its record."""
+    """Write the file in schema 2, with changed fields of its record."""
 
     def spoil(path: Path) -> None:
         content = Results.from_json(GOOD).to_json()
@@ -81,7 +81,7 @@ def shared(**fields: Any) -> Spoil:
 
 
 def unfolding(path: Path) -> None:
-    """Many records that share one large protocol."""
+    """Write many records that share one large protocol."""
     content = Results.from_json(GOOD).to_json()
     content["protocols"] = [{"classifier": "x" * 100_000}]
     content["probes"] *= 400
@@ -89,7 +89,7 @@ def unfolding(path: Path) -> None:
 
 
 def literal(name: str) -> Spoil:
-    """A value that Python writes and JSON does not know."""
+    """Set a value that Python writes but JSON does not allow."""
     return put(json.dumps(GOOD).replace("1.25", name))
 
 
@@ -111,9 +111,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "bytes of zero": (put(b"\0" * 4096), "broken: "),
     "not UTF-8": (put(json.dumps(GOOD).encode().replace(b"rotation", b"rot\xff")), "broken: 'utf-8' codec"),
     "UTF-16": (put(json.dumps(GOOD).encode("utf-16")), "broken: 'utf-8' codec"),
-    "NaN": (literal("NaN"), "broken: NaN is no number of JSON"),
-    "Infinity": (literal("Infinity"), "broken: Infinity is no number of JSON"),
-    "-Infinity": (literal("-Infinity"), "broken: -Infinity is no number of JSON"),
+    "NaN": (literal("NaN"), "broken: NaN is not a JSON number"),
+    "Infinity": (literal("Infinity"), "broken: Infinity is not a JSON number"),
+    "-Infinity": (literal("-Infinity"), "broken: -Infinity is not a JSON number"),
     "a number beyond floats": (literal("1e999"), "foreign: pretext.val/loss is 'inf'"),
     "a whole number beyond floats": (literal("9" * 400), "val/loss is a number of many digits"),
     "a whole number of a million digits": (literal("9" * 10**6), "broken: .*integer"),
@@ -123,9 +123,9 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "nested 900 deep": (nested(900), "broken: it is nested "),
     "nested 40 deep": (nested(40), "broken: it is nested more than 32 deep"),
     "a terabyte": (absurd, "broken: it has 1,099,511,627,776 bytes; allowed are at most 33,554,432"),
-    "a pipe": (pipe, "no plain file|is a pipe, socket or device"),
+    "a pipe": (pipe, "plain file|is a pipe, socket or device"),
     "a link in a circle": (circle, "Too many levels of symbolic links"),
-    "a device": (device, "no plain file|is a link that leads out"),
+    "a device": (device, "plain file|is a link that leads out"),
     "no schema": (field("schema", value=...), "foreign: it has no schema"),
     "a schema of 0": (field("schema", value=0), "foreign: it has no schema"),
     "a schema that is true": (field("schema", value=True), "foreign: it has no schema"),
@@ -143,7 +143,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "seconds below 0": (field("run", "wall_s", value=-1.0), "foreign: run.wall_s is '-1.0'"),
     "epochs below 0": (field("run", "epochs", value=-1), "foreign: run.epochs is '-1'"),
     "versions in a list": (field("run", "versions", value=["2.15"]), "foreign: run.versions is "),
-    "an end that is no time": (field("run", "ended", value="soon"), "foreign: run.ended is 'soon'"),
+    "an end that is not a time": (field("run", "ended", value="soon"), "foreign: run.ended is 'soon'"),
     "a command in parts": (field("run", "command", value=["rm"]), "foreign: run.command is "),
     "a pretext in words": (field("pretext", "val/loss", value="low"), "foreign: pretext.val/loss is 'low'"),
     "a record that is a number": (field("probes", 0, value=0.5), r"\[0\] is '0.5'; allowed is an object"),
@@ -170,7 +170,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
 
 
 def leave(folder: Path, name: str) -> Path:
-    """A finished run under the outputs, and its results.json made bad."""
+    """Write a finished run and spoil its results.json."""
     place = folder / "rotation/fake/convnet" / name
     place.mkdir(parents=True)
     (place / "results.json").write_text(json.dumps(GOOD))
@@ -189,7 +189,7 @@ def test_the_report_names_it_and_leaves_it_out(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_sweep_does_not_take_it_for_finished(
+def test_a_sweep_does_not_count_it_as_finished(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil, answer = CASES[name]
@@ -198,13 +198,13 @@ def test_a_sweep_does_not_take_it_for_finished(
     assert finished_run(cfg) == path.parent
     spoil(path)
     assert finished_run(cfg) is None
-    if name == "a link in a circle":  # which a search by name does not see
+    if name == "a link in a circle":  # a search by name misses it
         return
-    said = capsys.readouterr().out
-    assert said.startswith(f"{path} does not count as finished: ")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().out
+    assert output.startswith(f"{path} does not count as finished: ")
+    assert output.count("\n") == 1
     with pytest.raises(ValueError, match=answer):
-        raise ValueError(said)
+        raise ValueError(output)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_a_figure_for_a_sweeper_is_not_read_from_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_report_of_nothing_else_is_refused_and_the_one_before_stays(tmp_path: Path) -> None:
+def test_a_report_without_valid_results_is_refused_and_the_previous_one_stays(tmp_path: Path) -> None:
     outputs, out = tmp_path / "outputs", tmp_path / "report"
     path = leave(outputs, "run")
     write_report(outputs, out, None, None)

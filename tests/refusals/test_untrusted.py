@@ -1,6 +1,6 @@
-"""Attacks by a run folder from elsewhere, each of which fails: by its config, or by links in the folder.
+"""Attacks by an untrusted run folder, through its config or its links, all of which fail.
 
-`enter` is what `train.py resume=`, `evaluate.py run=` and a worker that is started by hand all go through.
+`train.py resume=`, `evaluate.py run=` and a worker started by hand all go through `enter`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Spoil = Callable[[Path], Any]
 
 
 def enter(folder: Path) -> None:
-    """Look at a run folder as every entrance does."""
+    """Check a run folder like every entry point."""
     check_links(folder)
     cfg = load_config(folder / "config.yaml")
     config: Any = moved(OmegaConf.to_container(cfg), str(cfg.run_dir), str(folder))
@@ -61,7 +61,7 @@ def enter(folder: Path) -> None:
 
 
 def says(place: str, value: Any) -> Spoil:
-    """Write a value at a dotted place of the config."""
+    """Set a dotted key of the config."""
 
     def spoil(folder: Path) -> None:
         path = folder / "config.yaml"
@@ -125,9 +125,9 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "a function of Python": (runs("builtins.eval"), NOT_OURS),
     "torch.hub": (runs("torch.hub.load", "task"), NOT_OURS),
     "torch.load": (runs("torch.load", "backbone"), NOT_OURS),
-    "what an own module imports": (runs("ssl_lightning.launch.ranks.subprocess.run", "task"), NOT_OURS),
-    "an own function that writes": (runs("ssl_lightning.core.atomic_files.write_file"), NOT_OURS),
-    "an own class of another group": (runs("ssl_lightning.callbacks.checkpoint.Checkpoint"), NOT_OURS),
+    "an import of a project module": (runs("ssl_lightning.launch.ranks.subprocess.run", "task"), NOT_OURS),
+    "a project function that writes": (runs("ssl_lightning.core.atomic_files.write_file"), NOT_OURS),
+    "a project class of another group": (runs("ssl_lightning.callbacks.checkpoint.Checkpoint"), NOT_OURS),
     "an optimizer for a task": (runs("torch.optim.SGD", "task"), NOT_OURS),
     "hydra's get_method": (runs("hydra.utils.get_method", "scheduler"), NOT_OURS),
     "hydra's get_class": (runs("hydra.utils.get_class", "optimizer"), NOT_OURS),
@@ -156,9 +156,9 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "a task in words": (says("task", "rotation"), "is not the config of a run"),
     "a number of a folder": (says("run_dir", 3), "is not the config of a run"),
     "overrides in words": (says("overrides", "task=rotation"), "overrides is not a list of texts"),
-    "a pipe for the config": (pipe("config.yaml"), "no plain file"),
+    "a pipe for the config": (pipe("config.yaml"), "plain file"),
     "a link in a circle": (link("config.yaml", "config.yaml"), "a link that leads out|Too many levels"),
-    # what is looked up
+    # interpolations
     "the environment": (says("name", "${oc.env:HOME}"), f"name is '.*HOME.*'; {RESOLVED}"),
     "the environment in a list": (says("data/mean", ["${oc.env:HOME}"]), RESOLVED),
     "the environment in a key": (says("choices/${oc.env:HOME}", "x"), RESOLVED),
@@ -169,7 +169,7 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "another value": (says("seed", "${data.batch_size}"), RESOLVED),
     "an escaped reference": (says("name", "\\${oc.env:HOME}"), RESOLVED),
     "a value that is missing": (says("data/batch_size", "???"), RESOLVED),
-    # where is written
+    # places that are written to
     "checkpoints elsewhere": (says("callbacks/checkpoint/dirpath", "/etc/cron.d"), WRITES),
     "checkpoints up the tree": (says("callbacks/checkpoint/dirpath", f"{HOME}/../../x"), WRITES),
     "checkpoints at home": (says("callbacks/checkpoint/dirpath", "~/.ssh"), WRITES),
@@ -185,7 +185,7 @@ ATTACKS: dict[str, tuple[Spoil, str]] = {
     "checkpoints behind a link": (link("checkpoints", "/tmp"), "checkpoints is a link that leads out"),
     "a log behind a link": (link("metrics.csv", "/etc/passwd"), "metrics.csv is a link that leads out"),
     "a lock behind a link": (link(".lock", "/etc/passwd"), ".lock is a link that leads out"),
-    "a link to what is not there": (link("results.json", "/nowhere/x"), "results.json is a link that leads"),
+    "a dangling link": (link("results.json", "/nowhere/x"), "results.json is a link that leads"),
     "a link deep in the folder": (link("tensorboard/events", "/etc/passwd"), "is a link that leads out"),
 }  # fmt: skip
 
@@ -198,12 +198,12 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-def test_the_folder_of_a_friend_is_accepted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that the table refuses what a case does to it; loggers make links within it."""
+def test_a_harmless_folder_is_accepted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show that the table refuses only the change of each case; loggers create links inside the folder."""
     (folder / "log-1").touch()
     (folder / "log").symlink_to("log-1")
     enter(folder)
-    # and texts of the command line that look like references stay what they are
+    # and texts of the command line that look like interpolations stay unresolved
     monkeypatch.setenv("SECRET", "token-of-the-reader")
     given = given_overrides(load_config(folder / "config.yaml"))
     assert command("train.py", given) == "python train.py data=fake"  # a name does not compute
@@ -231,14 +231,14 @@ def test_an_attack_is_refused_by_both_commands(name: str, folder: Path) -> None:
     with pytest.raises(RunError, match=answer):
         resumed_config(folder, [], conf_dir())
     if answer == WRITES and name != "a root of Lightning":
-        taken = evaluation_config(folder, cfg, [f"run={folder}"])  # where it logs and saves is not taken over
+        taken = evaluation_config(folder, cfg, [f"run={folder}"])  # its log and output folders are replaced
         assert taken.callbacks == taken.logger == {}
         return
     with pytest.raises(RunError, match=answer):
         evaluation_config(folder, cfg, [f"run={folder}"])
 
 
-def test_what_was_given_on_the_command_line_is_meant(folder: Path) -> None:
+def test_keys_from_the_command_line_are_allowed(folder: Path) -> None:
     config = CONFIG | {"run_dir": str(folder)}
     for place, value in (("logger.csv.save_dir", "/scratch/logs"), ("backbone.pretrained", True)):
         cfg = OmegaConf.create(moved(config, HOME, str(folder)))
@@ -269,7 +269,7 @@ def test_a_cache_of_another_machine_is_replaced_by_the_users(folder: Path, tmp_p
         "../x",
     ],
 )
-def test_timm_is_asked_for_its_own_models_only(model_name: str) -> None:
+def test_timm_builds_only_its_own_models(model_name: str) -> None:
     with pytest.raises(ValueError, match="which timm does not have"):
         create_timm(model_name)
 
@@ -282,7 +282,7 @@ def test_timm_is_given_no_files_and_no_addresses(option: str) -> None:
         create_timm("resnet18", **{option: {"file": "/tmp/evil.pth"}})
 
 
-# --- in processes of their own ---
+# --- in separate processes ---
 
 
 def run_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -294,7 +294,7 @@ def run_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Co
 
 
 @pytest.mark.slow
-def test_a_worker_started_by_hand_runs_nothing_of_a_folder_from_elsewhere(folder: Path) -> None:
+def test_a_worker_started_by_hand_runs_no_code_of_an_untrusted_folder(folder: Path) -> None:
     says("data", {"_target_": "pathlib.Path.touch", "self": str(folder / "owned")})(folder)
     shutil.copy(folder / "config.yaml", folder / "evaluation.yaml")
     for mode in ([], ["evaluate"]):
@@ -311,7 +311,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_nothing_of_the_environment_gets_into_what_a_foreign_run_writes(made: Path, tmp_path: Path) -> None:
+def test_an_untrusted_run_writes_nothing_of_the_environment(made: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "run"))
     config = yaml.safe_load((copy / "config.yaml").read_text())
     config["overrides"] += ["+benchmark.x=${oc.env:SECRET}", "name=${oc.env:SECRET}"]
@@ -328,7 +328,7 @@ def test_nothing_of_the_environment_gets_into_what_a_foreign_run_writes(made: Pa
 
 
 @pytest.mark.slow
-def test_a_foreign_run_writes_into_its_folder_only(made: Path, tmp_path: Path) -> None:
+def test_an_untrusted_run_writes_only_into_its_folder(made: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(made, tmp_path / "there" / "run"))
     stand = tmp_path / "stand"
     stand.mkdir()
@@ -338,6 +338,6 @@ def test_a_foreign_run_writes_into_its_folder_only(made: Path, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["run"]
 
 
-def test_an_error_shows_what_a_terminal_would_obey() -> None:
+def test_an_error_escapes_control_characters() -> None:
     error = RunError("error: unexpected: \x1b]0;owned\x07\x1b[2J, \u202egnp.exe\nallowed are a, b")
     assert str(error) == ("error: unexpected: \\x1b]0;owned\\x07\\x1b[2J, \\u202egnp.exe\nallowed are a, b")

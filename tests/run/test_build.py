@@ -1,4 +1,4 @@
-"""Compiled networks, and checkpoints that a run may start from."""
+"""Compiled networks, and checkpoints that a run starts from."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tests.test_train import SMALL, results_of, train
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["rotation", "inpainting"])  # one network; two with an optimizer each
-def test_compiled_steps_are_those_that_are_not_compiled(tmp_path: Path, task: str) -> None:
+def test_compiled_steps_equal_plain_steps(tmp_path: Path, task: str) -> None:
     few = [*SMALL, f"task={task}", "optimizer=sgd", "optimizer.lr=0.01", "trainer.precision=32-true"]
     states, probes = [], []
     for name, compiled in (("plain", "false"), ("compiled", "true")):
@@ -22,13 +22,13 @@ def test_compiled_steps_are_those_that_are_not_compiled(tmp_path: Path, task: st
         states.append(load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
         probes.append([r.value for r in results_of(folder).probes if not r.trained])
     plain, compiled_state = states
-    assert plain.keys() == compiled_state.keys()  # a checkpoint does not tell
+    assert plain.keys() == compiled_state.keys()  # checkpoints are equal with and without compile
     for name, value in plain.items():
         torch.testing.assert_close(compiled_state[name], value, rtol=1e-3, atol=1e-4, msg=name)
     assert probes[0] == probes[1]  # the probes are never compiled
 
 
-def test_without_a_compiler_it_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_reported_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("no C++ compiler was found\nsecond line")
 
@@ -46,7 +46,7 @@ def checkpoint(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("needed", [PROBED, RESUMED])
-def test_a_complete_checkpoint_is_taken(needed: dict[str, type]) -> None:
+def test_a_complete_checkpoint_is_accepted(needed: dict[str, type]) -> None:
     check_complete(checkpoint(), "last.ckpt", needed)
 
 
@@ -63,5 +63,5 @@ def test_a_complete_checkpoint_is_taken(needed: dict[str, type]) -> None:
 def test_an_incomplete_checkpoint_is_refused(
     content: dict[str, Any], needed: dict[str, type], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"last.ckpt is no checkpoint of a run: {message}.*init_from="):
+    with pytest.raises(ValueError, match=f"last.ckpt is not a checkpoint of a run: {message}.*init_from="):
         check_complete(content, "last.ckpt", needed)

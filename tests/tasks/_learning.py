@@ -1,4 +1,4 @@
-"""Shared by the tests of tasks: learn a few images, note what a network sees, a few photographs."""
+"""Shared by the tests of tasks: train on a few images, record a network's input, load photographs."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not
 def learn(
     task: PretextTask, images: Tensor, optimizer: torch.optim.Optimizer, steps: int
 ) -> dict[str, float]:
-    """Train a task on the same images `(N, C, H, W)`, and score it on them with draws that it has not had."""
+    """Train a task on the same images `(N, C, H, W)`, and score it on them with new random draws."""
     labels = torch.full((len(images),), -1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps=steps)
     for step in range(steps):
@@ -30,13 +30,13 @@ def learn(
 
 
 def seen_by(module: nn.Module) -> list[Tensor]:
-    """The list to which each call of a module adds its input."""
+    """Return a list to which each call of a module appends its input."""
     seen: list[Tensor] = []
     module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
     return seen
 
 
 def photographs(count: int) -> Tensor:
-    """The first training images of CIFAR-10, `(count, 3, 32, 32)` floats in [0, 1]."""
+    """Return the first training images of CIFAR-10, `(count, 3, 32, 32)` floats in [0, 1]."""
     images = torch.from_numpy(np.load(CIFAR10 / "train_images.npy", mmap_mode="r")[:count].copy())
     return images.permute(0, 3, 1, 2) / 255

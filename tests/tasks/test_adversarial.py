@@ -1,4 +1,4 @@
-"""Two networks against each other: closed forms, whose gradient goes where, and one Trainer for both."""
+"""Adversarial tasks: closed forms, gradients of each network, and one Trainer for both."""
 
 import math
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_the_generators_step_leaves_the_discriminator_alone() -> None:
     scores["loss"].backward()
     assert all(p.grad is None for p in judging(task))
     assert all(p.grad is not None and p.grad.any() for p in making(task))
-    # what it learns of the discriminator is the true gradient of -log D(fake)
+    # its adversarial gradient is the gradient of -log D(fake)
     alone = make()
     attempt = alone.attempt(torch.rand(4, 3, 16, 16, generator=generator(1)), generator(0))
     probability = alone.judge(alone.discriminator(attempt.fake)).sigmoid()
@@ -105,7 +105,7 @@ def test_the_discriminator_keeps_the_statistics_of_real_pictures() -> None:
 
 
 class Watched(Inpainting):
-    """Counts the steps of its two optimizers, and keeps what they were called with."""
+    """Records the steps of its two optimizers and their arguments."""
 
     poison = 10**9
 
@@ -141,7 +141,7 @@ def fit(
         scheduler=scheduler, **(DEFAULT | task_options),
     )  # fmt: skip
     task.poison = poison
-    if not norms:  # statistics of a batch are not those of its halves
+    if not norms:  # batch statistics differ from the statistics of half batches
         for part in list(task.modules()):
             for name, child in part.named_children():
                 if isinstance(child, nn.BatchNorm2d):
@@ -172,7 +172,7 @@ def test_both_networks_step_once_a_batch_and_are_logged(tmp_path: Path) -> None:
         assert 0 <= float(row["train/disc_acc_real"]) <= 1
         assert 0 <= float(row["train/disc_acc_fake"]) <= 1
         assert float(row["train/grad_norm_1"]) > 0
-    # what is validated is the generator, without a pass of the discriminator
+    # validation runs the generator only
     assert metrics.validation.keys() == {"val/loss", "val/hole_mse", "val/hole_psnr", "val/mean_fill_psnr"}
 
 
@@ -188,12 +188,12 @@ def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
 
 def test_a_rest_of_an_epoch_is_a_step_too(tmp_path: Path) -> None:
     task, _, _ = fit(tmp_path, {"accumulate_grad_batches": 3, "max_epochs": 1}, scheduler=optim.cosine)
-    assert task.steps == [0, 1] * 2  # of three batches, and of one
+    assert task.steps == [0, 1] * 2  # a step of three batches and a step of one
     assert task.total_steps() == 2
 
 
 def test_a_warm_up_ends_with_a_whole_step(tmp_path: Path) -> None:
-    options = {"accumulate_grad_batches": 3, "max_epochs": 3}  # 2 steps an epoch, of 3 batches and of 1
+    options = {"accumulate_grad_batches": 3, "max_epochs": 3}  # 2 steps per epoch: 3 batches, then 1
     task, _, _ = fit(tmp_path, options, scheduler=optim.one_cycle, warmup_steps=3)
     assert task.steps == [0] * 3 + [0, 1] * 3
     assert [config.scheduler.last_epoch for config in task.trainer.lr_scheduler_configs] == [6, 3]
@@ -276,7 +276,7 @@ def test_instance_noise_falls_over_the_run(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_discriminator_learns_and_is_fooled() -> None:
-    """Coarse pictures are real and noise is not; what minimises the generator's loss passes for real."""
+    """Coarse pictures are real, noise is fake; minimising the generator's loss fools the discriminator."""
     task = make(adversarial_weight=1.0)
     optimizer = torch.optim.Adam(judging(task), lr=1e-2)
     real = F.interpolate(torch.randn(32, 3, 2, 2, generator=generator(0)), (8, 8))

@@ -1,4 +1,4 @@
-"""What all tasks share."""
+"""Base class of pretext tasks: device transfer, learning rate, image specs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Colorization: closed forms, a loop over pixels, what the backbone sees, that it learns, what it shows."""
+"""Colorization: closed forms, a loop over pixels, the backbone's input, learning, the panel."""
 
 import json
 import math
@@ -38,9 +38,9 @@ def make(spec: ImageSpec = SPEC, **options) -> Colorization:
 
 
 def textured(count: int, seed: int = 0) -> torch.Tensor:
-    """Grey textures, each kind of which has one colour: `(count, 3, 32, 32)` floats in [0, 1].
+    """Draw grey textures `(count, 3, 32, 32)`, floats in [0, 1], with one colour for each kind.
 
-    Stripes across are reddish, stripes down are bluish, noise is green: to be told without a colour.
+    Horizontal stripes are reddish, vertical ones bluish, noise is green, so texture determines colour.
     """
     draw = generator("textured", seed)
     phase = torch.rand(count, 1, 1, generator=draw) * 8
@@ -62,7 +62,7 @@ def taught(task: Colorization, images: torch.Tensor) -> AbStatistics:
 
 @pytest.mark.parametrize("grid", [10, 20])
 def test_zero_logits_give_log_of_the_number_of_bins(grid: int) -> None:
-    task = make(grid=grid)  # no data seen: a uniform prior, all weights 1
+    task = make(grid=grid)  # without data: a uniform prior, all weights 1
     torch.nn.init.zeros_(task.decoder.last.weight)
     torch.nn.init.zeros_(task.decoder.last.bias)
     scores = task.step(textured(8), LABELS, generator(0))
@@ -93,7 +93,7 @@ def test_the_loss_of_bins_is_that_of_a_loop_over_pixels() -> None:
 
 
 def test_no_constant_prediction_beats_the_rebalanced_prior() -> None:
-    """Descent on one distribution for all pixels ends where `constant_loss` says, up to the smoothing."""
+    """The best constant distribution over pixels costs `constant_loss`, up to the smoothing."""
     task = make(sigma=1.0, neighbours=1)
     images = textured(30)
     taught(task, images)
@@ -115,7 +115,7 @@ def test_the_mean_colour_costs_the_regression_about_1() -> None:
     found = taught(task, images)
     ab = rgb2lab(images.permute(0, 2, 3, 1).numpy()).reshape(-1, 3)[:, 1:]
     scores = task.score_ab(torch.zeros(len(ab), 2), pixels(rgb_to_lab(images)[:, 1:]))
-    assert scores["loss"].item() == pytest.approx(1, abs=0.02)  # images were rounded to 8 bits
+    assert scores["loss"].item() == pytest.approx(1, abs=0.02)  # images are rounded to 8 bits
     assert scores["constant_loss"].item() == scores["loss"].item()
     assert found.std == pytest.approx(np.sqrt(ab.var(0).mean()), rel=0.01)
     said = task.colour(torch.ones(len(ab), 2), images.shape)  # one deviation above the mean
@@ -328,7 +328,7 @@ def test_a_run_measures_the_data_and_exports_a_backbone_for_lightness(tmp_path: 
     assert export["input"] == {"image_size": 32, "colour": "L", "mean": [50.0], "std": [50.0]}
     assert "the lightness L of CIE Lab" in (tmp_path / "MODEL_CARD.md").read_text()
     backbone = ssl_lightning.load_backbone(tmp_path)
-    lightness = (rgb_to_lab(sample[:4].float() / 255)[:, :1] - 50) / 50  # by backbone.json
+    lightness = (rgb_to_lab(sample[:4].float() / 255)[:, :1] - 50) / 50  # as backbone.json describes
     for got, expected in zip(backbone(lightness), task.eval().backbone(lightness), strict=True):
         torch.testing.assert_close(got, expected)
     with pytest.raises(ValueError, match="trained on images with 1 channels, this backbone takes 3"):

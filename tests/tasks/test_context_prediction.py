@@ -1,4 +1,4 @@
-"""Context prediction: closed forms, labels against the image, that it learns, and what it shows."""
+"""Context prediction: closed forms, labels against the image, learning, the panel."""
 
 import math
 
@@ -15,7 +15,7 @@ from ssl_lightning.tasks.context_prediction import ContextPrediction
 from tests.tasks._learning import learn, seen_by
 
 SPEC = ImageSpec(3, 32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-PLAIN = ImageSpec(3, 32, (0.0,) * 3, (1.0,) * 3)  # normalising changes nothing
+PLAIN = ImageSpec(3, 32, (0.0,) * 3, (1.0,) * 3)  # normalising has no effect
 LABELS = torch.full((8,), -1)
 OFF = {"colours": None, "downsample": 0.0}
 STEPS = 200
@@ -49,7 +49,7 @@ def test_the_backbone_sees_every_patch_once(pairs: int) -> None:
 
 @pytest.mark.parametrize("pairs", [1, 3, 8])
 def test_labels_are_where_the_neighbour_lies(pairs: int) -> None:
-    """Pixels that hold their own place: each patch says where it was cut, the label must agree."""
+    """Pixels hold their own position, so each patch shows where it was cut; the label must agree."""
     task = make(PLAIN, pairs_per_image=pairs, **OFF)
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     images = torch.stack([y, x, torch.zeros(32, 32)]).expand(8, 3, 32, 32)
@@ -73,7 +73,7 @@ def test_labels_are_where_the_neighbour_lies(pairs: int) -> None:
     by_image = torch.tensor(answers).view(8, pairs)
     assert all(len(set(row)) == pairs for row in by_image.tolist())
     if pairs == 1:
-        assert len(set(answers)) > 2  # not the same neighbour everywhere
+        assert len(set(answers)) > 2  # different neighbours
 
 
 def test_guards_change_what_the_backbone_sees() -> None:
@@ -95,11 +95,11 @@ def test_guards_change_what_the_backbone_sees() -> None:
     assert torch.einsum("c,bchw->bhw", axis, seen["off"]).abs().mean() > 0.5
     assert torch.einsum("c,bchw->bhw", axis, seen["projection"]).abs().max() < 1e-5
     smoother = seen["downsample"].std((2, 3)) < normal - 1e-4
-    assert 0.7 < smoother.float().mean() < 0.9  # one size in five is the full one
+    assert 0.7 < smoother.float().mean() < 0.9  # one of five sizes is the full size
 
 
 def test_gap_and_jitter_can_be_switched_off() -> None:
-    """Then the nine patches are a square of the image without gaps."""
+    """Without both, the nine patches form a square of the image without gaps."""
     task = make(PLAIN, gap=0, **OFF)
     images = torch.rand(4, 3, 32, 32)
     seen = seen_by(task.backbone)
@@ -137,10 +137,10 @@ def test_equal_streams_give_equal_steps() -> None:
 
 def test_64_images_are_solved() -> None:
     task = make(widths=(16, 32, 32))
-    blobs = torch.rand(64, 3, 5, 5, generator=generator("context"))  # every place has a look of its own
+    blobs = torch.rand(64, 3, 5, 5, generator=generator("context"))  # each place looks different
     images = F.interpolate(blobs, (32, 32), mode="bicubic").clamp(0, 1)
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    assert learn(task, images, optimizer, STEPS)["acc"] >= 0.95  # places that were not drawn before
+    assert learn(task, images, optimizer, STEPS)["acc"] >= 0.95  # new places
 
 
 def test_the_panel_shows_the_pair_with_its_place() -> None:
@@ -170,7 +170,7 @@ def test_the_panel_shows_the_pair_with_its_place() -> None:
 
 
 def window(place: str) -> tuple[slice, slice]:
-    """Where a place is drawn in a panel of 32 px: patches of 8 px at a pitch of 10."""
+    """Return the window of a place in a panel of 32 px: patches of 8 px at a pitch of 10."""
     row = 0 if "top" in place else 2 if "bottom" in place else 1
     column = 0 if "left" in place else 2 if "right" in place else 1
     return slice(2 + 10 * row, 10 + 10 * row), slice(2 + 10 * column, 10 + 10 * column)

@@ -1,4 +1,4 @@
-"""Inpainting: what the backbone sees, what counts, that holes are filled, and what is shown."""
+"""Inpainting: the backbone's input, the loss, learning to fill holes, the panel."""
 
 from typing import Any
 

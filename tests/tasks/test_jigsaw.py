@@ -1,4 +1,4 @@
-"""The jigsaw: closed forms, what the backbone and the head see, that it learns, and what it shows."""
+"""Jigsaw: closed forms, input of backbone and head, learning, the panel."""
 
 import math
 
@@ -60,7 +60,7 @@ def test_the_head_sees_the_tiles_in_the_order_of_the_class() -> None:
 
 
 def test_labels_are_the_orders_that_were_scored() -> None:
-    """A head that reads the order from the tiles themselves is always right."""
+    """A head that reads the order from the tiles is always right."""
     task = make()
     orders = task.permutations.orders
 
@@ -111,7 +111,7 @@ def test_guards_change_what_the_backbone_sees() -> None:
     assert make(ImageSpec(3, 255, SPEC.mean, SPEC.std)).channel_jitter == 2
     plain = make(grey=0.0, channel_jitter=0).cut(images, corners, generator(1))
     moved = make(grey=0.0, channel_jitter=1).cut(images, corners, generator(1))
-    same = (plain == moved).all(-1).all(-1).float().mean()  # two moves of -1, 0, 1: a ninth stays
+    same = (plain == moved).all(-1).all(-1).float().mean()  # two shifts of -1, 0 or 1: a ninth stays in place
     assert same.item() == pytest.approx(1 / 9, abs=0.1)
 
 
@@ -140,7 +140,7 @@ def test_64_images_are_solved() -> None:
     task = make()
     images = striped(64, 4, 3, 32, "jigsaw")[0].permute(0, 3, 1, 2) / 255
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9, nesterov=True)
-    assert learn(task, images, optimizer, STEPS)["acc"] >= 0.95  # gaps and orders that were not drawn before
+    assert learn(task, images, optimizer, STEPS)["acc"] >= 0.95  # new gaps and orders
 
 
 STEPS = 150
@@ -164,7 +164,7 @@ def test_the_panel_shows_the_tiles_before_and_after() -> None:
         assert order == task.permutations.orders[int(number)].tolist()
         undo = task.permutations.orders[answer].tolist()
         original = torch.stack(list(tiles[:, kept].view(3, -1).T)).sort(0).values
-        for picture in (shuffled, back):  # the same pixels, elsewhere
+        for picture in (shuffled, back):  # the same pixels at other places
             pixels = picture[:, picture[0] != 1].view(3, -1).T.sort(0).values
             assert torch.equal(pixels, original)
         for place, tile in enumerate(order):
@@ -176,7 +176,7 @@ def test_the_panel_shows_the_tiles_before_and_after() -> None:
 
 
 def holds(picture: torch.Tensor, cut: torch.Tensor, tile: int) -> bool:
-    """Whether a tile lies somewhere in its cell of a picture, the grid being moved by up to 2 px."""
+    """Whether a tile lies anywhere in its cell of a picture, with the grid moved by up to 2 px."""
     top, left = 10 * (tile // 3), 10 * (tile % 3)
     return any(
         torch.equal(picture[:, y : y + 8, x : x + 8], cut)

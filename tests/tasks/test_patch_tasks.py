@@ -1,4 +1,4 @@
-"""The known complaint about patch tasks is that they do not start to learn. With default settings they do."""
+"""Patch tasks: with default settings they start to learn, which is the common difficulty with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ssl_lightning.tasks.context_prediction import ContextPrediction
 from ssl_lightning.tasks.jigsaw import Jigsaw
 
 STEPS = 400
-LR = 0.1  # of conf/optimizer/sgd.yaml
+LR = 0.1  # as in conf/optimizer/sgd.yaml
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The untrained control."""
+"""Random control: no training, and the backbone input of other tasks."""
 
 import torch
 

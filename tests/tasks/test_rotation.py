@@ -1,4 +1,4 @@
-"""The rotation task: closed forms, and what it shows."""
+"""Rotation: closed forms, learning, the panel."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Super-resolution: degradation and metrics against other libraries, that it sharpens, and what it shows."""
+"""Super-resolution: degradation and metrics against other libraries, learning, the panel."""
 
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def test_feature_matching_compares_every_stage() -> None:
     attempt = task.attempt(torch.rand(2, 3, 32, 32), generator(0))
     stages = task.discriminator(attempt.real)
     scores = task.generator_scores(attempt.scores["loss"], attempt.real, stages)
-    assert scores["content"].item() == pytest.approx(0, abs=1e-6)  # nothing to complain of
+    assert scores["content"].item() == pytest.approx(0, abs=1e-6)  # equal maps cost nothing
 
 
 def test_vgg_is_in_the_loss_and_nowhere_else(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_vgg_is_in_the_loss_and_nowhere_else(tmp_path: Path) -> None:
     with torch.no_grad():
         maps = [layers((x - mean) / std) / 12.75 for x in (made, images)]
     expected = 2 * (maps[0] - maps[1]).square().mean().item()
-    assert attempt.scores["loss"] == attempt.scores["pixel"]  # all that counts in the warm-up
-    scores = attempt.whole()
+    assert attempt.scores["loss"] == attempt.scores["pixel"]  # the only loss in the warm-up
+    scores = attempt.total_scores()
     assert scores["content"].item() == pytest.approx(expected, rel=1e-3)
     torch.testing.assert_close(scores["loss"], scores["pixel"] + scores["content"])
     scores["content"].backward()

@@ -1,4 +1,4 @@
-"""The supervised control."""
+"""Supervised control: loss and accuracy by hand, required labels, the panel."""
 
 import math
 

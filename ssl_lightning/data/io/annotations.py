@@ -1,4 +1,4 @@
-"""Masks and boxes of images: reading them from files, and checking all of them before any work."""
+"""Masks and boxes of images: readers and checks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_lightning.data.io.folders import SHOWN, opened
+from ssl_lightning.data.io.folders import SHOWN, open_image
 
 MAX_XML = 8_000_000  # bytes of an annotation
-VOID = 255  # id of the pixels that count nowhere, in every mask that leaves this module
+VOID = 255  # id of pixels that count nowhere, in every mask returned here
 T = TypeVar("T")
 
 
@@ -26,10 +26,9 @@ class Boxes:
     """The objects of one image.
 
     Args:
-        boxes: `(n, 4)` float32, left, top, right, bottom in pixels from the corner of the image; none is
-            empty.
+        boxes: `(n, 4)` float32, left, top, right, bottom in pixels from the top left corner; never empty.
         labels: `(n,)` int64, in 0..K-1.
-        difficult: `(n,)` bool, objects that an evaluation neither asks for nor punishes.
+        difficult: `(n,)` bool, objects that an evaluation ignores.
     """
 
     boxes: Tensor
@@ -37,7 +36,7 @@ class Boxes:
     difficult: Tensor
 
     def target(self, scale: tuple[float, float] = (1.0, 1.0)) -> dict[str, Tensor]:
-        """What a loader yields for the image, resized by factors across and down."""
+        """Return the target that a loader yields, with boxes scaled by factors across and down."""
         factors = torch.tensor(scale).repeat(2)
         return {"boxes": self.boxes * factors, "labels": self.labels, "difficult": self.difficult}
 
@@ -45,34 +44,32 @@ class Boxes:
 def read_mask(
     path: Path, num_classes: int, void: Sequence[int], size: tuple[int, int] | None = None
 ) -> np.ndarray:
-    """Read a mask of class ids: PNG in grey or with a palette (its indices), or SBD's `.mat`.
+    """Read a mask of class ids: a PNG in grey or with a palette (its indices), or SBD's `.mat`.
 
     Args:
         path: The file.
         num_classes: Classes of the data set.
-        void: Further ids that count nowhere.
-        size: Width and height of its image, which the mask must have; None: any.
+        void: Ids that count nowhere, besides 255.
+        size: Required width and height, as of the image; None for any.
 
     Returns:
-        `(H, W)` uint8, 0..num_classes-1, or 255 where the file has an id of `void` or 255.
+        `(H, W)` uint8, 0..num_classes-1, or 255 for void pixels.
 
     Raises:
-        ValueError: The file has other ids, colours instead of ids, or another size; names it.
+        ValueError: The file has unknown ids, colours instead of ids, or another size; names the file.
     """
     if path.suffix == ".mat":
-        from scipy.io import loadmat  # here, since only SBD needs it
+        from scipy.io import loadmat  # imported here, since only SBD needs it
 
         try:
             ids = np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0])
         except Exception as error:  # SciPy raises nearly everything on broken files
-            raise ValueError(f"{path} holds no mask of SBD: {error}") from error
+            raise ValueError(f"{path} is not a mask of SBD: {error}") from error
     else:
-        with opened(path) as image:
-            _check_size(path, image.size, size)  # as large as its image: before the pixels take any memory
+        with open_image(path) as image:
+            _check_size(path, image.size, size)  # before the pixels take memory
             if image.mode not in ("1", "L", "P"):
-                raise ValueError(
-                    f"{path} has pixels of the kind {image.mode}; a mask has one class id a pixel"
-                )
+                raise ValueError(f"{path} has pixels of mode {image.mode}; a mask has one class id a pixel")
             ids = np.asarray(image).astype(np.uint8)
     _check_size(path, ids.shape[::-1], size)
     table = np.full(256, -1, np.int16)
@@ -82,27 +79,27 @@ def read_mask(
     if (mask < 0).any():
         raise ValueError(
             f"{path} has the ids {np.unique(ids[mask < 0]).tolist()}; allowed are the classes "
-            f"0..{num_classes - 1} and the void ids {sorted({*void, VOID})}: set "
+            f"0..{num_classes - 1} and the void ids {sorted({*void, VOID})}; set "
             "data.class_names or data.void"
         )
     return mask.astype(np.uint8)
 
 
 def voc_objects(path: Path) -> list[ET.Element]:
-    """Read the objects of an annotation in VOC's XML; their parts lie deeper and are none.
+    """Read the objects of an annotation in VOC's XML, without their nested parts.
 
     Raises:
-        ValueError: The file is no such XML, larger than any, or declares entities, which it could blow up.
-        OSError: It cannot be read.
+        ValueError: The file is not XML, is too large, or declares entities, which can expand without limit.
+        OSError: The file cannot be read.
     """
     if path.exists() and not path.is_file():
-        raise ValueError("it is no plain file")
+        raise ValueError("not a regular file")
     with path.open("rb") as file:
         data = file.read(MAX_XML + 1)
     if len(data) > MAX_XML:
-        raise ValueError(f"it has more than the {MAX_XML:,} bytes that an annotation may have")
+        raise ValueError(f"the file is too large; an annotation has at most {MAX_XML:,} bytes")
     if b"<!ENTITY" in data.replace(b"\0", b""):  # in UTF-16 too
-        raise ValueError("it declares entities, which no annotation does")
+        raise ValueError("the file declares entities; an annotation must not")
     try:
         return ET.fromstring(data).findall("object")
     except (ET.ParseError, LookupError) as error:
@@ -110,18 +107,18 @@ def voc_objects(path: Path) -> list[ET.Element]:
 
 
 def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequence[str]) -> Boxes:
-    """Read the objects of one image in VOC's XML; a file without objects is an image without objects.
+    """Read the boxes of one image in VOC's XML; there may be none.
 
-    VOC counts pixels from 1 and both ends of a box belong to it, so that a box of pixels 1 to 1 is [0, 1).
-    What sticks out of the image is cut off.
+    VOC counts pixels from 1 and includes both ends of a box: pixels 1 to 1 become [0, 1). Boxes are clipped
+    to the image.
 
     Args:
         path: The XML file.
-        image_size: Width and height of the image itself; what the file says of them is not used.
+        image_size: Width and height of the image itself; the size in the file is not used.
         class_names: In label order.
 
     Raises:
-        ValueError: The file is no such XML, or an object has an unknown class, or no pixel in the image.
+        ValueError: The file is not in VOC's XML, or an object has an unknown class or no pixel in the image.
     """
     number = {name: label for label, name in enumerate(class_names)}
     width, height = image_size
@@ -153,30 +150,30 @@ def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequenc
 
 
 def image_sizes(paths: Sequence[Path], num_workers: int) -> list[tuple[int, int]]:
-    """Return width and height of each image, from its header, upright as `decode` makes it."""
+    """Return width and height of each image from its header, upright as from `decode`."""
 
     def size(path: Path) -> tuple[int, int]:
-        with opened(path) as image:
+        with open_image(path) as image:
             width, height = image.size
             turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
             return (height, width) if turned else (width, height)
 
-    return in_threads(size, paths, num_workers)
+    return map_in_threads(size, paths, num_workers)
 
 
 def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, int] | None) -> None:
     if wanted is not None and tuple(found) != wanted:
         of_mask, of_image = (" x ".join(map(str, size)) for size in (found, wanted))
-        raise ValueError(f"{path} has {of_mask} pixels, and its image {of_image}")
+        raise ValueError(f"{path} has {of_mask} pixels, and its image has {of_image}")
 
 
 def check_masks(
     images: Sequence[Path], masks: Sequence[Path], num_classes: int, void: Sequence[int], num_workers: int
 ) -> None:
-    """Read every mask once, so that what is wrong with one is told before any work.
+    """Read every mask once, so that a bad one fails before any work.
 
     Raises:
-        ValueError: A mask has unknown ids or another size than its image; names the first ten.
+        ValueError: A mask has unknown ids or another size than its image; names the first ten masks.
     """
     sizes = image_sizes(images, num_workers)
 
@@ -188,18 +185,18 @@ def check_masks(
             return str(error) if str(mask) in str(error) else f"{mask}: {error}"
         return None
 
-    faults = in_threads(fault, list(zip(masks, sizes, strict=True)), num_workers)
+    faults = map_in_threads(fault, list(zip(masks, sizes, strict=True)), num_workers)
     found = [text for text in faults if text is not None]
     if found:
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         raise ValueError("\n  ".join([f"{len(found)} masks cannot be used:", *found[:SHOWN], *more]))
 
 
-def matched(images: Sequence[Path], found: Mapping[str, Path], what: str, where: Path) -> list[Path]:
-    """Return for each image its own of `found`, files by stem.
+def match_by_stem(images: Sequence[Path], found: Mapping[str, Path], what: str, where: Path) -> list[Path]:
+    """Return the file of each image from `found`, which maps stems to files.
 
     Raises:
-        ValueError: An image has none; says how many and names the first.
+        ValueError: An image has no file; gives the number of such images and the first.
     """
     missing = [path for path in images if path.stem not in found]
     if missing:
@@ -209,8 +206,8 @@ def matched(images: Sequence[Path], found: Mapping[str, Path], what: str, where:
     return [found[path.stem] for path in images]
 
 
-def in_threads(function: Callable[[Any], T], items: Sequence[Any], num_workers: int) -> list[T]:
-    """Map in threads; Pillow lets go of the interpreter while it decodes."""
+def map_in_threads(function: Callable[[Any], T], items: Sequence[Any], num_workers: int) -> list[T]:
+    """Map in threads; Pillow releases the GIL while it decodes."""
     if num_workers == 0 or len(items) < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(num_workers) as pool:

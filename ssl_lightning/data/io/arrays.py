@@ -1,4 +1,4 @@
-"""A data set in the cache as `.npy` files: `<split>_images.npy` and `<split>_labels.npy`."""
+"""Cache of a data set as `.npy` files: `<split>_images.npy` and `<split>_labels.npy`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def digest(array: np.ndarray) -> str:
 
 
 def save_verified(out: Path, arrays: Mapping[str, np.ndarray], digests: Mapping[str, str]) -> None:
-    """Check each array against its digest, all before the first is written, and save them to `out`.
+    """Check all arrays against their digests, then save them to `out`.
 
     Raises:
-        ChecksumError: Naming the array, what was expected and what was got.
+        ChecksumError: A digest differs; names the array and both digests.
     """
     for name, array in arrays.items():
         if (got := digest(array)) != digests[name]:
@@ -33,13 +33,13 @@ def save_verified(out: Path, arrays: Mapping[str, np.ndarray], digests: Mapping[
 
 
 def has_parts(parts: Sequence[str] = PARTS) -> Callable[[Path], bool]:
-    """Return a check that a folder holds every part; the atomic rename vouches for their content."""
+    """Return a check that a folder holds every part; the atomic rename guarantees the content."""
     return lambda folder: all((folder / f"{part}.npy").is_file() for part in parts)
 
 
 def load(folder: Path, part: str) -> torch.Tensor:
-    """Return one part as a tensor that is mapped from the file, so ranks share the memory.
+    """Return one part as a tensor mapped from the file, so ranks share the memory.
 
-    Copy-on-write: nothing that is done to the tensor reaches the file.
+    The map is copy-on-write: changes of the tensor do not reach the file.
     """
     return torch.from_numpy(np.load(folder / f"{part}.npy", mmap_mode="c"))

@@ -1,7 +1,7 @@
 """Spatial augmentation of uint8 images: batched for images in memory, one by one for decoded files.
 
-Drawing is apart from applying: parameters are drawn for a whole global batch and each process
-applies its slice, so the pixels do not depend on how many processes share the work.
+Parameters are drawn for the global batch, and each process applies its slice. The pixels do not depend on
+the number of processes.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def crop_flip(
     padding: int,
     mode: Padding = "reflect",
 ) -> Tensor:
-    """Copy some images, each padded, cropped back to its size at its own offset, and mirrored or not.
+    """Gather images, each padded, cropped back to its size at its own offset, and mirrored or not.
 
-    Every pixel is copied once, from where it lies in the data set.
+    Every pixel is copied once, straight from the data set.
 
     Args:
         images: (N, H, W, C) uint8, contiguous.
-        indices: (B,) int64, which of them.
+        indices: (B,) int64, images to gather.
         offsets: (B, 2) int64, top and left corner of the crop, in 0..2 * padding.
         mirrored: (B,) bool, whether the crop is mirrored left to right.
         padding: Pixels on each side; below H and W when reflecting.
-        mode: What the border shows: the image mirrored about its edge pixels, or zeros.
+        mode: Padding: the image mirrored about its edge pixels, or zeros.
 
     Returns:
         (B, H, W, C) uint8.
@@ -77,13 +77,13 @@ class CropFlip:
             raise ValueError(f"padding mode is {self.mode!r}; allowed are {', '.join(get_args(Padding))}")
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw for `count` images: offsets (count, 2) int64 and mirrored (count,) bool."""
+        """Draw offsets (count, 2) int64 and mirrored (count,) bool."""
         offsets = torch.randint(2 * self.padding + 1, (count, 2), generator=generator)
         mirrored = torch.rand(count, generator=generator) < 0.5
         return offsets, mirrored
 
     def gather(self, images: Tensor, indices: Tensor, offsets: Tensor, mirrored: Tensor) -> Tensor:
-        """Copy images (B,) of (N, H, W, C) uint8, augmented with their rows of what was drawn."""
+        """Gather images (B,) of (N, H, W, C) uint8, augmented with their drawn offsets and mirroring."""
         if not self.flip:
             mirrored = torch.zeros_like(mirrored)
         return crop_flip(images, indices, offsets, mirrored, self.padding, self.mode)
@@ -92,13 +92,13 @@ class CropFlip:
 def resize(picture: Tensor, height: int, width: int) -> Tensor:
     """Resize one picture (C, H, W) uint8 to (C, height, width), bicubic with antialiasing.
 
-    By torch's kernel for uint8, which on a CPU with AVX2 is several times as fast as Pillow. Pixels differ by
-    one grey level at most, but for edges that overshoot: Pillow 13 clips columns first, and torch rows.
+    Torch's uint8 kernel is several times as fast as Pillow on a CPU with AVX2. Pixels differ by at most one
+    grey level, except at edges that overshoot: Pillow 13 clips columns first, torch clips rows first.
 
     Returns:
         (C, height, width) uint8, with the channels of a pixel side by side in memory.
     """
-    # these strides tell torch that the channels come last, and need not be taken apart
+    # Channels-last strides, so torch does not split the channels
     batch = picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
     return F.interpolate(batch, (height, width), mode="bicubic", antialias=True)[0]
 
@@ -109,9 +109,9 @@ class TrainView:
 
     Args:
         size: Height and width of the result in pixels.
-        scale: Smallest and largest share of the picture's area that is cut out.
+        scale: Smallest and largest area of the crop, as a share of the picture's area.
         flip: Whether half of the pictures are mirrored left to right.
-        ratio: Narrowest and widest aspect (width over height) of the cut.
+        ratio: Smallest and largest aspect (width over height) of the crop.
     """
 
     size: int
@@ -124,7 +124,7 @@ class TrainView:
             raise ValueError(f"crop_scale is {list(self.scale)}; allowed is 0 < smallest <= largest <= 1")
 
     def box(self, width: int, height: int, generator: torch.Generator) -> tuple[int, int, int, int]:
-        """Draw the cut (left, top, right, bottom): area and log-aspect are uniform."""
+        """Draw the crop (left, top, right, bottom); area and log-aspect are uniform."""
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for area, aspect, x, y in torch.rand(10, 4, generator=generator).tolist():
             pixels = width * height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
@@ -133,7 +133,7 @@ class TrainView:
             if w <= width and h <= height:
                 left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
                 return left, top, left + w, top + h
-        # A picture too long for any of ten draws: its middle, as wide as the aspect allows
+        # No draw of ten fits, as in very long pictures: take the centre, up to the allowed aspect
         w = min(width, max(1, round(height * self.ratio[1])))
         h = min(height, max(1, round(width / self.ratio[0])))
         left, top = (width - w) // 2, (height - h) // 2
@@ -150,7 +150,7 @@ class TrainView:
 
 @dataclass(frozen=True)
 class EvalView:
-    """The central square of one decoded picture, resized: resize and centre crop in one step.
+    """Central square of one decoded picture, resized: resize and centre crop in one step.
 
     Args:
         size: Height and width of the result in pixels.

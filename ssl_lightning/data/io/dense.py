@@ -1,4 +1,4 @@
-"""Images with a mask or with boxes for each, from files or from memory, all of one size."""
+"""Sources of images with masks or boxes, from files or memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_lightning.data.io.annotations import VOID, Boxes, in_threads, read_mask
+from ssl_lightning.data.io.annotations import VOID, Boxes, map_in_threads, read_mask
 from ssl_lightning.data.io.folders import decode
 from ssl_lightning.data.io.sources import Share
 
-PADDING = 128  # grey level of what an image does not cover
+PADDING = 128  # grey level beside a resized image
 
 
-def fitted(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of an image that is resized to fit into `target`, its aspect kept.
+def fitted_size(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Return the height and width of an image resized to fit into `target` with its aspect kept.
 
-    >>> fitted((100, 200), (64, 64))
+    >>> fitted_size((100, 200), (64, 64))
     (32, 64)
     """
     scale = min(target[0] / size[0], target[1] / size[1])
@@ -33,12 +33,12 @@ class DenseFiles:
 
     Args:
         paths: One file per image.
-        annotations: For each image the path of its mask, or its boxes in pixels of the file.
-        size: Height and width of what is yielded.
-        num_classes, void: See `read_mask`; of no concern for boxes.
+        annotations: Path of the mask of each image, or its boxes in pixels of the file.
+        size: Height and width of the yielded images.
+        num_classes, void: See `read_mask`; unused for boxes.
         channels: 1 for grey, 3 for RGB.
         max_pixels: Larger pictures are refused.
-        num_workers: Decoding threads; 0 decodes in the calling one.
+        num_workers: Decoding threads; 0 decodes in the calling thread.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class DenseFiles:
         self.annotations: list[Path | Boxes] = list(annotations)
         self.size, self.num_classes, self.void = size, num_classes, tuple(void)
         self.channels, self.max_pixels, self.num_workers = channels, max_pixels, num_workers
-        self.labels = torch.full((len(self.paths),), -1)  # of the whole image: there is none
+        self.labels = torch.full((len(self.paths),), -1)  # no image-level labels
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Any]]:
-        """Yield images (B, C, H, W) uint8 and the targets of each share, in order; nothing is augmented.
+        """Yield images (B, C, H, W) uint8 and targets of each share, in order, not augmented.
 
         Targets are masks (B, H, W) int64, or a list of dicts, see `Boxes.target`.
         """
         for share in shares:
-            loaded = in_threads(self._load, share.indices.tolist(), self.num_workers)
+            loaded = map_in_threads(self._load, share.indices.tolist(), self.num_workers)
             pixels = torch.stack([image for image, _ in loaded]) if loaded else self._no_pixels()
             targets: Any = [target for _, target in loaded]
             if self.annotations and isinstance(self.annotations[0], Path):
@@ -80,7 +80,7 @@ class DenseFiles:
 
     def _load(self, index: int) -> tuple[Tensor, Any]:
         image = decode(self.paths[index], self.channels, self.max_pixels)
-        height, width = fitted((image.height, image.width), self.size)
+        height, width = fitted_size((image.height, image.width), self.size)
         scale = width / image.width, height / image.height
         resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         pixels = np.full((*self.size, self.channels), PADDING, np.uint8)
@@ -99,12 +99,12 @@ class DenseArrays:
 
     Args:
         images: (N, H, W, C) uint8.
-        annotations: Masks (N, H, W) uint8, or the boxes of each image.
+        annotations: Masks (N, H, W) uint8, or boxes of each image.
     """
 
     def __init__(self, images: Tensor, annotations: Tensor | Sequence[Boxes]) -> None:
         self.images, self.annotations = images, annotations
-        self.labels = torch.full((len(images),), -1)  # of the whole image: there is none
+        self.labels = torch.full((len(images),), -1)  # no image-level labels
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,7 +1,7 @@
-"""Getting a data set into the cache: sources tried in order, verified, placed atomically.
+"""Download data sets into the cache: try sources in order, verify, place atomically.
 
-A data set is one folder in the cache (`ssl_lightning.core.cache`), which is either whole or absent: a source
-writes into a work folder of the same file system, and one rename makes the result visible.
+A data set is one folder in the cache (`ssl_lightning.core.cache`), either complete or absent. A source writes
+into a work folder of the same file system, and one rename makes the result visible.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from ssl_lightning.core.atomic_files import is_full
 CONNECT_TIMEOUT_S = 15  # so that a machine without internet falls back quickly
 TOOL_TIMEOUT_S = 1800
 CHUNK = 1 << 20
-TAR_BLOCK = 512  # bytes of the header that every member has, empty ones too
+TAR_BLOCK = 512  # bytes of the header of every member, also of an empty one
 
 
 class DownloadError(RuntimeError):
-    """Every source of a data set failed, or the cache cannot be written; nothing was left behind."""
+    """Every source of a data set failed, or the cache is not writable; no files are left behind."""
 
 
 class ChecksumError(RuntimeError):
-    """Data differ from what their digest promises."""
+    """Data do not match their digest."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Source:
     """One way to get a data set.
 
     Args:
-        description: What is tried, for the progress line and the error.
-        fetch: `fetch(out, scratch)` leaves the finished, verified files in `out`; `scratch` is for
-            archives and is removed afterwards. It raises to say that this source does not work.
-        size: Bytes to be transferred, roughly, for the progress bar.
+        description: Name for the progress line and the error.
+        fetch: `fetch(out, scratch)` writes verified files to `out`. `scratch` is for archives and is
+            removed afterwards. It raises if this source does not work.
+        size: Approximate bytes to transfer, for the progress bar.
     """
 
     description: str
@@ -56,42 +56,42 @@ class Source:
 
 
 def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]) -> Path:
-    """Make sure that the folder `final` is there and whole, whatever else runs at the same time.
+    """Ensure that the folder `final` exists and is complete; safe with concurrent processes.
 
     Args:
-        title: Name of the data set for people.
-        final: Where its folder belongs; its parent is the cache.
-        sources: Tried in this order until one works.
-        ready: Says whether a folder holds everything; must be cheap, it runs at every start.
+        title: Name of the data set, for messages.
+        final: Folder of the data set; its parent is the cache.
+        sources: Sources, tried in order until one works.
+        ready: Check that a folder is complete; must be cheap, as it runs at every start.
 
     Returns:
         `final`.
 
     Raises:
-        DownloadError: If no source worked, naming each with its reason, or the cache is not writable.
+        DownloadError: No source worked (names each with its reason), or the cache is not writable.
     """
-    if ready(final):  # no lock: a cache that is read-only, and filled, is good enough
-        if any(_work_folders(final)):  # of a process that was killed between its last two lines
+    if ready(final):  # without a lock, so that a filled read-only cache works
+        if any(_work_folders(final)):  # of a process killed between its last two lines
             with contextlib.suppress(OSError, Timeout), lock_of(final).acquire(timeout=0):
                 _remove_leftovers(final)
         return final
     with locked(title, final):
-        if not ready(final):  # another process may have filled it meanwhile
+        if not ready(final):  # another process may have filled it in the meantime
             _try_sources(title, final, sources, ready)
     return final
 
 
 def lock_of(final: Path) -> FileLock:
-    """Return the lock of what belongs at `final` in the cache, not taken yet."""
+    """Return the lock of the cache entry `final`, not acquired yet."""
     return FileLock(final.parent / f".{final.name}.lock")
 
 
 @contextlib.contextmanager
 def locked(title: str, final: Path) -> Iterator[None]:
-    """Hold the lock of what belongs at `final`; makes its folder, and tells people where it has to wait.
+    """Hold the lock of the cache entry `final`; create the cache, and print a line while waiting.
 
     Raises:
-        DownloadError: If the cache is not writable.
+        DownloadError: The cache is not writable.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def locked(title: str, final: Path) -> Iterator[None]:
     except OSError as error:
         raise DownloadError(
             f"{title}: cannot write to the cache {final.parent} ({error}); "
-            "set data.root or SSL_LIGHTNING_DATA to a folder that is writable"
+            "set data.root or SSL_LIGHTNING_DATA to a writable folder"
         ) from error
     try:
         yield
@@ -126,9 +126,9 @@ def _try_sources(title: str, final: Path, sources: Sequence[Source], ready: Call
             with _progress(f"{title}: {source.description}", scratch, source.size):
                 source.fetch(out, scratch)
             if not ready(out):
-                raise RuntimeError("it did not produce every file")
+                raise RuntimeError("the source did not produce every file")
             _sync(out)
-            if final.exists():  # incomplete, or `ready` had accepted it
+            if final.exists():  # incomplete, else `ready` would have accepted it
                 os.replace(final, work / "incomplete")
             os.replace(out, final)
             say(f"{title}: ready in {final} after {time.monotonic() - start:.0f} s")
@@ -136,8 +136,8 @@ def _try_sources(title: str, final: Path, sources: Sequence[Source], ready: Call
         except Exception as error:
             if is_full(error, work):
                 raise DownloadError(
-                    f"{title}: no space is left in the cache {final.parent}, where nothing of it stays; "
-                    "make room, or set data.root or SSL_LIGHTNING_DATA to a folder on a larger disk"
+                    f"{title}: no space is left in the cache {final.parent}; the partial files are removed. "
+                    "Make room, or set data.root or SSL_LIGHTNING_DATA to a folder on a larger disk"
                 ) from error
             failures.append(f"{source.description}: {error or type(error).__name__}")
             say(f"{title}: {failures[-1]}")
@@ -152,17 +152,17 @@ def _work_folders(final: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(final: Path) -> None:
-    """Remove what killed processes left: whoever holds the lock owns it."""
+    """Remove work folders of killed processes; the caller holds the lock and so owns them."""
     for leftover in _work_folders(final):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def fetch_url(url: str, path: Path, md5: str) -> None:
-    """Download `url` to `path` and check its MD5, which is what torchvision publishes.
+    """Download `url` to `path` and check its MD5, the digest that torchvision publishes.
 
     Raises:
-        OSError: If the host cannot be reached within 15 s or stops sending for as long.
-        ChecksumError: If the content differs; `path` is removed.
+        OSError: The host does not answer, or sends nothing, for 15 s.
+        ChecksumError: The content differs; `path` is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     request = urllib.request.Request(url, headers={"User-Agent": "ssl-lightning"})
@@ -172,7 +172,7 @@ def fetch_url(url: str, path: Path, md5: str) -> None:
 
 
 def check_file(path: Path, expected: str, algorithm: str = "sha256") -> None:
-    """Raise ChecksumError, and remove the file, if its hex digest is not `expected`."""
+    """Raise ChecksumError and remove the file if its hex digest is not `expected`."""
     with path.open("rb") as file:
         got = hashlib.file_digest(file, algorithm).hexdigest()
     if got != expected:
@@ -181,31 +181,31 @@ def check_file(path: Path, expected: str, algorithm: str = "sha256") -> None:
 
 
 def unpack(archive: Path, into: Path, max_bytes: int) -> None:
-    """Unpack a tar archive that may be malicious: nothing of it lands outside, nor runs, nor fills the disk.
+    """Unpack a tar archive that may be malicious: it cannot write outside, run code, or fill the disk.
 
-    Python's filter `data` refuses absolute names, `..`, links that lead out, devices and pipes. What a member
-    says of its size is what is written of it, so that the sum bounds the whole, however it is compressed.
+    Python's filter `data` refuses absolute names, `..`, links that lead outside, devices and pipes. A member
+    cannot write more than its declared size, so the sum of sizes bounds the total even if compressed.
 
     Args:
         archive: The file, compressed or not.
         into: An empty folder.
-        max_bytes: Of all members together.
+        max_bytes: Limit for all members together.
 
     Raises:
-        ValueError: The archive is broken, or a member is refused; names it. Something may lie in `into` then.
+        ValueError: The archive is broken, or a member is refused (names it). `into` may then hold files.
     """
     try:
         with tarfile.open(archive) as tar:
             _extract(tar, into, max_bytes)
     except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError) as error:
-        raise ValueError(f"{archive.name} is not unpacked: {error}") from error
+        raise ValueError(f"{archive.name} cannot be unpacked: {error}") from error
 
 
 def unpack_deb(archive: Path, into: Path, max_bytes: int) -> None:
-    """Unpack a package of Debian in the same way: `dpkg-deb` only turns it into a tar archive, as it is read.
+    """Unpack a Debian package as `unpack` does; `dpkg-deb` only streams it as a tar archive.
 
     Raises:
-        ValueError: As `unpack` does.
+        ValueError: See `unpack`.
     """
     command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -213,29 +213,29 @@ def unpack_deb(archive: Path, into: Path, max_bytes: int) -> None:
             with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
                 _extract(tar, into, max_bytes)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            raise ValueError(f"{archive.name} is not unpacked: {error}") from error
+            raise ValueError(f"{archive.name} cannot be unpacked: {error}") from error
         finally:
-            process.kill()  # of what is too large the rest is not wanted
+            process.kill()  # the rest of an archive that is refused is not needed
 
 
 def _extract(tar: tarfile.TarFile, into: Path, max_bytes: int) -> None:
     left, names = max_bytes, set()
-    for member in tar:  # as they come: a list of all would read the whole archive first
+    for member in tar:  # streamed: a list of all members would read the full archive first
         name = os.path.normpath(member.name).casefold()
         left -= member.size + TAR_BLOCK
         if left < 0:
-            raise ValueError(f"{member.name!r} makes it more than the {max_bytes:,} bytes expected")
+            raise ValueError(f"{member.name!r} exceeds the limit of {max_bytes:,} bytes for all members")
         if name in names and not member.isdir():
-            raise ValueError(f"{member.name!r} is in it twice")
+            raise ValueError(f"the archive holds {member.name!r} twice")
         names.add(name)
         tar.extract(member, into, filter="data")
 
 
 def run_tool(command: Sequence[str], cwd: Path) -> str:
-    """Run an outside program in `cwd` and return what it printed on standard output.
+    """Run an external program in `cwd` and return its standard output.
 
     Raises:
-        RuntimeError: If it is not installed, fails (with its last lines), or takes half an hour.
+        RuntimeError: It is not installed, fails (gives its last lines), or takes more than half an hour.
     """
     if shutil.which(command[0]) is None:
         raise RuntimeError(f"{command[0]} is not installed")
@@ -247,13 +247,13 @@ def run_tool(command: Sequence[str], cwd: Path) -> str:
         raise RuntimeError(f"`{' '.join(command[:3])}` took more than {TOOL_TIMEOUT_S} s") from error
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        said = " / ".join(line.strip() for line in lines[-3:])
-        raise RuntimeError(f"`{' '.join(command[:3])}` ended with status {done.returncode}: {said}")
+        tail = " / ".join(line.strip() for line in lines[-3:])
+        raise RuntimeError(f"`{' '.join(command[:3])}` failed with status {done.returncode}: {tail}")
     return done.stdout
 
 
 def say(line: str) -> None:
-    """Print a line for people on standard error."""
+    """Print a line on standard error."""
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
@@ -261,9 +261,9 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def _progress(text: str, folder: Path, size: int) -> Iterator[None]:
-    """Show how many bytes have arrived in `folder`; on a terminal as a bar, else as one line.
+    """Show a progress bar of the bytes in `folder`; without a terminal, print one line.
 
-    Watching the folder works for every source alike, outside programs included.
+    Watching the folder works for every source, also for external programs.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -301,7 +301,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def _sync(folder: Path) -> None:
-    """Flush the files to disk before the rename makes them visible, so a power cut leaves no husk."""
+    """Flush the files to disk before the rename, so that a power cut leaves no truncated file."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST into the cache: the official files, or those of Debian's package."""
+"""Download of Fashion-MNIST: the official files, or Debian's package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLASSES = (
     "ankle boot",
 )
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
-MAX_PACKAGE = 100_000_000  # bytes of all files in Debian's package, which are packed; they have 31 MB
+MAX_PACKAGE = 100_000_000  # bytes of all files in Debian's package, which are gzipped and have 31 MB
 MAX_BYTES = 60_000 * 28 * 28 + 16  # of a file, unpacked
 FILES = {
     "train_images": "train-images-idx3-ubyte.gz",
@@ -33,7 +33,7 @@ FILES = {
     "test_images": "t10k-images-idx3-ubyte.gz",
     "test_labels": "t10k-labels-idx1-ubyte.gz",
 }
-# Of the decoded arrays: Debian compresses the files again, so those of the files differ by source
+# Of the decoded arrays; Debian compresses the files again, so digests of files differ by source
 DIGESTS = {
     "train_images": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
     "train_labels": "e3245b63f7c40d1c8b652835f19744d970c1613b40ddac6bcfc87b9c46e16a0b",
@@ -43,10 +43,10 @@ DIGESTS = {
 
 
 def obtain_fashion_mnist(root: Path) -> Path:
-    """Return `<root>/fashion_mnist`: images (N, 28, 28, 1) uint8, labels (N,) int64.
+    """Return `<root>/fashion_mnist`, downloaded if missing: images (N, 28, 28, 1) uint8, labels (N,) int64.
 
     Raises:
-        DownloadError: If neither source worked.
+        DownloadError: Neither source worked.
     """
     sources = (
         Source("official files, by torchvision", _official, 30_881_000),
@@ -75,7 +75,7 @@ def _debian(out: Path, scratch: Path) -> None:
     download = ["apt-get", "download", DEBIAN_PACKAGE, "-o", "Acquire::Retries=1"]
     for scheme in ("http", "https"):
         download += ["-o", f"Acquire::{scheme}::Timeout=15"]
-    if os.geteuid() == 0:  # apt's own sandbox user may not write into our folder, and warns
+    if os.geteuid() == 0:  # apt's sandbox user may not write into our folder, and warns
         download += ["-o", "APT::Sandbox::User=root"]
     try:
         run_tool(download, scratch)
@@ -98,8 +98,8 @@ def decode_idx(folder: Path) -> Mapping[str, np.ndarray]:
         The four arrays by name: images (N, H, W, 1) uint8, labels (N,) int64.
 
     Raises:
-        ValueError: If a file is not idx of unsigned bytes, or shorter or longer than its header says.
-        FileNotFoundError: If one is missing.
+        ValueError: A file is not idx of unsigned bytes, or its size differs from its header.
+        FileNotFoundError: A file is missing.
     """
     arrays = {}
     for name, file in FILES.items():
@@ -114,7 +114,7 @@ def decode_idx(folder: Path) -> Mapping[str, np.ndarray]:
         if len(data) > MAX_BYTES:
             raise ValueError(f"{file} holds more than {MAX_BYTES:,} bytes")
         if values.size != np.prod(shape) or rank != (3 if name.endswith("images") else 1):
-            raise ValueError(f"{file} holds {values.size} values, and its header says {shape}")
+            raise ValueError(f"{file} holds {values.size} values, but its header declares the shape {shape}")
         array = values.reshape(shape)
         arrays[name] = array[..., None] if rank == 3 else array.astype(np.int64)
     return arrays

@@ -1,4 +1,4 @@
-"""Trees of image files: finding them, decoding one, and checking all of them once before work starts."""
+"""Trees of image files: search, decoding, and a check of all files before work starts."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ssl_lightning.core.cpu import available_cores
 from ssl_lightning.core.untrusted import check_plain, printable
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
-# What these are by their content. Pillow knows dozens more, and gives some to outside programs (PostScript to
-# Ghostscript), whatever the name of the file ends in
+# Formats by content. Pillow knows dozens more and passes some to external programs (PostScript to
+# Ghostscript), regardless of the extension
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SHOWN = 10  # bad files that are named one by one
+SHOWN = 10  # bad files that a message names
 
 
 class BadImagesError(RuntimeError):
@@ -35,13 +35,13 @@ class BadImagesError(RuntimeError):
 
 
 def scan(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the image files under `folder`, at any depth, in an order that is the same everywhere.
+    """Return the image files under `folder`, at any depth, in the same order on every machine.
 
-    Hidden files and folders are left out; links are followed, once each.
+    Hidden files and folders are skipped. Each link is followed once.
 
     Raises:
-        FileNotFoundError: If the folder does not exist, or holds no image.
-        NotADirectoryError: If it is a file.
+        FileNotFoundError: The folder does not exist, or holds no image.
+        NotADirectoryError: It is a file.
     """
     root = Path(folder).expanduser()
     if not root.exists():
@@ -69,16 +69,16 @@ def scan(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def classes_of(root: str | os.PathLike[str], paths: Sequence[Path]) -> tuple[list[str], list[int]]:
-    """Return the class names, sorted, and each path's class: the first folder below `root` names it.
+    """Return the sorted class names and the class of each path: the first folder below `root` names it.
 
     Raises:
-        ValueError: If images lie in `root` itself, where they have no class.
+        ValueError: Images lie in `root` itself and so have no class.
     """
     parts = [path.relative_to(Path(root).expanduser()).parts for path in paths]
     bare = [path[0] for path in parts if len(path) == 1]
     if bare:
         raise ValueError(
-            f"{len(bare)} images lie in {root} itself and so have no label: {_first(bare)}; "
+            f"{len(bare)} images lie in {root} itself and have no label: {_first(bare)}; "
             "put each image into a folder named after its class"
         )
     names = sorted({path[0] for path in parts})
@@ -87,12 +87,12 @@ def classes_of(root: str | os.PathLike[str], paths: Sequence[Path]) -> tuple[lis
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike[str] | BytesIO, max_pixels: float = math.inf) -> Iterator[Image.Image]:
-    """Open an image file, or its content in memory, of which only the header is read yet.
+def open_image(path: str | os.PathLike[str] | BytesIO, max_pixels: float = math.inf) -> Iterator[Image.Image]:
+    """Open an image file, or its content in memory, and read only the header.
 
     Raises:
-        ValueError: It has more than `max_pixels` pixels, or is no plain file: a pipe would be waited for.
-        OSError: It is absent, unreadable, or no image of `FORMATS`.
+        ValueError: The image has more than `max_pixels` pixels, or is not a regular file; a pipe would block.
+        OSError: The file is missing, unreadable, or not an image of `FORMATS`.
     """
     if not isinstance(path, BytesIO):
         check_plain(path)
@@ -104,25 +104,25 @@ def opened(path: str | os.PathLike[str] | BytesIO, max_pixels: float = math.inf)
 
 
 def decode(path: str | os.PathLike[str] | BytesIO, channels: int, max_pixels: int) -> Image.Image:
-    """Decode one file wholly: upright by its EXIF tag, 8-bit grey (channels 1) or RGB (channels 3).
+    """Decode a file, or its content in memory, to upright 8-bit grey (channels 1) or RGB (channels 3).
 
-    It may also be given as its content in memory. Of an animation it is the first picture; transparency is
-    passed over, and the colours under it count.
+    An EXIF tag sets the orientation. An animation gives its first picture. Transparency is ignored, and the
+    colours under it count.
 
     Raises:
-        ValueError: It is no plain file, has more than `max_pixels` pixels, or a pixel type without a known
-            range.
-        OSError: If it is truncated or no image.
+        ValueError: It is not a regular file, has more than `max_pixels` pixels, or has a pixel type without
+            a known range.
+        OSError: It is truncated or not an image.
     """
-    with opened(path, max_pixels) as image:  # before the pixels take any memory
+    with open_image(path, max_pixels) as image:  # checks the size before the pixels take memory
         image.load()
         upright: Image.Image = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits; a plain conversion would clip them at 255
+        if upright.mode.startswith("I"):  # 16 bits; a direct conversion would clip them at 255
             values = np.asarray(upright).astype(np.int64).clip(0, 65535)
             upright = Image.fromarray((values // 257).astype(np.uint8))
         elif upright.mode == "F":
             raise ValueError("floating-point pixels have no known range")
-        if upright.mode == "P":  # by way of the palette's colours, and not its indices
+        if upright.mode == "P":  # take the colours of the palette, not its indices
             upright = upright.convert("RGB")
         return upright.convert("L" if channels == 1 else "RGB")
 
@@ -136,27 +136,27 @@ def as_tensor(image: Image.Image) -> Tensor:
 def good_images(
     folder: Path, paths: Sequence[Path], *, max_pixels: int, max_bad: float, cache: Path
 ) -> tuple[list[Path], dict[Path, str]]:
-    """Decode every image once and return those that can be, and why the others cannot.
+    """Decode every image once; return the good ones, and the reason for each bad one.
 
-    What was good is remembered in `cache` with its size and time of change, so that only new and
-    changed files are decoded at the next start. Bad files are tried again every time.
+    A record in `cache` holds size and modification time of each good file, so the next start decodes only
+    new and changed files. Bad files are tried again every time.
 
     Args:
-        folder: Where the images are; names the record.
+        folder: Folder of the images; the record is named after it.
         paths: The images, under `folder`.
         max_pixels: Larger pictures are bad.
-        max_bad: Largest fraction of bad files that is passed over.
+        max_bad: Largest fraction of bad files that is skipped.
         cache: Folder of the records.
 
     Raises:
-        BadImagesError: If more than `max_bad` of the files are bad; names the first ten.
+        BadImagesError: More than `max_bad` of the files are bad; names the first ten.
     """
     key = f"{folder.expanduser().resolve()}|{max_pixels}"
     record = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # without a writable cache it works, only not as fast
+        with contextlib.suppress(OSError):  # without a writable cache it is slower, but works
             cache.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(record.with_suffix(".lock")))  # one process checks, the rest read
+            stack.enter_context(FileLock(record.with_suffix(".lock")))  # one process checks, the others read
         known = _read_record(record)
         stamps = {str(path): stamp(path) for path in paths}
         unknown = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
@@ -167,16 +167,16 @@ def good_images(
                 _write_record(record, good_stamps)
     if len(bad) > max_bad * len(paths):
         raise BadImagesError(
-            f"{len(bad)} of {len(paths)} images in {folder} cannot be decoded, more than max_bad "
-            f"{max_bad:g} allows:\n{describe_bad(bad)}"
+            f"{len(bad)} of {len(paths)} images in {folder} cannot be decoded; allowed is a fraction "
+            f"max_bad {max_bad:g}:\n{describe_bad(bad)}"
         )
     return [path for path in paths if path not in bad], bad
 
 
-def usable(folder: Path, *, max_pixels: int, max_bad: float, cache: Path) -> list[Path]:
-    """Return the images under a folder that can be decoded; the others are named in a warning.
+def usable_images(folder: Path, *, max_pixels: int, max_bad: float, cache: Path) -> list[Path]:
+    """Return the images under a folder that can be decoded; a warning names the others.
 
-    The arguments and what is raised are those of `scan` and `good_images`.
+    For arguments and errors see `scan` and `good_images`.
     """
     paths = scan(folder)
     good, bad = good_images(folder, paths, max_pixels=max_pixels, max_bad=max_bad, cache=cache)
@@ -189,7 +189,7 @@ def usable(folder: Path, *, max_pixels: int, max_bad: float, cache: Path) -> lis
 
 
 def describe_bad(bad: dict[Path, str]) -> str:
-    """Return one line for each of the first ten bad files, and how many more there are."""
+    """Return one line for each of the first ten bad files, and the number of further ones."""
     lines = [f"  {_name(path)}: {_name(reason)}" for path, reason in list(bad.items())[:SHOWN]]
     if len(bad) > SHOWN:
         lines.append(f"  and {len(bad) - SHOWN} more")
@@ -208,16 +208,16 @@ def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
             return str(error) or type(error).__name__
         return None
 
-    with ThreadPoolExecutor(min(16, available_cores())) as pool:  # Pillow lets go of the GIL
+    with ThreadPoolExecutor(min(16, available_cores())) as pool:  # Pillow releases the GIL
         reasons: Iterable[str | None] = pool.map(reason, paths)
         return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
 
 
 def stamp(path: Path) -> list[int]:
-    """Return size and time of change (ns) of a file, by which a change is noticed; nothing if it is gone."""
+    """Return size and modification time (ns) of a file, to detect changes; empty if it does not exist."""
     try:
         status = path.stat()
-    except OSError:  # a dangling link: never equal to a record, so it is decoded and reported
+    except OSError:  # a dangling link; it equals no record, so it is decoded and reported
         return []
     return [status.st_size, status.st_mtime_ns]
 

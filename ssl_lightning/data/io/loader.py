@@ -1,4 +1,4 @@
-"""The batch loader: its order and its state are plain functions of (seed, epoch, position)."""
+"""Batch loader whose order and state are pure functions of (seed, epoch, position)."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ from ssl_lightning.data.io.sources import ImageSource, OrderedSource, Share
 
 
 class BatchLoader:
-    """Batches of uint8 images, the same whatever the number of processes, resumable at any batch.
+    """Batches of uint8 images, independent of the number of processes and resumable at any batch.
 
-    It is no `torch.utils.data.DataLoader`, so Lightning takes it as it is. An epoch is a permutation
-    from (seed, epoch), uniform unless the source has an order of its own; global batch `b` is its
-    `b`-th run of `batch_size`; process `rank` yields its contiguous part of each. A shuffled loader
-    keeps (epoch, position), and a pass is the next `len(loader)` batches from there: one that was
-    broken off (`limit_train_batches`) is continued by the next, across the end of the epoch if need
-    be, so no pass is short and every image has its turn. After a restart Lightning counts the
-    batches of the pass that was interrupted and ends it where it would have ended. A loader that
-    does not shuffle keeps no state and always starts at its first batch.
+    The class is separate from `torch.utils.data.DataLoader`, so Lightning does not wrap it. An epoch is a
+    permutation from (seed, epoch), uniform unless the source has its own order. Global batch `b` is the
+    `b`-th slice of `batch_size` images, and process `rank` yields its contiguous part of it.
+
+    A shuffled loader keeps (epoch, position), and a pass is the next `len(loader)` batches from there. If a
+    pass stops early (`limit_train_batches`), the next one continues it, across the end of the epoch if
+    needed: no pass is short, and every image has its turn. After a restart Lightning counts the batches of
+    the interrupted pass and ends it at the right batch. A loader without shuffling has no state and always
+    starts at its first batch.
 
     Args:
         source: The images.
-        indices: Which of them, int64 (N,); none only where nothing is shuffled.
+        indices: Images of the source to use, int64 (N,); may be empty only without shuffling.
         batch_size: Images of a global batch, over all processes.
-        seed: Of the order and of the augmentation.
-        shuffle: Whether this is training: a new order each epoch, and state.
-        augment: Whether images are augmented, by the source.
-        drop_last: Whether a last batch that is not full is left out.
-        rank: Number of this process.
+        seed: Seed of the order and the augmentation.
+        shuffle: Whether to draw a new order each epoch and keep state, as for training.
+        augment: Whether the source augments the images.
+        drop_last: Whether to leave out an incomplete last batch.
+        rank: Rank of this process.
         world_size: Number of processes.
-        name: Of the random streams and in error messages.
+        name: Name of the random streams, also for error messages.
 
     Raises:
-        ValueError: If a size is out of range, or processes would get unequal parts in training.
+        ValueError: A size is out of range, or processes would get unequal parts in training.
     """
 
     def __init__(
@@ -62,12 +63,15 @@ class BatchLoader:
             raise ValueError(f"rank is {rank}; allowed are 0 to {world_size - 1}")
         size = len(self.indices)
         if (size == 0 and shuffle) or (drop_last and size < batch_size):
-            raise ValueError(f"batch_size of {name} is {batch_size}, and there are only {size} images")
+            raise ValueError(f"batch_size of {name} is {batch_size}, but there are only {size} images")
         if batch_size < world_size:
-            raise ValueError(f"batch_size of {name} is {batch_size} in all, below {world_size} processes")
+            raise ValueError(
+                f"batch_size of {name} is {batch_size} over all processes; it must be at least their "
+                f"number, {world_size}"
+            )
         if shuffle and (batch_size % world_size or (not drop_last and size % batch_size % world_size)):
             raise ValueError(
-                f"batch_size of {name} is {batch_size} in all; it must divide evenly among "
+                f"batch_size of {name} is {batch_size} over all processes; it must divide evenly among "
                 f"{world_size} processes"
             )
         self.batch_size = batch_size
@@ -83,12 +87,12 @@ class BatchLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next batch."""
+        """Epoch of the next batch."""
         return self._epoch
 
     @property
     def position(self) -> int:
-        """The number, in its epoch, of the next batch."""
+        """Number of the next batch in its epoch."""
         return self._position
 
     def set_epoch(self, epoch: int) -> None:
@@ -96,63 +100,63 @@ class BatchLoader:
         self._epoch, self._position = epoch, 0
 
     def __len__(self) -> int:
-        """Batches that this process yields in a whole epoch, which is also the length of every pass."""
+        """Return the number of batches of this process in an epoch, which is the length of every pass."""
         full, rest = divmod(len(self.indices), self.batch_size)
         return full + (not self.drop_last and self._part(rest)[1] > 0)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `len(self)` batches from where the loader stands: images uint8, labels int64.
+        """Yield `len(self)` batches from the current position: images uint8, labels int64.
 
-        Shapes are (B, C, H, W) and (B,). A pass that starts within an epoch runs on into the next.
+        Shapes are (B, C, H, W) and (B,). A pass that starts within an epoch continues into the next.
         """
         steps = len(self)
         first = self._epoch * steps + self._position if self.shuffle else 0  # counted over all epochs
         for count, batch in enumerate(self.source.iterate(self._shares(first, steps), self.augment), first):
             if self.shuffle:
-                # Before the yield, since a checkpoint is written while the caller holds the batch
+                # Before the yield, since Lightning saves checkpoints while it holds the batch
                 self._epoch, self._position = divmod(count + 1, steps)
             yield batch
 
     @property
     def image_names(self) -> list[str]:
-        """Name of each image of all processes, in the order of a loader that does not shuffle.
+        """Names of the images of all processes, in the order of a loader without shuffling.
 
-        Files are named by their path, others by their split and number.
+        The name of a file is its path. Other images are named by split and number.
         """
         return self.names(self.indices)
 
     def names(self, indices: Tensor) -> list[str]:
-        """Name of each of some images of the source, `(n,)`, as `image_names`."""
+        """Return the names of images `(n,)` of the source; see `image_names`."""
         paths = getattr(self.source, "paths", None)
         numbers = indices.tolist()
         return [f"{self.name}/{i}" for i in numbers] if paths is None else [str(paths[i]) for i in numbers]
 
     def batch_indices(self, number: int) -> Tensor:
-        """Which images of the source a global batch holds, (B,) int64 in its order.
+        """Return the images of a global batch as indices into the source, (B,) int64, in order.
 
         Args:
-            number: Of the batch, counted from 0 over all epochs.
+            number: Number of the batch, counted from 0 over all epochs.
         """
         epoch, step = divmod(number, len(self))
         return self._order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
     def take(self, places: Tensor) -> Tensor:
-        """Return the images (n, C, H, W) uint8 at some places (n,) of that order, not augmented."""
+        """Return the images (n, C, H, W) uint8 at positions (n,) of `indices`, not augmented."""
         one = BatchLoader(
             self.source, self.indices[places], len(places), seed=self.seed, shuffle=False, name=self.name
         )
         return next(iter(one))[0].cpu()
 
     def sample(self, count: int) -> BatchLoader:
-        """Return a loader of at most so many of the images, in an order drawn once for all runs.
+        """Return a loader of at most `count` images, in a fixed random order, the same for all runs.
 
-        Fewer are the first ones of more. Not the first in the loader's own order: files lie class by class.
+        A smaller sample is the start of a larger one. The order is random because files are sorted by class.
 
         Raises:
             ValueError: The loader shuffles.
         """
         if self.shuffle:
-            raise ValueError(f"{self.name} is shuffled; a fixed sample is of a loader that is not")
+            raise ValueError(f"loader {self.name} shuffles; a fixed sample needs a loader without shuffling")
         order = torch.randperm(len(self.indices), generator=generator("fixed", "sample"))
         return BatchLoader(
             self.source,
@@ -166,7 +170,7 @@ class BatchLoader:
         )
 
     def state_dict(self) -> dict[str, int | str]:
-        """Return where the loader stands and what that refers to; the same in every process."""
+        """Return the position of the loader and the order it refers to; the same in every process."""
         if not self.shuffle:
             return {}
         return {
@@ -179,23 +183,23 @@ class BatchLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where the loader stood that gave `state`.
+        """Resume from the position in `state`.
 
         Raises:
-            ValueError: If its seed, global batch size, number of images or layout are not this loader's.
+            ValueError: Seed, global batch size, number of images or layout differ from this loader's.
         """
         if not self.shuffle or not state:
             return
-        for key, mine in (
+        for key, current in (
             ("seed", self.seed),
             ("batch_size", self.batch_size),
             ("images", len(self.indices)),
             ("layout", self._layout),
         ):
-            before = state.get(key, "")  # older states have no layout
-            if before != mine:
+            saved = state.get(key, "")  # older states have no layout
+            if saved != current:
                 raise ValueError(
-                    f"the checkpoint's {self.name} data has {key} {before}, and this run has {mine}: "
+                    f"the checkpoint's {self.name} data has {key} {saved}, and this run has {current}; "
                     "resuming would change the order of the data"
                 )
         self._epoch, self._position = state["epoch"], state["position"]
@@ -205,12 +209,12 @@ class BatchLoader:
         return self.source.layout if isinstance(self.source, OrderedSource) else ""
 
     def _part(self, size: int) -> tuple[int, int]:
-        """Return start and length of this process's part of `size` images, as `np.array_split` cuts."""
+        """Return start and length of this process's part of `size` images, split like `np.array_split`."""
         each, more = divmod(size, self.world_size)
         return self.rank * each + min(self.rank, more), each + (self.rank < more)
 
     def _order(self, epoch: int) -> Tensor:
-        """Images of an epoch, of all processes, in their order."""
+        """Return the images of an epoch, of all processes, in order."""
         if not self.shuffle:
             return self.indices
         draw = generator(self.seed, self.name, "order", epoch)
@@ -219,7 +223,7 @@ class BatchLoader:
         return self.indices[torch.randperm(len(self.indices), generator=draw)]
 
     def _shares(self, first: int, steps: int) -> Iterator[Share]:
-        """Yield this process's shares of the batches `first` to `first + steps`, over all epochs."""
+        """Yield this process's shares of batches `first` to `first + steps`, counted over all epochs."""
         order, current = self.indices, None
         for count in range(first, first + steps):
             epoch, step = divmod(count, steps)

@@ -1,8 +1,7 @@
-"""Have the system read the next pictures of shards from front to back before they are asked for.
+"""Ask the system to read the next pictures of shards in order, before they are needed.
 
-Pictures are drawn from a window of shards in a random order. On a hard disk or over a network a read at a
-random place costs ten times a read in order. The system keeps what it read, for all processes, as long as it
-has room.
+Pictures are drawn from a window of shards in random order. On a hard disk or over a network a random read
+costs ten times a sequential one. The page cache keeps the pictures for all processes as long as it has room.
 """
 
 from __future__ import annotations
@@ -16,17 +15,19 @@ import numpy as np
 
 from ssl_lightning.data.io.sources import Share
 
-STEP = 1 << 17  # bytes of a request; Linux may cut longer ones short
+STEP = 1 << 17  # bytes of a request; Linux may truncate longer ones
 
 
-def ahead(shares: Iterable[Share], table: np.ndarray, paths: Sequence[Path], limit: int) -> Iterator[Share]:
-    """Yield the shares as they are; what the next ones need is requested meanwhile, bit by bit.
+def request_ahead(
+    shares: Iterable[Share], table: np.ndarray, paths: Sequence[Path], limit: int
+) -> Iterator[Share]:
+    """Yield the shares unchanged, and gradually request the pictures of the next ones.
 
     Args:
-        shares: Whose indices are rows of the table.
-        table: With `shard`, `offset` and `size` of each picture.
+        shares: Shares whose indices are rows of the table.
+        table: `shard`, `offset` and `size` of each picture.
         paths: The shards.
-        limit: Bytes that are requested in one order of their places: a window's.
+        limit: Bytes to request in one sweep from front to back: a window.
     """
     groups = _groups(shares, table, limit)
     group = next(groups, [])
@@ -41,7 +42,7 @@ def ahead(shares: Iterable[Share], table: np.ndarray, paths: Sequence[Path], lim
 
 
 def _groups(shares: Iterable[Share], table: np.ndarray, limit: int) -> Iterator[list[Share]]:
-    """Cut shares into groups of at least `limit` bytes, but for the last."""
+    """Group shares into at least `limit` bytes each, except for the last group."""
     group: list[Share] = []
     total = 0
     for share in shares:
@@ -55,15 +56,15 @@ def _groups(shares: Iterable[Share], table: np.ndarray, limit: int) -> Iterator[
 
 
 def _rows(group: Sequence[Share], table: np.ndarray) -> np.ndarray:
-    """Return the rows of the pictures of some shares, sorted by their place."""
+    """Return the table rows of the pictures of shares, sorted by position."""
     rows = table[np.concatenate([np.empty(0, np.int64), *(share.indices.numpy() for share in group)])]
     return rows[np.lexsort((rows["offset"], rows["shard"]))]
 
 
 def _request(rows: np.ndarray, paths: Sequence[Path]) -> None:
-    """Ask the system for pictures, sorted by their place, without waiting for them."""
+    """Request pictures, sorted by position, without waiting for them."""
     for shard in np.unique(rows["shard"]):
-        with contextlib.suppress(OSError), open(paths[shard], "rb") as file:  # who reads it names the error
+        with contextlib.suppress(OSError), open(paths[shard], "rb") as file:  # the real read reports it
             for row in rows[rows["shard"] == shard]:
                 end = int(row["offset"]) + int(row["size"])
                 for place in range(int(row["offset"]), end, STEP):

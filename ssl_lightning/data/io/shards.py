@@ -1,4 +1,4 @@
-"""Images out of shards: read by their place in a tar file, in an order that stays within a few shards."""
+"""Source of images in shards, read in an order that stays within a few shards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.data.io.folders import as_tensor, decode
-from ssl_lightning.data.io.read_ahead import ahead
+from ssl_lightning.data.io.read_ahead import request_ahead
 from ssl_lightning.data.io.shard_index import ShardError, ShardIndex
 from ssl_lightning.data.io.sources import PictureSource, Share
 
@@ -25,16 +25,16 @@ OPEN_FILES = 64  # shards that a process keeps open
 class ShardSource(PictureSource):
     """Images of a folder of shards.
 
-    An epoch visits the shards in a new order, `window` of them at a time, and the images of these in a random
-    order. That is a permutation from the draw alone: each image comes once whatever the number of processes
-    and workers, and a loader goes on from any place in it.
+    Each epoch visits the shards in a new order, `window` of them at a time, and their images in random order.
+    This permutation depends on the draw only. Each image comes once for any number of processes and workers,
+    and a loader can resume at any position.
 
     Args:
-        index: Of the folder.
-        keep: (N,) int64, which images of the table; None for all.
+        index: Index of the folder.
+        keep: (N,) int64, rows of the table to use; None for all.
         window: Shards whose images are mixed.
-        read_ahead: Whether the system is asked to read a window from front to back before its turn.
-        **base: The keywords of `PictureSource` but `labels`.
+        read_ahead: Whether to request each window from the system in order before it is needed.
+        **base: The keywords of `PictureSource`, without `labels`.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ShardSource(PictureSource):
 
     @property
     def rows(self) -> np.ndarray:
-        """(N,) of `ROW`: where each image is."""
+        """Position of each image, (N,) of `ROW`."""
         if self._rows is None:
             table = self.index.table
             self._rows = table if self.keep is None else table[self.keep]
@@ -61,7 +61,7 @@ class ShardSource(PictureSource):
 
     @property
     def layout(self) -> str:
-        """What the order of an epoch depends on besides the draw."""
+        """Description of the shards and the window, on which the order of an epoch depends."""
         return f"{self.index.digest[:16]} mixed {self.window} shards at a time"
 
     @property
@@ -75,10 +75,10 @@ class ShardSource(PictureSource):
         return f"{self.index.shards[row['shard']]}: {self.index.name(row)}"
 
     def picture(self, index: int) -> Tensor:
-        """Return a whole picture (C, H, W) uint8.
+        """Return a full picture (C, H, W) uint8.
 
         Raises:
-            RuntimeError: It is not there any more, or no longer what was packed; names shard and image.
+            RuntimeError: The shard is missing, or its content changed; names shard and image.
         """
         try:
             return as_tensor(decode(BytesIO(self.encoded(index)), self.channels, self.max_pixels))
@@ -89,25 +89,25 @@ class ShardSource(PictureSource):
             ) from error
 
     def encoded(self, index: int) -> bytes:
-        """Return the bytes of an image file as they were packed.
+        """Return the packed bytes of an image file.
 
         Raises:
-            OSError, ShardError: The shard cannot be read, or has other bytes there.
+            OSError, ShardError: The shard cannot be read, or its content changed.
         """
         row = self.rows[index]
         path = self.index.shards[row["shard"]]
         file = self._files.pop(path, None) or FileIO(path)
-        self._files[path] = file  # now the one used last
+        self._files[path] = file  # most recently used
         if len(self._files) > OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         size = int(row["size"])
         content = os.pread(file.fileno(), size, int(row["offset"]))
         if len(content) != size or zlib.crc32(content) != row["crc"]:
-            raise ShardError(f"its {size:,} bytes in the shard are not those that were packed")
+            raise ShardError(f"its {size:,} bytes in the shard differ from the packed ones")
         return content
 
     def shuffled(self, indices: Tensor, draw: torch.Generator) -> Tensor:
-        """Return images, (n,) int64, in the order of an epoch: windows of shards, mixed within each."""
+        """Return image indices (n,) int64 in the order of an epoch: windows of shards, mixed within each."""
         place = torch.empty(len(self.index.shards), dtype=torch.int64)
         place[torch.randperm(len(place), generator=draw)] = torch.arange(len(place))
         mixed = indices[torch.randperm(len(indices), generator=draw)]
@@ -118,12 +118,12 @@ class ShardSource(PictureSource):
         """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
         if self.read_ahead and hasattr(os, "posix_fadvise"):  # macOS has none
             limit = self.window * max(self.index.shard_bytes)
-            shares = ahead(shares, self.rows, self.index.shards, limit)
+            shares = request_ahead(shares, self.rows, self.index.shards, limit)
         yield from super().iterate(shares, augment)
 
 
 class _Names(Sequence[str]):
-    """The names of a source's images, read as they are needed: those of many millions take gigabytes."""
+    """Names of a source's images, read on demand; names of many millions would take gigabytes."""
 
     def __init__(self, source: ShardSource) -> None:
         self.source = source

@@ -1,4 +1,4 @@
-"""Where a loader's images come from: memory, or files decoded by worker processes."""
+"""Sources of a loader's images: memory, or files decoded by worker processes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Share:
     """One process's share of one global batch.
 
     Args:
-        stream: Names of the random stream of its epoch.
+        stream: Names of the random stream of the epoch.
         batch: Number of the batch in its epoch.
-        total: Images of the global batch.
-        start: Place of the first image of this share in the global batch.
-        indices: (B,) int64, which images of the source, in order.
+        total: Number of images of the global batch.
+        start: Position of the share's first image in the global batch.
+        indices: (B,) int64, images of the source, in order.
     """
 
     stream: tuple[int | str, ...]
@@ -40,9 +40,9 @@ class Share:
 
 
 class ImageSource(Protocol):
-    """Images by index, with a label for each (-1 where there is none)."""
+    """Images by index, each with a label (-1 for none)."""
 
-    labels: Tensor  # (N,) int64, or (N, K) of 1, 0 and -1 (ignored) where an image may be of several classes
+    labels: Tensor  # (N,) int64, or (N, K) of 1, 0 and -1 (ignored) for multi-label images
 
     def __len__(self) -> int: ...
 
@@ -53,22 +53,22 @@ class ImageSource(Protocol):
 
 @runtime_checkable
 class OrderedSource(Protocol):
-    """A source that has an order of its own for an epoch, because not every order is as fast to read."""
+    """Source with its own order of an epoch, since some orders are faster to read."""
 
-    layout: str  # what the order depends on besides the draw; part of a loader's state
+    layout: str  # parameters of the order besides the draw; part of a loader's state
 
     def shuffled(self, indices: Tensor, draw: torch.Generator) -> Tensor:
-        """Return some images, (n,) int64, in the order of an epoch; each once."""
+        """Return the images (n,) int64 in the order of an epoch, each once."""
         ...
 
 
 class ArraySource:
-    """Images in memory, or on the device once `place` was called, gathered a batch at a time.
+    """Images in memory, or on the device after `place`, gathered a batch at a time.
 
     Args:
         images: (N, H, W, C) uint8; a batch is a channels-last view of the gathered rows.
         labels: (N,) or (N, K) int64, or None for none.
-        augment: Applied where a loader asks for augmentation.
+        augment: Augmentation, applied if a loader asks for it.
     """
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, augment: CropFlip | None = None) -> None:
@@ -86,42 +86,42 @@ class ArraySource:
         return len(self.images)
 
     def place(self, device: torch.device) -> None:
-        """Move the images to where batches are computed; labels, few bytes, stay."""
+        """Move the images to the device of the model; the few bytes of labels stay."""
         self.images = self.images.to(device)
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order.
 
-        What is drawn is drawn on the CPU, so that where the images lie does not change them.
+        All draws happen on the CPU, so the result does not depend on the device of the images.
         """
         for share in shares:
-            indices = self._beside(share.indices)
+            indices = self._to_images(share.indices)
             labels = _pinned(self.labels.index_select(0, share.indices))
             if augment and self.augment is not None:
                 drawn = self.augment.draw(share.total, generator(*share.stream, "augment", share.batch))
                 mine = slice(share.start, share.start + len(share.indices))
-                drawn_here = (self._beside(values[mine]) for values in drawn)
+                drawn_here = (self._to_images(values[mine]) for values in drawn)
                 images = self.augment.gather(self.images, indices, *drawn_here)  # (B, H, W, C)
             else:
                 images = self.images.index_select(0, indices)
             yield _pinned(images).permute(0, 3, 1, 2), labels  # (B, C, H, W), channels-last in memory
 
-    def _beside(self, values: Tensor) -> Tensor:
-        """Bring what was drawn to the images, without waiting for the device."""
+    def _to_images(self, values: Tensor) -> Tensor:
+        """Move values to the device of the images, without waiting for it."""
         return values if self.images.is_cpu else _pinned(values).to(self.images.device, non_blocking=True)
 
 
 class PictureSource:
-    """Pictures of any size, decoded by `num_workers` processes that are kept over the epochs.
+    """Pictures of any size, decoded by `num_workers` processes that persist over the epochs.
 
-    Each image's random numbers come from its epoch and index, so neither the number of workers
-    nor that of processes changes a pixel. A subclass says how many there are, and what each is.
+    Each image's random numbers come from its epoch and index. Pixels do not depend on the number of workers
+    or processes. A subclass implements `picture`.
 
     Args:
         labels: (N,) or (N, K) int64.
         channels: 1 for grey, 3 for RGB.
-        train_view: Applied where a loader asks for augmentation; None for `eval_view` there too.
-        eval_view: Applied elsewhere.
+        train_view: View if a loader asks for augmentation; None to use `eval_view` there too.
+        eval_view: View without augmentation.
         max_pixels: Larger pictures are refused.
         num_workers: 0 decodes in the calling process.
     """
@@ -145,20 +145,20 @@ class PictureSource:
         self._workers: dict[bool, BatchWorkers] = {}
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_workers": {}}  # what goes to a worker has no workers of its own
+        return self.__dict__ | {"_workers": {}}  # a copy in a worker has no workers of its own
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def view_size(self, augment: bool) -> int:
-        """Height and width of views in pixels."""
+        """Return the height and width of views in pixels."""
         return (self.train_view if augment and self.train_view else self.eval_view).size
 
     def view(self, index: int, seed: int | None) -> Tensor:
         """Return a view of an image, (C, size, size) uint8, augmented if there is a seed.
 
         Raises:
-            RuntimeError: Naming the file, if it has become unreadable since it was checked.
+            RuntimeError: The file became unreadable after the check; names it.
         """
         picture = self.picture(index)
         if seed is None or self.train_view is None:
@@ -166,12 +166,12 @@ class PictureSource:
         return self.train_view(picture, torch.Generator().manual_seed(seed))
 
     def picture(self, index: int) -> Tensor:
-        """Return a whole picture (C, H, W) uint8, of which `view` takes its part."""
+        """Return a full picture (C, H, W) uint8, from which `view` is cut."""
         raise NotImplementedError
 
     def iterate(self, shares: Iterable[Share], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, C, H, W) uint8 and labels (B,) int64 of each share, in order."""
-        if augment not in self._workers:  # training and evaluation are interleaved: each its workers
+        if augment not in self._workers:  # training and evaluation alternate, so each has its workers
             count = self.num_workers if augment else min(self.num_workers, 2)
             self._workers[augment] = BatchWorkers(copy.copy(self), augment, count)
         wanted = ((share.indices.tolist(), self._seeds(share, augment)) for share in shares)
@@ -179,7 +179,7 @@ class PictureSource:
 
     @staticmethod
     def _seeds(share: Share, augment: bool) -> list[int | None]:
-        """Return the seed of each view, by its image and epoch alone: who makes it does not matter."""
+        """Return the seed of each view, which depends on its image and epoch only."""
         if not augment:
             return [None] * len(share.indices)
         return [stream_seed(*share.stream, "image", index) for index in share.indices.tolist()]
@@ -199,20 +199,20 @@ class FileSource(PictureSource):
         self.paths = [str(path) for path in paths]
 
     def picture(self, index: int) -> Tensor:
-        """Return a whole picture (C, H, W) uint8."""
+        """Return a full picture (C, H, W) uint8."""
         try:
             return as_tensor(decode(self.paths[index], self.channels, self.max_pixels))
         except Exception as error:
-            raise RuntimeError(f"{self.paths[index]} could be read before, and now: {error}") from error
+            raise RuntimeError(f"{self.paths[index]} was readable before and now fails: {error}") from error
 
 
 def _pinned(values: Tensor) -> Tensor:
-    """Lock a batch in memory where there is a GPU, so that its transfer overlaps with computing."""
+    """Pin a batch in memory if there is a GPU, so that its transfer overlaps with computing."""
     return values.pin_memory() if values.is_cpu and has_gpu() else values
 
 
 def default_workers() -> int:
-    """Decoding processes: one for each core that this process may use, at most 8."""
+    """Return the number of decoding processes: one per available core, at most 8."""
     return min(8, available_cores())
 
 

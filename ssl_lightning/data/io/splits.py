@@ -1,4 +1,4 @@
-"""Fixed draws of images: which are held out, which labels a probe may see."""
+"""Fixed draws of images, for held-out images and label budgets."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from ssl_lightning.core.seeding import generator
 
 
 def stratified(labels: Tensor, count: int, stream: str) -> Tensor:
-    """Draw `count` of the images so that each class has its share, the same draw in every run.
+    """Draw `count` images, stratified by class; the draw is the same in every run.
 
     Shares are rounded by largest remainder. Draws of one stream are nested within each class.
 
     Args:
-        labels: (N,) int64; equal labels are one class. Or (N, K) of 1, 0 and -1, see `rarest`.
-        count: How many, 0 to N.
-        stream: Names the draw.
+        labels: (N,) int64, the class of each image; or (N, K) of 1, 0 and -1, see `rarest_class`.
+        count: Size of the draw, 0 to N.
+        stream: Name of the draw.
 
     Returns:
         Sorted indices (count,) int64.
     """
     if not 0 <= count <= len(labels):
-        raise ValueError(f"{count} images were asked for; there are {len(labels)}")
-    labels = rarest(labels) if labels.ndim == 2 else labels
+        raise ValueError(f"{count} images were requested; there are {len(labels)}")
+    labels = rarest_class(labels) if labels.ndim == 2 else labels
     classes, sizes = labels.unique(return_counts=True)
     share = sizes.double() * count / max(len(labels), 1)
     take = share.floor().long()
@@ -36,18 +36,18 @@ def stratified(labels: Tensor, count: int, stream: str) -> Tensor:
     return torch.cat(drawn).sort().values if drawn else order[:0]
 
 
-def rarest(labels: Tensor) -> Tensor:
-    """One class for each image that may be of several: of its classes the one with the fewest images.
+def rarest_class(labels: Tensor) -> Tensor:
+    """Return the rarest class of each multi-label image: the one of its classes with the fewest images.
 
-    So a draw that gives each its share leaves none of the rare ones out.
+    A draw stratified by these classes includes the rare ones.
 
     Args:
-        labels: (N, K), 1 where an image is of a class.
+        labels: (N, K), 1 if an image has a class.
 
     Returns:
-        (N,) int64 in 0..K-1; K for images of no class.
+        (N,) int64 in 0..K-1; K for images without a class.
 
-    >>> rarest(torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, -1]])).tolist()
+    >>> rarest_class(torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, -1]])).tolist()
     [1, 0, 3]
     """
     present = labels == 1
@@ -57,7 +57,7 @@ def rarest(labels: Tensor) -> Tensor:
 
 
 def complement(indices: Tensor, size: int) -> Tensor:
-    """Return those of 0..size-1 that are not in `indices`, sorted."""
+    """Return the numbers of 0..size-1 that are not in `indices`, sorted."""
     keep = torch.ones(size, dtype=torch.bool)
     keep[indices] = False
     return keep.nonzero().squeeze(1)

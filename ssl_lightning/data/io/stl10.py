@@ -1,4 +1,4 @@
-"""STL-10 into the cache: torchvision's archive, downloaded or placed there by hand."""
+"""Download of STL-10: torchvision's archive, fetched or placed in the cache by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain
 CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 SIZE = 96
 CHUNK = 4096
-MAX_BYTES = 4_000_000_000  # of all files in the archive; they have 3.1 GB
+MAX_BYTES = 4_000_000_000  # of all files in the archive, which have 3.1 GB
 STL_PARTS = ("unlabeled_images", *PARTS)
 FILES = {"unlabeled": "unlabeled_X.bin", "train": "train_X.bin", "test": "test_X.bin"}
 
@@ -22,7 +22,7 @@ def obtain_stl10(root: Path) -> Path:
     """Return `<root>/stl10`: images (N, 96, 96, 3) uint8 of three splits, labels (N,) int64 of two.
 
     Raises:
-        DownloadError: If the archive could not be had; it says where to put it by hand.
+        DownloadError: The archive is not available; says where to place it by hand.
     """
     from torchvision.datasets import STL10
 
@@ -30,7 +30,7 @@ def obtain_stl10(root: Path) -> Path:
 
     def placed(out: Path, scratch: Path) -> None:
         if not by_hand.is_file():
-            raise FileNotFoundError(f"not there; download {STL10.url} elsewhere and put it there")
+            raise FileNotFoundError(f"file not found; download {STL10.url} elsewhere and place it there")
         archive = scratch / by_hand.name
         shutil.copyfile(by_hand, archive)  # a failed check removes the copy, never the user's file
         check_file(archive, STL10.tgz_md5, "md5")
@@ -50,10 +50,10 @@ def obtain_stl10(root: Path) -> Path:
 def convert(archive: Path, out: Path, scratch: Path, size: int = SIZE) -> None:
     """Unpack the archive into `scratch` and write its arrays to `out`, a chunk at a time.
 
-    The files hold each image channel by channel, column by column; labels count from 1.
+    Files store each image by channel, then by column. Labels count from 1.
     """
     unpack(archive, scratch, MAX_BYTES)
-    archive.unlink()  # 2.6 GB that are no longer needed
+    archive.unlink()  # frees 2.6 GB
     folder = scratch / "stl10_binary"
     for split, name in FILES.items():
         raw = np.memmap(folder / name, np.uint8, "r").reshape(-1, 3, size, size)  # (N, C, column, row)

@@ -1,4 +1,4 @@
-"""PASCAL VOC into the cache, and the lists of its layout: `JPEGImages`, `Annotations`, `ImageSets`."""
+"""Download of PASCAL VOC, and the lists of its layout: `JPEGImages`, `Annotations`, `ImageSets`."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ CLASSES = (
     "train",
     "tvmonitor",
 )
-MAX_BYTES = 4_000_000_000  # of all files of an archive; the largest has 2 GB
+MAX_BYTES = 4_000_000_000  # of all files of an archive; the largest archive has 2 GB
 ARCHIVES = {"2007": (("2007", 460_032_000), ("2007-test", 451_020_800)), "2012": (("2012", 1_999_639_040),)}
 
 
 def obtain_voc(root: Path, year: str) -> Path:
-    """Return the folder of VOC 2007 (trainval and test) or 2012 (trainval), in the cache or put there.
+    """Return the folder of VOC 2007 (trainval and test) or 2012 (trainval), downloaded if missing.
 
     Raises:
-        DownloadError: If the archives could not be had; it says where to put them by hand.
+        DownloadError: The archives are not available; says where to place them by hand.
     """
     from torchvision.datasets.voc import DATASET_YEAR_DICT
 
@@ -47,7 +47,7 @@ def obtain_voc(root: Path, year: str) -> Path:
     def placed(out: Path, scratch: Path) -> None:
         for part in parts:
             if not (root / part["filename"]).is_file():
-                raise FileNotFoundError(f"{part['filename']} is not there; it is at {part['url']}")
+                raise FileNotFoundError(f"{part['filename']} does not exist; download it from {part['url']}")
             archive = scratch / part["filename"]
             shutil.copyfile(root / part["filename"], archive)  # a failed check removes the copy only
             check_file(archive, part["md5"], "md5")
@@ -67,7 +67,7 @@ def obtain_voc(root: Path, year: str) -> Path:
 
 
 def read_list(folder: Path, kind: str, split: str) -> list[str]:
-    """Return the names in `ImageSets/<kind>/<split>.txt`, in its order.
+    """Return the names in `ImageSets/<kind>/<split>.txt`, in file order.
 
     Raises:
         FileNotFoundError: The list does not exist.
@@ -75,7 +75,7 @@ def read_list(folder: Path, kind: str, split: str) -> list[str]:
     """
     path = folder / "ImageSets" / kind / f"{split}.txt"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; the VOC layout has a list of names there")
+        raise FileNotFoundError(f"{path} does not exist; the VOC layout needs this list of names")
     names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{path} is empty")
@@ -83,10 +83,10 @@ def read_list(folder: Path, kind: str, split: str) -> list[str]:
 
 
 def list_images(folder: Path, names: list[str]) -> list[Path]:
-    """Return the pictures of these names.
+    """Return the pictures with the given names.
 
     Raises:
-        ValueError: One does not exist; says how many and names the first.
+        ValueError: A picture does not exist; gives the number of missing ones and the first.
     """
     paths = [folder / "JPEGImages" / f"{name}.jpg" for name in names]
     missing = [path for path in paths if not path.is_file()]
@@ -100,8 +100,8 @@ def _is_voc(folder: Path) -> bool:
 
 
 def _unpack(archive: Path, out: Path, scratch: Path, base: str) -> None:
-    """Unpack an archive and add what lies in its folder `base` to `out`."""
+    """Unpack an archive and move the contents of its folder `base` to `out`."""
     unpack(archive, scratch, MAX_BYTES)
-    archive.unlink()  # as large as what was in it
+    archive.unlink()  # frees as much as its files take
     shutil.copytree(scratch / base, out, copy_function=shutil.move, dirs_exist_ok=True)
     shutil.rmtree(scratch / base)

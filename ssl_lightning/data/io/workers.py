@@ -1,4 +1,4 @@
-"""Processes that decode pictures and cut views, and hand over whole batches in memory that all share."""
+"""Worker processes that decode pictures and write batches of views into shared memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-AHEAD = 2  # batches of each worker that are asked for before they are wanted
-HELD = 3  # batches that who trains on them may hold: the one at work, and what Lightning fetches ahead
+PREFETCH = 2  # batches that each worker makes ahead
+HELD = 3  # batches that the consumer may hold: the current one, and those that Lightning prefetches
 
 
 class ViewSource(Protocol):
-    """What a worker needs."""
+    """Source of views for a worker."""
 
     labels: Tensor  # (N,) or (N, K) int64
     channels: int
@@ -33,12 +33,12 @@ class ViewSource(Protocol):
 
 
 class Job(NamedTuple):
-    """A batch to be made.
+    """Batch for a worker to make.
 
     Args:
-        indices: Which images, in order.
-        seeds: One for each view that is augmented, None for each that is not.
-        place: Which of the shared batches it is to be; -1 where there are none.
+        indices: Images of the source, in order.
+        seeds: Seed of each augmented view, None for a view without augmentation.
+        place: Shared batch to write to; -1 for new memory.
     """
 
     indices: list[int]
@@ -47,25 +47,24 @@ class Job(NamedTuple):
 
 
 class BatchWorkers:
-    """Batches of views, made by processes that are kept over the epochs.
+    """Batches of views from worker processes that persist over the epochs.
 
-    A DataLoader by itself asks the system for new memory for each batch, which takes half as long as to cut
-    its views out of decoded pictures. Here a worker writes into one of a few shared batches, and that is what
-    is handed over, not copied; it is written anew once nobody holds it any more. Where all are held, a batch
-    gets new memory.
+    A plain DataLoader allocates new memory for each batch, which takes half as long as cutting its views
+    from decoded pictures. Here a worker writes into one of a few shared batches, which is yielded without a
+    copy and reused once no one holds it. If all are held, a batch gets new memory.
 
     Args:
-        source: A copy of its own: workers that are part of a cycle wait 5 s each for the collector.
+        source: Private copy; in a reference cycle each worker would wait 5 s for the garbage collector.
         augment: Whether views are augmented.
-        workers: Processes; 0 makes batches in this one.
+        workers: Number of processes; 0 makes batches in the calling process.
     """
 
     def __init__(self, source: ViewSource, augment: bool, workers: int) -> None:
         self._source, self._augment, self._workers = source, augment, workers
         self._jobs = _Jobs()
         self._shared = torch.empty(0)  # (places, B, size, size, C) uint8, as `resize` leaves pixels
-        self._asked: set[int] = set()  # places whose batches are being made
-        # batches that others hold, by place
+        self._pending: set[int] = set()  # places of batches that a worker makes
+        # Batches that the consumer holds, by place
         self._held: WeakValueDictionary[int, np.ndarray] = WeakValueDictionary()
         self._loader: DataLoader | None = None
 
@@ -82,49 +81,50 @@ class BatchWorkers:
         if first is None:
             return
         if self._loader is None or (self._workers and len(first[0]) > self._shared.shape[1]):
-            self._loader = None  # whose workers end first
+            self._loader = None  # ends its workers first
             self._loader = self._start(len(first[0]))
-        self._asked.clear()  # of a pass that was left before its end: its jobs end before this one's begin
+        # A pass may have stopped early; its jobs end before the jobs of this pass begin
+        self._pending.clear()
         self._jobs.coming = (Job(*each, self._free_place()) for each in chain([first], wanted))
         for images, labels in self._loader:
-            yield self._handed_over(images, len(labels)).permute(0, 3, 1, 2), labels
+            yield self._take(images, len(labels)).permute(0, 3, 1, 2), labels
 
     def _free_place(self) -> int:
         places = range(len(self._shared))
-        place = next((place for place in places if place not in self._asked and place not in self._held), -1)
-        self._asked.add(place)
+        place = next((p for p in places if p not in self._pending and p not in self._held), -1)
+        self._pending.add(place)
         return place
 
-    def _handed_over(self, images: Tensor | int, count: int) -> Tensor:
-        """Return the batch that lies at a place, which is free once nothing of the batch is held."""
+    def _take(self, images: Tensor | int, count: int) -> Tensor:
+        """Return the batch at a place; the place is free again once no view of the batch is held."""
         if isinstance(images, Tensor):
             return images
-        self._asked.discard(images)
+        self._pending.discard(images)
         if has_gpu():
             return self._shared[images, :count].pin_memory()
         self._held[images] = batch = self._shared[images, :count].numpy()
-        return torch.from_numpy(batch)  # which keeps the array as long as it, or a view of it, is kept
+        return torch.from_numpy(batch)  # the tensor and its views keep the array alive
 
     def _start(self, batch: int) -> DataLoader:
         size = self._source.view_size(self._augment)
-        places = AHEAD * self._workers + HELD if self._workers else 0
+        places = PREFETCH * self._workers + HELD if self._workers else 0
         shape = (places, batch, size, size, self._source.channels)
         self._shared = torch.empty(shape, dtype=torch.uint8).share_memory_()
         self._held = WeakValueDictionary()
         return DataLoader(
-            _Made(self._source, self._shared),
+            _Batches(self._source, self._shared),
             sampler=self._jobs,
             batch_size=None,
             num_workers=self._workers,
-            prefetch_factor=AHEAD if self._workers else None,
+            prefetch_factor=PREFETCH if self._workers else None,
             persistent_workers=self._workers > 0,
             pin_memory=has_gpu(),
-            generator=torch.Generator(),  # else each pass draws from the global stream
+            generator=torch.Generator(),  # otherwise each pass draws from the global stream
         )
 
 
 class _Jobs(Sampler):
-    """Jobs set anew for each pass."""
+    """Jobs of the current pass."""
 
     def __init__(self) -> None:
         self.coming: Iterable[Job] = ()
@@ -133,8 +133,8 @@ class _Jobs(Sampler):
         return iter(self.coming)
 
 
-class _Made(Dataset):
-    """The batch of each job, and its labels; of one in a shared place only the number of that."""
+class _Batches(Dataset):
+    """Batch and labels of each job; a batch in shared memory is given by its place."""
 
     def __init__(self, source: ViewSource, shared: Tensor) -> None:
         self._source, self._shared = source, shared
@@ -155,5 +155,5 @@ class _Made(Dataset):
 
 @functools.cache
 def has_gpu() -> bool:
-    """Whether batches are locked in memory, so that their transfer overlaps with computing."""
-    return torch.cuda.is_available()  # a tenth of a millisecond each time
+    """Return whether there is a GPU, so that batches are pinned for an overlapping transfer."""
+    return torch.cuda.is_available()  # cached, since a call takes 0.1 ms

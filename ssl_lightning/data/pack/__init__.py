@@ -1,1 +1,1 @@
-"""The packer of shards: a command, no data set."""
+"""Command that packs image files into shards."""

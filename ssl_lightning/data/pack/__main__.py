@@ -1,6 +1,6 @@
-"""`python -m ssl_lightning.data.pack <images> <shards>`: image files into shards, for `data=shards`.
+"""Pack image files into shards for `data=shards`: `python -m ssl_lightning.data.pack <images> <shards>`.
 
-Shards are tar files in webdataset's format, with the bytes of the image files as they are.
+Shards are tar files in webdataset's format, with the unchanged bytes of the image files.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from ssl_lightning.data.io.shard_index import ShardError, check_shards
 from ssl_lightning.data.pack.plan import make_plan
 from ssl_lightning.data.pack.writer import LOCK_NAME, write_shards
 
-GO_ON = "The same command goes on where this one stopped"
+RESUME = "Run the same command again to resume"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Pack or check as the command line says; return the exit status."""
+    """Pack or check shards; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
         if options.check:
             read = check_shards(options.images)
-            print(f"{options.images} is whole: {read / 1e6:,.1f} MB of shards are what was packed")
+            print(f"{options.images} is complete: {read / 1e6:,.1f} MB of shards match their digests")
         elif options.shards is None:
             raise ValueError("name the folder of the images and the folder of the shards")
         else:
             _pack(options)
     except KeyboardInterrupt:
-        print(f"\nstopped. {GO_ON}", file=sys.stderr)
+        print(f"\nstopped. {RESUME}", file=sys.stderr)
         return 130
     except (OSError, ValueError, BadImagesError, ShardError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,7 +54,7 @@ def _pack(options: argparse.Namespace) -> None:
     out = options.shards.expanduser()
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(out / LOCK_NAME, timeout=0), naming_full_disk(out, f"{GO_ON} once there is room."):
+        with FileLock(out / LOCK_NAME, timeout=0), naming_full_disk(out, f"{RESUME} once there is room."):
             index = write_shards(plan, out)
     except Timeout:
         raise ValueError(f"another process is packing into {out}") from None
@@ -69,17 +69,17 @@ def _pack(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ssl_lightning.data.pack", description=__doc__)
     parser.add_argument("images", type=Path, help="tree of images; with --check, a folder of shards")
-    parser.add_argument("shards", type=Path, nargs="?", help="where the shards go: a new or empty folder")
-    parser.add_argument("--labels", action="store_true", help="the first folder below names an image's class")
+    parser.add_argument("shards", type=Path, nargs="?", help="folder for the shards, new or empty")
+    parser.add_argument("--labels", action="store_true", help="the first folder below <images> is the class")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--megabytes", type=float, default=128.0, help="size of a shard (%(default)s)")
-    size.add_argument("--samples-per-shard", type=int, help="images of a shard, whatever their size")
+    size.add_argument("--samples-per-shard", type=int, help="images of a shard, regardless of their size")
     order = parser.add_mutually_exclusive_group()
-    order.add_argument("--seed", type=int, default=0, help="of the order in which images are stored (0)")
+    order.add_argument("--seed", type=int, default=0, help="seed of the order in which images are stored (0)")
     order.add_argument("--keep-order", action="store_true", help="store them in the order of their paths")
     parser.add_argument("--max-pixels", type=int, default=50_000_000, help="larger pictures are bad")
     parser.add_argument(
-        "--max-bad", type=float, default=0.01, help="fraction of bad files passed over (0.01)"
+        "--max-bad", type=float, default=0.01, help="largest fraction of bad files that is skipped (0.01)"
     )
     parser.add_argument("--check", action="store_true", help="compare shards with their digests")
     return parser

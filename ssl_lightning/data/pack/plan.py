@@ -1,4 +1,4 @@
-"""Which image goes into which shard, known before anything is written."""
+"""Plan of a pack: which image goes into which shard."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ssl_lightning.data.io.shard_index import FORMAT, TAR_BLOCK
 
 @dataclass(frozen=True)
 class PackPlan:
-    """What is packed, and where each image goes.
+    """Images to pack, and the shard of each.
 
     Args:
         folder: The tree of images.
-        paths: In the order in which they are stored.
-        bytes: Of each file.
-        labels: Of each; -1 without labels.
+        paths: Images, in storage order.
+        bytes: Size of each file.
+        labels: Label of each image; -1 without labels.
         class_names: In label order; None without labels.
-        ends: For each shard, the number of images up to its end.
+        ends: Number of images up to the end of each shard.
         max_pixels: Larger pictures are bad.
-        max_bad: Largest fraction of bad files that is passed over.
-        digest: Of all this.
+        max_bad: Largest fraction of bad files that is skipped.
+        digest: Digest of images and settings.
     """
 
     folder: Path
@@ -51,22 +51,25 @@ def make_plan(
     max_pixels: int,
     max_bad: float,
 ) -> PackPlan:
-    """Find the images of a tree and share them out.
+    """Find the images of a tree and assign them to shards.
 
     Args:
         folder: Images, at any depth.
         labels: Whether the first folder below `folder` names an image's class.
-        shard_bytes: A shard ends before the image with which it would become larger.
-        shard_images: Images of a shard, whatever their size; None goes by `shard_bytes`.
-        seed: Images are stored in an order drawn from it; None keeps that of their paths.
+        shard_bytes: Largest size of a shard, except for a single image above it.
+        shard_images: Images of a shard, regardless of their size; None for the limit `shard_bytes`.
+        seed: Seed of the storage order; None stores images in the order of their paths.
         max_pixels, max_bad: See `PackPlan`.
 
     Raises:
         FileNotFoundError, NotADirectoryError: See `scan`.
-        ValueError: See `classes_of`; or a value is out of range.
+        ValueError: A value is out of range; or see `classes_of`.
     """
     if shard_bytes < 1 or max_pixels < 1 or (shard_images is not None and shard_images < 1):
-        raise ValueError("sizes of shards and of pictures must be at least 1")
+        raise ValueError(
+            f"shards of {shard_bytes} bytes, samples-per-shard {shard_images}, max-pixels {max_pixels}; "
+            "each must be at least 1"
+        )
     if not 0 <= max_bad < 1:
         raise ValueError(f"max-bad is {max_bad}; allowed is a fraction from 0 to below 1")
     found = scan(folder)

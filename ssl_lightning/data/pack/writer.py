@@ -1,8 +1,8 @@
-"""Packing a tree of images into shards, in parts that can be redone.
+"""Write the shards of a plan, and resume after an interruption.
 
-While it is being packed a folder holds `.plan`, the digest of what is packed and how, and beside each shard
-that is done a hidden record of it. A pack that was killed goes on behind the last of these. The index is
-written when all are there, and then these are removed.
+During packing a folder holds `.plan`, the digest of the plan, and a hidden record for each finished shard.
+An interrupted pack resumes after the last record. The index is written last; then the plan and the records
+are removed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ssl_lightning.core.atomic_files import DiskFullError, atomic_file, remove_l
 from ssl_lightning.core.untrusted import check_plain, printable
 from ssl_lightning.data.io.download import say
 from ssl_lightning.data.io.folders import BadImagesError, decode, describe_bad
-from ssl_lightning.data.io.packed import in_order
+from ssl_lightning.data.io.packed import map_in_order
 from ssl_lightning.data.io.shard_index import (
     FORMAT,
     INDEX_NAME,
@@ -42,51 +42,51 @@ from ssl_lightning.data.io.sources import default_workers
 from ssl_lightning.data.pack.plan import PackPlan
 
 PLAN_NAME, LOCK_NAME = ".plan", ".lock"
-TELL_S = 30.0  # seconds between two lines on how far it is
+PROGRESS_S = 30.0  # seconds between two progress lines
 
 
 def write_shards(plan: PackPlan, out: Path) -> dict[str, Any]:
-    """Write what is missing of a pack; the caller holds its lock.
+    """Write the missing shards of a pack; the caller holds its lock.
 
     Returns:
         The index.
 
     Raises:
-        BadImagesError: More than `max_bad` of the images cannot be decoded, or none of a class can.
-        FileExistsError: The folder holds something else.
-        DiskFullError: There is no room for it.
+        BadImagesError: More than `max_bad` of the images cannot be decoded, or no image of a class can.
+        FileExistsError: The folder holds other files or another pack.
+        DiskFullError: The disk has no room for the shards.
     """
     if (out / INDEX_NAME).exists():
         index = json.loads((out / INDEX_NAME).read_bytes())
         if index.get("plan") != plan.digest:
             raise FileExistsError(
-                f"{out} holds other shards, or of other settings; name another folder, or remove this one"
+                f"{out} holds shards of other images or settings; name another folder, or remove this one"
             )
         read_index(out)
         _tidy(out)
-        say(f"{out} holds these images already")
+        say(f"{out} already holds these images")
         return index
     done = _records(plan, out)
     left = sum(plan.bytes) + 4 * TAR_BLOCK * len(plan.paths) - sum(each["bytes"] for each in done.values())
     if shutil.disk_usage(out).free < left:
         raise DiskFullError(
             f"the shards need about {left / 1e9:.1f} GB more in {out}, and the disk has "
-            f"{shutil.disk_usage(out).free / 1e9:.1f} GB; name a folder on a larger one"
+            f"{shutil.disk_usage(out).free / 1e9:.1f} GB free; name a folder on a larger disk"
         )
     records: list[dict[str, Any]] = []
     bad: dict[Path, str] = {}
-    told = time.monotonic()
+    last_line = time.monotonic()
     for number, end in enumerate(plan.ends):
         record = done.get(number) or _write_shard(plan, out, number)
         records.append(record)
         bad |= {plan.paths[int(place)]: why for place, why in record["bad"].items()}
         if len(bad) > plan.max_bad * len(plan.paths):
             raise BadImagesError(
-                f"{len(bad)} of the first {end:,} images of {plan.folder} cannot be decoded, more than "
-                f"max-bad {plan.max_bad:g} of all {len(plan.paths):,} allows:\n{describe_bad(bad)}"
+                f"{len(bad)} of the first {end:,} images of {plan.folder} cannot be decoded; allowed is a "
+                f"fraction max-bad {plan.max_bad:g} of {len(plan.paths):,}:\n{describe_bad(bad)}"
             )
-        if time.monotonic() - told > TELL_S:
-            told = time.monotonic()
+        if time.monotonic() - last_line > PROGRESS_S:
+            last_line = time.monotonic()
             say(f"{end:,} of {len(plan.paths):,} images packed")
     if bad:
         say(
@@ -105,19 +105,19 @@ def _record_path(out: Path, number: int) -> Path:
 
 
 def _records(plan: PackPlan, out: Path) -> dict[int, dict[str, Any]]:
-    """Return the records of shards that are done; an empty folder is begun, one of another plan cleared."""
+    """Return the records of finished shards; start an empty folder, and clear one of another plan."""
     held = [path for path in out.iterdir() if path.name != LOCK_NAME]
     plan_path = out / PLAN_NAME
     if not plan_path.exists():
         others = [path.name for path in held if not path.name.endswith(".tmp")]
         if others:
             first = printable(min(others), lines=False)
-            raise FileExistsError(f"{out} holds other things, such as {first}; name a new or empty folder")
+            raise FileExistsError(f"{out} holds other files, such as {first}; name a new or empty folder")
         write_file(plan_path, plan.digest)
         return {}
     remove_leftovers(out)
     if plan_path.read_bytes() != plan.digest.encode():
-        say(f"{out}: the images or the settings are others than when this was broken off; it starts again")
+        say(f"{out}: images or settings changed since the interrupted pack; packing starts over")
         for path in held:
             if SHARD_NAME.fullmatch(path.name) or path.name.startswith(".shard-"):
                 path.unlink(missing_ok=True)
@@ -131,12 +131,12 @@ def _records(plan: PackPlan, out: Path) -> dict[int, dict[str, Any]]:
             if not stored["rows"] or (shard.is_file() and shard.stat().st_size == stored["bytes"]):
                 found[number] = stored
     if found:
-        say(f"{out}: goes on, {len(found)} of {len(plan.ends)} shards are there")
+        say(f"{out}: packing resumes, {len(found)} of {len(plan.ends)} shards are done")
     return found
 
 
 def _write_shard(plan: PackPlan, out: Path, number: int) -> dict[str, Any]:
-    """Write one shard, and then its record; a shard without one is written anew."""
+    """Write one shard, then its record; a shard without a record is overwritten."""
     places = range(plan.ends[number - 1] if number else 0, plan.ends[number])
 
     def read(place: int) -> tuple[int, bytes, int] | tuple[int, str, int]:
@@ -149,7 +149,7 @@ def _write_shard(plan: PackPlan, out: Path, number: int) -> dict[str, Any]:
     shard = _shard_path(out, number)
     with atomic_file(shard) as work:
         with tarfile.open(work, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for place, content, pixels in in_order(read, places, default_workers()):
+            for place, content, pixels in map_in_order(read, places, default_workers()):
                 if isinstance(content, str):
                     bad[str(place)] = content
                     continue
@@ -169,7 +169,7 @@ def _write_shard(plan: PackPlan, out: Path, number: int) -> dict[str, Any]:
 
 
 def _read_good(path: Path, max_pixels: int) -> tuple[bytes, int]:
-    """Read an image file and see that it can be decoded; return its bytes, and how many pixels it has."""
+    """Read and decode an image file; return its bytes and its number of pixels."""
     check_plain(path, MAX_IMAGE_BYTES)
     content = path.read_bytes()
     width, height = decode(BytesIO(content), 3, max_pixels).size
@@ -177,8 +177,8 @@ def _read_good(path: Path, max_pixels: int) -> tuple[bytes, int]:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Add a member; return where its content begins."""
-    member = tarfile.TarInfo(name)  # of nobody and no time: the same images make the same shards
+    """Add a member; return the offset of its content."""
+    member = tarfile.TarInfo(name)  # without owner and time: the same images give the same shards
     member.size = len(content)
     tar.addfile(member, BytesIO(content))
     return tar.offset - -(-len(content) // TAR_BLOCK) * TAR_BLOCK
@@ -227,6 +227,6 @@ def _write_index(
 
 
 def _tidy(out: Path) -> None:
-    """Remove what only a pack that goes on needs."""
+    """Remove the plan and the records, which only an unfinished pack needs."""
     for path in [*out.glob(".shard-*.json"), out / PLAN_NAME]:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Each data set's format, decoded from a small archive that the test writes itself."""
+"""Decoders of each data set's format, on small archives written by the test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def npm_archive(path: Path) -> dict[str, np.ndarray]:
-    """Write a package like the npm one, pixel by pixel, and return what it holds."""
+    """Write a package in the npm format, pixel by pixel, and return its arrays."""
     random = np.random.default_rng(0)
     arrays = {
         "train_images": random.integers(0, 256, (BATCHES * ROWS, SIZE, SIZE, 3), np.uint8),
@@ -162,5 +162,5 @@ def test_stl10_without_a_source_says_where_to_put_the_archive(tmp_path, monkeypa
     monkeypatch.setattr(stl10, "fetch_url", offline)
     with pytest.raises(DownloadError) as caught:
         stl10.obtain_stl10(tmp_path)
-    assert f"placed by hand at {tmp_path / 'stl10_binary.tar.gz'}: not there" in str(caught.value)
+    assert f"placed by hand at {tmp_path / 'stl10_binary.tar.gz'}: file not found" in str(caught.value)
     assert "official archive, by torchvision: offline" in str(caught.value)

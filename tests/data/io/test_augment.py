@@ -22,7 +22,7 @@ def images(batch: int = 9, height: int = 6, width: int = 5, channels: int = 3) -
 def test_crop_flip_equals_padding_slicing_and_mirroring_one_by_one(mode, numpy_mode, padding):
     x = images()
     ends = torch.arange(0, 2 * padding + 1, padding)
-    every = torch.cartesian_prod(ends, ends)  # corners and middle
+    every = torch.cartesian_prod(ends, ends)  # corners and centre
     indices, mirrored = torch.tensor([3, 8, 0, 1, 3, 2, 7, 5, 4]), torch.arange(9) % 2 == 0
     got = crop_flip(x, indices, every, mirrored, padding, mode)
     for number, (top, left), turn, result in zip(
@@ -96,11 +96,11 @@ def test_eval_view_is_the_central_square():
     picture = torch.zeros(3, 10, 20, dtype=torch.uint8)
     picture[:, 2:8, 7:13] = 255  # the central 6 x 6
     assert torch.equal(EvalView(6, 0.6)(picture), torch.full((3, 6, 6), 255, dtype=torch.uint8))
-    assert EvalView(6, 0.01)(picture).shape == (3, 6, 6)  # a pixel at least
+    assert EvalView(6, 0.01)(picture).shape == (3, 6, 6)  # at least one pixel
 
 
 def keys_weights(given: int, wanted: int) -> np.ndarray:
-    """The rows of (wanted, given) weights of antialiased bicubic resampling (Keys 1981, a = -0.5)."""
+    """Return the weights (output, input) of antialiased bicubic resampling (Keys 1981, a = -0.5)."""
     scale = given / wanted
     support = max(scale, 1.0)
     centres = (np.arange(wanted) + 0.5) * scale
@@ -115,7 +115,7 @@ def keys_weights(given: int, wanted: int) -> np.ndarray:
 @pytest.mark.parametrize(("height", "width"), [(375, 299), (100, 180), (64, 224)])
 def test_resizing_is_within_one_grey_level_of_float64_and_of_pillow(height, width, size, layout):
     larger = images(1, height + 9, width + 5)[0].permute(2, 0, 1)
-    larger = larger // 2 + 64  # noise is the worst case; this much, and nothing overshoots
+    larger = larger // 2 + 64  # noise, the worst case, with a range that cannot overshoot
     picture = larger[:, 3 : 3 + height, 2 : 2 + width]
     picture = picture.contiguous() if layout == "dense" else picture
     got = resize(picture, size, size).numpy()

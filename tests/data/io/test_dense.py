@@ -1,4 +1,4 @@
-"""Masks and boxes: read as their formats say, checked, and fitted to one size with their image."""
+"""Masks and boxes: reading, checks, and resizing with their image."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ssl_lightning.data.io.annotations import (
     Boxes,
     check_masks,
     image_sizes,
-    matched,
+    match_by_stem,
     read_mask,
     read_voc_boxes,
 )
@@ -34,7 +34,7 @@ def save(path: Path, ids: np.ndarray, mode: str = "L") -> Path:
 
 
 def xml(*objects: str) -> str:
-    size = "<size><width>9999</width><height>1</height></size>"  # wrong, as it is in real data
+    size = "<size><width>9999</width><height>1</height></size>"  # wrong, as in real data
     return f"<annotation>{size}{''.join(objects)}</annotation>"
 
 
@@ -78,12 +78,12 @@ def test_every_bad_mask_is_named_before_any_work(tmp_path: Path) -> None:
 
 def test_an_image_without_its_mask_is_named() -> None:
     images = [Path("a/x.jpg"), Path("a/y.jpg")]
-    assert matched(images, {"x": Path("1"), "y": Path("2"), "z": Path("3")}, "mask", Path("b")) == [
+    assert match_by_stem(images, {"x": Path("1"), "y": Path("2"), "z": Path("3")}, "mask", Path("b")) == [
         Path("1"),
         Path("2"),
     ]
     with pytest.raises(ValueError, match=r"1 of 2 images have no mask in b; the first is a/y\.jpg"):
-        matched(images, {"x": Path("1")}, "mask", Path("b"))
+        match_by_stem(images, {"x": Path("1")}, "mask", Path("b"))
 
 
 def test_boxes_are_read_as_voc_counts(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_boxes_are_read_as_voc_counts(tmp_path: Path) -> None:
         xml(
             thing("cat", 1, 1, 1, 1),  # the first pixel
             thing("dog", 3, 2, 10, 8, "<difficult>1</difficult>" + part),
-            thing("cat", -4, 0, 30, 30),  # sticks out on all sides
+            thing("cat", -4, 0, 30, 30),  # exceeds the image on all sides
         )
     )
     boxes = read_voc_boxes(path, (10, 8), ["dog", "cat"])

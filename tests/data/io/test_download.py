@@ -1,4 +1,4 @@
-"""Sources in order, nothing half-written, one process at a time."""
+"""Downloads: sources in order, atomic folders, one process at a time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def forgetful(out: Path, scratch: Path) -> None:
 def test_later_source_is_used_when_the_first_fails(tmp_path):
     final = obtain("X", tmp_path / "x", [Source("a", refused, 1), Source("b", works, 1)], ready)
     assert (final / "data").read_text() == "good"
-    assert [path.name for path in final.iterdir()] == ["data"]  # and not the archive
+    assert [path.name for path in final.iterdir()] == ["data"]  # without the archive
 
 
 def test_all_failing_is_one_error_that_lists_the_sources_and_leaves_nothing(tmp_path):
@@ -63,7 +63,7 @@ def test_all_failing_is_one_error_that_lists_the_sources_and_leaves_nothing(tmp_
     assert "site A: no route to host" in message
     assert "package B: sha256 of archive is" in message
     assert "expected " + "0" * 64 in message
-    assert "mirror C: it did not produce every file" in message
+    assert "mirror C: the source did not produce every file" in message
     assert [path.name for path in tmp_path.iterdir()] == [".x.lock"]
 
 
@@ -78,9 +78,9 @@ def test_leftovers_of_a_killed_run_and_an_incomplete_folder_are_replaced(tmp_pat
 
 def test_what_is_ready_is_not_fetched_again(tmp_path):
     obtain("X", tmp_path / "x", [Source("a", works, 1)], ready)
-    leftover = tmp_path / ".x.tmp-abc"  # of a process that was killed after it had placed the folder
+    leftover = tmp_path / ".x.tmp-abc"  # of a process killed after it placed the folder
     leftover.mkdir()
-    with lock_of(tmp_path / "x"):  # another one may be at work there
+    with lock_of(tmp_path / "x"):  # another process may work there
         obtain("X", tmp_path / "x", [Source("a", refused, 1)], ready)
     assert leftover.exists()
     obtain("X", tmp_path / "x", [Source("a", refused, 1)], ready)
@@ -91,7 +91,7 @@ def test_what_is_ready_is_not_fetched_again(tmp_path):
 def slow(out: Path, scratch: Path) -> None:
     with (out.parents[1] / "count").open("a") as file:
         file.write("1")
-    time.sleep(1.5)  # longer than the other process takes to come to the lock
+    time.sleep(1.5)  # longer than the other process takes to reach the lock
     works(out, scratch)
 
 

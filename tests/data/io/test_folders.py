@@ -1,4 +1,4 @@
-"""Finding and decoding image files, and passing over those that are broken."""
+"""Search and decoding of image files, with broken ones skipped."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_exif_orientation_is_applied(tmp_path):
     image = Image.new("RGB", (6, 4))
     image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # stored lying on its left side: turn clockwise to show
+    exif[0x0112] = 6  # stored on its left side; rotate clockwise to show
     image.save(tmp_path / "a.png", exif=exif)
     upright = decode(tmp_path / "a.png", 3, 100)
     assert upright.size == (4, 6)

@@ -1,4 +1,4 @@
-"""Order, parts of processes, state: against plain loops and an undisturbed run."""
+"""Batch loader: order, parts of processes and state, against plain loops and an undisturbed run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def array_source(count: int = 40) -> ArraySource:
-    """Images that are different everywhere, so that every crop and flip shows."""
+    """Return images with different pixels everywhere, so that every crop and flip shows."""
     random = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 6, 6, 3), generator=random).byte()
     return ArraySource(images, torch.arange(count), CropFlip(2, flip=True))
@@ -76,7 +76,7 @@ def test_ranks_together_see_the_pixels_that_one_process_sees(world):
     ]
     assert same(together, alone)
     plain = list(train_loader(source, augment=False))
-    assert not same(alone, plain)  # augmentation did change pixels
+    assert not same(alone, plain)  # augmentation changes pixels
 
 
 def test_epochs_and_seeds_have_different_orders_and_pixels():
@@ -99,7 +99,7 @@ def test_resuming_at_any_position_equals_an_undisturbed_run(world):
     for _ in range(3):
         for batch in loader:
             undisturbed.append(batch)
-            states.append(pickle.loads(pickle.dumps(loader.state_dict())))  # as a checkpoint holds it
+            states.append(pickle.loads(pickle.dumps(loader.state_dict())))  # as in a checkpoint
     assert len(undisturbed) == 9
     for done, state in enumerate(states, 1):
         resumed = make(world - 1)
@@ -111,7 +111,7 @@ def test_resuming_at_any_position_equals_an_undisturbed_run(world):
         assert same(rest[: 9 - done], undisturbed[done:])
     first = make(0)
     next(iter(first))
-    assert first.state_dict() == states[0]  # the state does not know the rank
+    assert first.state_dict() == states[0]  # the state does not depend on the rank
 
 
 def test_a_pass_that_was_broken_off_is_continued_into_the_next_epoch():
@@ -120,7 +120,7 @@ def test_a_pass_that_was_broken_off_is_continued_into_the_next_epoch():
     stream = [batch for _ in range(3) for batch in undisturbed]
     got: list[Batch] = []
     for _ in range(4):
-        got += itertools.islice(loader, 2)  # as limit_train_batches=2 does
+        got += itertools.islice(loader, 2)  # like limit_train_batches=2
     assert same(got, stream[:8])
     assert same(list(loader), stream[8:9] + list(undisturbed)[:2])
 
@@ -147,7 +147,7 @@ def test_a_state_of_another_world_size_is_taken():
     assert other.position == 1
 
 
-def test_evaluation_starts_anew_keeps_no_state_and_never_yields_an_empty_batch():
+def test_evaluation_restarts_keeps_no_state_and_never_yields_an_empty_batch():
     source = array_source(7)
     loaders = [
         BatchLoader(source, range(7), 3, seed=0, shuffle=False, rank=rank, world_size=3) for rank in range(3)
@@ -163,9 +163,9 @@ def test_evaluation_starts_anew_keeps_no_state_and_never_yields_an_empty_batch()
     ("changes", "message"),
     [
         ({"world_size": 4}, "must divide evenly among 4 processes"),
-        ({"batch_size": 64}, "batch_size of train is 64, and there are only 40 images"),
+        ({"batch_size": 64}, "batch_size of train is 64, but there are only 40 images"),
         ({"batch_size": 0}, "must be at least 1"),
-        ({"world_size": 7}, "below 7 processes"),
+        ({"world_size": 7}, "at least their number, 7"),
         ({"rank": 2, "world_size": 2}, "rank is 2; allowed are 0 to 1"),
         ({"drop_last": False, "world_size": 3}, "must divide evenly among 3"),
     ],
@@ -200,13 +200,13 @@ def file_source(folder, workers: int) -> FileSource:
 def test_files_give_the_same_pixels_with_any_number_of_workers_and_processes(tmp_path):
     here, workers = file_source(tmp_path, 0), file_source(tmp_path, 2)
     alone, parallel = train_loader(here), train_loader(workers)
-    for _ in range(2):  # the workers are kept: the second epoch must be new, too
+    for _ in range(2):  # workers persist, and the second epoch must differ
         expected = list(alone)
         assert same(list(parallel), expected)
     halves = [list(train_loader(here, rank=rank, world_size=2)) for rank in range(2)]
     together = [(torch.cat([a[0], b[0]]), torch.cat([a[1], b[1]])) for a, b in zip(*halves, strict=True)]
     assert same(together, list(train_loader(here)))
-    assert not same(together, expected)  # which were of epoch 1
+    assert not same(together, expected)  # `expected` is of epoch 1
 
 
 def test_workers_end_with_their_source(tmp_path):
@@ -214,7 +214,7 @@ def test_workers_end_with_their_source(tmp_path):
     list(train_loader(source))
     workers = source._workers[True]._loader._iterator._workers
     assert all(worker.is_alive() for worker in workers)
-    del source  # by itself: what waits for the garbage collector ends by a time limit, worker by worker
+    del source  # at once; objects left to the garbage collector end by a time limit for each worker
     assert not any(worker.is_alive() for worker in workers)
 
 
@@ -230,7 +230,7 @@ def test_reading_files_leaves_the_global_random_stream_alone(tmp_path):
 def test_a_file_that_vanishes_during_the_run_is_named(tmp_path):
     source = file_source(tmp_path, 0)
     (tmp_path / "5.png").unlink()
-    with pytest.raises(RuntimeError, match=r"5\.png could be read before"):
+    with pytest.raises(RuntimeError, match=r"5\.png was readable before"):
         list(train_loader(source))
 
 

@@ -1,4 +1,4 @@
-"""Views from a pack against decoding the files, and packs that are interrupted, torn, shared or too large."""
+"""Packs: views against decoded files; interrupted, torn, shared and oversized packs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from PIL import Image
 from ssl_lightning.data.io import packed
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.loader import BatchLoader
-from ssl_lightning.data.io.packed import CacheSpaceError, PackedSource, is_complete_pack, make_pack, shrunk
+from ssl_lightning.data.io.packed import (
+    CacheSpaceError,
+    PackedSource,
+    is_complete_pack,
+    make_pack,
+    shrunk_size,
+)
 from ssl_lightning.data.io.sources import FileSource
 
 COUNT = 12
@@ -30,17 +36,17 @@ COUNT = 12
 
 @pytest.fixture
 def paths(tmp_path: Path) -> list[Path]:
-    """Noise of several sizes: long, square, smaller than a view, palette, grey and turned by EXIF."""
+    """Write noise of several kinds: long, square, smaller than a view, palette, grey, rotated by EXIF."""
     random = np.random.default_rng(0)
     folder = tmp_path / "images"
     folder.mkdir()
     found = []
     for number in range(COUNT):
         height, width = [(20, 30), (41, 17), (6, 5), (24, 24)][number % 4]
-        image = Image.fromarray(random.integers(64, 192, (height, width, 3), np.uint8))  # nothing overshoots
+        image = Image.fromarray(random.integers(64, 192, (height, width, 3), np.uint8))  # cannot overshoot
         exif = Image.Exif()
         if number in (1, 5):
-            exif[0x0112] = 6  # stored lying on its left side
+            exif[0x0112] = 6  # stored on its left side
         if number == 3:
             image = image.convert("L")
         if number == 7:
@@ -87,7 +93,7 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def decoded(monkeypatch) -> list[str]:
-    """The names of all files that are decoded for a pack."""
+    """Record the names of all files decoded for a pack."""
     seen, real = [], packed.decode
 
     def counting(path, channels, max_pixels):
@@ -100,7 +106,7 @@ def decoded(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("augment", [True, False])
-@pytest.mark.parametrize("side", [24, 1000])  # of the pictures, the longest shorter side is 24
+@pytest.mark.parametrize("side", [24, 1000])  # 24 is the largest shorter side of the pictures
 def test_views_of_pictures_that_keep_their_size_are_those_of_the_files(paths, channels, augment, side):
     direct = FileSource(paths, torch.arange(COUNT), **options(channels))
     expected = epochs(direct, augment)
@@ -136,7 +142,7 @@ def test_larger_pictures_are_resized_once_by_their_shorter_side(paths):
 def test_the_shorter_side_is_exact_and_smaller_pictures_are_left_alone():
     for width in range(1, 400, 7):
         for height in range(1, 400, 11):
-            size = shrunk(width, height, 97)
+            size = shrunk_size(width, height, 97)
             assert size == (width, height) if min(width, height) <= 97 else min(size) == 97
             assert abs(size[0] / size[1] * height / width - 1) < 0.006 or size == (width, height)
 
@@ -146,14 +152,14 @@ def test_what_goes_to_a_worker_holds_no_pixels(tmp_path):
     path.parent.mkdir()
     Image.new("RGB", (90, 90)).save(path)
     images = source([path])
-    expected = images.view(0, None)  # by now the pack is mapped
+    expected = images.view(0, None)  # the pack is mapped by now
     sent = pickle.dumps(images)
     assert images.pack.stat().st_size > 90 * 90 * 3
     assert len(sent) < 3000
     assert torch.equal(pickle.loads(sent).view(0, None), expected)
 
 
-def test_a_pack_is_made_once_and_anew_for_other_files_or_other_pixels(paths, decoded, monkeypatch):
+def test_a_pack_is_made_once_for_the_same_files_and_pixels(paths, decoded, monkeypatch):
     first = pack_of(paths)
     assert sorted(decoded) == sorted(path.name for path in paths)
     assert pack_of(paths) == first
@@ -186,7 +192,7 @@ def test_a_file_that_cannot_be_decoded_is_named_then_and_when_its_turn_comes(pat
     assert "2.png" in said
     assert torch.equal(images.view(1, None), direct.view(1, None))
     for each in (images, direct):
-        with pytest.raises(RuntimeError, match=r"2\.png could be read before, and now"):
+        with pytest.raises(RuntimeError, match=r"2\.png was readable before and now fails"):
             each.view(2, None)
 
 
@@ -197,14 +203,14 @@ def test_pictures_that_cannot_wait_are_not_decoded_far_ahead(paths, monkeypatch)
         started.append(item)
         return item
 
-    for place, item in enumerate(packed.in_order(work, range(1000), threads)):
+    for place, item in enumerate(packed.map_in_order(work, range(1000), threads)):
         assert item == place
-        time.sleep(0.0005)  # slower than the work
+        time.sleep(0.0005)  # slower than the threads
         assert len(started) <= place + 2 * threads + 1
 
 
 @pytest.mark.parametrize("left", [0, 10, 500, -1])
-def test_a_torn_pack_is_noticed_and_made_anew(paths, left):
+def test_a_torn_pack_is_detected_and_replaced(paths, left):
     whole = pack_of(paths).read_bytes()
     pack = pack_of(paths)
     os.truncate(pack, left if left >= 0 else len(whole) + left)
@@ -243,7 +249,7 @@ def test_what_a_killed_process_left_is_no_pack_and_is_removed(paths, tmp_path):
     being_written = folder / ".abc.bin.tmp"
     being_written.write_text("of another process")
     with FileLock(folder / ".abc.bin.lock"):
-        pack = pack_of(paths[:3])  # another list of files cleans up as well, but only what nobody holds
+        pack = pack_of(paths[:3])  # a pack of other files cleans up too, without files in use
     assert names(folder) == sorted([being_written.name, pack.name])
     again = pack_of(paths)
     assert names(folder) == sorted([again.name, pack.name])
@@ -253,7 +259,7 @@ def test_what_a_killed_process_left_is_no_pack_and_is_removed(paths, tmp_path):
 
 def test_two_processes_make_a_pack_once(paths, tmp_path):
     context = multiprocessing.get_context("fork")
-    arguments = (paths, context.Event(), tmp_path / "marks", 2)  # until the other has come to the lock
+    arguments = (paths, context.Event(), tmp_path / "marks", 2)  # until the other process reaches the lock
     processes = [context.Process(target=build_slowly, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
@@ -292,13 +298,13 @@ def test_the_size_of_a_long_list_is_told_from_some_headers(paths):
         exact = packed._expected_bytes(paths, 3, side)
         assert exact == sum(
             path_size[0] * path_size[1] * 3
-            for path_size in (shrunk(*Image.open(path).size, side) for path in paths)
+            for path_size in (shrunk_size(*Image.open(path).size, side) for path in paths)
         )
         assert packed._expected_bytes(paths * 1000, 3, side) == pytest.approx(1000 * exact, rel=0.3)
 
 
 def test_progress_is_told_now_and_then(paths, monkeypatch, capsys):
-    monkeypatch.setattr(packed, "TELL_S", -1.0)
+    monkeypatch.setattr(packed, "PROGRESS_S", -1.0)
     pack_of(paths)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == COUNT + 2

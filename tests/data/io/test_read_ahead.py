@@ -1,4 +1,4 @@
-"""Pictures of shards are requested before their turn, in order, and once."""
+"""Read-ahead requests pictures before their turn, in order, and once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_lightning.data.io.read_ahead import STEP, ahead
+from ssl_lightning.data.io.read_ahead import STEP, request_ahead
 from ssl_lightning.data.io.shard_index import ROW
 from ssl_lightning.data.io.sources import Share
 
@@ -38,7 +38,7 @@ def shares(order: torch.Tensor, size: int = 4) -> list[Share]:
 
 
 def window_order() -> torch.Tensor:
-    """Two shards at a time, mixed: 4 and 1, then 0 and 5, then 3 and 2."""
+    """Return an order that mixes two shards at a time: 4 and 1, then 0 and 5, then 3 and 2."""
     draw = torch.Generator().manual_seed(0)
     parts = [
         torch.cat([torch.arange(EACH) + EACH * shard for shard in two]) for two in ((4, 1), (0, 5), (3, 2))
@@ -48,7 +48,7 @@ def window_order() -> torch.Tensor:
 
 @pytest.fixture
 def requested(monkeypatch) -> list[tuple[str, int]]:
-    """What the system was asked for: shard and place in it."""
+    """Record the requests to the system: shard and offset."""
     seen = []
 
     def note(number: int, place: int, size: int, advice: int) -> None:
@@ -66,7 +66,7 @@ def places(table: np.ndarray, share: Share) -> set[tuple[str, int]]:
 
 def test_each_window_is_requested_once_and_in_order_before_its_turn(shards, table, requested):
     given = shares(window_order())
-    running = ahead(iter(given), table, shards, 2 * EACH * SIZE)
+    running = request_ahead(iter(given), table, shards, 2 * EACH * SIZE)
     for number, expected in enumerate(given):
         assert next(running) is expected
         assert places(table, expected) <= set(requested)
@@ -83,26 +83,26 @@ def test_each_picture_is_requested_once_before_its_turn_whatever_the_limit(shard
     given = shares(window_order(), size=5)  # the shares do not end where the windows end
     for limit in (1, 4 * SIZE, 13 * SIZE, 10**9):
         requested.clear()
-        for found, expected in zip(ahead(iter(given), table, shards, limit), given, strict=True):
+        for found, expected in zip(request_ahead(iter(given), table, shards, limit), given, strict=True):
             assert found is expected
             assert places(table, expected) <= set(requested)
         assert sorted(requested) == sorted((str(row["shard"]), row["offset"]) for row in table)
-    assert list(ahead(iter([]), table, shards, 1)) == []
+    assert list(request_ahead(iter([]), table, shards, 1)) == []
 
 
 def test_a_large_picture_is_requested_in_steps(shards, table, requested):
     table["size"][3] = 2 * STEP + 1
-    list(ahead(iter(shares(torch.tensor([3]))), table, shards, 1))
+    list(request_ahead(iter(shares(torch.tensor([3]))), table, shards, 1))
     assert requested == [("0", 3 * ROOM + step * STEP) for step in range(3)]
 
 
 def test_a_missing_shard_is_left_to_who_reads_it(shards, table, requested):
     shards[1].unlink()
     given = shares(window_order())
-    assert list(ahead(iter(given), table, shards, 10**9)) == given
+    assert list(request_ahead(iter(given), table, shards, 10**9)) == given
     assert {shard for shard, _ in requested} == set("02345")
 
 
 def test_the_system_takes_the_requests(shards, table):
     given = shares(window_order())
-    assert list(ahead(iter(given), table, shards, 10**9)) == given
+    assert list(request_ahead(iter(given), table, shards, 10**9)) == given

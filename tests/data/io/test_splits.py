@@ -1,4 +1,4 @@
-"""Fixed draws: every class has its share, and every run has the same."""
+"""Fixed draws: stratified by class, and the same in every run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_draw_depends_on_its_name_alone():
 
 
 def test_more_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="5 images were asked for; there are 4"):
+    with pytest.raises(ValueError, match="5 images were requested; there are 4"):
         stratified(torch.zeros(4), 5, "x")
 
 

@@ -1,4 +1,4 @@
-"""Shared batches: what workers make against what is made here, however long batches are held."""
+"""Shared batches: workers against this process, for any time that batches are held."""
 
 import itertools
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_lightning.data.io.workers import AHEAD, HELD, BatchWorkers
+from ssl_lightning.data.io.workers import HELD, PREFETCH, BatchWorkers
 
 WORKERS = 2
-PLACES = AHEAD * WORKERS + HELD
+PLACES = PREFETCH * WORKERS + HELD
 
 
 class Source:
-    """Views (3, 8, 8) whose pixels say which image, seed and pixel they are."""
+    """Views (3, 8, 8) whose pixels encode image, seed and position."""
 
     labels = torch.arange(200)
     channels = 3
@@ -61,7 +61,7 @@ def test_memory_is_used_again_once_nothing_of_a_batch_is_held() -> None:
     made = BatchWorkers(Source(), True, WORKERS)
     places = set()
     for images, _ in made.batches(wanted(40)):
-        part = images[0, 0, 0]  # a view keeps the whole batch
+        part = images[0, 0, 0]  # a view keeps the full batch
         places.add(images.data_ptr())
         del images
         assert part.numel()

@@ -1,8 +1,8 @@
-"""Loaded by every Python under test (PYTHONPATH): logs its writes, or at one kills it or fills its disk.
+"""Hook of every Python process under test (PYTHONPATH): log its writes, kill it, or fill its disk.
 
-Environment: FAULT_WATCH is the folder whose files count; FAULT_LOG a file that gets a line per moment;
-FAULT_AT the moment of the fault, `{"moment": [what, file, number], "delay": s, "signal": n, "to": whom}`, or
-with `"fill": file` a file that takes what is left of the disk. FAULT_CAME is a file made when it has come.
+Environment: FAULT_WATCH is the folder whose files count. FAULT_LOG is a file that gets a line per moment.
+FAULT_AT is the moment of the fault, `{"moment": [what, file, number], "delay": s, "signal": n, "to": whom}`,
+or with `"fill": file` a file that fills the disk. The hook creates the file FAULT_CAME at the fault.
 """
 
 import json
@@ -21,7 +21,7 @@ seen: dict[tuple[str, str], int] = {}
 
 
 def plain(path: str) -> str:
-    """Name of a file below the watched folder, without what differs from run to run."""
+    """Return the name of a file in the watched folder, without parts that differ between runs."""
     name = re.sub(r"\.\d+\.tmp$", ".tmp", os.path.relpath(path, WATCH))
     return re.sub(r"\.tmp-[^/]+", ".tmp-*", name)
 
@@ -47,7 +47,7 @@ def strike() -> None:
 
 
 def moment(what: str, path: object) -> None:
-    """Come to a moment: just before a file is opened for writing, renamed, synced or removed."""
+    """Handle a moment: just before a file is opened for writing, renamed, synced or removed."""
     try:
         full = os.path.abspath(os.fsdecode(path))  # type: ignore[arg-type]
     except TypeError:  # a descriptor
