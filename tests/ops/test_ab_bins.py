@@ -47,7 +47,7 @@ def test_every_bin_is_beside_the_gamut_and_every_colour_between_bins(grid: int, 
     ab = torch.from_numpy(rgb2lab(np.stack(np.meshgrid(shade, shade, shade), -1).reshape(-1, 3))[:, 1:])
     gaps = torch.stack([(ab - point).abs().amax(1).min() for point in bins])  # Chebyshev, to the gamut
     more = (bins[:, None] == torch.tensor(AUTHORS_MORE)).all(2).any(1) if grid == 10 else gaps < 0
-    assert gaps[~more].max() < grid + 1  # 1: the colours between those of the coarse cube
+    assert gaps[~more].max() < grid + 1  # 1: the colours between the points of the coarse cube
     assert gaps[more].numel() == (4 if grid == 10 else 0)
     present = {tuple(row) for row in bins.long().tolist()}
     for low in {tuple(row) for row in ((ab / grid).floor() * grid).long().tolist()}:
