@@ -24,7 +24,7 @@ train: setup ## Pretrain on CIFAR-10 and probe: the quick start (ARGS="task=rand
 	$(BIN)/python train.py experiment=quick_start $(ARGS)
 
 test: setup ## Run the fast tests (ARGS="-m slow" for the rest)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 faults: setup ## Kill runs, fill disks, and check that nothing is lost (20 minutes)
 	$(BIN)/python -m pytest -m slow tests/faults $(ARGS)

@@ -29,6 +29,7 @@ SEPARATE = ("run", "launch")  # `run` stands below `launch` in the table, but mu
 LIGHT = [*PACKAGE.glob("config/*.py"), *PACKAGE.glob("launch/*.py"), *PACKAGE.glob("core/*.py")]
 LIGHT.append(PACKAGE / "artifacts/run_folder.py")
 HEAVY = {"seeding.py"}  # in core; imports torch
+QUESTIONS = {"What", "How", "Which", "Whether", "Where"}  # no module docstring starts so
 SHARED_NAMES = {"main"}  # every command has one
 
 
@@ -154,6 +155,15 @@ WRITTEN = {
     "backbone.json",
     "bad_batch.json",
 }
+
+
+def test_module_docstrings_are_one_line() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if len(text.splitlines()) != 1 or text.split()[0] in QUESTIONS:
+            wrong.append(f"{path.relative_to(ROOT)}: {text!r}")
+    assert not wrong
 
 
 def test_files_named_in_docstrings_and_comments_exist() -> None:

@@ -1,8 +1,4 @@
-"""Results of a run as dataclasses, and their file results.json; imports no torch.
-
-The fields of this module define results.json. After a change of them, raise `SCHEMA` and run
-`python -m ssl_lightning.report.results_schema` to rewrite the JSON schema.
-"""
+"""Results of a run as dataclasses, and their file results.json; imports no torch."""
 
 from __future__ import annotations
 
@@ -19,6 +15,8 @@ from ssl_lightning.artifacts.typed_json import NEEDED, Limits, from_json, refusa
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.untrusted import check_schema, read_json
 
+# The fields of this module define results.json. After a change of them, raise SCHEMA and run
+# `python -m ssl_lightning.report.results_schema` to rewrite the JSON schema.
 SCHEMA: Final = 2
 MAX_BYTES = 1 << 25  # of a results.json; a run writes about 50 kB
 PROTOCOL_NUMBERS = ("heldout", "k", "k_shot", "fraction", "sd")  # numbers or null in a protocol

@@ -1,8 +1,4 @@
-"""Benchmark of image files against the packed cache and shards of the same pictures.
-
-The pictures are CIFAR-10 photographs, enlarged (bicubic) to 500 x 375 px, with added sensor noise, saved as
-JPEG of quality 90 (about 60 kB). Without noise they have no fine detail and decode too fast.
-"""
+"""Benchmark of image files against the packed cache and shards of the same pictures."""
 
 from __future__ import annotations
 
@@ -59,7 +55,11 @@ def files_against_pack(images: int, epochs: int) -> list[dict[str, Any]]:
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """Write JPEG files."""
+    """Write CIFAR-10 photographs as JPEG files of quality 90 (about 60 kB).
+
+    They are enlarged (bicubic) to 500 x 375 px, with added sensor noise. Without noise they have no fine
+    detail and decode too fast.
+    """
     folder.mkdir()
     random = np.random.default_rng(0)
     for number, image in enumerate(load(CIFAR10().obtain(), "train_images")[:count].numpy()):

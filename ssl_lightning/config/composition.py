@@ -1,8 +1,4 @@
-"""Drop config keys of options that are not chosen; imports no torch.
-
-A benchmark, an experiment or a budget sets keys of the probes, the data set and the backbone that it names.
-The command line, or another of these files, may choose other options.
-"""
+"""Drop config keys of options that are not chosen; imports no torch."""
 
 from __future__ import annotations
 
@@ -25,6 +21,9 @@ SINGLE = ("task", "data", "backbone", "optimizer", "scheduler")  # groups whose 
 
 def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
     """Return a copy of a composed config without the keys of options that are not chosen.
+
+    A benchmark, an experiment or a budget sets keys of the probes, the data set and the backbone that it
+    names. The command line, or another of these files, may choose other options.
 
     Args:
         cfg: Composed, not resolved.

@@ -1,8 +1,4 @@
-"""Random streams without hidden state: every draw is a function of seed, epoch, step and rank.
-
-A stream is named by integers such as (seed, epoch, step, rank). The same names give the same
-numbers on every machine, so a killed and resumed run draws the same numbers as an undisturbed one.
-"""
+"""Random streams without hidden state: every draw is a function of seed, epoch, step and rank."""
 
 from __future__ import annotations
 
@@ -13,6 +9,9 @@ import torch
 
 def stream_seed(*names: int | str) -> int:
     """Hash the names of a stream to a 63-bit seed.
+
+    A stream is named by integers or strings, such as (seed, epoch, step, rank). The same names give the same
+    numbers on every machine, so a killed and resumed run draws the same numbers as an undisturbed one.
 
     >>> stream_seed(0, "order", 1) == stream_seed(0, "order", 1)
     True

@@ -1,11 +1,4 @@
-"""Handle stop signals: save a checkpoint, then exit.
-
-Ctrl-C (SIGINT), SIGTERM (a pre-emption, `kill`) and SIGUSR1 (SLURM's warning, `--signal=USR1@120`) are
-equivalent. `timeout` signals a process and its process group, so the signal arrives twice: signals within a
-second count as one request, and a later one exits at once. Only rank 0 acts on it; the other ranks hold the
-same state, and the launcher ends them. A step always completes: while training, the request waits for the
-end of the batch.
-"""
+"""Handle stop signals: save a checkpoint, then exit."""
 
 from __future__ import annotations
 
@@ -17,11 +10,17 @@ import time
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-REPEAT_S = 1.0
+# `timeout` signals a process and its process group, so its signal arrives twice
+REPEAT_S = 1.0  # seconds in which further signals belong to the first request; a later one exits at once
 
 
 class StopRequest:
-    """Request to stop this process, if a signal arrived."""
+    """Request to stop this process, if a signal arrived.
+
+    Ctrl-C (SIGINT), SIGTERM (a pre-emption, `kill`) and SIGUSR1 (SLURM's warning, `--signal=USR1@120`) are
+    equivalent. Only rank 0 acts on them; the other ranks hold the same state, and the launcher ends them. A
+    step always completes: while training, the request waits for the end of the batch.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None

@@ -1,8 +1,4 @@
-"""Base classes for data sets whose labels are masks or boxes.
-
-Pretext tasks see square views of the training pictures, without labels. Probes see the full pictures, at
-a size of their own that need not be square.
-"""
+"""Base classes for data sets whose labels are masks or boxes."""
 
 from __future__ import annotations
 
@@ -24,7 +20,11 @@ from ssl_lightning.data.io.sources import FileSource
 
 
 class DenseDataModule(PairedDataModule):
-    """Data set whose `pretrain` and `train` are the same pictures in the same order."""
+    """Data set whose `pretrain` and `train` are the same pictures in the same order.
+
+    Pretext tasks see square views of the training pictures, without labels. Probes see the full pictures, at
+    a size of their own that need not be square.
+    """
 
     def val_dataloader(self) -> BatchLoader:
         """Return the held-out pictures as the pretext sees them, without masks or boxes."""

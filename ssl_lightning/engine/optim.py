@@ -1,9 +1,4 @@
-"""Learning-rate schedules of `conf/scheduler`, and checks of optimizers.
-
-Each schedule takes the optimizer and the total number of optimizer steps. It returns a scheduler, which is
-stepped once per optimizer step. Milestones and warm-up are fractions of the run, so that a shorter run keeps
-the shape of its schedule.
-"""
+"""Learning-rate schedules of `conf/scheduler`, and checks of optimizers."""
 
 from __future__ import annotations
 
@@ -51,6 +46,11 @@ def use_fused_kernels(optimizer: Optimizer) -> None:
         chosen = group.get("foreach") or group.get("differentiable")
         if group.get("fused", False) is None and not chosen:
             group["fused"] = True
+
+
+# Each schedule takes the optimizer and the total number of optimizer steps. It returns a scheduler, which is
+# stepped once per optimizer step. Milestones and warm-up are fractions of the run, so that a shorter run
+# keeps the shape of its schedule.
 
 
 def one_cycle(

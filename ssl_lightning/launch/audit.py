@@ -1,7 +1,4 @@
-"""Shortcut audit: a task with all its guards against shortcuts, then without each guard in turn.
-
-Every run is a plain `python train.py` in a separate process, so that a user can repeat a row by hand.
-"""
+"""Shortcut audit: a task with all its guards against shortcuts, then without each guard in turn."""
 
 from __future__ import annotations
 
@@ -97,6 +94,8 @@ def remember(path: Path, plan: dict[str, Any]) -> None:
 
 def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> Results:
     """Run or resume one row unless it is finished; return its results.
+
+    A row is a plain `python train.py` in a separate process, so that a user can repeat it by hand.
 
     Raises:
         RunError: The run failed; earlier rows are kept.

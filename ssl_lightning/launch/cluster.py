@@ -1,8 +1,4 @@
-"""Processes that a launcher starts: all ranks of a run, or the one rank for SLURM or torchrun.
-
-On several machines `srun` or `torchrun` starts a launcher for each device, and each launcher starts one
-process. The environment tells its rank and the address of rank 0. This module imports no torch.
-"""
+"""Processes that a launcher starts: all ranks, or one rank for SLURM or torchrun; imports no torch."""
 
 from __future__ import annotations
 
@@ -120,6 +116,9 @@ def _count_gpus(accelerator: str) -> int:
 
 def find_place(launcher: str, nodes: int, devices: int, environment: Mapping[str, str]) -> Place:
     """Return the processes of a run that this launcher starts.
+
+    On several machines `srun` or `torchrun` starts a launcher for each device, and each launcher starts one
+    process. The environment tells its rank and the address of rank 0.
 
     Args:
         launcher: `trainer.launcher`: local, slurm or torchrun.

@@ -1,8 +1,4 @@
-"""Launch of `python train.py resume=<run folder>`: its config, with the few keys that may change.
-
-All checks happen before any file in the folder changes. Hydra's entry point is not used, since it would first
-create another run folder.
-"""
+"""Launch of `python train.py resume=<run folder>`: its config, with the few keys that may change."""
 
 from __future__ import annotations
 
@@ -34,6 +30,9 @@ MAY_CHANGE = tuple(key.name for key in KEYS if key.resume)
 
 def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
     """Resume the run named by `resume=`; return the exit status.
+
+    All checks happen before any file in the folder changes. Hydra's entry point is not used, since it would
+    first create another run folder.
 
     Args:
         arguments: Command line: `resume=<folder>` and overrides in Hydra's grammar.

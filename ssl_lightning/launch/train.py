@@ -1,13 +1,8 @@
-"""Launch a composed Hydra config as rank processes, and return one figure.
-
-The Hydra process only composes. It writes the resolved config into the run folder and starts one
-`python -m ssl_lightning.run <run folder>` per device. A sweep may therefore hold runs of several processes;
-Lightning's own launcher would start the sweep again in each child. Every entry imports this module, so it
-must not import torch, which takes seconds.
-"""
+"""Launch a composed Hydra config as rank processes, and return one figure; imports no torch."""
 
 from __future__ import annotations
 
+# Every entry imports this module, so it must not import torch, which takes seconds
 import contextlib
 import os
 from collections.abc import Callable
@@ -40,6 +35,10 @@ from ssl_lightning.launch.ranks import start_ranks
 
 def launch(cfg: DictConfig) -> float | None:
     """Run one composed job to its end.
+
+    The Hydra process only composes. It writes the resolved config into the run folder and starts one
+    `python -m ssl_lightning.run <run folder>` per device. A sweep may therefore hold runs of several
+    processes; Lightning's own launcher would start the sweep again in each child.
 
     Returns:
         The figure named by `cfg.objective` for a sweeper, or None if there is none.

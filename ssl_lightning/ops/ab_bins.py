@@ -1,7 +1,4 @@
-"""Colours as classes: bins of the ab plane, soft targets, rebalancing, and decoding to colours.
-
-Zhang, Isola, Efros 2016, sections 2.1 to 2.3. Colours and bins are in Lab units, (a, b) in this order.
-"""
+"""Colours as classes: bins of the ab plane, soft targets, rebalancing, and decoding to colours."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.ops.lab import rgb_to_lab
+
+# Zhang, Isola, Efros 2016, sections 2.1 to 2.3. Colours and bins are in Lab units, (a, b) in this order
 
 # The four bins of the authors' list that the rule of `gamut_bins` does not give; it gives the other 309
 AUTHORS_GRID, AUTHORS_MORE = 10, ((40, 90), (100, -90), (100, -10), (100, 0))

@@ -1,15 +1,4 @@
-"""Multinomial logistic regression on the device: full batch, several penalties at once.
-
-The objective is `mean cross-entropy + l2 / 2 * |weight|^2` (the bias is not penalised). It equals
-scikit-learn's `LogisticRegression` with `C = 1 / (N * l2)`. Three choices make the fit cheap:
-
-- All strengths are solved side by side. Reading the features bounds the cost of products with them, so five
-  strengths cost as much as one (18,000 x 512 x 10 classes on two cores: 13 ms for 10 and for 50 columns).
-- L-BFGS (Nocedal & Wright 2006, alg. 7.4) starts from the exact inverse Hessian at zero weights. Its only
-  expensive part is the Gram matrix of the features. Convolutional features are strongly correlated: without
-  this start, weak penalties need hundreds of iterations instead of tens.
-- Logits are linear in the step, so a line search computes no products with the features to move.
-"""
+"""Multinomial logistic regression on the device: full batch, several penalties at once."""
 
 from __future__ import annotations
 
@@ -57,6 +46,12 @@ def fit_logistic(
     moments: Tensor | None = None,
 ) -> LogisticFit:
     """Fit one classifier per strength of the penalty.
+
+    The objective is `mean cross-entropy + l2 / 2 * |weight|^2` (the bias is not penalised). It equals
+    scikit-learn's `LogisticRegression` with `C = 1 / (N * l2)`.
+
+    All strengths are solved side by side. Reading the features bounds the cost of products with them, so five
+    strengths cost as much as one (18,000 x 512 x 10 classes on two cores: 13 ms for 10 and for 50 columns).
 
     Args:
         x: `(N, D)` float features, preferably standardised; the fit runs in their dtype.
@@ -120,7 +115,12 @@ def cross_entropy_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tens
 def _lbfgs(
     x: Tensor, labels: Tensor, l2: Tensor, gram: Tensor, theta: Tensor, max_iter: int, tol: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Minimise from theta `(R, K, D + 1)`, bias last; return theta, loss, largest gradient, iterations."""
+    """Minimise from theta `(R, K, D + 1)`, bias last; return theta, loss, largest gradient, iterations.
+
+    L-BFGS (Nocedal & Wright 2006, alg. 7.4) starts from the exact inverse Hessian at zero weights. Its only
+    expensive part is the Gram matrix of the features. Convolutional features are strongly correlated: without
+    this start, weak penalties need hundreds of iterations instead of tens.
+    """
     penalty = torch.ones_like(theta[:1]) * l2[:, None, None]  # (R, K, D + 1)
     penalty[..., -1] = 0
     curvature = _inverse(gram / theta.shape[1], penalty[:, 0])
@@ -135,6 +135,7 @@ def _lbfgs(
             break
         direction = -_inverse_hessian(gradient, curvature, pairs)
         slope = _dot(gradient, direction)
+        # logits are linear in the step, so the line search computes no products with the features to move
         moved_logits = _product(direction, x)
         step = active.to(x.dtype)[:, None, None]
         for _ in range(MAX_TRIALS):

@@ -1,13 +1,12 @@
-"""Masks of holes in images, and loss weights (context encoder: Pathak et al. 2016, sec. 3.3).
-
-A mask is `(B, 1, S, S)` bool: True where pixels are removed.
-"""
+"""Masks of holes in images, and loss weights (context encoder: Pathak et al. 2016, sec. 3.3)."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# A mask is `(B, 1, S, S)` bool: True where pixels are removed
 
 NUM_BLOCKS = 4
 

@@ -1,7 +1,4 @@
-"""Square tiles cut from images at random places (Noroozi, Favaro 2016; Doersch et al. 2015).
-
-A corner is the upper left pixel (y, x) of a tile. Tiles are numbered row by row on their grid.
-"""
+"""Square tiles cut from images at random places (Noroozi, Favaro 2016; Doersch et al. 2015)."""
 
 from __future__ import annotations
 
@@ -12,7 +9,10 @@ from ssl_lightning.ops.tile_grid import NEIGHBOURS, TileGrid
 
 
 def draw_corners(grid: TileGrid, batch: int, generator: torch.Generator) -> Tensor:
-    """Draw the corners of the tiles of each image: `(B, n, 2)` int64, on the device of the generator."""
+    """Draw the corners of the tiles of each image: `(B, n, 2)` int64, on the device of the generator.
+
+    A corner is the upper left pixel (y, x) of a tile. Tiles are numbered row by row on their grid.
+    """
     device = generator.device
     slack = grid.image_size - grid.extent
     origin = torch.randint(slack + 1, (batch, 1, 2), generator=generator, device=device)

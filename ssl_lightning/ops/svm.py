@@ -1,14 +1,4 @@
-"""Linear support vector machines with squared hinge loss, solved in the primal by Newton's method.
-
-Each machine minimises `|w|^2 / 2 + sum_i c_i max(0, 1 - y_i <w, x_i>)^2`, the objective of scikit-learn's
-`LinearSVC` (the bias is a column of ones and is penalised, as there). The objective is piecewise quadratic: a
-Newton step that does not change the set of samples within the margin reaches the minimum exactly. This takes
-five to twenty steps (Keerthi & DeCoste 2005; Chapelle 2007).
-
-Machines on the same features (one per class and fold of a cross-validation) are solved together. The features
-are first rotated to their principal axes, where the Hessian of every machine is nearly diagonal. Conjugate
-gradients then find a step in about ten products with the Hessian, which is never formed.
-"""
+"""Linear support vector machines with squared hinge loss, solved in the primal by Newton's method."""
 
 from __future__ import annotations
 
@@ -40,6 +30,15 @@ class SVMFit:
 
 class SVMSolver:
     """Solver for machines on the same features.
+
+    Each machine minimises `|w|^2 / 2 + sum_i c_i max(0, 1 - y_i <w, x_i>)^2`, the objective of scikit-learn's
+    `LinearSVC` (the bias is a column of ones and is penalised, as there). The objective is piecewise
+    quadratic: a Newton step that does not change the set of samples within the margin reaches the minimum
+    exactly. This takes five to twenty steps (Keerthi & DeCoste 2005; Chapelle 2007).
+
+    Machines (one per class and fold of a cross-validation) are solved together. The features are first
+    rotated to their principal axes, where the Hessian of every machine is nearly diagonal. Conjugate
+    gradients then find a step in about ten products with the Hessian, which is never formed.
 
     Args:
         x: `(N, D)` float64.

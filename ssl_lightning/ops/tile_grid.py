@@ -1,8 +1,4 @@
-"""Grids of tiles in an image, derived from its size.
-
-Jigsaw: Noroozi, Favaro 2016; neighbours: Doersch, Gupta, Efros 2015.
-Tiles sit on a square grid, numbered row by row. Lengths are in pixels.
-"""
+"""Grids of tiles in an image, derived from its size."""
 
 from __future__ import annotations
 
@@ -16,6 +12,8 @@ CENTRE = 4
 @dataclass(frozen=True)
 class TileGrid:
     """Grid of tiles: tile (r, c) lies at origin + pitch * (r, c) + a draw of 0..play in each direction.
+
+    Tiles sit on a square grid, numbered row by row. Lengths are in pixels.
 
     Args:
         image_size: Height and width of the images in pixels.
@@ -52,7 +50,7 @@ class TileGrid:
 
 
 def default_tile(cell: int) -> int:
-    """Return the tile size for a cell: three quarters, rounded up, like 64 of 85 in the paper (sec. 4.2).
+    """Return the tile size for a cell: three quarters, rounded up (Noroozi, Favaro 2016, sec. 4.2: 64 of 85).
 
     >>> [default_tile(cell) for cell in (85, 32, 21, 10)]
     [64, 24, 16, 8]
@@ -63,7 +61,7 @@ def default_tile(cell: int) -> int:
 def jigsaw_grid(
     image_size: int, *, side: int = 3, cell: int | None = None, tile: int | None = None, gap: bool = True
 ) -> TileGrid:
-    """Lay out a jigsaw: each tile lies anywhere in its cell, so that edges do not continue.
+    """Lay out a jigsaw (Noroozi, Favaro 2016): each tile lies anywhere in its cell, so edges do not continue.
 
     Args:
         image_size: Height and width of the images in pixels.
@@ -100,7 +98,9 @@ def jigsaw_grid(
 def neighbour_grid(
     image_size: int, *, tile: int | None = None, gap: int | None = None, jitter: int | None = None
 ) -> TileGrid:
-    """Lay out a patch and its eight neighbours (Doersch et al. 2015, sec. 3.1: 96 px, gap 48, jitter 7).
+    """Lay out a patch and its eight neighbours (Doersch, Gupta, Efros 2015, sec. 3.1).
+
+    The paper has patches of 96 px, gap 48 and jitter 7.
 
     Args:
         image_size: Height and width of the images in pixels.

@@ -1,8 +1,4 @@
-"""Guards against shortcuts: they remove cues that solve a patch task without recognising objects.
-
-Tiles are `(B, n, C, t, t)` floats. Every draw is one tensor operation for the batch. With `inplace` the
-result overwrites the tiles, which are a copy of the images: new memory costs as much as the arithmetic.
-"""
+"""Guards against shortcuts: they remove cues that solve a patch task without recognising objects."""
 
 from __future__ import annotations
 
@@ -11,6 +7,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# Tiles are `(B, n, C, t, t)` floats. Every draw is one tensor operation for the batch. With `inplace` the
+# result overwrites the tiles, which are a copy of the images: new memory costs as much as the arithmetic.
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: weights of R, G, B in a grey value
 GREEN_MAGENTA = (-1.0, 2.0, -1.0)  # axis in RGB along which lenses shift colours (Doersch et al. 2015)

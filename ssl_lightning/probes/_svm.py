@@ -1,9 +1,4 @@
-"""Linear support vector machines on cached features, one-vs-rest, for two probes.
-
-The machine follows the code of Goyal et al. 2019: squared hinge loss, an L2 penalty that covers the bias,
-double weight for errors on positives, and features scaled to length 1. Labels become targets `(N, K)`: 1 if
-the image shows the class, 0 if not, -1 if the class ignores it.
-"""
+"""Linear support vector machines on cached features, one-vs-rest, for two probes."""
 
 from __future__ import annotations
 
@@ -50,6 +45,9 @@ class SVMs:
 
 class LinearSVMProbe(Probe):
     """Base class of the SVM probes: choice of the features and candidates of C.
+
+    The machine follows the code of Goyal et al. 2019: squared hinge loss, an L2 penalty that covers the bias,
+    double weight for errors on positives, and features scaled to length 1.
 
     Args:
         key: Config key of the probe, for messages.
@@ -119,7 +117,10 @@ def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def as_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """Convert labels `(N,)` to targets `(N, K)`; multi-label targets `(N, K)` stay as they are."""
+    """Convert labels `(N,)` to targets `(N, K)`; multi-label targets `(N, K)` stay as they are.
+
+    A target is 1 if the image shows the class, 0 if not, -1 if the class ignores it.
+    """
     return labels if labels.ndim == 2 else F.one_hot(labels, num_classes)
 
 

@@ -1,8 +1,4 @@
-"""Label-efficiency curves: accuracy of backbones with few labels.
-
-`python -m ssl_lightning.report.label_efficiency curve.png <run folder> <run folder> ...` draws the figures of
-`probe=[lowshot]` in the results.json of each run.
-"""
+"""Label-efficiency curves: accuracy of backbones with few labels."""
 
 from __future__ import annotations
 
@@ -104,7 +100,11 @@ def draw_curves(curves: Sequence[Curve]) -> Figure:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw the runs named on the command line; return the exit status."""
+    """Draw the runs named on the command line; return the exit status.
+
+    `python -m ssl_lightning.report.label_efficiency curve.png <run folder> <run folder> ...` draws the
+    figures of `probe=[lowshot]` in the results.json of each run.
+    """
     if len(arguments) < 2:
         print(f"usage: python -m {__spec__.name} <picture> <run folder> ...", file=sys.stderr)
         return 2

@@ -1,8 +1,4 @@
-"""Entry of a rank process: `python -m ssl_lightning.run <run folder>`.
-
-`ssl_lightning.launch.ranks`, `torchrun` or `srun` starts it. The folder holds the resolved `config.yaml`. A
-failure leaves a one-line message and the traceback in `error.txt`.
-"""
+"""Entry of a rank process: `python -m ssl_lightning.run <run folder>`."""
 
 from __future__ import annotations
 
@@ -45,7 +41,11 @@ NOISE = (
 
 
 def main() -> int:
-    """Run the folder named on the command line; return the exit status."""
+    """Run the folder named on the command line; return the exit status.
+
+    `ssl_lightning.launch.ranks`, `torchrun` or `srun` starts it. The folder holds the resolved `config.yaml`.
+    A failure leaves a one-line message and the traceback in `error.txt`.
+    """
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
     config = {"train": CONFIG, "resume": NEXT_CONFIG, "evaluate": EVALUATION}.get(mode)
     first = os.environ.get("RANK", "0") == "0"  # other ranks may not see the folder yet

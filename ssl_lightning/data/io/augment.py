@@ -1,8 +1,4 @@
-"""Spatial augmentation of uint8 images: batched for images in memory, one by one for decoded files.
-
-Parameters are drawn for the global batch, and each process applies its slice. The pixels do not depend on
-the number of processes.
-"""
+"""Spatial augmentation of uint8 images: batched for images in memory, one by one for decoded files."""
 
 from __future__ import annotations
 
@@ -59,6 +55,9 @@ def crop_flip(
 @dataclass(frozen=True)
 class CropFlip:
     """Random crop of the padded image and random mirroring, for images in memory.
+
+    Parameters are drawn for the global batch, and each process applies its slice. The pixels do not depend on
+    the number of processes.
 
     Args:
         padding: Pixels on each side before the crop; 0 turns cropping off.

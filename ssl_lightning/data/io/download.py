@@ -1,8 +1,4 @@
-"""Download data sets into the cache: try sources in order, verify, place atomically.
-
-A data set is one folder in the cache (`ssl_lightning.core.cache`), either complete or absent. A source writes
-into a work folder of the same file system, and one rename makes the result visible.
-"""
+"""Download data sets into the cache: try sources in order, verify, place atomically."""
 
 from __future__ import annotations
 
@@ -57,6 +53,9 @@ class Source:
 
 def obtain(title: str, final: Path, sources: Sequence[Source], ready: Callable[[Path], bool]) -> Path:
     """Ensure that the folder `final` exists and is complete; safe with concurrent processes.
+
+    A data set is one folder in the cache (`ssl_lightning.core.cache`), either complete or absent. A source
+    writes into a work folder of the same file system, and one rename makes the result visible.
 
     Args:
         title: Name of the data set, for messages.

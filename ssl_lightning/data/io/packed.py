@@ -1,10 +1,4 @@
-"""Packs of decoded pictures: uint8 pixels in one file that all processes map.
-
-A pack is `<digest>.bin`: the pixels of each picture (H, W, C), a table (N, 3) int64 of offset, height and
-width, and the END record. The digest covers the list of files with sizes and modification times, and every
-setting that changes a pixel. A pack is never updated: another list gives another pack. Old packs are not
-deleted, and a user may delete them.
-"""
+"""Packs of decoded pictures: uint8 pixels in one file that all processes map."""
 
 from __future__ import annotations
 
@@ -88,6 +82,11 @@ class PackedSource(FileSource):
 
 def make_pack(paths: Sequence[Path], folder: Path, *, channels: int, side: int, max_pixels: int) -> Path:
     """Return the pack of image files; if it is missing or incomplete, decode all files in threads.
+
+    A pack is `<digest>.bin`: the pixels of each picture (H, W, C), a table (N, 3) int64 of offset, height and
+    width, and the END record. The digest covers the list of files with sizes and modification times, and
+    every setting that changes a pixel. A pack is never updated: another list gives another pack. Old packs
+    are not deleted, and a user may delete them.
 
     If several processes need the pack, one makes it and the others wait.
 

@@ -1,8 +1,4 @@
-"""Ask the system to read the next pictures of shards in order, before they are needed.
-
-Pictures are drawn from a window of shards in random order. On a hard disk or over a network a random read
-costs ten times a sequential one. The page cache keeps the pictures for all processes as long as it has room.
-"""
+"""Ask the system to read the next pictures of shards in order, before they are needed."""
 
 from __future__ import annotations
 
@@ -22,6 +18,10 @@ def request_ahead(
     shares: Iterable[Share], table: np.ndarray, paths: Sequence[Path], limit: int
 ) -> Iterator[Share]:
     """Yield the shares unchanged, and gradually request the pictures of the next ones.
+
+    Pictures are drawn from a window of shards in random order. On a hard disk or over a network a random read
+    costs ten times a sequential one. The page cache keeps the pictures for all processes as long as it has
+    room.
 
     Args:
         shares: Shares whose indices are rows of the table.

@@ -1,13 +1,4 @@
-"""Index of a folder of shards: the position of each image in its tar file, checked before use.
-
-Shards are plain tar files in webdataset's convention (`<key>.jpg` and `<key>.cls`), which the `webdataset`
-library reads. The folder also holds
-
-- `images.npy`: one `ROW` for each image, in storage order;
-- `names.txt`: the original path of each image, one a line, for people;
-- `index.json`: counts, class names, and size and sha256 of every other file. It is written last, so a folder
-  with an index is complete.
-"""
+"""Index of a folder of shards: the position of each image in its tar file, checked before use."""
 
 from __future__ import annotations
 
@@ -47,6 +38,14 @@ class ShardError(RuntimeError):
 @dataclass(frozen=True)
 class ShardIndex:
     """Contents of a folder of shards.
+
+    Shards are plain tar files in webdataset's convention (`<key>.jpg` and `<key>.cls`), which the
+    `webdataset` library reads. The folder also holds
+
+    - `images.npy`: one `ROW` for each image, in storage order;
+    - `names.txt`: the original path of each image, one a line, for people;
+    - `index.json`: counts, class names, and size and sha256 of every other file. It is written last, so a
+      folder with an index is complete.
 
     Args:
         folder: The folder.

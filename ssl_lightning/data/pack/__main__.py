@@ -1,7 +1,4 @@
-"""Pack image files into shards for `data=shards`: `python -m ssl_lightning.data.pack <images> <shards>`.
-
-Shards are tar files in webdataset's format, with the unchanged bytes of the image files.
-"""
+"""Pack image files into shards for `data=shards`: `python -m ssl_lightning.data.pack <images> <shards>`."""
 
 from __future__ import annotations
 
@@ -67,7 +64,10 @@ def _pack(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ssl_lightning.data.pack", description=__doc__)
+    about = "Shards are tar files in webdataset's format, with the unchanged bytes of the image files."
+    parser = argparse.ArgumentParser(
+        prog="python -m ssl_lightning.data.pack", description=__doc__, epilog=about
+    )
     parser.add_argument("images", type=Path, help="tree of images; with --check, a folder of shards")
     parser.add_argument("shards", type=Path, nargs="?", help="folder for the shards, new or empty")
     parser.add_argument("--labels", action="store_true", help="the first folder below <images> is the class")

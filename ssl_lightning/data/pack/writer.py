@@ -1,9 +1,4 @@
-"""Write the shards of a plan, and resume after an interruption.
-
-During packing a folder holds `.plan`, the digest of the plan, and a hidden record for each finished shard.
-An interrupted pack resumes after the last record. The index is written last; then the plan and the records
-are removed.
-"""
+"""Write the shards of a plan, and resume after an interruption."""
 
 from __future__ import annotations
 
@@ -47,6 +42,10 @@ PROGRESS_S = 30.0  # seconds between two progress lines
 
 def write_shards(plan: PackPlan, out: Path) -> dict[str, Any]:
     """Write the missing shards of a pack; the caller holds its lock.
+
+    During packing the folder holds `.plan`, the digest of the plan, and a hidden record for each finished
+    shard. An interrupted pack resumes after the last record. The index is written last; then the plan and the
+    records are removed.
 
     Returns:
         The index.
