@@ -298,10 +298,15 @@ def test_this_machine_starts_all_processes() -> None:
             {},
             "srun started 8 tasks, but trainer.num_nodes=1 and trainer.devices=4 make 4; .*=1 .*=4",
         ),
-        ("slurm", 2, {"SLURM_STEP_ID": ""}, "SLURM_STEP_ID is not set, .*start it by `srun python train.py"),
+        (
+            "slurm",
+            2,
+            {"SLURM_STEP_ID": ""},
+            "SLURM_STEP_ID is not set, .*start it with `srun python train.py",
+        ),
         ("slurm", 2, {"SLURM_PROCID": "3"}, "number 0 on node 0, .*--distribution=block"),
         ("slurm", 2, {"SLURM_JOB_NODELIST": "node[a"}, "SLURM_JOB_NODELIST is .*not a list of hosts"),
-        ("torchrun", 2, {}, "RANK is not set, .*start it by `torchrun"),
+        ("torchrun", 2, {}, "RANK is not set, .*start it with `torchrun"),
     ],
 )
 def test_processes_that_do_not_fit_the_config_are_refused(

@@ -267,7 +267,7 @@ def test_slurms_warning_saves_requeues_and_resumes(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["task=rotaton"], "Available options in 'task'"),
-        (["task.copies=3"], "error: copies is 3; allowed are 4"),
+        (["task.copies=3"], "error: task.copies is 3; allowed are 4"),
         (
             ["backbone=resnet18", "data.image_size=16"],
             "error: data.image_size is 16 px, but the backbone has stride 32",
@@ -275,7 +275,7 @@ def test_slurms_warning_saves_requeues_and_resumes(tmp_path: Path) -> None:
         (["data=folder", "data.pretrain_dir=/no/such/folder"], "/no/such/folder"),
         (["trainer=gpu"], "error: trainer.accelerator is 'gpu', but torch sees no GPU"),
         pytest.param(["probe.knn.ks=[100000]"], "100000", marks=pytest.mark.slow),
-        (["probe=[knn,lowshot]", "probe.lowshot.ks=[90]"], "a class has 6"),
+        (["probe=[knn,lowshot]", "probe.lowshot.ks=[90]"], "the smallest class has 6"),
         pytest.param(
             ["backbone=timm", "backbone.model_name=resnet19"], "did you mean", marks=pytest.mark.slow
         ),

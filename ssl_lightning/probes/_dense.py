@@ -162,10 +162,10 @@ def chunks(count: int, size: int) -> Iterator[slice]:
         yield slice(first, min(first + size, count))
 
 
-def spaced_indices(count: int, wanted: int) -> list[int]:
+def spread_over(count: int, wanted: int) -> list[int]:
     """Return at most `wanted` of 0..count-1, evenly spaced.
 
-    >>> spaced_indices(10, 3)
+    >>> spread_over(10, 3)
     [0, 3, 6]
     """
     wanted = min(count, wanted)

@@ -17,9 +17,9 @@ from ssl_lightning.probes._dense import (
     MEASURED,
     StageMaps,
     chunks,
+    spread_over,
     is_rank_zero,
     read_split,
-    spaced_indices,
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_boxes
@@ -106,7 +106,7 @@ class DetectionProbe(BackboneProbe):
         maps = StageMaps(context, stages, copied=self.finetune)
         images, targets = splits["train"]
         with torch.no_grad():
-            measured = images[spaced_indices(len(images), MEASURED)]
+            measured = images[spread_over(len(images), MEASURED)]
             maps.measure(maps.raw(measured[part]) for part in chunks(len(measured), self.plan.batch_size))
         streams = context.seed, "detection", context.branch
         devices = [maps.device] if maps.device.type == "cuda" else []
@@ -143,7 +143,7 @@ class DetectionProbe(BackboneProbe):
             test, found = self._evaluate(detector, maps, *splits["test"], context.class_names)
         images, targets = splits["test"]
         if self.pictures and is_rank_zero():
-            shown = spaced_indices(len(images), self.pictures)
+            shown = spread_over(len(images), self.pictures)
             draw_boxes(
                 context.folder / f"detection_{context.branch}.png",
                 images[shown],

@@ -20,9 +20,9 @@ from ssl_lightning.probes._dense import (
     MEASURED,
     StageMaps,
     chunks,
+    spread_over,
     is_rank_zero,
     read_split,
-    spaced_indices,
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_masks
@@ -158,7 +158,7 @@ class SegmentationProbe(BackboneProbe):
         test, answers = evaluate("test")
         images, masks = splits["test"]
         if self.pictures and is_rank_zero():
-            shown = spaced_indices(len(images), self.pictures)
+            shown = spread_over(len(images), self.pictures)
             draw_masks(
                 context.folder / f"segmentation_{context.branch}.png",
                 images[shown],
@@ -206,7 +206,7 @@ class SegmentationProbe(BackboneProbe):
                 kept[split] = [torch.cat(parts) for parts in zip(*encoded, strict=True)]
             backbone.measure([x[part] for x in kept["train"]] for part in chunks(len(images["train"]), size))
         else:
-            backbone.measure(encode(images["train"][spaced_indices(len(images["train"]), MEASURED)]))
+            backbone.measure(encode(images["train"][spread_over(len(images["train"]), MEASURED)]))
 
         def source(split: str) -> Maps:
             if split in kept:

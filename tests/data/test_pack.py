@@ -108,7 +108,7 @@ def test_bad_images_are_named_and_left_out_until_there_are_too_many(tmp_path, ca
     output = capsys.readouterr()
     assert "2 left out" in output.out
     assert "00.of.12.jpg: " in output.err
-    assert "pipe.png: no plain file" in output.err
+    assert "pipe.png: not a plain file" in output.err
     assert json.loads((out / "index.json").read_bytes())["skipped"] == 2
     assert len(read_index(out).table) == 11
     assert pack(images, tmp_path / "other", "--max-pixels", "100", "--max-bad", "0.9") == 1

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.probes._dense import chunks, read_split, spaced_indices
+from ssl_lightning.probes._dense import chunks, spread_over, read_split
 from ssl_lightning.probes._plan import TrainingPlan
 from tests.test_train import results_of
 
@@ -77,8 +77,8 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
 
 def test_slices_and_spreads_cover() -> None:
     assert [list(range(9))[part] for part in chunks(9, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
-    assert spaced_indices(3, 5) == [0, 1, 2]
-    assert spaced_indices(100, 4) == [0, 25, 50, 75]
+    assert spread_over(3, 5) == [0, 1, 2]
+    assert spread_over(100, 4) == [0, 25, 50, 75]
 
 
 def _split(rank: int, world: int) -> list[tuple[Tensor, list[dict[str, Tensor]]]]:

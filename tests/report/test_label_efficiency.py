@@ -61,7 +61,7 @@ def test_runs_that_cannot_be_compared_are_refused() -> None:
         curve(run(ROWS[-1]))
     with pytest.raises(ValueError, match="one metric on one data set"):
         draw_curves([curve(run(*ROWS)), curve(run(*ROWS, data="stl10"))])
-    with pytest.raises(ValueError, match="these are none"):
+    with pytest.raises(ValueError, match="curves show nothing"):
         draw_curves([])
 
 

@@ -117,7 +117,7 @@ def test_of_many_rows_the_best_are_drawn_and_that_is_said(
     assert [axis.get_title(loc="left")[:6] for axis in drawn["stages"].axes] == [
         f"task{number:02d}" for number in range(3, MOST + 3)
     ]
-    assert all(f"Shown are the {MOST} of {MOST + 3} rows with the best linear" in p.caption for p in pictures)
+    assert all(f"Only the {MOST} of {MOST + 3} rows with the best linear" in p.caption for p in pictures)
 
 
 def test_long_logs_are_thinned() -> None:

@@ -277,7 +277,7 @@ def test_no_figure_at_all_names_what_there_is(tmp_path: Path, leave: Any, make: 
 
 
 def test_an_unknown_benchmark_names_those_there_are(small_table: Path) -> None:
-    with pytest.raises(ValueError, match="no benchmark 'smal'; there are: small"):
+    with pytest.raises(ValueError, match="benchmark is 'smal'; allowed are small"):
         load_benchmark(small_table.with_stem("smal"))
 
 

@@ -289,7 +289,7 @@ def test_the_panel_shows_grey_coloured_and_original() -> None:
         ({"neighbours": 0}, "task.neighbours is 0; allowed are 1 to 313"),
         ({"neighbours": 314}, "task.neighbours is 314; allowed are 1 to 313"),
         ({"grid": 3}, "grid is 3; allowed are 5 to 60"),
-        ({"reduction": 8}, "1/8 of the image; allowed are 1 to 4"),
+        ({"reduction": 8}, "reduction 8; allowed are 1 to 4"),
         ({"width": 0}, "width 0"),
         ({"spec": ImageSpec(1, 28, (0.5,), (0.2,))}, "needs images with colours, and these have 1 channel"),
     ],
