@@ -17,9 +17,9 @@ from ssl_lightning.probes._dense import (
     MEASURED,
     StageMaps,
     chunks,
-    spread_over,
     is_rank_zero,
     read_split,
+    spread_over,
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_boxes

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.probes._dense import chunks, spread_over, read_split
+from ssl_lightning.probes._dense import chunks, read_split, spread_over
 from ssl_lightning.probes._plan import TrainingPlan
 from tests.test_train import results_of
 
