@@ -55,6 +55,7 @@ def test_its_backbone_loads(old_run: Path) -> None:
     assert [m.shape for m in maps] == [(1, 4, 16, 16), (1, 8, 8, 8)]
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(old_run: Path) -> None:
     before = results_of(old_run)
     command("evaluate.py", f"run={old_run}")
@@ -65,6 +66,7 @@ def test_it_is_evaluated(old_run: Path) -> None:
         assert record.value == pytest.approx(stored[key], abs=3 / 32)
 
 
+@pytest.mark.slow
 def test_it_is_resumed(old_run: Path) -> None:
     command("train.py", f"resume={old_run}", "trainer.max_epochs=3")
     results = results_of(old_run)
