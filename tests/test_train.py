@@ -316,7 +316,7 @@ def test_weights_from_elsewhere_are_recorded(tmp_path: Path) -> None:
     first = tmp_path / "rotation/fake/convnet/first"
     train(tmp_path, *SMALL, "task=random", "logger=[]", f"init_from={first}")
     run = results_of(tmp_path / "random/fake/convnet/run").run
-    assert run.labels == "unknown: the backbone's first weights come from elsewhere"
+    assert run.labels == "unknown: the first weights of the backbone come from elsewhere"
 
 
 @pytest.mark.slow
