@@ -226,7 +226,7 @@ class HealthGuard(Callback):
         changed = bool(gather(trainer, pl_module, torch.tensor([float(changed)]), False).max())
         lr = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
         self._top_lr = max(self._top_lr, lr)
-        without = any(missing == of for missing, of in self._missing.values())
+        without = any(missing == of > 0 for missing, of in self._missing.values())
         learns = changed and not self.suspect and not without
         self._dead_looks = 0 if learns or lr <= LOW_LR * self._top_lr else self._dead_looks + 1
         if self._dead_looks < LOOKS:
