@@ -1,14 +1,23 @@
 """Self-supervised pretraining with pretext tasks and fair probes, on Lightning and Hydra."""
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["load_backbone"]
+# public names -> their modules, imported at first use: the launcher imports this package and must not load torch
+_MODULES = {
+    "as_backbone": "networks.adapter",
+    "load_backbone": "artifacts.weights",
+}
+
+__all__ = ["as_backbone", "load_backbone"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_backbone":  # lazy: the launcher imports this package and must not load torch
-        from ssl_lightning.artifacts.weights import load_backbone
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
-        return load_backbone
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
