@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-# public names -> their modules, imported at first use: the launcher imports this package and must not load torch
+# public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
     "as_backbone": "networks.adapter",
     "load_backbone": "artifacts.weights",
