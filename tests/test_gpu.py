@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.networks.nin import NIN
 from ssl_lightning.probes._choice import Choice
@@ -23,7 +24,6 @@ from ssl_lightning.run.parts import build_parts
 from tests._composed import composed
 from tests.data.test_in_memory import cache
 from tests.test_cluster import train
-from tests.test_train import results_of
 from tests.test_user_loop import assert_moved_alike, first_weights
 
 pytestmark = pytest.mark.gpu
@@ -122,7 +122,7 @@ def test_complete_runs(task: str, precision: str, tmp_path: Path) -> None:
     probes += ["probe_untrained=true", "probe.lowshot.ks=[1,4]", "probe.nonlinear.epochs=2"]
     probes += ["probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
     train(tmp_path, *few, *probes)
-    results = results_of(tmp_path / f"{task}/fake/convnet/run")
+    results = read_results(tmp_path / f"{task}/fake/convnet/run/results.json")
     assert results.run.status == "finished"
     assert results.run.peak_memory_gb["gpu"] > 0
 
@@ -137,7 +137,7 @@ def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) ->
         train(tmp_path, *few, "deterministic=true")
         folder = tmp_path / f"{task}/fake/convnet" / name
         states.append(load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"])
-        probes.append(results_of(folder).probes)
+        probes.append(read_results(folder / "results.json").probes)
     assert all(torch.equal(states[0][key], value) for key, value in states[1].items())
     assert probes[0] == probes[1]
 
@@ -155,7 +155,7 @@ def test_images_that_stay_on_the_gpu_are_probed(probe: str, tmp_path: Path) -> N
     found = []
     for resident in ("auto", "false"):
         train(tmp_path, *few, f"data.device_resident={resident}", f"name={resident}.")
-        found.append(results_of(tmp_path / f"colorization/cifar10/convnet/{resident}."))
+        found.append(read_results(tmp_path / f"colorization/cifar10/convnet/{resident}." / "results.json"))
     assert found[0].probes == found[1].probes
     assert found[0].pretext == found[1].pretext
 
@@ -180,9 +180,9 @@ def test_a_run_with_graphs_is_probed_and_resumed(compiled: str, tmp_path: Path) 
     few = [*FAKE, "name=run", "task=rotation", "trainer.max_epochs=2", "probe=[linear]"]
     train(tmp_path, *few, "probe_untrained=true", "cuda_graphs=true", f"compile={compiled}")
     folder = tmp_path / "rotation/fake/convnet/run"
-    assert {r.trained for r in results_of(folder).probes} == {False, True}
+    assert {r.trained for r in read_results(folder / "results.json").probes} == {False, True}
     train(tmp_path, f"resume={folder}", "trainer.max_epochs=3")
-    assert results_of(folder).run.epochs == 3
+    assert read_results(folder / "results.json").run.epochs == 3
 
 
 @pytest.mark.parametrize("kind", ["mlp", "conv"])
@@ -255,6 +255,6 @@ def test_the_protocol_of_rotnet(tmp_path: Path) -> None:
     few += ["probe.finetune.classifier=conv", "probe.finetune.stage=stage2", "probe.finetune.epochs=1"]
     few += ["probe.finetune.min_steps=1", "probe.finetune.fractions=[1.0]"]
     train(tmp_path, *few, *(f"probe.{name}.selection=last" for name in ("nonlinear", "finetune")))
-    results = results_of(tmp_path / "rotation/fake/convnet/run")
+    results = read_results(tmp_path / "rotation/fake/convnet/run/results.json")
     assert results.run.status == "finished"
     assert [r.stage for r in results.probes] == ["stage1", "stage2", "stage2"]
