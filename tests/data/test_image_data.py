@@ -271,8 +271,8 @@ def test_torchvision_data_sets_work(tmp_path):
     folder = torchvision.datasets.ImageFolder(str(written(tmp_path / "a", PIXELS, LABELS)))
     data = ready(folder, folder, (TEST, LABELS[:9]))
     assert data.spec.class_names == tuple(folder.classes)
-    numbers = torch.cat([data._splits.train, data._splits.heldout]).sort().values
-    assert [folder.targets[i] for i in numbers.tolist()] == data._loaded.train.labels.tolist()
+    numbers = data.downstream("train").indices.tolist()
+    assert [folder.targets[i] for i in numbers] == labels_of(data.downstream("train"))
 
 
 class Recorder(pl.LightningModule):
