@@ -5,11 +5,12 @@ from typing import Any
 
 # public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
+    "ImageData": "data.image_data",
     "as_backbone": "networks.adapter",
     "load_backbone": "artifacts.weights",
 }
 
-__all__ = ["as_backbone", "load_backbone"]
+__all__ = ["ImageData", "as_backbone", "load_backbone"]
 __version__ = "0.1.0"
 
 

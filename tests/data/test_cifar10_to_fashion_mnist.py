@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_lightning.data._pair import InMemoryPair, with_channels
+from ssl_lightning.data._pair import InMemoryPair
 from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.data.cifar10_to_fashion_mnist import CIFAR10ToFashionMNIST
 from ssl_lightning.data.fashion_mnist import FashionMNIST
+from ssl_lightning.data.io.pixels import with_channels
 
 
 @pytest.fixture
