@@ -6,10 +6,12 @@ from typing import Any
 # public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
     "as_backbone": "networks.adapter",
+    "build_parts": "run.parts",
+    "compose": "config.composition",
     "load_backbone": "artifacts.weights",
 }
 
-__all__ = ["as_backbone", "load_backbone"]
+__all__ = ["as_backbone", "build_parts", "compose", "load_backbone"]
 __version__ = "0.1.0"
 
 
