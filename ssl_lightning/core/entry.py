@@ -9,7 +9,7 @@ ENTRY = "SSL_LIGHTNING_ENTRY"  # environment variable of a command and its proce
 REPOSITORY = Path(__file__).parents[2]  # of a checkout; the folder of all packages if this one is installed
 
 
-def entry() -> str:
+def command_form() -> str:
     """Return the form of the commands, with {} for the name of the command."""
     return os.environ.get(ENTRY) or ("python {}.py" if is_checkout() else "python -m ssl_lightning {}")
 
@@ -23,7 +23,7 @@ def command_line(name: str) -> str:
     ...     command_line("train")
     'ssl-lightning train'
     """
-    return entry().replace("{}", name)
+    return command_form().replace("{}", name)
 
 
 def is_checkout() -> bool:
@@ -38,4 +38,4 @@ def child_environment() -> dict[str, str]:
     """
     added = [str(REPOSITORY)] if is_checkout() else []
     path = os.pathsep.join(filter(None, [*added, os.environ.get("PYTHONPATH")]))
-    return os.environ | {ENTRY: entry()} | ({"PYTHONPATH": path} if path else {})
+    return os.environ | {ENTRY: command_form()} | ({"PYTHONPATH": path} if path else {})
