@@ -4,11 +4,11 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 ARGS ?=
 
-.PHONY: help setup train test faults soak lint lock clean
+.PHONY: help setup train test faults soak lint wheel-test lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## Create .venv with exactly the packages of requirements.lock
 
@@ -38,9 +38,12 @@ lint: setup ## Check style, types and the examples in docstrings
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --doctest-modules ssl_lightning -q
 
+wheel-test: setup ## Build the wheel and run it in an environment of its own (2 minutes)
+	.ci/wheel $(BIN)
+
 lock: setup ## Pin the newest allowed packages into requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## Remove .venv and caches; outputs and data stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

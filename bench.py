@@ -5,4 +5,4 @@ import sys
 from ssl_lightning.bench.__main__ import start
 
 if __name__ == "__main__":
-    sys.exit(start())
+    sys.exit(start(sys.argv[1:]))

@@ -5,12 +5,42 @@ from typing import Any
 
 # public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
+    "Colorization": "tasks.colorization",
+    "ContextPrediction": "tasks.context_prediction",
     "ImageData": "data.image_data",
+    "Inpainting": "tasks.inpainting",
+    "Jigsaw": "tasks.jigsaw",
+    "Random": "tasks.random",
+    "Rotation": "tasks.rotation",
+    "SuperResolution": "tasks.super_resolution",
+    "Supervised": "tasks.supervised",
     "as_backbone": "networks.adapter",
+    "build_parts": "run.parts",
+    "compose": "config.composition",
+    "export": "artifacts.export.write",
     "load_backbone": "artifacts.weights",
+    "load_classifier": "artifacts.classifiers",
+    "probe": "probes.api",
 }
 
-__all__ = ["ImageData", "as_backbone", "load_backbone"]
+__all__ = [
+    "Colorization",
+    "ContextPrediction",
+    "ImageData",
+    "Inpainting",
+    "Jigsaw",
+    "Random",
+    "Rotation",
+    "SuperResolution",
+    "Supervised",
+    "as_backbone",
+    "build_parts",
+    "compose",
+    "export",
+    "load_backbone",
+    "load_classifier",
+    "probe",
+]
 __version__ = "0.1.0"
 
 

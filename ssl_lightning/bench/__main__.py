@@ -1,4 +1,4 @@
-"""Command line of the benchmark: `python bench.py` prints tables and writes one JSON file."""
+"""Command line of the benchmark: it prints tables and writes one JSON file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from ssl_lightning.artifacts.provenance import git_revision, versions
 from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.core.cpu import ALLOCATOR
+from ssl_lightning.core.entry import child_environment, command_line
 from ssl_lightning.report.summary import print_table
 from ssl_lightning.run.__main__ import keep_quiet
 
@@ -100,14 +101,14 @@ def main(arguments: Sequence[str]) -> int:
     from ssl_lightning.bench.steps import BLOCK, TASKS
 
     keep_quiet()
-    parser = argparse.ArgumentParser(prog="python bench.py", description=__doc__)
+    parser = argparse.ArgumentParser(prog=command_line("bench"), description=__doc__)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--repeats", type=int, default=20, help="blocks of steps, or calls, per figure")
     about = "training steps per block; use more on a GPU, such as 100"
     parser.add_argument("--block", type=int, default=BLOCK, help=about)
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="file for all figures")
-    about = "overrides of train.py, such as backbone=nin data.batch_size=128"
+    about = "overrides of a run, such as backbone=nin data.batch_size=128"
     parser.add_argument("overrides", nargs="*", help=about)
     # overrides first: an option with several values would take them too
     options = parser.parse_args(sorted(arguments, key=lambda each: "=" not in each or each.startswith("-")))
@@ -155,12 +156,13 @@ def _plain(value: object) -> str:
     return f"{value:,.0f}" if isinstance(value, float) else str(value)
 
 
-def start() -> int:
+def start(arguments: Sequence[str]) -> int:
     """Run with the memory allocator settings of a training run."""
     if not ALLOCATOR.keys() <= os.environ.keys():  # the C library reads them at process start
-        os.execve(sys.executable, [sys.executable, *sys.argv], ALLOCATOR | os.environ)
-    return main(sys.argv[1:])
+        again = [sys.executable, "-P", "-m", "ssl_lightning.bench", *arguments]
+        os.execve(sys.executable, again, ALLOCATOR | child_environment())
+    return main(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(start())
+    sys.exit(start(sys.argv[1:]))

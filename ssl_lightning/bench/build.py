@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
-from ssl_lightning.config.composition import drop_unchosen
-from ssl_lightning.config.paths import conf_dir
+from ssl_lightning.config.composition import compose
 from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import choose_precision
-from ssl_lightning.launch.train import resolve
 from ssl_lightning.run.__main__ import keep_quiet
 from ssl_lightning.tasks.base import PretextTask
 
@@ -37,13 +34,7 @@ def device(accelerator: str = "auto") -> torch.device:
 
 def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
     """Compose and resolve `conf/train.yaml` with overrides; files of the run go to `folder`."""
-    names = "choices={task: bench, data: bench, backbone: bench}"  # otherwise read from the command line
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        cfg = compose("train", [*overrides, f"run_dir='{folder}'", names], return_hydra_config=True)
-    cfg = drop_unchosen(cfg, cfg.hydra)
-    OmegaConf.set_struct(cfg, False)
-    del cfg["hydra"]
-    return resolve(cfg)
+    return compose("train", [*overrides, f"run_dir='{folder}'"])
 
 
 def make_data(cfg: DictConfig) -> PairedDataModule:

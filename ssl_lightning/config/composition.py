@@ -1,22 +1,59 @@
-"""Drop config keys of options that are not chosen; imports no torch."""
+"""Composition of a config, without keys of options that are not chosen; imports no torch."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.config.paths import conf_dir
+from ssl_lightning.config.plugins import conf_dirs, use_plugins
 from ssl_lightning.core.errors import RunError
 
 LISTS = ("probe", "logger", "callbacks")  # groups with several chosen options
 SINGLE = ("task", "data", "backbone", "optimizer", "scheduler")  # groups whose files list every key
+
+
+def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """Compose and resolve a config without a command line, such as in a notebook; nothing is written.
+
+    Args:
+        name: train, evaluate or audit.
+        overrides: In Hydra's grammar, as on the command line.
+
+    Returns:
+        The config that a run would store. `run_dir` is absolute.
+
+    Raises:
+        HydraException: A group, an option or a key does not exist.
+        RunError: A key belongs to an option that is not chosen, or the config does not resolve.
+
+    Example:
+        >>> compose("train", ["task=jigsaw", "name=first"]).folder
+        'jigsaw/cifar10/convnet/first'
+    """
+    use_plugins()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = hydra_compose(name, list(overrides), return_hydra_config=True)
+    chosen = drop_unchosen(cfg, cfg.hydra)
+    with _set_hydra(cfg), open_dict(chosen):
+        chosen.run_dir = str(Path(chosen.output_dir, chosen.folder).absolute())
+        del chosen["hydra"]
+        resolved = resolve(chosen)
+    resolved.overrides = list(overrides)
+    return resolved
 
 
 def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
@@ -48,6 +85,31 @@ def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
     return cfg
 
 
+def resolve(cfg: DictConfig) -> DictConfig:
+    """Resolve every interpolation once.
+
+    Raises:
+        RunError: An interpolation does not resolve, or a mandatory value is missing.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise RunError(f"error: the config is incomplete: {error}") from None
+    return OmegaConf.create(container)  # type: ignore[return-value]
+
+
+@contextmanager
+def _set_hydra(cfg: DictConfig) -> Iterator[None]:
+    """Set Hydra's own config for interpolations such as `${hydra:runtime.choices.task}`."""
+    instance = HydraConfig.instance()
+    before = instance.cfg
+    instance.set_config(cfg)
+    try:
+        yield
+    finally:
+        instance.cfg = before
+
+
 def _chosen(
     entries: DictConfig, group: str, overrides: Sequence[Override], choices: Mapping[str, Any]
 ) -> list[str]:
@@ -73,7 +135,7 @@ def _check_not_given(group: str, name: str, chosen: Sequence[str], overrides: Se
         RunError: The message says how to choose the option, or lists the options.
     """
     if keys := _given(f"{group}.{name}", overrides):
-        options = _options(group)
+        options = _options(group, conf_dirs())
         listed = [each for each in (*chosen, name) if each in options]
         fix = (
             f"{group}=[{','.join(listed)}] chooses it"
@@ -93,15 +155,15 @@ def _given(place: str, overrides: Sequence[Override]) -> list[str]:
 
 def _keys_of_others(node: DictConfig, group: str, choice: str | None) -> set[str]:
     """Return keys of `node` that belong to other options of the group but not to the chosen one."""
-    options = _options(group)
-    if choice not in options:  # none, or the user's own option
+    options = _options(group, [conf_dir()])
+    if choice not in options:  # none, or the option of a plugin or of the user
         return set()
     keys = {str(key) for key in node} - _keys(group, choice)
     return keys & set().union(*(_keys(group, option) for option in options)) if keys else keys
 
 
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+def _options(group: str, folders: Sequence[Path]) -> list[str]:
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 @cache

@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.config.identity import rename_targets
 from ssl_lightning.config.keys import KEYS
-from ssl_lightning.config.paths import conf_dir
+from ssl_lightning.config.plugins import conf_dirs
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import read_text
 
 MAX_BYTES = 1 << 20  # of a config; a run writes about 5 kB
@@ -88,15 +89,16 @@ def check_trusted(config: Mapping[str, Any], folder: Path, source: Path, given: 
     if config["backbone"].get("pretrained") and not trained and "backbone.pretrained" not in given:
         raise ValueError(
             f"{source} would fetch published weights (backbone.pretrained); to allow it, give "
-            "backbone.pretrained=true on the command line, of train.py resume= or of evaluate.py without run="
+            f"backbone.pretrained=true on the command line, of {command_line('train')} resume= or of "
+            f"{command_line('evaluate')} without run="
         )
 
 
 def check_targets(config: Any, source: Path) -> None:
-    """Raise if a config names code that is neither in `conf/` nor in a trusted package.
+    """Raise if a config names code that no known config names and that lies in no trusted package.
 
-    Hydra calls any function of any module by `_target_`. Allowed are the targets that `conf/` has for the
-    same group, and packages in the environment variable `SSL_LIGHTNING_TRUST`.
+    Hydra calls any function of any module by `_target_`. Allowed are the targets that `conf/` of this project
+    or of an installed plugin has for the same group, and packages in the variable `SSL_LIGHTNING_TRUST`.
 
     Args:
         config: Nested dictionaries and lists.
@@ -105,7 +107,7 @@ def check_targets(config: Any, source: Path) -> None:
     Raises:
         ValueError: The message names the first such target and its key.
     """
-    known = _known_targets()
+    known = known_targets()
     trusted = tuple(f"{name.strip()}." for name in os.environ.get(TRUST, "").split(",") if name.strip())
     for place, value in _walk(config):
         key = place.rpartition(".")[2]
@@ -133,13 +135,13 @@ def check_links(folder: Path) -> None:
             raise ValueError(f"{path} is a link that leads out of the run folder; replace it by its target")
 
 
-def _known_targets() -> dict[str, set[str]]:
-    """Collect the `_target_`s of `conf/` by group; its top-level files have `encoding` only."""
+def known_targets() -> dict[str, set[str]]:
+    """Collect the `_target_`s of all configs by group; files directly in `conf/` have `encoding` only."""
     known = defaultdict(set)
-    conf = conf_dir()
-    for path in conf.rglob("*.yaml"):
-        group = path.parent.name if path.parent != conf else "encoding"
-        known[group].update(TARGET.findall(path.read_text()))
+    for conf in conf_dirs():
+        for path in conf.rglob("*.yaml"):
+            group = path.parent.name if path.parent != conf else "encoding"
+            known[group].update(TARGET.findall(path.read_text()))
     return known
 
 

@@ -18,11 +18,11 @@ from ssl_lightning.artifacts.results import Results, read_results
 from ssl_lightning.artifacts.run_folder import CONFIG, RESULTS
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.atomic_files import write_file
+from ssl_lightning.core.entry import child_environment, command_line
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.previous_runs import finished_facts
 from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_audit
 
-TRAIN = Path(__file__).parents[2] / "train.py"
 PLAN_NAME = "audit.json"
 OWN = "audit."  # prefix of the audit's own keys
 SET = tuple(key.name for key in KEYS if key.audit_sets)  # keys that the audit sets for each row
@@ -50,7 +50,7 @@ def run_audit(cfg: DictConfig) -> list[Row]:
         for name, off in rows.items()
     }
     table = audit_rows(found, {name: " ".join(off) for name, off in rows.items()})
-    command = shlex.join(["python", "audit.py", *overrides])
+    command = " ".join([command_line("audit"), *map(shlex.quote, overrides)])
     write_audit(folder / "AUDIT.md", table, command)
     print_audit(table)
     print(f"audit: {folder / 'AUDIT.md'}")
@@ -95,7 +95,7 @@ def remember(path: Path, plan: dict[str, Any]) -> None:
 def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> Results:
     """Run or resume one row unless it is finished; return its results.
 
-    A row is a plain `python train.py` in a separate process, so that a user can repeat it by hand.
+    A row is a plain training command in a separate process, so that a user can repeat it by hand.
 
     Raises:
         RunError: The run failed; earlier rows are kept.
@@ -107,8 +107,9 @@ def run_row(folder: Path, row: str, seed: int, overrides: Sequence[str]) -> Resu
         else:
             own = [f"seed={seed}", f"output_dir={folder}", f"folder={place.name}", "probe_untrained=true"]
             arguments = [*overrides, *own]
-        print(f"\n{row}, seed {seed}: python train.py {shlex.join(arguments)}", flush=True)
-        done = subprocess.run([sys.executable, str(TRAIN), *arguments], check=False)
+        print(f"\n{row}, seed {seed}: {command_line('train')} {shlex.join(arguments)}", flush=True)
+        command = [sys.executable, "-P", "-m", "ssl_lightning", "train", *arguments]
+        done = subprocess.run(command, env=child_environment(), check=False)
         if done.returncode:
             raise RunError(
                 f"error: the run {row!r} with seed {seed} failed (exit status {done.returncode}); "

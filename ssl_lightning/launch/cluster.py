@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
 
 LOCAL, SLURM, TORCHRUN = "local", "slurm", "torchrun"  # trainer.launcher
@@ -142,7 +143,8 @@ def find_place(launcher: str, nodes: int, devices: int, environment: Mapping[str
 def slurm_place(nodes: int, devices: int, environment: Mapping[str, str]) -> Place:
     """Return the place of the process that `srun` started; see `find_place`."""
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID", "SLURM_NTASKS")
-    job, step, rank, node, local, tasks = _numbers(names, environment, SLURM, "srun python train.py ...")
+    start = f"srun {command_line('train')} ..."
+    job, step, rank, node, local, tasks = _numbers(names, environment, SLURM, start)
     options = f"--nodes={nodes} --ntasks-per-node={devices}"
     _check_number(rank, tasks, nodes, devices, f"srun started {tasks} tasks", options)
     if rank != node * devices + local:
@@ -166,7 +168,8 @@ def slurm_place(nodes: int, devices: int, environment: Mapping[str, str]) -> Pla
 def torchrun_place(nodes: int, devices: int, environment: Mapping[str, str]) -> Place:
     """Return the place of the process that `torchrun` started; see `find_place`."""
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_PORT")
-    rank, local, node, world, port = _numbers(names, environment, TORCHRUN, "torchrun ... train.py ...")
+    script = command_line("train").removeprefix("python ").replace("ssl-lightning", "-m ssl_lightning")
+    rank, local, node, world, port = _numbers(names, environment, TORCHRUN, f"torchrun ... {script} ...")
     options = f"--nnodes={nodes} --nproc-per-node={devices}"
     _check_number(rank, world, nodes, devices, f"torchrun started {world} processes", options)
     assert rank == node * devices + local, "torchrun numbers processes node by node"

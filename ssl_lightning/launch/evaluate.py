@@ -1,4 +1,4 @@
-"""Launch of `python evaluate.py`: probes on a finished run or an external backbone; imports no torch."""
+"""Launch of an evaluation: probes on a finished run or an external backbone; imports no torch."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.artifacts.run_folder import CHECKPOINTS, CONFIG, EVALUATION
-from ssl_lightning.config.composition import drop_unchosen
+from ssl_lightning.config.composition import drop_unchosen, resolve
 from ssl_lightning.config.identity import leaves
 from ssl_lightning.config.keys import KEYS
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.cluster import check_name
 from ssl_lightning.launch.previous_runs import read_objective
 from ssl_lightning.launch.resume import check_loaded, read_config
-from ssl_lightning.launch.train import check_start, resolve, save_config, start_run
+from ssl_lightning.launch.train import check_start, save_config, start_run
 
 # Keys given with run=: taken in place of the run's own, or refused
 TAKEN = tuple(key.name for key in KEYS if key.evaluate == "taken")
@@ -42,7 +43,7 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     if cfg.weights is None and not cfg.backbone.get("pretrained"):
         raise RunError(
             "error: nothing to evaluate; give run=<run folder>, weights=<file>, or for a timm model "
-            "backbone.pretrained=true (an untrained backbone: python train.py task=random)"
+            f"backbone.pretrained=true (an untrained backbone: {command_line('train')} task=random)"
         )
     resolved = resolve(cfg)
     resolved.update(overrides=given, run_dir=str(folder))

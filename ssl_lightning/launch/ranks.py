@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ssl_lightning.artifacts.run_folder import ERROR, NOT_FIRST, PARENT_PIPE, UNREPORTED
 from ssl_lightning.core.cpu import ALLOCATOR, available_cores
+from ssl_lightning.core.entry import child_environment
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.stop_signals import REPEAT_S, SIGNALS
 from ssl_lightning.launch.cluster import AGENT_STORE, Place
@@ -46,13 +47,10 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
         (folder / ERROR).unlink(missing_ok=True)
     if place.port is None:
         place = replace(place, port=free_port())
-    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    environment = {name: value for name, value in child_environment().items() if name not in RANK_VARIABLES}
     threads = place.threads or max(1, available_cores() // place.per_node)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment = ALLOCATOR | environment
-    environment["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
-    )
     read_end, write_end = os.pipe()
     environment[PARENT_PIPE] = str(read_end)
     # -P: files of the current folder must not shadow modules

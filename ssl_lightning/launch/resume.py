@@ -1,4 +1,4 @@
-"""Launch of `python train.py resume=<run folder>`: its config, with the few keys that may change."""
+"""Launch of a resumed run, `resume=<run folder>`: its config, with the few keys that may change."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ssl_lightning.artifacts.run_folder import CONFIG, NEXT_CONFIG
 from ssl_lightning.config.composition import drop_unchosen
 from ssl_lightning.config.identity import ABSENT, leaves
 from ssl_lightning.config.keys import KEYS
+from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.config.trust import CACHES, check_links, check_trusted, given_overrides, load_config
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.errors import RunError
@@ -79,6 +80,7 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
     """
     stored = read_config(folder)
     first = given_overrides(stored)
+    use_plugins()
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             before, after = (_flat([*first, *extra]) for extra in ([], overrides))

@@ -12,10 +12,9 @@ from typing import Any, cast
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.artifacts.run_folder import CONFIG, LOCK
-from ssl_lightning.config.composition import drop_unchosen
+from ssl_lightning.config.composition import drop_unchosen, resolve
 from ssl_lightning.config.types import check_special
 from ssl_lightning.core.atomic_files import DiskFullError, naming_full_disk, remove_leftovers, write_file
 from ssl_lightning.core.errors import RunError
@@ -70,19 +69,6 @@ def launch(cfg: DictConfig) -> float | None:
         return read_objective(folder, cfg.objective)
     start_run(folder, resolved, lambda: save_composed(cfg, resolved, folder))
     return read_objective(folder, cfg.objective)
-
-
-def resolve(cfg: DictConfig) -> DictConfig:
-    """Resolve every interpolation once.
-
-    Raises:
-        RunError: An interpolation does not resolve, or a mandatory value is missing.
-    """
-    try:
-        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise RunError(f"error: the config is incomplete: {error}") from None
-    return OmegaConf.create(container)  # type: ignore[return-value]
 
 
 def save_config(cfg: DictConfig | ListConfig, folder: Path, name: str = CONFIG) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from ssl_lightning.artifacts.results import Results, best_stage, read_results
 from ssl_lightning.artifacts.run_folder import RESULTS
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import printable
 
 PROBE = "lowshot"
@@ -52,7 +53,7 @@ def curve(results: Results) -> Curve:
     if not rows:
         raise ValueError(
             f"the run of {run.task} on {run.data} has no low-shot figures; "
-            f"add them with: python evaluate.py run=<its folder> probe=[{PROBE}]"
+            f"add them with: {command_line('evaluate')} run=<its folder> probe=[{PROBE}]"
         )
     ks = sorted({r.protocol["k_shot"] for r in rows})
     best = [best for k in ks if (best := best_stage([r for r in rows if r.protocol["k_shot"] == k]))]

@@ -27,6 +27,7 @@ from ssl_lightning.artifacts.run_folder import (
 )
 from ssl_lightning.config.trust import check_links, check_trusted, load_config
 from ssl_lightning.core.atomic_files import naming_full_disk
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.stop_signals import STOP
 from ssl_lightning.core.untrusted import printable
 
@@ -73,7 +74,11 @@ def main() -> int:
             check_links(folder)
             check_trusted(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
         resumes = mode != "evaluate" and "resume" in cfg  # the config of an evaluation has no `resume`
-        again = f"resume with: python train.py resume={folder}" if resumes else "run the same command again"
+        again = (
+            f"resume with: {command_line('train')} resume={folder}"
+            if resumes
+            else "run the same command again"
+        )
         wanted = cfg.get("deterministic") is True
         with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
             if mode == "evaluate":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.artifacts.state_dicts import mismatches
 from ssl_lightning.artifacts.weights import load_weights, read_state
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import memory_format
@@ -133,7 +134,7 @@ def check_complete(content: Mapping[str, Any], path: str, needed: Mapping[str, t
             found = f"is of type {type(content[key]).__name__}" if key in content else "is missing"
             raise ValueError(
                 f"{path} is not a checkpoint of a run: {key} {found}; give a file of weights as init_from= "
-                "or evaluate.py weights="
+                f"or {command_line('evaluate')} weights="
             )
 
 

@@ -42,7 +42,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         data=cfg.choices.data,
         checkpoint=name,
         git=git_revision(),
-        command=command("evaluate.py", given_overrides(cfg)),
+        command=command("evaluate", given_overrides(cfg)),
     )
     same = add_records(results, writer.records, stamp)
     write_results(folder / RESULTS, results)

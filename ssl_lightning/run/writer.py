@@ -25,6 +25,7 @@ from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.config.identity import config_sha256, series_sha256
 from ssl_lightning.config.keys import DATA
 from ssl_lightning.config.trust import given_overrides
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.report.model_card import write_model_card
 from ssl_lightning.report.summary import print_header
@@ -87,7 +88,7 @@ class RunWriter:
             config_sha256=config_sha256(config),
             series_sha256=series_sha256(config),
             benchmark=BenchmarkRow(table.name, table.row, table.budget) if table else None,
-            command=command("train.py", given_overrides(cfg)),
+            command=command("train", given_overrides(cfg)),
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             labels=UNKNOWN_LABELS if parts.loaded else parts.task.labels_seen,
             health=parts.health.health() if parts.task.needs_training else None,
@@ -141,11 +142,11 @@ class RunWriter:
         print_header(facts)
 
 
-def command(entry: str, overrides: Iterable[str]) -> str:
+def command(name: str, overrides: Iterable[str]) -> str:
     """Return the shell command that repeats the run, without its output folder and name.
 
-    >>> command("train.py", ["task=jigsaw", "probe=[linear]", "output_dir=/scratch"])
+    >>> command("train", ["task=jigsaw", "probe=[linear]", "output_dir=/scratch"])
     "python train.py task=jigsaw 'probe=[linear]'"
     """
     given = [each for each in overrides if each.partition("=")[0] not in ("output_dir", "name")]
-    return shlex.join(["python", entry, *given])
+    return " ".join([command_line(name), *map(shlex.quote, given)])

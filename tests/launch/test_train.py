@@ -10,9 +10,10 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ssl_lightning.core import entry
 from ssl_lightning.core.cpu import ALLOCATOR
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch import cluster, ranks
+from ssl_lightning.launch import cluster
 from ssl_lightning.launch.cluster import count_devices, this_machine
 from ssl_lightning.launch.ranks import start_ranks
 from ssl_lightning.launch.train import check_benchmark, check_start
@@ -96,7 +97,9 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None
     (package / "run/__main__.py").write_text(
         f"import os, sys, time, pathlib\nfolder = pathlib.Path(sys.argv[1])\n{body}"
     )
-    monkeypatch.setattr(ranks, "__file__", str(package / "launch/ranks.py"))
+    (package.parent / "conf").mkdir()
+    (package.parent / "conf/train.yaml").touch()  # as in a checkout
+    monkeypatch.setattr(entry, "REPOSITORY", package.parent)
 
 
 def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

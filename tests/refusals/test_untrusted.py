@@ -206,7 +206,7 @@ def test_a_harmless_folder_is_accepted(folder: Path, monkeypatch: pytest.MonkeyP
     # and texts of the command line that look like interpolations stay unresolved
     monkeypatch.setenv("SECRET", "token-of-the-reader")
     given = given_overrides(load_config(folder / "config.yaml"))
-    assert command("train.py", given) == "python train.py data=fake"  # a name does not compute
+    assert command("train", given) == "python train.py data=fake"  # a name does not compute
     assert given[1] == "name=${oc.env:SECRET}"
 
 

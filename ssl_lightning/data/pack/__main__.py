@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ssl_lightning.core.atomic_files import naming_full_disk
+from ssl_lightning.core.entry import ENTRY
 from ssl_lightning.data.io.folders import BadImagesError
 from ssl_lightning.data.io.shard_index import ShardError, check_shards
 from ssl_lightning.data.pack.plan import make_plan
 from ssl_lightning.data.pack.writer import LOCK_NAME, write_shards
 
+MODULE = "python -m ssl_lightning.data.pack"
 RESUME = "Run the same command again to resume"
 
 
@@ -66,7 +69,7 @@ def _pack(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     about = "Shards are tar files in webdataset's format, with the unchanged bytes of the image files."
     parser = argparse.ArgumentParser(
-        prog="python -m ssl_lightning.data.pack", description=__doc__, epilog=about
+        prog=os.environ.get(ENTRY, MODULE).replace("{}", "pack"), description=__doc__, epilog=about
     )
     parser.add_argument("images", type=Path, help="tree of images; with --check, a folder of shards")
     parser.add_argument("shards", type=Path, nargs="?", help="folder for the shards, new or empty")

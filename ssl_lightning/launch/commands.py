@@ -1,0 +1,69 @@
+"""Commands that Hydra composes: train, evaluate, report, audit; imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from ssl_lightning.config.paths import conf_dir
+from ssl_lightning.config.plugins import use_plugins
+
+
+def train_main(arguments: Sequence[str]) -> int:
+    """Pretrain and probe, or resume a run; return the exit status.
+
+    Args:
+        arguments: Overrides and flags in Hydra's grammar, or `resume=<run folder>` and overrides.
+    """
+    from ssl_lightning.launch.resume import is_resume, resume_main
+    from ssl_lightning.launch.train import launch
+
+    if is_resume(arguments):
+        return resume_main(arguments, conf_dir())
+    return _compose_and_run(launch, "train", arguments)
+
+
+def evaluate_main(arguments: Sequence[str]) -> int:
+    """Probe the backbone of a run or of a file; return the exit status."""
+    from ssl_lightning.launch.evaluate import launch_evaluation
+
+    return _compose_and_run(launch_evaluation, "evaluate", arguments)
+
+
+def report_main(arguments: Sequence[str]) -> int:
+    """Write the table and the page of stored runs; return the exit status."""
+    from ssl_lightning.launch.report import launch_report
+
+    # stored without the rest of conf/, where `benchmark` is a group whose files start a sweep
+    ConfigStore.instance().store("report", OmegaConf.load(conf_dir() / "report.yaml"))
+    return _compose_and_run(launch_report, "report", arguments, stored=True)
+
+
+def audit_main(arguments: Sequence[str]) -> int:
+    """Find the shortcuts that a task's guards prevent; return the exit status."""
+    from ssl_lightning.launch.audit import run_audit
+
+    return _compose_and_run(run_audit, "audit", arguments)
+
+
+def _compose_and_run(
+    task: Callable[[Any], Any], name: str, arguments: Sequence[str], *, stored: bool = False
+) -> int:
+    """Run Hydra's command line, which exits with status 1 on an error.
+
+    Args:
+        task: Takes the composed config. Hydra names the job after its module.
+        name: Name of the config.
+        arguments: Command line.
+        stored: Whether the config is in Hydra's ConfigStore, without the folder `conf`.
+    """
+    use_plugins()
+    sys.argv[1:] = arguments  # Hydra reads them there
+    path = None if stored else str(conf_dir())
+    hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
+    return 0
