@@ -1,0 +1,27 @@
+"""Pretrain a timm resnet18 by rotation on a folder of images, then probe it on labelled folders.
+
+python examples/folder.py photos labelled/train labelled/test
+"""
+
+import sys
+
+import pytorch_lightning as pl
+import timm
+
+from ssl_lightning import ImageData, Rotation, probe
+
+
+def main(
+    photos: str, train: str, test: str, image_size: int = 96, batch_size: int = 64, max_epochs: int = 10
+) -> None:
+    data = ImageData(photos, train, test, image_size=image_size, batch_size=batch_size)
+    untrained = Rotation(timm.create_model("resnet18"))
+    print("untrained", probe(untrained, train, test, image_size=image_size), sep="\n")
+
+    task = Rotation(timm.create_model("resnet18"))
+    pl.Trainer(max_epochs=max_epochs).fit(task, data)
+    print("pretrained", probe(task, train, test, image_size=image_size), sep="\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

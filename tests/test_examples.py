@@ -1,0 +1,70 @@
+"""Tests of the scripts in examples/: each runs as printed, on a few small images."""
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def main(name: str) -> Any:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train` and `test`, each with two classes of pictures that a colour tells apart."""
+    root, draw = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 8)):
+        for number, colour in enumerate(("red", "green")):
+            folder = root / split / colour
+            folder.mkdir(parents=True)
+            for image in range(count):
+                pixels = draw.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+                pixels[..., number] += 150
+                Image.fromarray(pixels).save(folder / f"{image}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # Lightning writes its logs there
+
+
+def test_scripts_are_short() -> None:
+    scripts = sorted(EXAMPLES.glob("*.py"))
+    assert [path.stem for path in scripts] == ["checkpoint", "folder", "new_task", "own_backbone"]
+    assert all(len(path.read_text().splitlines()) <= 45 for path in scripts)
+
+
+def test_a_folder(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train, test = str(labelled / "train"), str(labelled / "test")
+    main("folder")(train, train, test, image_size=32, batch_size=8, max_epochs=1)
+    untrained, pretrained = capsys.readouterr().out.split("untrained")[1].split("pretrained")
+    for table in (untrained, pretrained):
+        assert "stage1" in table
+        assert "linear" in table
+
+
+def test_an_own_backbone_and_loader(capsys: pytest.CaptureFixture[str]) -> None:
+    main("own_backbone")(max_epochs=2)
+    assert "tensor(0." in capsys.readouterr().out
+
+
+def test_a_new_task(labelled: Path) -> None:
+    main("new_task")(str(labelled / "train"), image_size=32, batch_size=8, max_epochs=1)
+    (checkpoint,) = Path().glob("**/*.ckpt")
+    assert checkpoint.stat().st_size > 0
+
+
+def test_a_downloaded_checkpoint(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
+    train, test = str(labelled / "train"), str(labelled / "test")
+    main("checkpoint")("resnet18", "resnet18.pth", train, test, image_size=32)
+    assert "linear" in capsys.readouterr().out
