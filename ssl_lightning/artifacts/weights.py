@@ -62,13 +62,24 @@ def load_backbone(path: str | Path) -> nn.Module:
         target = config["_target_"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{beside} is needed beside {file.name} and cannot be read: {error}") from error
-    backbone = _build(target, {key: value for key, value in config.items() if key != "_target_"}, beside)
+    backbone = build_backbone(
+        target, {key: value for key, value in config.items() if key != "_target_"}, beside
+    )
     load_weights(backbone, file)
     return backbone.eval()
 
 
-def _build(target: Any, arguments: dict[str, Any], source: Path) -> nn.Module:
-    """Build the backbone that `source` describes."""
+def build_backbone(target: Any, arguments: dict[str, Any], source: Path) -> nn.Module:
+    """Build the backbone that `source` describes; only backbones of this package are allowed.
+
+    Args:
+        target: Dotted name of the class or function.
+        arguments: Its keywords.
+        source: File, for the message.
+
+    Raises:
+        ValueError: The name or a keyword is not allowed, or the backbone cannot be built.
+    """
     if "pretrained" in arguments:
         arguments["pretrained"] = False  # the weights are in the file: download nothing
     make = _backbone_class(target, source)

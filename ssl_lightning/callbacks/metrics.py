@@ -33,6 +33,12 @@ class Metrics(Callback):
         self._norms: dict[str, Tensor] = {}
         self._written_at = 0.0
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        pl_module.logs = False  # type: ignore[assignment]  # the loggers get the rows of this callback alone
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        pl_module.logs = True  # type: ignore[assignment]
+
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "validation": self.validation}
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.networks.recipes import ATTRIBUTE
 from ssl_lightning.networks.small_maps import PaddedConv2d
 
 
@@ -49,6 +50,11 @@ class StagedNetwork(nn.Module):
         min_image_size: Smallest height and width that leave one cell in every map; None: the largest
             reduction.
     """
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        network = super().__new__(cls)
+        network.__dict__[ATTRIBUTE] = {"_target_": f"{cls.__module__}.{cls.__qualname__}", **keywords}
+        return network
 
     def __init__(
         self,

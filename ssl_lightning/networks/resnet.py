@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from ssl_lightning.networks.recipes import recorded
 from ssl_lightning.networks.timm_backbone import create_timm
 
 
+@recorded
 def create_small_resnet(model_name: str = "resnet18", *, in_channels: int = 3) -> nn.Module:
     """Build a ResNet for images of up to 64 px: a 3x3 stem of stride 1 and no max-pooling.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import nn
 
 from ssl_lightning.networks.adapter import as_backbone
 from ssl_lightning.networks.features import check_in_channels
+from ssl_lightning.networks.recipes import recorded
 
 # Options of timm that name files or addresses; timm would read or download them without our checks
 FILES = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 BUILD_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 
 
+@recorded
 def create_timm(
     model_name: str, *, in_channels: int = 3, pretrained: bool = False, **options: Any
 ) -> nn.Module:
@@ -64,6 +67,32 @@ def create_timm(
         raise ValueError(
             f"timm cannot build {model_name!r} with features_only=True{with_options}: {reason}"
         ) from error
+
+
+@recorded
+def adapt_timm(
+    model_name: str, *, stages: Sequence[str], in_channels: int = 3, img_size: Sequence[int] | None = None
+) -> nn.Module:
+    """Build `as_backbone(timm.create_model(model_name), stages=stages)`, for a checkpoint of such a backbone.
+
+    Args:
+        model_name: A name of `timm.list_models()`, without a weight tag.
+        stages: Names of the nodes that end the stages.
+        in_channels: Channels of the images, at least 1.
+        img_size: Height and width of the images of a transformer; None for other models.
+
+    Raises:
+        ValueError: timm does not have the model, or the model lacks the nodes.
+    """
+    import timm
+
+    if model_name not in timm.list_models():
+        raise ValueError(f"model_name is {model_name!r}, which timm does not have")
+    size: dict[str, Any] = {} if img_size is None else {"img_size": tuple(img_size)}
+    net = timm.create_model(model_name, in_chans=in_channels, **size)
+    return as_backbone(
+        net, stages=stages, in_channels=in_channels, image_size=img_size[0] if img_size else None
+    )
 
 
 def _adapted(model_name: str, in_channels: int, pretrained: bool, given: dict[str, Any]) -> nn.Module:

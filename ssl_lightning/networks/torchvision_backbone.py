@@ -11,8 +11,10 @@ from torch import nn
 
 from ssl_lightning.networks.adapter import as_backbone
 from ssl_lightning.networks.features import check_in_channels
+from ssl_lightning.networks.recipes import recorded
 
 
+@recorded
 def create_torchvision(
     model_name: str,
     *,

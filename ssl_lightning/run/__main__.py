@@ -69,6 +69,7 @@ def main() -> int:
         from ssl_lightning.run import evaluate, execute
 
         keep_quiet()
+        show_messages()
         cfg = of_first_process(partial(load_config, folder / config))
         if PARENT_PIPE not in os.environ:  # no launcher has checked the folder
             check_links(folder)
@@ -97,6 +98,15 @@ def keep_quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
+
+
+def show_messages() -> None:
+    """Print the messages that this package logs."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("ssl_lightning")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 def leave_report(folder: Path, error: Exception) -> int:

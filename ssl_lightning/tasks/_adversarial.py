@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.discriminator import Discriminator, discriminator_stages, frozen, unrecorded
 from ssl_lightning.networks.heads import PooledClassifier
 from ssl_lightning.ops.adversarial import discriminator_scores, generator_loss
+from ssl_lightning.tasks._batches import explaining_single_images
 from ssl_lightning.tasks.base import Batch, PretextTask
 
 
@@ -43,18 +45,20 @@ class Attempt:
 class AdversarialTask(PretextTask):
     """A generator that also has to fool a discriminator (Goodfellow et al. 2014).
 
-    A subclass implements `attempt`. Both networks step once per batch, with gradients at the previous
-    weights. The discriminator learns on pictures from before the generator's step, so accumulated batches
+    A subclass implements `attempt`, and `fake_size` if the discriminator does not see full images. Both
+    networks step once per batch, with gradients at the previous weights. The discriminator learns on pictures from before the generator's step, so accumulated batches
     add up to one large batch.
 
     Real and fake pictures pass through the discriminator in separate batches. In one batch its batch norm
     would tell one kind by the other. Its running statistics come from real pictures, which are also its
     input in the probes.
 
+    `Trainer(max_steps=...)` counts the steps of both optimizers, as Lightning does. DDP needs
+    `strategy="ddp_find_unused_parameters_true"`.
+
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        fake_size: Height and width of the discriminator's input; sets its number of stages.
         adversarial_weight: Weight of the adversarial loss beside the generator's own; 0 for no discriminator
             and a single optimizer.
         discriminator_width: Channels of the discriminator's first stage.
@@ -63,6 +67,9 @@ class AdversarialTask(PretextTask):
         instance_noise: Deviation of the noise on the discriminator's input, in normalised units. It falls to
             0 over the run (Sønderby et al. 2017) and hides minor differences between real and fake.
         warmup_steps: Initial steps that train the generator alone, on the pixel loss.
+        accumulate_grad_batches: Number of batches whose gradients make one step of each network; the argument
+            of this name of Lightning's Trainer does not work for two optimizers.
+        gradient_clip_val: Largest norm of the gradient of each network; None does not clip. Likewise.
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -70,22 +77,23 @@ class AdversarialTask(PretextTask):
     """
 
     recordable = True
+    default_optimizer = (torch.optim.Adam, {"lr": 0.001})
 
     def __init__(
         self,
         backbone: nn.Module,
-        spec: ImageSpec,
         *,
-        fake_size: int,
         adversarial_weight: float = 0.001,
         discriminator_width: int = 32,
         discriminator_lr_factor: float = 0.1,
         label_smoothing: float = 0.1,
         instance_noise: float = 0.5,
         warmup_steps: int = 0,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(backbone, spec, **base)
+        super().__init__(backbone, **base)
         if not 0 <= adversarial_weight <= 1:
             raise ValueError(f"task.adversarial_weight is {adversarial_weight}; allowed are 0 (off) to 1")
         if discriminator_lr_factor <= 0:
@@ -97,19 +105,34 @@ class AdversarialTask(PretextTask):
             )
         if warmup_steps < 0:
             raise ValueError(f"task.warmup_steps is {warmup_steps}; it must be at least 0")
+        if accumulate_grad_batches < 1 or (gradient_clip_val is not None and gradient_clip_val <= 0):
+            raise ValueError(
+                f"accumulate_grad_batches is {accumulate_grad_batches} and gradient_clip_val "
+                f"{gradient_clip_val}; allowed are 1 or more, and None or above 0"
+            )
         self.adversarial_weight, self.warmup_steps = adversarial_weight, warmup_steps
         self.discriminator_lr_factor = discriminator_lr_factor
         self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
         self.adversarial = adversarial_weight > 0
-        if self.adversarial:
-            self.discriminator = Discriminator(
-                in_channels=spec.channels, stages=discriminator_stages(fake_size), width=discriminator_width
-            )
-            self.judge = PooledClassifier(self.discriminator, 1)
         self.automatic_optimization = not self.adversarial
         self.warm = False  # whether the warm-up is over
         self.deviation: float | Tensor = 0.0  # instance noise of this step
-        self._accumulate, self._max_steps, self._clip = 1, -1, None
+        self._accumulate, self._clip = accumulate_grad_batches, gradient_clip_val
+        self._discriminator_width = discriminator_width
+
+    def build(self, spec: ImageSpec) -> None:
+        super().build(spec)
+        if self.adversarial:
+            self.discriminator = Discriminator(
+                in_channels=spec.channels,
+                stages=discriminator_stages(self.fake_size(spec)),
+                width=self._discriminator_width,
+            )
+            self.judge = PooledClassifier(self.discriminator, 1)
+
+    def fake_size(self, spec: ImageSpec) -> int:
+        """Return height and width of the discriminator's input, which set its number of stages."""
+        return spec.image_size
 
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
         """Corrupt `(B, C, H, W)` images in [0, 1], restore them, and score the result."""
@@ -139,7 +162,7 @@ class AdversarialTask(PretextTask):
 
     # --- the two steps ---
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         if not self.adversarial:
             return super().training_step(batch, batch_idx)
         images, labels = batch
@@ -157,9 +180,10 @@ class AdversarialTask(PretextTask):
             self.deviation = deviation
             rounds = self.rounds(images, labels, self.training_stream(batch_idx, images.device))
         scores: dict[str, Tensor] = {}
-        for number, (name, found) in enumerate(rounds):
-            self.learn(number, found[name], steps)
-            scores |= found
+        with explaining_single_images():
+            for number, (name, found) in enumerate(rounds):
+                self.learn(number, found[name], steps)
+                scores |= found
         self.log_training(scores)
         return scores["loss"].detach()
 
@@ -232,6 +256,8 @@ class AdversarialTask(PretextTask):
 
     def steps_done(self, batch_idx: int) -> int:
         """Return the number of generator steps before this batch."""
+        if math.isinf(self.trainer.num_training_batches):
+            return self._generator_steps(self.trainer.global_step)
         in_epoch = math.ceil(self.trainer.num_training_batches / self._accumulate)
         return self.current_epoch * in_epoch + batch_idx // self._accumulate
 
@@ -244,9 +270,9 @@ class AdversarialTask(PretextTask):
             return left
         self._accumulate = left.pop("accumulate_grad_batches", 1)
         self._clip = left.pop("gradient_clip_val", None)
-        self._max_steps = left.get("max_steps", -1)
-        if self._max_steps > 0:
-            left["max_steps"] = self._max_steps + max(0, self._max_steps - self.warmup_steps)
+        steps = left.get("max_steps", -1)
+        if steps > 0:
+            left["max_steps"] = steps + max(0, steps - self.warmup_steps)
         return left | {"find_unused_parameters": True}
 
     @property
@@ -255,7 +281,37 @@ class AdversarialTask(PretextTask):
 
     @property
     def max_steps(self) -> int:
-        return self._max_steps if self.adversarial else super().max_steps
+        return self._generator_steps(super().max_steps) if self.adversarial else super().max_steps
+
+    def _generator_steps(self, both: int) -> int:
+        """Return the number of generator steps among the steps of both optimizers; -1 stays."""
+        return both if both <= self.warmup_steps else math.ceil((both + self.warmup_steps) / 2)
+
+    def configure_callbacks(self) -> Any:
+        """Refuse what two optimizers cannot do; this hook comes before Lightning's own check."""
+        trainer: Any = self.trainer
+        refused = {}
+        if trainer.gradient_clip_val:
+            refused["gradient_clip_val"] = trainer.gradient_clip_val
+        if trainer.accumulate_grad_batches != 1:
+            refused["accumulate_grad_batches"] = trainer.accumulate_grad_batches
+        if self.adversarial and refused:
+            kind, given = type(self).__name__, ", ".join(f"{name}={value}" for name, value in refused.items())
+            raise ValueError(
+                f"Trainer({given}) does not work for the two optimizers of {kind}; give it to the task: "
+                f"{kind}(..., {given})"
+            )
+        return super().configure_callbacks()
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        strategy: Any = self.trainer.strategy
+        is_ddp = self.adversarial and isinstance(strategy, DDPStrategy)
+        if is_ddp and not strategy._ddp_kwargs.get("find_unused_parameters"):
+            raise ValueError(
+                f"{type(self).__name__} trains two networks in turns, so DDP must expect unused parameters: "
+                "give Trainer(strategy='ddp_find_unused_parameters_true')"
+            )
 
     def configure_optimizers(self) -> Any:
         if not self.adversarial:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
@@ -14,9 +16,16 @@ from torch import Tensor, nn
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.engine.cuda_graphs import StepGraph
-from ssl_lightning.engine.optim import use_fused_kernels
+from ssl_lightning.engine.optim import one_cycle, use_fused_kernels
+from ssl_lightning.networks.adapter import as_backbone
+from ssl_lightning.networks.recipes import input_channels
+from ssl_lightning.tasks._batches import check_images, explaining_single_images, spec_of_loader, split_batch
+from ssl_lightning.tasks._stored import STORED, Origin, description_of, load_task, stored_spec
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -1 where there is none
+SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4})
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,17 +51,25 @@ class Panel:
 class PretextTask(pl.LightningModule):
     """A network that learns from labels derived from the images themselves.
 
-    A task implements `step` (corrupt, encode, score) and `panel`; the backbone is `self.backbone`.
+    A task implements `step` (corrupt, encode, score) and `panel`; the backbone is `self.backbone`. Its
+    constructor checks keywords; `build` makes what depends on the images. If the spec is given, the
+    constructor calls `build`. Otherwise a Trainer calls it, with the spec of the data module or of the first
+    training batch: channels, size, and the mean and deviation of its pixels.
+
+    A batch is images `(B, C, H, W)`, uint8 or floats in [0, 1]: alone, first in a tuple, or in a dict under
+    "image". Lightning's `Trainer` logs `train/*` and `val/*`. `load_from_checkpoint` gives the trained task.
 
     Args:
-        backbone: Maps `(B, C, H, W)` floats to the list of stage feature maps, shallow to deep.
-        spec: Shape and statistics of the images.
-        optimizer: Creates the optimizer from the parameters; its `lr` is the base learning rate.
-        scheduler: Creates the schedule from the optimizer and the number of steps; None keeps lr constant.
+        backbone: Any network that takes images; see `as_backbone`.
+        spec: Shape and statistics of the images; None derives them when training starts.
+        optimizer: Creates the optimizer from the parameters; its `lr` is the base learning rate. None takes
+            the default of `train.py` for the task, with a one-cycle schedule. Checkpoints do not keep it.
+        scheduler: Creates the schedule from the optimizer and the number of steps, and steps after every
+            optimizer step. None keeps lr constant if an optimizer is given. Checkpoints do not keep it.
         seed: Seed of the random streams of the run.
         lr_reference_batch: With a number, the learning rate is lr * global batch size / this number (the
             linear scaling rule, Goyal et al. 2017). None keeps lr unchanged.
-        channels_last: Memory format of the images; the caller converts the weights.
+        channels_last: Memory format of images and weights in training.
     """
 
     needs_training = True  # False for a control that is probed at its initial weights
@@ -66,14 +83,23 @@ class PretextTask(pl.LightningModule):
     # Guards against shortcuts: for each, the overrides of the task's keywords that switch it off
     guards: Mapping[str, Mapping[str, Any]] = {}
     labels_seen = "none"  # labels that shape the weights while pretraining, in words: for results.json
+    # class and keywords of the optimizer, unless one is given: those of conf/train.yaml for the task
+    default_optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]] = SGD
+    # False if a callback sends the scores to the loggers (callbacks/metrics.py, in our own runs)
+    logs = True
 
     mean: Tensor
     std: Tensor
 
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        task = super().__new__(cls)
+        task.__dict__["keywords"] = keywords  # as given, for checkpoints
+        return task
+
     def __init__(
         self,
         backbone: nn.Module,
-        spec: ImageSpec,
+        spec: ImageSpec | None = None,
         *,
         optimizer: Callable[..., torch.optim.Optimizer] | None = None,
         scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
@@ -86,19 +112,32 @@ class PretextTask(pl.LightningModule):
             raise ValueError(
                 f"task.lr_reference_batch is {lr_reference_batch}; allowed are null and a positive batch size"
             )
-        self.backbone = backbone
-        self.spec = spec
+        self.backbone = as_backbone(backbone, in_channels=input_channels(backbone) or 3)
+        self.origin = Origin(self.backbone)
         self.seed = seed
         self.lr_reference_batch = lr_reference_batch
         self.image_format = torch.channels_last if channels_last else torch.contiguous_format
         self.scores: dict[str, Tensor] = {}  # scores of the last training batch, without their graph
         self.graph: StepGraph | None = None  # with `cuda_graphs`
-        self._make_optimizer = optimizer
-        self._make_scheduler = scheduler
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+        self._make_optimizer = optimizer or partial(self.default_optimizer[0], **self.default_optimizer[1])
+        self._make_scheduler = scheduler or (one_cycle if optimizer is None else None)
+        self._spec: ImageSpec | None = None
+        self._derived = False  # whether the spec comes from the training data
+        self._unchecked: set[bool] = set()  # modes, training or not, whose first batch is still to be checked
+        if spec is not None:
+            PretextTask.build(self, spec)
 
     # --- a task may override ---
+
+    def build(self, spec: ImageSpec) -> None:
+        """Build what depends on the images: heads, decoders, buffers. A task extends it.
+
+        Raises:
+            ValueError: The images do not fit the task or its backbone.
+        """
+        self._spec = spec
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     @classmethod
     def backbone_channels(cls, spec: ImageSpec) -> int:
@@ -165,21 +204,118 @@ class PretextTask(pl.LightningModule):
 
     # --- shared by all tasks ---
 
+    @property
+    def spec(self) -> ImageSpec:
+        """Shape and statistics of the images.
+
+        Raises:
+            ValueError: They are not known yet.
+        """
+        if self._spec is None:
+            raise ValueError(
+                f"{type(self).__name__} knows its images once training starts; give spec=ImageSpec(...) to "
+                "use it before"
+            )
+        return self._spec
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **keywords: Any,
+    ) -> Self:
+        """Load a trained task from a checkpoint of any Trainer, or of a run of `train.py`.
+
+        The file is read without running code. It holds the weights, the keywords, the spec, and a description
+        of the backbone. It has no optimizer and no scheduler: give them again to train with your own.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Device of the task; None is the CPU.
+            hparams_file: Not supported.
+            strict: Not supported; all weights must fit.
+            weights_only: Always true.
+            **keywords: Keywords that replace the stored ones. `backbone=` is needed for a backbone that is
+                neither of this package, nor of timm or torchvision.
+
+        Returns:
+            The task, in training mode, as Lightning does it.
+
+        Raises:
+            ValueError: The file is broken or of another task, or its backbone is unknown.
+        """
+        return load_task(cls, checkpoint_path, keywords).to(map_location or "cpu")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._spec is not None:
+            checkpoint[STORED] = description_of(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the spec of the checkpoint if this task derived its own from a batch."""
+        spec = stored_spec(checkpoint)
+        if self._derived and spec is not None and spec != self._spec:
+            self.build(spec)
+
+    def setup(self, stage: str) -> None:
+        """Derive the spec if it is not given, before training."""
+        if stage != "fit":
+            return
+        if self._spec is None:
+            self.build(self._derive_spec())
+            self._derived = True
+            log.info("%s derived %s from the training data", type(self).__name__, self._spec)
+        self.check_channels()
+        self.to(memory_format=self.image_format)
+        self._unchecked = {True, False}
+
+    def check_channels(self) -> None:
+        """Raise if the backbone takes another number of channels than the images have.
+
+        Raises:
+            ValueError: The numbers differ.
+        """
+        takes, channels = input_channels(self.backbone), self.backbone_channels(self.spec)
+        if takes not in (None, channels):
+            raise ValueError(
+                f"the backbone takes {takes} channels, and {type(self).__name__} feeds it {channels}; "
+                f"build it for {channels} (in_chans={channels} in timm), or convert the images"
+            )
+
+    def _derive_spec(self) -> ImageSpec:
+        trainer: Any = self.trainer
+        spec = getattr(trainer.datamodule, "spec", None)
+        if not isinstance(spec, ImageSpec):
+            spec = spec_of_loader(self.training_loader(), labelled=self.needs_labels)
+        found: ImageSpec = trainer.strategy.broadcast(spec)  # each process reads other images
+        return found
+
+    def training_loader(self) -> Any:
+        """Return the training loader as given to the Trainer."""
+        return self.trainer.fit_loop._data_source.dataloader()
+
     def normalise(self, images: Tensor) -> Tensor:
         """Standardise floats in [0, 1] with the mean and deviation of the data set."""
         mean, std = (along_rows(values, images) for values in (self.mean, self.std))
         return (images - mean) / std
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Convert uint8 images to the input of `step`, on the device."""
-        images, labels = batch
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
+        """Convert a batch of any kind to the input of `step`, on the device."""
+        images, labels = split_batch(batch, needs_labels=self.needs_labels)
+        if self.training in self._unchecked:  # once, since looking at floats waits for the device
+            check_images(images, self.spec)
+            self._unchecked.discard(self.training)
         return self.receive(images), labels
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, labels = batch
         self.fix_dropout(batch_idx)
         if self.graph is None:
-            scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
+            with explaining_single_images():
+                scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
         else:
             _, scores = next(self.graph.rounds(images, labels, self._seed("train", batch_idx)))
         self.log_training(scores)
@@ -209,11 +345,14 @@ class PretextTask(pl.LightningModule):
         return torch.Generator(device).manual_seed(self._seed("train", batch_idx))
 
     def log_training(self, scores: Mapping[str, Tensor]) -> None:
-        """Keep the scalars of this batch in `scores`, from which callbacks/metrics.py logs.
+        """Keep the scalars of this batch in `scores`, and log them in the steps that are logged.
 
-        This avoids `self.log`, which costs a millisecond in every step, logged or not.
+        `self.log` in every step would cost a millisecond, logged or not.
         """
         self.scores = {name: value.detach() for name, value in scores.items()}
+        if self.logs and self.trainer._logger_connector.should_update_logs:
+            self.log_dict({f"train/{name}": value for name, value in self.scores.items() if name != "loss"})
+            self.log("train/loss", self.scores["loss"], prog_bar=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
@@ -221,8 +360,11 @@ class PretextTask(pl.LightningModule):
         stream = generator(self.seed, "val", batch_idx, self.global_rank, device=images.device)
         scores = self.step(images, labels, stream)
         named = {f"val/{name}": value for name, value in scores.items()}
-        # logger=False: callbacks/metrics.py passes these to the loggers
-        self.log_dict(named, batch_size=len(images), on_epoch=True, sync_dist=True, logger=False)
+        loss = {"val/loss": named.pop("val/loss")}
+        for group, shown in ((loss, self.logs), (named, False)):
+            self.log_dict(
+                group, batch_size=len(images), on_epoch=True, sync_dist=True, logger=self.logs, prog_bar=shown
+            )
 
     def trainer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the options for `make_trainer` without those that the task handles itself; here all."""
@@ -240,7 +382,7 @@ class PretextTask(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Shard the networks, if the strategy supports it (`ssl_lightning.engine.fsdp`)."""
-        strategy: Any = self.trainer.strategy
+        strategy: Any = self.trainer.strategy if self._trainer is not None else None
         if hasattr(strategy, "shard"):
             strategy.shard(self)
 
@@ -256,18 +398,14 @@ class PretextTask(pl.LightningModule):
             parameters: The parameters to train.
             total_steps: Length of the schedule in steps.
             lr_factor: Learning rate relative to that of the run.
-
-        Raises:
-            ValueError: The task was built without an optimizer.
         """
-        if self._make_optimizer is None:
-            raise ValueError(f"{type(self).__name__} was built without an optimizer and cannot be trained")
         optimizer = self._make_optimizer(parameters)
         if not hasattr(self.trainer.strategy, "shard"):  # torch lacks some fused kernels for sharded weights
             use_fused_kernels(optimizer)
-        batch = self.trainer.datamodule.batch_size * self.accumulated_batches  # type: ignore[attr-defined]
+        if self.lr_reference_batch is not None:
+            lr_factor *= self.lr_factor(self.global_batch() * self.accumulated_batches)
         for group in optimizer.param_groups:
-            group["lr"] *= self.lr_factor(batch) * lr_factor
+            group["lr"] *= lr_factor
         if self._make_scheduler is None:
             return {"optimizer": optimizer}
         schedule = self._make_scheduler(optimizer, total_steps)
@@ -276,16 +414,54 @@ class PretextTask(pl.LightningModule):
     def total_steps(self) -> int:
         """Return the number of optimizer steps of the full run.
 
-        Lightning's `estimated_stepping_batches` would create the loader before a checkpoint is restored.
+        Raises:
+            ValueError: The run has no end, or the length of its epochs is unknown.
+        """
+        epochs, limit = self.trainer.max_epochs, self.max_steps
+        if epochs in (None, -1) and limit == -1:
+            raise ValueError(
+                "trainer.max_epochs and trainer.max_steps are both -1; a schedule needs an end, such as "
+                "Trainer(max_epochs=100)"
+            )
+        if epochs in (None, -1):
+            return limit
+        batches = self.epoch_batches()
+        if math.isinf(batches) and limit == -1:
+            raise ValueError(
+                "the training loader has no length, so the length of the schedule is unknown; give "
+                "Trainer(max_steps=...), or Trainer(limit_train_batches=...) with max_epochs"
+            )
+        if math.isinf(batches):
+            return limit
+        steps = math.ceil(batches / self.accumulated_batches) * epochs
+        return min(steps, limit) if limit >= 0 else steps
+
+    def epoch_batches(self) -> float:
+        """Return the number of training batches of an epoch in this process; infinite if it is unknown."""
+        trainer: Any = self.trainer
+        if not hasattr(trainer.datamodule, "pretrain_batches"):
+            trainer.fit_loop.setup_data()  # as `Trainer.estimated_stepping_batches` does
+            return float(trainer.num_training_batches)
+        # our own loader must not be created before a checkpoint is restored
+        batches, limit = trainer.datamodule.pretrain_batches, trainer.limit_train_batches
+        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+    def global_batch(self) -> int:
+        """Return the number of images of a batch, over all processes.
+
+        Raises:
+            ValueError: The training loader does not tell it.
         """
         trainer: Any = self.trainer
-        batches, limit = trainer.datamodule.pretrain_batches, trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.ceil(batches / self.accumulated_batches) * trainer.max_epochs
-        given = [n for n in (steps, self.max_steps) if n >= 0]  # -1 is no limit
-        if not given:
-            raise ValueError("trainer.max_epochs and trainer.max_steps are both -1; a schedule needs an end")
-        return min(given)
+        if hasattr(trainer.datamodule, "pretrain_batches"):
+            return int(trainer.datamodule.batch_size)
+        size = getattr(self.training_loader(), "batch_size", None)
+        if size is None:
+            raise ValueError(
+                "lr_reference_batch scales the learning rate by the batch size, and the training loader has "
+                "no batch_size; scale lr of optimizer= instead"
+            )
+        return int(size) * int(trainer.world_size)
 
     def lr_factor(self, batch: int) -> float:
         """Return learning rate over base learning rate for a global batch: 1, or by linear scaling."""

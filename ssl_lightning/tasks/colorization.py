@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.decoder import Decoder
+from ssl_lightning.networks.recipes import input_channels
 from ssl_lightning.ops.ab_bins import (
     annealed_mean,
     candidate_table,
@@ -21,12 +24,15 @@ from ssl_lightning.ops.ab_bins import (
 )
 from ssl_lightning.ops.ab_prior import AbStatistics, cached_statistics, pixels, shrink
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
+from ssl_lightning.tasks._batches import first_images
 from ssl_lightning.tasks.base import Panel, PretextTask, to_float
 
 TARGETS = ("bins", "l2")
 FINEST = 4  # default image size over the size of the prediction (paper: 4)
 LIGHTNESS = 50.0  # mean and half the range of L
 FARTHEST = 150.0  # ab distance at which the curve of accuracies ends (paper, sec. 3.1)
+
+log = logging.getLogger(__name__)
 
 
 class Colorization(PretextTask):
@@ -35,7 +41,7 @@ class Colorization(PretextTask):
     The task measures the colours of the data set before the first step and keeps them in the checkpoint.
 
     Args:
-        backbone: The backbone, for images of one channel.
+        backbone: The backbone; if it takes several channels, all get L.
         spec: Shape and statistics of the images, which must have colours.
         target: "bins" classifies each pixel's ab into bins of the gamut, with higher weights for rare colours
             (Zhang et al.); "l2" regresses ab.
@@ -57,6 +63,7 @@ class Colorization(PretextTask):
     """
 
     recordable = True
+    default_optimizer = (torch.optim.AdamW, {"lr": 0.002, "weight_decay": 0.05})
 
     bins: Tensor
     candidates: Tensor
@@ -68,7 +75,7 @@ class Colorization(PretextTask):
     def __init__(
         self,
         backbone: nn.Module,
-        spec: ImageSpec,
+        spec: ImageSpec | None = None,
         *,
         target: str = "bins",
         grid: int = 10,
@@ -83,12 +90,7 @@ class Colorization(PretextTask):
         cache_dir: str | os.PathLike[str] | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(backbone, spec, **base)
-        if spec.channels != 3:
-            raise ValueError(
-                f"colorization needs images with colours, and these have {spec.channels} channel; choose "
-                "other data, or set data.channels to 3 if the files have colours"
-            )
+        super().__init__(backbone, **base)
         if target not in TARGETS:
             raise ValueError(f"task.target is {target!r}; allowed are {' and '.join(TARGETS)}")
         if not 0 < rebalance <= 1:
@@ -105,13 +107,31 @@ class Colorization(PretextTask):
         self.target, self.neighbours, self.sigma = target, neighbours, sigma
         self.rebalance, self.temperature = rebalance, temperature
         self.prior_images, self.cache_dir = prior_images, cache_dir
-        info: Any = backbone.feature_info
+        info: Any = self.backbone.feature_info
         stride = info.reduction()[-1]
         self.reduction = min(stride, FINEST) if reduction is None else reduction
+        self.repeats = input_channels(self.backbone) or 1  # channels of the backbone that all get L
+        self._grid = grid
         outputs = len(bins) if target == "bins" else 2
-        self.decoder = Decoder(backbone, outputs, reduction=self.reduction, width=width, skips=skips)
+        self._make_decoder = partial(
+            Decoder, out_channels=outputs, reduction=self.reduction, width=width, skips=skips
+        )
+        if spec is not None:
+            self.build(spec)
+
+    def build(self, spec: ImageSpec) -> None:
+        super().build(spec)
+        if spec.channels != 3:
+            raise ValueError(
+                f"colorization needs images with colours, and these have {spec.channels} channel; choose "
+                "other data, or set data.channels to 3 if the files have colours"
+            )
+        bins = gamut_bins(self._grid)
+        self.decoder = self._make_decoder(self.backbone)
         self.register_buffer("bins", bins, persistent=False)  # (Q, 2)
-        self.register_buffer("candidates", candidate_table(bins, grid, neighbours), persistent=False)
+        self.register_buffer(
+            "candidates", candidate_table(bins, self._grid, self.neighbours), persistent=False
+        )
         # statistics of the data, set by `setup`
         self.register_buffer("prior", torch.full((len(bins),), 1 / len(bins)))
         self.register_buffer("weights", torch.ones(len(bins)))
@@ -128,13 +148,22 @@ class Colorization(PretextTask):
 
     def setup(self, stage: str) -> None:
         """Measure the colours of the pretraining images; a restored checkpoint overwrites them."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        count = min(self.prior_images, data.pretrain_batches * data.batch_size)
+        super().setup(stage)
+        if stage != "fit":
+            return
+        trainer: Any = self.trainer
+        data, count = trainer.datamodule, self.prior_images
+        if hasattr(data, "pretrain_batches"):
+            sample, count = data.train_sample, min(count, data.pretrain_batches * data.batch_size)
+        else:
+            sample = partial(first_images, self.training_loader())
         found = cached_statistics(
-            data.train_sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
+            sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
         )
+        found = trainer.strategy.broadcast(found)  # the processes may read other images
         self.use_statistics(found)
-        self.print(f"colorization: {self.describe(found, count)}")
+        if trainer.is_global_zero:
+            log.info("colorization: %s", self.describe(found, count))
 
     def use_statistics(self, found: AbStatistics) -> None:
         """Set the prior, its weights and the scale of the regression from measured colours."""
@@ -220,8 +249,14 @@ class Colorization(PretextTask):
         return scores
 
     def normalise_lightness(self, lightness: Tensor) -> Tensor:
-        """Scale L from 0..100 to -1..1, the input `(B, 1, H, W)` of the backbone."""
-        return (lightness / LIGHTNESS - 1).contiguous(memory_format=self.image_format)
+        """Scale L `(B, 1, H, W)` from 0..100 to -1..1, the same in every channel of the backbone."""
+        x = lightness / LIGHTNESS - 1
+        if self.repeats > 1:
+            x = x.expand(-1, self.repeats, -1, -1)
+        return x.contiguous(memory_format=self.image_format)
+
+    def check_channels(self) -> None:
+        """All backbones fit, since L is repeated."""
 
     def probe_input(self, images: Tensor) -> Tensor:
         return self.normalise_lightness(rgb_to_lab(images)[:, :1])

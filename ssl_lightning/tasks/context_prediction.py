@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -79,7 +80,7 @@ class ContextPrediction(PretextTask):
     def __init__(
         self,
         backbone: nn.Module,
-        spec: ImageSpec,
+        spec: ImageSpec | None = None,
         *,
         pairs_per_image: int = 8,
         tile: int | None = None,
@@ -92,10 +93,7 @@ class ContextPrediction(PretextTask):
         hidden: int = 512,
         **base: Any,
     ) -> None:
-        super().__init__(backbone, spec, **base)
-        self.grid = neighbour_grid(spec.image_size, tile=tile, gap=gap, jitter=jitter)
-        tile = self.grid.tile
-        check_tile_size(backbone, tile, spec.image_size)
+        super().__init__(backbone, **base)
         if not 1 <= pairs_per_image <= len(NEIGHBOURS):
             raise ValueError(f"task.pairs_per_image is {pairs_per_image}; allowed are 1 to {len(NEIGHBOURS)}")
         if colours is not None and colours not in COLOURS:
@@ -106,21 +104,32 @@ class ContextPrediction(PretextTask):
             raise ValueError(
                 f"task.embedding is {embedding} and task.hidden {hidden}; allowed: >= 1 and >= 0"
             )
-        smallest = min(tile, max(4, -(-10 * tile // 96))) if downsample_to is None else downsample_to
+        self.views_per_image = pairs_per_image + 1
+        self.pairs_per_image = pairs_per_image
+        self.colours, self.downsample = colours, downsample
+        self._make_grid = partial(neighbour_grid, tile=tile, gap=gap, jitter=jitter)
+        self._smallest, self._widths = downsample_to, (embedding, hidden)
+        if spec is not None:
+            self.build(spec)
+
+    def build(self, spec: ImageSpec) -> None:
+        super().build(spec)
+        self.grid = self._make_grid(spec.image_size)
+        tile = self.grid.tile
+        check_tile_size(self.backbone, tile, spec.image_size)
+        smallest = min(tile, max(4, -(-10 * tile // 96))) if self._smallest is None else self._smallest
         if not 1 <= smallest <= tile:
             raise ValueError(
                 f"task.downsample_to is {smallest} px; allowed are 1 to {tile}, the patch's size"
             )
-        self.views_per_image = pairs_per_image + 1
-        self.pairs_per_image = pairs_per_image
-        self.colours, self.downsample = colours, downsample
         self.register_buffer("around", torch.tensor(AROUND), persistent=False)
         self.register_buffer("table", resampling_table(tile, smallest), persistent=False)
         mean, std = self.mean.flatten(), self.std.flatten()
         # one linear map: remove green-magenta, then standardise
         self.register_buffer("projection", colour_projection(len(std)) / std[:, None], persistent=False)
         self.register_buffer("offset", -mean / std, persistent=False)
-        self.embed = TileEmbedding(backbone, embedding)
+        embedding, hidden = self._widths
+        self.embed = TileEmbedding(self.backbone, embedding)
         self.head = SequenceClassifier(2, embedding, hidden, len(NEIGHBOURS))
 
     def receive(self, images: Tensor) -> Tensor:

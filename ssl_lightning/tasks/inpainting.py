@@ -48,7 +48,7 @@ class Inpainting(AdversarialTask):
     def __init__(
         self,
         backbone: Any,
-        spec: ImageSpec,
+        spec: ImageSpec | None = None,
         *,
         mask: str = "region",
         hole: int | None = None,
@@ -57,29 +57,48 @@ class Inpainting(AdversarialTask):
         decoder_width: int = 32,
         **base: Any,
     ) -> None:
-        hole = spec.image_size // 2 if hole is None else hole
         if mask not in MASKS:
             raise ValueError(f"task.mask is {mask!r}; allowed are {', '.join(MASKS)}")
-        smallest = 2 if mask == "blocks" else 1
-        if not smallest <= hole < spec.image_size:
-            raise ValueError(
-                f"task.hole is {hole} px; allowed are {smallest} to {spec.image_size - 1}, less than "
-                f"the image (data.image_size={spec.image_size})"
-            )
-        overlap = hole // 16 if overlap is None else overlap
-        if not 0 <= overlap <= (spec.image_size - hole) // 2:
-            raise ValueError(
-                f"task.overlap is {overlap} px; allowed are 0 to {(spec.image_size - hole) // 2}, the "
-                f"margin of the image around task.hole={hole}"
-            )
         if overlap_weight < 0:
             raise ValueError(f"task.overlap_weight is {overlap_weight}; it must be at least 0")
-        super().__init__(backbone, spec, fake_size=hole if mask == "center" else spec.image_size, **base)
-        self.mask, self.hole = mask, hole
-        self.overlap, self.overlap_weight = overlap, overlap_weight
-        grid = deepest_map_size(backbone, spec.channels, spec.image_size)
-        self.bottleneck = ChannelwiseLinear(backbone.feature_info.channels()[-1], grid)
-        self.decoder = Decoder(backbone, spec.channels, width=decoder_width)
+        super().__init__(backbone, **base)
+        self.mask, self.overlap_weight = mask, overlap_weight
+        self._sizes, self._decoder_width = (hole, overlap), decoder_width
+        if spec is not None:
+            self.build(spec)
+
+    def build(self, spec: ImageSpec) -> None:
+        self.hole, self.overlap = self.find_hole(spec.image_size)
+        super().build(spec)
+        grid = deepest_map_size(self.backbone, spec.channels, spec.image_size)
+        info: Any = self.backbone.feature_info
+        self.bottleneck = ChannelwiseLinear(info.channels()[-1], grid)
+        self.decoder = Decoder(self.backbone, spec.channels, width=self._decoder_width)
+
+    def find_hole(self, image_size: int) -> tuple[int, int]:
+        """Return the side of the hole and the width of the band around it, in pixels.
+
+        Raises:
+            ValueError: They do not fit the image.
+        """
+        hole, overlap = self._sizes
+        hole = image_size // 2 if hole is None else hole
+        smallest = 2 if self.mask == "blocks" else 1
+        if not smallest <= hole < image_size:
+            raise ValueError(
+                f"task.hole is {hole} px; allowed are {smallest} to {image_size - 1}, less than "
+                f"the image (data.image_size={image_size})"
+            )
+        overlap = hole // 16 if overlap is None else overlap
+        if not 0 <= overlap <= (image_size - hole) // 2:
+            raise ValueError(
+                f"task.overlap is {overlap} px; allowed are 0 to {(image_size - hole) // 2}, the "
+                f"margin of the image around task.hole={hole}"
+            )
+        return hole, overlap
+
+    def fake_size(self, spec: ImageSpec) -> int:
+        return self.hole if self.mask == "center" else spec.image_size
 
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
         mask = self.draw_mask(len(images), stream)  # (B, 1, S, S), True in the hole

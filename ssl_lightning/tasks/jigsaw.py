@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +27,8 @@ from ssl_lightning.ops.permutations import permutation_set
 from ssl_lightning.ops.tile_grid import jigsaw_grid
 from ssl_lightning.ops.tile_guards import grey_scale, standardise_tiles
 from ssl_lightning.tasks.base import Panel, PretextTask, white_of
+
+log = logging.getLogger(__name__)
 
 
 class Jigsaw(PretextTask):
@@ -72,7 +76,7 @@ class Jigsaw(PretextTask):
     def __init__(
         self,
         backbone: nn.Module,
-        spec: ImageSpec,
+        spec: ImageSpec | None = None,
         *,
         grid: int = 3,
         cell: int | None = None,
@@ -89,12 +93,7 @@ class Jigsaw(PretextTask):
         channel_jitter: int | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(backbone, spec, **base)
-        self.grid = jigsaw_grid(spec.image_size, side=grid, cell=cell, tile=tile, gap=gap)
-        check_tile_size(backbone, self.grid.tile, spec.image_size)
-        jitter = self.grid.tile // 32 if channel_jitter is None else channel_jitter
-        if not 0 <= jitter < self.grid.tile:
-            raise ValueError(f"task.channel_jitter is {jitter} px; allowed are 0 to {self.grid.tile - 1}")
+        super().__init__(backbone, **base)
         if not 0 <= grey <= 1:
             raise ValueError(f"task.grey is {grey}; allowed are probabilities, 0 to 1")
         if not 1 <= permutations_per_image <= permutations:
@@ -106,14 +105,29 @@ class Jigsaw(PretextTask):
             raise ValueError(
                 f"task.embedding is {embedding} and task.hidden {hidden}; allowed: >= 1 and >= 0"
             )
-        self.views_per_image = self.grid.count
         self.permutations_per_image = permutations_per_image
-        self.standardise, self.grey, self.channel_jitter = standardise, grey, jitter
-        self.permutations = permutation_set(self.grid.count, permutations, method=method, cache_dir=cache_dir)
+        self.standardise, self.grey = standardise, grey
+        self._make_grid = partial(jigsaw_grid, side=grid, cell=cell, tile=tile, gap=gap)
+        self._make_orders = partial(permutation_set, size=permutations, method=method, cache_dir=cache_dir)
+        self._jitter, self._widths = channel_jitter, (embedding, hidden)
+        if spec is not None:
+            self.build(spec)
+
+    def build(self, spec: ImageSpec) -> None:
+        super().build(spec)
+        self.grid = self._make_grid(spec.image_size)
+        check_tile_size(self.backbone, self.grid.tile, spec.image_size)
+        jitter = self.grid.tile // 32 if self._jitter is None else self._jitter
+        if not 0 <= jitter < self.grid.tile:
+            raise ValueError(f"task.channel_jitter is {jitter} px; allowed are 0 to {self.grid.tile - 1}")
+        self.channel_jitter = jitter
+        self.views_per_image = self.grid.count
+        self.permutations = self._make_orders(self.grid.count)
         # (P, n); in the checkpoint, because they define the classes
         self.register_buffer("orders", self.permutations.orders)
-        self.embed = TileEmbedding(backbone, embedding)
-        self.head = SequenceClassifier(self.grid.count, embedding, hidden, permutations)
+        embedding, hidden = self._widths
+        self.embed = TileEmbedding(self.backbone, embedding)
+        self.head = SequenceClassifier(self.grid.count, embedding, hidden, len(self.orders))
 
     def receive(self, images: Tensor) -> Tensor:
         return images  # keep bytes; only the tiles become floats
@@ -164,7 +178,8 @@ class Jigsaw(PretextTask):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.print(f"jigsaw: {self.permutations}")
+        if self.trainer.is_global_zero:
+            log.info("jigsaw: %s", self.permutations)
 
     def panel(self, images: Tensor) -> Panel:
         """Show the tiles in the image, in shuffled order, and in the predicted order."""

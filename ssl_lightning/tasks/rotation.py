@@ -30,14 +30,21 @@ class Rotation(PretextTask):
 
     recordable = True
 
-    def __init__(self, backbone: nn.Module, spec: ImageSpec, *, copies: int = 4, **base: Any) -> None:
-        super().__init__(backbone, spec, **base)
+    def __init__(
+        self, backbone: nn.Module, spec: ImageSpec | None = None, *, copies: int = 4, **base: Any
+    ) -> None:
+        super().__init__(backbone, **base)
         if copies not in (1, NUM_ROTATIONS):
             raise ValueError(
                 f"task.copies is {copies}; allowed are 4 (all rotations of each image) and 1 (one drawn)"
             )
         self.views_per_image = copies
-        self.head = PooledClassifier(backbone, NUM_ROTATIONS)
+        if spec is not None:
+            self.build(spec)
+
+    def build(self, spec: ImageSpec) -> None:
+        super().build(spec)
+        self.head = PooledClassifier(self.backbone, NUM_ROTATIONS)
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         x = self.normalise(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -56,7 +57,7 @@ class SuperResolution(AdversarialTask):
     def __init__(
         self,
         backbone: nn.Module,
-        spec: ImageSpec,
+        spec: ImageSpec | None = None,
         *,
         scale: int = 4,
         input: str = "enlarged",
@@ -69,12 +70,6 @@ class SuperResolution(AdversarialTask):
     ) -> None:
         if scale not in SCALES:
             raise ValueError(f"task.scale is {scale}; allowed are 2 and 4")
-        if spec.image_size % scale:
-            larger = -(-spec.image_size // scale) * scale
-            raise ValueError(
-                f"task.scale is {scale}, which does not divide data.image_size={spec.image_size}; set "
-                f"data.image_size to {larger - scale or larger} or {larger}"
-            )
         if input not in INPUTS:
             raise ValueError(f"task.input is {input!r}; allowed are {', '.join(INPUTS)}")
         if content not in CONTENTS or content_weight < 0:
@@ -82,22 +77,35 @@ class SuperResolution(AdversarialTask):
                 f"task.content is {content!r} and task.content_weight {content_weight}; allowed are "
                 "discriminator, vgg and null, and 0 or more"
             )
-        if content == "vgg" and spec.image_size < SMALLEST:
+        super().__init__(backbone, **base)
+        self.scale, self.enlarged = scale, input == "enlarged"
+        self.content, self.content_weight = content, content_weight
+        self._vgg_weights = vgg_weights
+        self._make_decoder = partial(Decoder, width=decoder_width, skips=skips)
+        if spec is not None:
+            self.build(spec)
+
+    def build(self, spec: ImageSpec) -> None:
+        if spec.image_size % self.scale:
+            larger = -(-spec.image_size // self.scale) * self.scale
+            raise ValueError(
+                f"task.scale is {self.scale}, which does not divide data.image_size={spec.image_size}; set "
+                f"data.image_size to {larger - self.scale or larger} or {larger}"
+            )
+        if self.content == "vgg" and spec.image_size < SMALLEST:
             raise ValueError(
                 f"task.content is vgg, which needs {SMALLEST} px; data.image_size is {spec.image_size}"
             )
-        super().__init__(backbone, spec, fake_size=spec.image_size, **base)
-        self.scale, self.enlarged = scale, input == "enlarged"
-        self.content, self.content_weight = content, content_weight
+        super().build(spec)
         self.head: Decoder | PixelShuffleHead
         if self.enlarged:
-            self.head = Decoder(backbone, spec.channels, width=decoder_width, skips=skips)
+            self.head = self._make_decoder(self.backbone, spec.channels)
         else:
-            self.head = PixelShuffleHead(backbone, spec.channels, scale)
+            self.head = PixelShuffleHead(self.backbone, spec.channels, self.scale)
         nn.init.zeros_(self.head.last.weight)
         nn.init.zeros_(self.head.last.bias)  # type: ignore[arg-type]
         # a tuple hides it from the module: it is not trained, and not in the checkpoints
-        self.vgg: tuple[VGGFeatures, ...] = (VGGFeatures(vgg_weights),) if content == "vgg" else ()
+        self.vgg: tuple[VGGFeatures, ...] = (VGGFeatures(self._vgg_weights),) if self.content == "vgg" else ()
         if self.vgg:
             self.labels_seen = "those of ImageNet, by VGG19 in the loss"
 

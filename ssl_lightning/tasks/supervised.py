@@ -18,7 +18,8 @@ class Supervised(PretextTask):
 
     Args:
         backbone: The backbone.
-        spec: Shape, statistics and classes of the images.
+        spec: Shape, statistics and classes of the images. If None, the classes are the `classes` of the data
+            set of the training loader, else its labels, from one pass.
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -29,15 +30,20 @@ class Supervised(PretextTask):
     recordable = True
     labels_seen = "those of the pretraining images"
 
-    def __init__(self, backbone: nn.Module, spec: ImageSpec, **base: Any) -> None:
-        super().__init__(backbone, spec, **base)
+    def __init__(self, backbone: nn.Module, spec: ImageSpec | None = None, **base: Any) -> None:
+        super().__init__(backbone, **base)
+        if spec is not None:
+            self.build(spec)
+
+    def build(self, spec: ImageSpec) -> None:
+        super().build(spec)
         if spec.num_classes is None or not spec.pretrain_labels:
             raise ValueError(
                 "task=supervised learns from labels, and the pretraining images have none; "
                 "choose data whose pretraining images are labelled, or a pretext task"
             )
         self.class_names = spec.class_names or ()
-        self.head = PooledClassifier(backbone, spec.num_classes)
+        self.head = PooledClassifier(self.backbone, spec.num_classes)
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         logits = self.head(self.backbone(self.normalise(images)))  # (B, K)
