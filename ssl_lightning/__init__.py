@@ -6,10 +6,12 @@ from typing import Any
 # public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
     "as_backbone": "networks.adapter",
+    "export": "artifacts.export.write",
     "load_backbone": "artifacts.weights",
+    "load_classifier": "artifacts.classifiers",
 }
 
-__all__ = ["as_backbone", "load_backbone"]
+__all__ = ["as_backbone", "export", "load_backbone", "load_classifier"]
 __version__ = "0.1.0"
 
 

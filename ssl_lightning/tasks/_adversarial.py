@@ -102,9 +102,12 @@ class AdversarialTask(PretextTask):
         self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
         self.adversarial = adversarial_weight > 0
         if self.adversarial:
-            self.discriminator = Discriminator(
-                in_channels=spec.channels, stages=discriminator_stages(fake_size), width=discriminator_width
-            )
+            self.discriminator_config = {
+                "in_channels": spec.channels,
+                "stages": discriminator_stages(fake_size),
+                "width": discriminator_width,
+            }
+            self.discriminator = Discriminator(**self.discriminator_config)
             self.judge = PooledClassifier(self.discriminator, 1)
         self.automatic_optimization = not self.adversarial
         self.warm = False  # whether the warm-up is over
@@ -132,6 +135,12 @@ class AdversarialTask(PretextTask):
 
     def branches(self) -> dict[str, nn.Module]:
         return super().branches() | ({"discriminator": self.discriminator} if self.adversarial else {})
+
+    def branch_configs(self) -> dict[str, dict[str, Any]]:
+        target = f"{Discriminator.__module__}.{Discriminator.__qualname__}"
+        return (
+            {"discriminator": {"_target_": target, **self.discriminator_config}} if self.adversarial else {}
+        )
 
     def to_pixels(self, normalised: Tensor) -> Tensor:
         """Undo `normalise`, and clip to [0, 1]."""
