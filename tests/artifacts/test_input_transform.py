@@ -21,8 +21,8 @@ from ssl_lightning.networks.convnet import ConvNet
 TASKS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/task").glob("*.yaml"))
 SIZE = 32
 SPECS = {
-    "RGB": ImageSpec(3, SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), ("a", "b")),
-    "grey": ImageSpec(1, SIZE, (0.45,), (0.2,), ("a", "b")),
+    "RGB": ImageSpec(3, SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), ("a", "b"), True),
+    "grey": ImageSpec(1, SIZE, (0.45,), (0.2,), ("a", "b"), True),
 }
 
 
@@ -77,9 +77,7 @@ def test_colours_become_those_of_the_backbone() -> None:
     assert torch.equal(rgb, (grey / 255).expand(-1, 3, -1, -1))
     weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)  # ITU-R 601
     expected = (coloured / 255 * weights).sum(1, keepdim=True)
-    torch.testing.assert_close(
-        InputTransform(8, "grey", [0.0], [1.0])(coloured), expected, rtol=0, atol=5e-4
-    )
+    torch.testing.assert_close(InputTransform(8, "grey", [0.0], [1.0])(coloured), expected, rtol=0, atol=5e-4)
 
 
 def test_wrong_input_is_named() -> None:
