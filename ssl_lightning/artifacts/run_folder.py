@@ -15,11 +15,18 @@ BAD_BATCH = "bad_batch.json"
 LOCK = ".lock"  # held while a process runs in the folder
 CHECKPOINTS, LAST, PREVIOUS, BEST = "checkpoints", "last.ckpt", "previous.ckpt", "best.ckpt"
 BACKBONE, BACKBONE_CONFIG, MODEL_CARD = "backbone.safetensors", "backbone.json", "MODEL_CARD.md"
+CLASSIFIERS = "classifier_*"  # every file of `classifier_files`
 PANEL, PANELS, STRIP = "panel.png", "panels", "strip.png"
 
 PARENT_PIPE = "SSL_LIGHTNING_PARENT_PIPE"  # environment variable: a pipe that closes when the launcher ends
 NOT_FIRST = os.EX_TEMPFAIL  # exit code of a rank that failed after another rank, most likely because of it
 UNREPORTED = os.EX_IOERR  # exit code of a rank that could not write error.txt and printed its error
+
+
+def classifier_files(folder: Path, probe: str, branch: str) -> tuple[Path, Path]:
+    """Return the paths of the weights and of the description of a probe's classifier."""
+    stem = f"classifier_{probe}_{branch}"
+    return folder / f"{stem}.safetensors", folder / f"{stem}.json"
 
 
 def accept_config(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 from collections.abc import Mapping
@@ -14,8 +13,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ssl_lightning.artifacts.checkpoints import MAX_BYTES, load_checkpoint, resume_point
+from ssl_lightning.artifacts.input_transform import InputTransform
 from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
 from ssl_lightning.artifacts.state_dicts import mismatches
+from ssl_lightning.config.trust import TRUST, is_trusted
 from ssl_lightning.config.types import accepted, check_values
 from ssl_lightning.core.atomic_files import atomic_file, write_json
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
@@ -23,6 +24,7 @@ from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 BACKBONES = "ssl_lightning.networks."  # prefix of the allowed targets of an exported backbone
 SCHEMA = 1  # of backbone.json
 MAX_CONFIG = 1 << 20  # bytes of backbone.json
+HF_WEIGHTS, HF_CONFIG = "model.safetensors", "config.json"  # files of an export for the Hugging Face Hub
 
 
 def save_backbone(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) -> None:
@@ -34,75 +36,124 @@ def save_backbone(folder: Path, backbone: nn.Module, config: Mapping[str, Any]) 
         config: Under `backbone`, its resolved config with `_target_` and `in_channels`; further keys describe
             its input.
     """
-    state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    with atomic_file(folder / BACKBONE) as temporary:
-        temporary.write_bytes(save(state, {"format": "pt"}))
+    write_weights(folder / BACKBONE, backbone.state_dict())
     write_json(folder / BACKBONE_CONFIG, {"schema": SCHEMA, **config})
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write weights to a `.safetensors` file, atomically."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(save(plain, {"format": "pt"}))
 
 
 def load_backbone(path: str | Path) -> nn.Module:
     """Rebuild an exported backbone, which maps `(B, C, H, W)` normalised floats to a list of stage maps.
 
+    Its attribute `transform` converts PIL images and tensors to this input (`InputTransform`); it is None if
+    `backbone.json` describes no input. A backbone of your own package is built if the environment variable
+    `SSL_LIGHTNING_TRUST` names the package.
+
     Args:
-        path: `backbone.safetensors` or its run folder. `backbone.json` beside it also gives the `input`:
-            colours (RGB, grey or L, the lightness of CIE Lab), mean and std.
+        path: A run folder, its `backbone.safetensors` with `backbone.json` beside it, or a folder that
+            `export` wrote in the format `hf`.
 
     Returns:
         The backbone in eval mode, on the CPU.
 
     Raises:
-        ValueError: A file is missing or broken, or its config names anything but a backbone of this package.
+        ValueError: A file is missing or broken, or its config names anything but a backbone of this package
+            or of a trusted one.
+
+    Example:
+        >>> from PIL import Image
+        >>> backbone = load_backbone("tests/fixtures/run_8a5cf39")
+        >>> images = backbone.transform(Image.new("RGB", (100, 80)))[None]
+        >>> images.shape, len(backbone(images))
+        (torch.Size([1, 3, 32, 32]), 2)
     """
-    file = Path(path) / BACKBONE if Path(path).is_dir() else Path(path)
-    beside = file.with_name(BACKBONE_CONFIG)
+    file = weights_file(Path(path))
+    beside = file.with_name(BACKBONE_CONFIG if file.name != HF_WEIGHTS else HF_CONFIG)
     try:
         content = read_json(beside, MAX_CONFIG)
         check_schema(content, SCHEMA)
         config = content["backbone"]
-        target = config["_target_"]
+        if not isinstance(config, dict) or "_target_" not in config:
+            raise ValueError("backbone has no _target_")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{beside} is needed beside {file.name} and cannot be read: {error}") from error
-    backbone = build_backbone(
-        target, {key: value for key, value in config.items() if key != "_target_"}, beside
-    )
+    backbone = build_network(config, beside)
     load_weights(backbone, file)
+    attach_transform(backbone, read_transform(content, beside) if "input" in content else None)
     return backbone.eval()
 
 
-def build_backbone(target: Any, arguments: dict[str, Any], source: Path) -> nn.Module:
-    """Build the backbone that `source` describes; only backbones of this package are allowed.
+def weights_file(path: Path) -> Path:
+    """Return the file of the weights of a backbone in a folder, or the file itself."""
+    if not path.is_dir():
+        return path
+    hf = path / HF_WEIGHTS
+    return hf if hf.exists() and not (path / BACKBONE).exists() else path / BACKBONE
+
+
+def read_transform(content: Mapping[str, Any], source: Path) -> InputTransform:
+    """Make the transform that the `input` of an exported config describes; `source` is for the message."""
+    try:
+        return InputTransform.from_config(content["input"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} describes no input of a backbone: {error}") from error
+
+
+def attach_transform(module: nn.Module, transform: InputTransform | None) -> None:
+    """Set the attribute `transform`, not as a submodule: `state_dict` and `modules` stay as they are."""
+    object.__setattr__(module, "transform", transform)
+
+
+def build_network(config: Mapping[str, Any], source: Path) -> nn.Module:
+    """Build the network that `_target_` names from the other values, as arguments, without weights.
 
     Args:
-        target: Dotted name of the class or function.
-        arguments: Its keywords.
-        source: File, for the message.
+        config: Of a network of this package, or of a trusted one.
+        source: File of the config, for messages.
 
     Raises:
-        ValueError: The name or a keyword is not allowed, or the backbone cannot be built.
+        ValueError: The target is not allowed, or refuses its arguments.
     """
+    target = config["_target_"]
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
     if "pretrained" in arguments:
         arguments["pretrained"] = False  # the weights are in the file: download nothing
-    make = _backbone_class(target, source)
+    make = _network_class(target, source)
     kinds, anything = accepted(make)
     try:
         check_values(arguments, kinds, "backbone.", anything)
-        backbone = make(**arguments)
+        network = make(**arguments)
     except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{source} names a backbone that cannot be built: {error}") from error
-    if not isinstance(backbone, nn.Module):
+    if not isinstance(network, nn.Module):
         raise ValueError(f"{source} names {target!r}, which is not a backbone")
-    return backbone
+    if str(target).startswith(BACKBONES):
+        return network
+    adapter = importlib.import_module(f"{BACKBONES}adapter")
+    return adapter.as_backbone(network, in_channels=arguments.get("in_channels", 3))
 
 
-def _backbone_class(target: Any, source: Path) -> Any:
-    """Find a backbone by its dotted name; other objects and names imported by its module are refused."""
-    module, _, name = str(target).removeprefix(BACKBONES).partition(".")
+def _network_class(target: Any, source: Path) -> Any:
+    """Find a network by its dotted name; other objects and names imported by its module are refused."""
+    module, _, name = str(target).rpartition(".")
+    ours = module.startswith(BACKBONES) and module.removeprefix(BACKBONES).isidentifier()
     found = None
-    if str(target).startswith(BACKBONES) and module.isidentifier() and name.isidentifier():
-        with contextlib.suppress(ImportError):
-            found = getattr(importlib.import_module(BACKBONES + module), name, None)
-    if getattr(found, "__module__", None) != BACKBONES + module:
-        raise ValueError(f"{source} names {target!r}; only backbones of {BACKBONES}* are built")
+    if (ours or is_trusted(str(target))) and name.isidentifier():
+        try:
+            found = getattr(importlib.import_module(module), name, None)
+        except ImportError as error:
+            if not ours:
+                raise ValueError(f"{source} names {target!r}, which cannot be imported: {error}") from error
+    if found is None or (ours and getattr(found, "__module__", None) != module):
+        raise ValueError(
+            f"{source} names {target!r}; only backbones of {BACKBONES}* are built, and of your own packages "
+            f"that the environment variable {TRUST} names: {TRUST}=<package>"
+        )
     return found
 
 
@@ -167,7 +218,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ValueError: The file is missing, torn, or holds no weights.
     """
     if path.is_dir():
-        file = path / BACKBONE if (path / BACKBONE).exists() else resume_point(path)
+        file = weights_file(path) if weights_file(path).exists() else resume_point(path)
         if file is None:
             raise ValueError(f"{path} holds neither {BACKBONE} nor a checkpoint")
         return read_state(file)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -23,6 +25,32 @@ class PooledClassifier(nn.Module):
     def forward(self, stages: list[Tensor]) -> Tensor:
         """Map stage maps, the last `(B, D, H, W)`, to logits `(B, num_classes)`."""
         return self.linear(global_average(stages[-1]))
+
+
+class StandardisedLinear(nn.Module):
+    """Linear classifier on a stage map, pooled to a grid and standardised: the head of the linear probe.
+
+    Args:
+        channels: Channels of the map.
+        grid: Rows and columns of the pooled map.
+        num_classes: K.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, channels: int, grid: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.grid = (grid[0], grid[1])
+        features = channels * grid[0] * grid[1]
+        self.register_buffer("shift", torch.zeros(features))
+        self.register_buffer("scale", torch.ones(features))
+        self.linear = nn.Linear(features, num_classes)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map `(B, channels, H, W)` to logits `(B, K)`."""
+        cells = F.adaptive_avg_pool2d(maps, self.grid).flatten(1)  # (B, channels * rows * columns)
+        return self.linear((cells - self.shift) * self.scale)
 
 
 class TileEmbedding(nn.Module):

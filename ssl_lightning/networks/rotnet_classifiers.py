@@ -33,6 +33,18 @@ class ThreeLayerClassifier(nn.Sequential):
         _initialise(self)
 
 
+class MeanClassifier(nn.Sequential):
+    """Global average pooling of a map and a linear layer.
+
+    Args:
+        channels: Channels of the map.
+        num_classes: K.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__(GlobalAverage(), nn.Linear(channels, num_classes))
+
+
 class ConvBlockClassifier(nn.Sequential):
     """A block of NIN (one 3x3 and two 1x1 convolutions), global average pooling and a linear layer.
 

@@ -37,7 +37,8 @@ class PaddedConv2d(nn.Conv2d):
         most = 2 * kernel**2 if input.dtype == torch.bfloat16 else kernel**2 / 2
         small = height * width <= most and rows * columns <= kernel**2 / 2
         last = input.is_contiguous(memory_format=torch.channels_last)
-        if not (small and last and input.is_cpu) or torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if not (small and last and input.is_cpu) or traced:
             return super().forward(input)
         joins = _joins(height, width, kernel, stride).to(self.weight.dtype)
         taps = self.weight.permute(2, 3, 0, 1).reshape(kernel**2, -1)  # (k * k, C' * C)

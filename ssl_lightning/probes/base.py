@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.features.encode import Features, Loader, encode
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
@@ -32,6 +33,7 @@ class BaseProbe:
     stage: str | None = None  # the one stage that it reads; None for all stages
     takes_views: ClassVar[bool] = True  # whether it accepts the mean over the tiles of an image
     selects: bool = True  # whether it needs held-out images: to select, or to report the best stage
+    fitted: FittedClassifier | None = None  # by the last `run`, if the probe fits one to store
 
     def check(self, counts: Mapping[str, int]) -> None:
         """Raise, before any work, if the probe does not support the data.
@@ -185,6 +187,7 @@ def run_probes(
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | str = "cpu",
     protocol: Mapping[str, Any] | None = None,
+    keep: Callable[[str, str, FittedClassifier], None] | None = None,
 ) -> tuple[list[Record], dict[str, float]]:
     """Encode each backbone once for all feature probes, and run every probe on it.
 
@@ -205,6 +208,7 @@ def run_probes(
         precision: Creates the context of the forward pass.
         device: Device of the features and of the probes' computation.
         protocol: Preparation of the backbones, added to the protocol of every record.
+        keep: Called with the name of the probe, the branch and the classifier that the probe fitted.
 
     Returns:
         The records without `trained`; and seconds by name: `encode_s`, and for each probe `<name>_s`.
@@ -227,6 +231,9 @@ def run_probes(
         for record in found:
             full_protocol = {**record.protocol, **(protocol or {})}
             records.append(replace(record, probe=name, branch=branch, protocol=full_protocol))
+        fitted, probes[name].fitted = probes[name].fitted, None
+        if keep and fitted:
+            keep(name, branch, fitted)
 
     for branch, backbone in branches.items():
         if feature_probes:

@@ -14,17 +14,19 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
-from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, GlobalAverage
+from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, MeanClassifier
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 CLASSIFIERS = {"linear": "linear layer on the mean of the map", "conv": "NIN block and a linear layer"}
+HEADS = {"linear": MeanClassifier, "conv": ConvBlockClassifier}
 DECAY = 0.2  # factor of the rates at each milestone
 EVALUATIONS = 20  # at most, on held-out images, for any number of epochs
 
@@ -183,7 +185,9 @@ class FineTuneProbe(BackboneProbe):
             "patience": self.patience * every_n_epochs if self.selects else None,
             **self.choice.protocol(counts, heldout),
         }
-        return Record(module.stage, module.metric, value, n, protocol)
+        record = Record(module.stage, module.metric, value, n, protocol)
+        self.fitted = FittedClassifier(module.head_config, module.state_dict(), record)
+        return record
 
     def schedule(self) -> str:
         """Describe the learning rate schedule."""
@@ -231,7 +235,9 @@ class FineTuning(pl.LightningModule):
         inputs = context.probe_input(images[:1].to(context.device).float().div_(255))
         self.metric = "top1" if labels.ndim == 1 else "map"
         self.stage, channels = self.fix_weights(inputs, stage, frozen)
-        self.head = head(classifier, channels, len(context.class_names)).to(context.device)
+        arguments = {"channels": channels, "num_classes": len(context.class_names)}
+        self.head_config = {"_target_": target_of(HEADS[classifier]), **arguments}
+        self.head: nn.Module = HEADS[classifier](**arguments).to(context.device)
         if dist.is_initialized() and dist.get_world_size() > 1:
             on_gpu = torch.device(context.device).type == "cuda"
             self.backbone = synchronise_batch_norm(self.backbone, on_gpu=on_gpu)
@@ -330,11 +336,9 @@ class FineTuning(pl.LightningModule):
         return float(score(logits, labels)), len(labels)
 
 
-def head(classifier: str, channels: int, num_classes: int) -> nn.Module:
-    """Build the classifier from `(B, channels, rows, columns)` to logits `(B, num_classes)`."""
-    if classifier == "conv":
-        return ConvBlockClassifier(channels, num_classes)
-    return nn.Sequential(GlobalAverage(), nn.Linear(channels, num_classes))
+def target_of(made: type) -> str:
+    """Return the dotted name of a class."""
+    return f"{made.__module__}.{made.__qualname__}"
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:

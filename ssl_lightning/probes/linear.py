@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.classifiers import FittedClassifier
+from ssl_lightning.artifacts.results import Record, best_stage
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
 from ssl_lightning.probes.base import Probe
+
+HEAD = "ssl_lightning.networks.heads.StandardisedLinear"  # of the stored classifier
 
 
 class LinearProbe(Probe):
@@ -72,12 +75,18 @@ class LinearProbe(Probe):
             raise ValueError("the linear probe needs labelled training images to fit on; there are none")
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
-        records = []
+        records, fitted = [], {}
         for stage in features.stages:
-            records += self._run_stage(features, stage, num_classes)
+            of_stage, fitted[stage] = self._run_stage(features, stage, num_classes)
+            records += of_stage
+        best = best_stage([record for record in records if record.metric == "top1"])
+        self.fitted = fitted[best.stage] if best else None
         return records
 
-    def _run_stage(self, features: Features, stage: str, num_classes: int) -> list[Record]:
+    def _run_stage(
+        self, features: Features, stage: str, num_classes: int
+    ) -> tuple[list[Record], FittedClassifier]:
+        """Fit the classifier of one stage; return its results, and the classifier."""
         labels = features.labels
         pool = next((p for p in self.pools if features.dims(stage, p) <= self.max_dims), 1)
         train, heldout, test = (features.get(split, stage, pool) for split in ("train", "heldout", "test"))
@@ -98,9 +107,10 @@ class LinearProbe(Probe):
             converged &= bool(fit.converged.all())
             best = 0
         test_scores = scores(fit, (test - shift) * scale)[best]
+        grid = features.grids[stage, pool]
         protocol = {
             "classifier": "multinomial logistic regression, L-BFGS",
-            "pool": list(features.grids[stage, pool]),
+            "pool": list(grid),
             "dims": train.shape[1],
             "standardised": "train",
             "l2": chosen,
@@ -120,7 +130,20 @@ class LinearProbe(Probe):
             value = float(topk_accuracy(test_scores, labels["test"], k))
             held = float(topk_accuracy(heldout_scores, labels["heldout"], k))
             records.append(Record(stage, f"top{k}", value, len(test), protocol | {"heldout": held}))
-        return records
+        head = {
+            "_target_": HEAD,
+            "channels": train.shape[1] // (grid[0] * grid[1]),
+            "grid": list(grid),
+            "num_classes": num_classes,
+        }
+        weights = {
+            "shift": shift,
+            "scale": scale,
+            "linear.weight": fit.weight[best],
+            "linear.bias": fit.bias[best],
+        }
+        state = {f"head.{name}": value for name, value in weights.items()}
+        return records, FittedClassifier(head, state, records[0])
 
     def _fit(
         self,

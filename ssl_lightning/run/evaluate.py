@@ -35,7 +35,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
     writer = RunWriter(parts, time.perf_counter())
     writer.print_header()
-    writer.add(probe(parts, parts.task), trained=parts.task.needs_training or bool(parts.loaded))
+    probed = probe(parts, parts.task)
+    writer.add(probed, trained=parts.task.needs_training or bool(parts.loaded))
     if not parts.trainer.is_global_zero:
         return
     stamp = Evaluation(
@@ -44,6 +45,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         git=git_revision(),
         command=command("evaluate", given_overrides(cfg)),
     )
+    writer.save_classifiers(probed)
     same = add_records(results, writer.records, stamp)
     write_results(folder / RESULTS, results)
     print_probes(writer.records, writer.probe_s)

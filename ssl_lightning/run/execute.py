@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from ssl_lightning.artifacts.classifiers import remove_classifiers
 from ssl_lightning.artifacts.run_folder import accept_config
 from ssl_lightning.artifacts.weights import save_backbone
 from ssl_lightning.engine.fsdp import unsharded_task
@@ -69,7 +70,9 @@ def execute(parts: Parts, writer: RunWriter) -> PretextTask:
     probed = probe(parts, task)
     writer.add(probed, trained=task.needs_training or bool(parts.loaded))
     if parts.trainer.is_global_zero:
+        remove_classifiers(parts.folder)  # of a run that goes on, they belong to earlier weights
         save_backbone(parts.folder, probed.backbones["backbone"], writer.export_config())
+        writer.save_classifiers(probed)
     return task
 
 

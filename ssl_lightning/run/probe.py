@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.config.keys import TRAINER
 from ssl_lightning.engine.fsdp import is_sharded
@@ -28,11 +29,13 @@ class Probed:
         records: Records without `trained`.
         seconds: Durations by name: `encode_s`, and for each probe `<name>_s`.
         backbones: The probed backbones, by branch.
+        classifiers: The classifiers that probes fitted on full images, by names of the probe and branch.
     """
 
     records: list[Record]
     seconds: dict[str, float]
     backbones: dict[str, nn.Module]
+    classifiers: dict[tuple[str, str], FittedClassifier] = field(default_factory=dict)
 
 
 def probe(parts: Parts, task: PretextTask) -> Probed:
@@ -44,6 +47,11 @@ def probe(parts: Parts, task: PretextTask) -> Probed:
     if not parts.probes:
         return Probed([], {}, backbones)
     data = parts.data
+    classifiers: dict[tuple[str, str], FittedClassifier] = {}
+
+    def keep(name: str, branch: str, fitted: FittedClassifier) -> None:
+        classifiers[name, branch] = fitted
+
     records, seconds = run_probes(
         backbones,
         parts.preparation.feed(task),
@@ -57,8 +65,9 @@ def probe(parts: Parts, task: PretextTask) -> Probed:
         precision=precision,
         device=device,
         protocol=parts.preparation.protocol(task, data.pretrain_images),
+        keep=keep if parts.preparation.input == "image" else None,
     )
-    return Probed(records, seconds, backbones)
+    return Probed(records, seconds, backbones, classifiers)
 
 
 def probe_hardware(parts: Parts) -> dict[str, Any]:

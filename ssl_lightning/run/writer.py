@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from omegaconf import OmegaConf
 
+from ssl_lightning.artifacts.classifiers import save_classifier
 from ssl_lightning.artifacts.provenance import git_revision, versions
 from ssl_lightning.artifacts.results import (
     BenchmarkRow,
@@ -26,6 +27,7 @@ from ssl_lightning.config.identity import config_sha256, series_sha256
 from ssl_lightning.config.keys import DATA
 from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.core.entry import command_line
+from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.report.model_card import write_model_card
 from ssl_lightning.report.summary import print_header
@@ -53,6 +55,14 @@ class RunWriter:
         """Add the records of one round of probes."""
         self.records += [replace(record, trained=trained) for record in probed.records]
         self.probe_s = probed.seconds or self.probe_s
+
+    def save_classifiers(self, probed: Probed) -> None:
+        """Write the classifiers of one round of probes; call it after the export of the backbone."""
+        task, config = self.parts.task, self.export_config()
+        config["class_names"] = self.parts.data.spec.class_names or ()
+        for (name, branch), fitted in probed.classifiers.items():
+            own = {"backbone": task.branch_configs().get(branch, config["backbone"])}
+            save_classifier(self.parts.folder, name, branch, fitted, probed.backbones[branch], config | own)
 
     def write(self, status: Status) -> Results:
         """Write results.json, and the model card of a finished run; return the results."""
@@ -102,7 +112,7 @@ class RunWriter:
         backbone = cast(dict[str, Any], OmegaConf.to_container(cfg.backbone))
         return {
             "backbone": {**backbone, "in_channels": parts.task.backbone_channels(parts.data.spec)},
-            "input": parts.task.input_config(),
+            "input": {**parts.task.input_config(), "crop_ratio": crop_ratio(parts.data)},
             "batch_norm": parts.preparation.protocol(parts.task, parts.data.pretrain_images)["batch_norm"],
             "task": cfg.choices.task,
             "data": cfg.choices.data,
@@ -140,6 +150,11 @@ class RunWriter:
                 "(data.train_dir and data.test_dir)"
             )
         print_header(facts)
+
+
+def crop_ratio(data: PairedDataModule) -> float:
+    """Return the side of the central square that evaluation sees, over the shorter side of a picture."""
+    return data.eval_view.crop_ratio if data.eval_view else 1.0
 
 
 def command(name: str, overrides: Iterable[str]) -> str:

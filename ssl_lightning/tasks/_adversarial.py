@@ -123,11 +123,12 @@ class AdversarialTask(PretextTask):
     def build(self, spec: ImageSpec) -> None:
         super().build(spec)
         if self.adversarial:
-            self.discriminator = Discriminator(
-                in_channels=spec.channels,
-                stages=discriminator_stages(self.fake_size(spec)),
-                width=self._discriminator_width,
-            )
+            self.discriminator_config = {
+                "in_channels": spec.channels,
+                "stages": discriminator_stages(self.fake_size(spec)),
+                "width": self._discriminator_width,
+            }
+            self.discriminator = Discriminator(**self.discriminator_config)
             self.judge = PooledClassifier(self.discriminator, 1)
 
     def fake_size(self, spec: ImageSpec) -> int:
@@ -155,6 +156,12 @@ class AdversarialTask(PretextTask):
 
     def branches(self) -> dict[str, nn.Module]:
         return super().branches() | ({"discriminator": self.discriminator} if self.adversarial else {})
+
+    def branch_configs(self) -> dict[str, dict[str, Any]]:
+        target = f"{Discriminator.__module__}.{Discriminator.__qualname__}"
+        return (
+            {"discriminator": {"_target_": target, **self.discriminator_config}} if self.adversarial else {}
+        )
 
     def to_pixels(self, normalised: Tensor) -> Tensor:
         """Undo `normalise`, and clip to [0, 1]."""

@@ -13,7 +13,7 @@ from torch import nn
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.artifacts.run_folder import CONFIG
 from ssl_lightning.artifacts.state_dicts import mismatches
-from ssl_lightning.artifacts.weights import build_backbone
+from ssl_lightning.artifacts.weights import build_network
 from ssl_lightning.config.trust import check_targets, load_config
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.recipes import is_recorded, layers_of, plain, recipe_of
@@ -109,8 +109,7 @@ def _backbone(stored: Mapping[str, Any], path: Path, task: str) -> nn.Module:
     """Rebuild the backbone, if it is known and has the layers that it had."""
     recipe, layers = stored.get("backbone"), stored.get("layers")
     if isinstance(recipe, dict):
-        arguments = {key: value for key, value in recipe.items() if key != "_target_"}
-        backbone = build_backbone(recipe.get("_target_"), arguments, path)
+        backbone = build_network(recipe, path)
         if layers is None or layers_of(backbone) == layers:
             return backbone
     kind = stored.get("backbone_kind")

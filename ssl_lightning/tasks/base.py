@@ -170,6 +170,10 @@ class PretextTask(pl.LightningModule):
         """Return the backbones to probe, by name."""
         return {"backbone": self.backbone}
 
+    def branch_configs(self) -> dict[str, dict[str, Any]]:
+        """Return the configs, with `_target_`, of branches that the task built itself."""
+        return {}
+
     def receive(self, images: Tensor) -> Tensor:
         """Convert a batch of the loader, `(B, C, H, W)` uint8, to the images of `step`.
 

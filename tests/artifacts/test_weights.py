@@ -1,5 +1,6 @@
 """Export and import of backbones: exact round trips, refusal of misfits and of files with code."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -141,3 +142,29 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
         read_state(tmp_path / "evil.ckpt")
     assert not Path("/tmp/ssl_lightning_hacked").exists()
+
+
+def test_a_backbone_of_an_own_package_needs_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mynets.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, in_channels: int = 3, width: int = 4):\n"
+        "        super().__init__()\n"
+        "        self.one = nn.Sequential(nn.Conv2d(in_channels, width, 3, 2, 1), nn.ReLU())\n"
+        "        self.two = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())\n"
+        "    def forward(self, x):\n"
+        "        return self.two(self.one(x))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module("mynets").Net()
+    save_backbone(tmp_path, net, {"backbone": {"_target_": "mynets.Net", "in_channels": 3}})
+    with pytest.raises(ValueError, match=r"'mynets.Net'; only backbones of .* SSL_LIGHTNING_TRUST=<package>"):
+        load_backbone(tmp_path)
+    monkeypatch.setenv("SSL_LIGHTNING_TRUST", "other, mynets")
+    images = torch.randn(2, 3, 16, 16)
+    maps = load_backbone(tmp_path)(images)
+    assert [tuple(each.shape[1:]) for each in maps] == [(4, 8, 8), (8, 4, 4)]
+    torch.testing.assert_close(maps[-1], net(images))
+    save_backbone(tmp_path, net, {"backbone": {"_target_": "other.Net"}})
+    with pytest.raises(ValueError, match="'other.Net', which cannot be imported"):
+        load_backbone(tmp_path)

@@ -1,0 +1,1 @@
+"""Export of backbones to the formats of other libraries."""
