@@ -35,7 +35,7 @@ class Probed:
     backbones: dict[str, nn.Module]
 
 
-def probe(parts: Parts, task: PretextTask) -> Probed:
+def probe_task(parts: Parts, task: PretextTask) -> Probed:
     """Prepare every branch of the task and run every probe on it."""
     device = parts.trainer.strategy.root_device
     task.to(device)
