@@ -7,9 +7,10 @@ from typing import Any
 _MODULES = {
     "as_backbone": "networks.adapter",
     "load_backbone": "artifacts.weights",
+    "probe": "probes.api",
 }
 
-__all__ = ["as_backbone", "load_backbone"]
+__all__ = ["as_backbone", "load_backbone", "probe"]
 __version__ = "0.1.0"
 
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from ssl_lightning.data._in_memory import InMemory
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.arrays import load
-from ssl_lightning.data.io.sources import RESIZE_CHUNK, ArraySource, resize
-
-LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey (ITU-R BT.601)
+from ssl_lightning.data.io.pixels import with_channels
+from ssl_lightning.data.io.sources import ArraySource, resize
 
 
 class InMemoryPair(InMemory):
@@ -61,14 +57,3 @@ class InMemoryPair(InMemory):
             for split, part in probed.items()
         )
         return Pairing(pretrain, train, test, self.class_names)
-
-
-def with_channels(images: Tensor, channels: int) -> Tensor:
-    """Turn images (N, H, W, C) uint8, grey or RGB, into grey (channels 1) or RGB (channels 3)."""
-    if images.shape[3] == channels:
-        return images
-    if channels == 3:
-        return images.expand(-1, -1, -1, 3).contiguous()
-    weights = torch.tensor(LUMA)
-    grey = [(part.float() @ weights).round().byte() for part in images.split(RESIZE_CHUNK)]
-    return torch.cat(grey)[..., None]

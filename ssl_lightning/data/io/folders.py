@@ -116,15 +116,24 @@ def decode(path: str | os.PathLike[str] | BytesIO, channels: int, max_pixels: in
     """
     with open_image(path, max_pixels) as image:  # checks the size before the pixels take memory
         image.load()
-        upright: Image.Image = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits; a direct conversion would clip them at 255
-            values = np.asarray(upright).astype(np.int64).clip(0, 65535)
-            upright = Image.fromarray((values // 257).astype(np.uint8))
-        elif upright.mode == "F":
-            raise ValueError("floating-point pixels have no known range")
-        if upright.mode == "P":  # take the colours of the palette, not its indices
-            upright = upright.convert("RGB")
-        return upright.convert("L" if channels == 1 else "RGB")
+        return eight_bit(image, channels)
+
+
+def eight_bit(image: Image.Image, channels: int) -> Image.Image:
+    """Convert an image of any mode to upright 8-bit grey (channels 1) or RGB (channels 3); see `decode`.
+
+    Raises:
+        ValueError: Its pixels are floats, which have no known range.
+    """
+    upright: Image.Image = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits; a direct conversion would clip them at 255
+        values = np.asarray(upright).astype(np.int64).clip(0, 65535)
+        upright = Image.fromarray((values // 257).astype(np.uint8))
+    elif upright.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if upright.mode == "P":  # take the colours of the palette, not its indices
+        upright = upright.convert("RGB")
+    return upright.convert("L" if channels == 1 else "RGB")
 
 
 def as_tensor(image: Image.Image) -> Tensor:
