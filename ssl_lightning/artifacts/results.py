@@ -97,6 +97,19 @@ class Record(Measured):
         """Same figure on held-out images, None without labels."""
         return cast(float | None, self.protocol.get("heldout"))
 
+    @property
+    def standard_error(self) -> float | None:
+        """Standard error of an accuracy over its n images, sqrt(p (1 - p) / n); None for other metrics."""
+        if not self.metric.startswith("top"):
+            return None
+        return math.sqrt(self.value * (1 - self.value) / self.n)
+
+    def __str__(self) -> str:
+        error = "" if self.standard_error is None else f" ± {self.standard_error:.4f}"
+        return (
+            f"{self.probe} {self.metric} of {self.branch} {self.stage}: {self.value:.4f}{error} (n={self.n})"
+        )
+
 
 @dataclass(frozen=True)
 class StoredRecord(Measured):

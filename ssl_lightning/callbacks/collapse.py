@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from ssl_lightning.callbacks._loaders import paired_data, watched_sample
 from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.features.encode import class_labels, encode
@@ -73,9 +74,15 @@ class Collapse(Callback):
             raise ValueError(f"callbacks.collapse.every_n_epochs is {every_n_epochs}; it must be above 0")
         self.images, self.every_n_epochs = images, every_n_epochs
         self._watches = True
+        self._stock: list[tuple[Tensor, Tensor]] = []  # batches without a data module of this package
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        count, fewest = len(self.loader(trainer).indices), max(FEWEST, trainer.world_size)
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if paired_data(trainer) is None:
+            sample = watched_sample(trainer, self.images)
+            self._stock, count = sample.batches(trainer), len(sample.images)
+        else:
+            count = len(self.loader(trainer).indices)
+        fewest = max(FEWEST, trainer.world_size)
         self._watches = count >= fewest
         if not self._watches and trainer.is_global_zero:
             print(
@@ -94,9 +101,12 @@ class Collapse(Callback):
     def loader(self, trainer: pl.Trainer) -> Any:
         """Return a loader of labelled held-out images, shared with `OnlineKNN`, if there are enough.
 
-        Else it holds unlabelled held-out images, or pretraining images if none are held out.
+        Else it holds unlabelled held-out images, or pretraining images if none are held out. Without a data
+        module of this package, it holds images of the validation loader, or else of the training loader.
         """
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = paired_data(trainer)
+        if data is None:
+            return self._stock
         if not data.holds_out:
             return data.unlabelled(self.images)
         if data.has_downstream and data.targets == "classes":

@@ -50,10 +50,11 @@ class HealthGuard(Callback):
     - Dead: in three consecutive looks the gradient norm is exactly 0, an optimizer has no gradient at all, or
       no weight has changed, while the learning rate is above a hundredth of its highest value so far.
 
-    A `GradientWatch` passes it the gradients.
+    A `GradientWatch` passes it the gradients after all other callbacks changed them. Without one the guard
+    reads them itself.
 
     Args:
-        run_dir: The run folder.
+        run_dir: The run folder; None for the Trainer's `default_root_dir`.
         factor: Largest growth of the loss; None disables this check.
 
     Raises:
@@ -62,10 +63,11 @@ class HealthGuard(Callback):
 
     state_key = "DivergenceGuard"  # the name in the checkpoints of old runs
 
-    def __init__(self, run_dir: Path, factor: float | None = 10.0) -> None:
+    def __init__(self, run_dir: str | Path | None = None, factor: float | None = 10.0) -> None:
         if factor is not None and not factor > 1:
             raise ValueError(f"diverged is {factor}; allowed are null and numbers above 1")
-        self.run_dir, self.factor = run_dir, factor
+        self._run_dir = None if run_dir is None else Path(run_dir)
+        self.factor = factor
         self.suspect = False  # the last optimizer step had no gradient: do not save such a state
         self.verdict = "healthy"
         self._start: dict[str, float] = {}  # mean loss of the first look, by names of the scores
@@ -82,6 +84,11 @@ class HealthGuard(Callback):
         self._weights: Tensor | None = None  # sampled at the last look
         self._looked_at = 0  # optimizer steps at the last look
         self._dead_looks, self._top_lr = 0, 0.0
+        self._alone = False  # whether no `GradientWatch` passes the gradients
+
+    def folder(self, trainer: pl.Trainer) -> Path:
+        """Return the folder of the checkpoints and of `bad_batch.json`."""
+        return self._run_dir or Path(trainer.default_root_dir)
 
     def health(self) -> Health:
         """Return the counts of the run, including its parts before a resume."""
@@ -106,10 +113,17 @@ class HealthGuard(Callback):
         self._norms = list(state_dict.get("norms", []))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._alone = not any(isinstance(each, GradientWatch) for each in trainer.callbacks)  # type: ignore[attr-defined]
         self._looked_at = self._counts["optimizer_steps"]
         self._weights = sample_weights(pl_module)
         if trainer.is_global_zero:
-            (self.run_dir / BAD_BATCH).unlink(missing_ok=True)  # left by the run before its resume
+            (self.folder(trainer) / BAD_BATCH).unlink(missing_ok=True)  # left by the run before its resume
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._alone:
+            self.note_gradients(trainer, pl_module, optimizer)
 
     def note_gradients(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -237,11 +251,11 @@ class HealthGuard(Callback):
         raise DeadRunError(
             f"{what} at step {trainer.fit_loop.total_batch_idx + 1}, for {LOOKS} looks in a row (every "
             f"{trainer.log_every_n_steps} steps), at a learning rate of {lr:.3g}: {missing} of "  # type: ignore[attr-defined]
-            f"{parameters} parameters have no gradient, and the run learns nothing. {self._way_back()}"
+            f"{parameters} parameters have no gradient, and the run learns nothing. {self._way_back(trainer)}"
         )
 
-    def _way_back(self) -> str:
-        last = self.run_dir / CHECKPOINTS / LAST
+    def _way_back(self, trainer: pl.Trainer) -> str:
+        last = self.folder(trainer) / CHECKPOINTS / LAST
         if not last.exists():
             return "There is no earlier checkpoint"
         return f"The last good checkpoint is {last}; a new run may start from it: init_from={last}"
@@ -267,9 +281,9 @@ class HealthGuard(Callback):
         in_epoch = trainer.fit_loop.epoch_loop.batch_idx + 1 - ago
         facts = {"what": what, "step": number, "epoch": trainer.current_epoch + 1, "batch": in_epoch}
         parts = [f"{what} at step {number} (epoch {facts['epoch']}, batch {in_epoch})"]
-        images, names = images_of(trainer, ago, batches)
+        images, names = pretraining_images(trainer, ago, batches)
         if images:
-            path = self.run_dir / BAD_BATCH
+            path = self.folder(trainer) / BAD_BATCH
             if trainer.is_global_zero:
                 with atomic_file(path) as temporary:
                     temporary.write_text(json.dumps(facts | {"images": images, "names": names}, indent=1))
@@ -282,7 +296,9 @@ class HealthGuard(Callback):
         tries.append("trainer.gradient_clip_val=1.0")
         if trainer.precision != "32-true":
             tries.append("trainer.precision=32-true")
-        raise DivergedError(f"{'; '.join(parts)}. {self._way_back()}. What may help: {', '.join(tries)}")
+        raise DivergedError(
+            f"{'; '.join(parts)}. {self._way_back(trainer)}. What may help: {', '.join(tries)}"
+        )
 
 
 class GradientWatch(Callback):
@@ -324,7 +340,7 @@ def sample_weights(module: torch.nn.Module) -> Tensor:
     )
 
 
-def images_of(trainer: pl.Trainer, ago: int, batches: int) -> tuple[Sequence[int], Sequence[str]]:
+def pretraining_images(trainer: pl.Trainer, ago: int, batches: int) -> tuple[Sequence[int], Sequence[str]]:
     """Return the numbers and names of the pretraining images of some batches, over all processes.
 
     Args:

@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from ssl_lightning.artifacts.run_folder import PANEL, PANELS, STRIP
+from ssl_lightning.callbacks._loaders import paired_data, watched_sample
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.tasks.base import Panel, to_float
@@ -31,23 +32,30 @@ class PanelPicture(Callback):
     watched column in up to 12 epochs, and the columns after it.
 
     Args:
-        folder: The run folder.
+        folder: The run folder; None for the Trainer's `default_root_dir`.
         images: Number of images, one row each.
         keep: Whether to keep the panel of every epoch.
     """
 
-    def __init__(self, folder: str, images: int = 6, keep: bool = True) -> None:
+    def __init__(self, folder: str | None = None, images: int = 6, keep: bool = True) -> None:
         if images < 1:
             raise ValueError(f"callbacks.panel.images is {images}; a panel needs at least 1")
-        self.folder = Path(folder)
+        self.folder = None if folder is None else Path(folder)
         self.count, self.keep = images, keep
+        self._stock = torch.empty(0)  # images, without a data module of this package
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if paired_data(trainer) is None and trainer.is_global_zero:
+            self._stock = watched_sample(trainer, self.count).images
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         task = unsharded_task(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        images = data.train_sample(min(self.count, data.pretrain_images))
+        data = paired_data(trainer)
+        images = self._stock
+        if data is not None:
+            images = data.train_sample(min(self.count, data.pretrain_images))
         images = to_float(images.to(pl_module.device))
         task.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -55,15 +63,17 @@ class PanelPicture(Callback):
         task.train()
         epoch = trainer.current_epoch + 1
         pictures = {"panel": draw_panel(panel)}
-        save(pictures["panel"], self.folder / PANEL)
+        folder = self.folder or Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save(pictures["panel"], folder / PANEL)
         if self.keep:
-            kept = self.folder / PANELS
+            kept = folder / PANELS
             kept.mkdir(exist_ok=True)
             save(pictures["panel"], kept / f"epoch_{epoch:04d}.png")
             if panel.watched is not None:
                 write_column(panel.images[:, panel.watched], kept / f"watched_{epoch:04d}.png")
                 pictures["strip"] = draw_panel(strip(panel, kept, epoch))
-                save(pictures["strip"], self.folder / STRIP)
+                save(pictures["strip"], folder / STRIP)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for name, figure in pictures.items():

@@ -133,6 +133,17 @@ def stage_maps(backbone: nn.Module, inputs: Tensor) -> list[Tensor]:
     return [maps.float().unflatten(0, inputs.shape[:2]).mean(1) for maps in backbone(inputs.flatten(0, 1))]
 
 
+def map_shapes(backbone: nn.Module, image: Tensor) -> dict[str, tuple[int, int, int]]:
+    """Return the shape `(C, H, W)` of each stage, found by encoding one input; changes no state."""
+    try:
+        with evaluating(backbone), torch.no_grad():
+            maps = stage_maps(backbone, image)
+    except (AssertionError, RuntimeError) as error:  # transformers of timm take one size only
+        size = "x".join(map(str, image.shape[-2:]))
+        raise ValueError(f"the backbone takes no images of {size} px: {error}") from error
+    return {f"stage{depth}": tuple(each.shape[1:]) for depth, each in enumerate(maps, 1)}  # type: ignore[misc]
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Any:
     """Hold a module in eval mode, then restore the previous mode of each submodule."""

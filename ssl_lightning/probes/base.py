@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.features.encode import Features, Loader, encode
+from ssl_lightning.features.encode import Features, Loader, encode, map_shapes
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 
 
@@ -173,6 +173,32 @@ class BackboneProbe(BaseProbe, ABC):
         """
 
 
+def check_probes(
+    probes: Mapping[str, BaseProbe],
+    branches: Mapping[str, nn.Module],
+    inputs: Tensor,
+    counts: Mapping[str, int],
+) -> None:
+    """Raise, before any work, if a probe does not support the data or a backbone.
+
+    Args:
+        probes: The probes by name.
+        branches: The backbones by name.
+        inputs: Input of the backbones for one image, `(1, C, H, W)` or `(1, V, C, h, w)`.
+        counts: Labelled images, as for `BaseProbe.check`.
+
+    Raises:
+        ValueError: The message names the probe and what it needs.
+    """
+    shapes = [map_shapes(backbone, inputs) for backbone in branches.values()]
+    for name, probe in probes.items():
+        if inputs.ndim == 5 and not probe.takes_views:
+            raise ValueError(f"probe {name} needs whole images, not tiles: encoding.input=image")
+        probe.check(counts)
+        for maps in shapes:
+            probe.check_backbone(maps, counts)
+
+
 def run_probes(
     branches: Mapping[str, nn.Module],
     probe_input: Callable[[Tensor], Tensor],
@@ -188,6 +214,7 @@ def run_probes(
     device: torch.device | str = "cpu",
     protocol: Mapping[str, Any] | None = None,
     keep: Callable[[str, str, FittedClassifier], None] | None = None,
+    announce: Callable[[str], None] = lambda step: None,
 ) -> tuple[list[Record], dict[str, float]]:
     """Encode each backbone once for all feature probes, and run every probe on it.
 
@@ -209,6 +236,7 @@ def run_probes(
         device: Device of the features and of the probes' computation.
         protocol: Preparation of the backbones, added to the protocol of every record.
         keep: Called with the name of the probe, the branch and the classifier that the probe fitted.
+        announce: Called before each step with its name, such as "knn on backbone", to show progress.
 
     Returns:
         The records without `trained`; and seconds by name: `encode_s`, and for each probe `<name>_s`.
@@ -225,6 +253,7 @@ def run_probes(
     images = sum(cast(Images, data).label_counts[split] for split in loaders) if wanted else 0
 
     def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
+        announce(f"{name} on {branch}")
         began = time.perf_counter()
         found = evaluate()
         seconds[f"{name}_s"] += time.perf_counter() - began
@@ -237,6 +266,7 @@ def run_probes(
 
     for branch, backbone in branches.items():
         if feature_probes:
+            announce(f"encode with {branch}")
             features = encode(backbone, probe_input, loaders, pools, precision=precision, device=device)
             seconds["encode_s"] = seconds.get("encode_s", 0.0) + features.encode_s
             _check_labels(features, len(class_names))

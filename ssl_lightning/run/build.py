@@ -19,7 +19,6 @@ from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import memory_format
-from ssl_lightning.features.encode import evaluating, stage_maps
 from ssl_lightning.networks.features import check_input_size
 from ssl_lightning.tasks.base import PretextTask
 
@@ -157,14 +156,3 @@ def check_compiler(device: torch.device) -> None:
         raise ValueError(
             f"compile is true, but torch.compile does not work here ({why}); leave it false"
         ) from error
-
-
-def map_shapes(backbone: nn.Module, image: Tensor) -> dict[str, tuple[int, int, int]]:
-    """Return the shape `(C, H, W)` of each stage, found by encoding one input; changes no state."""
-    try:
-        with evaluating(backbone), torch.no_grad():
-            maps = stage_maps(backbone, image)
-    except (AssertionError, RuntimeError) as error:  # transformers of timm take one size only
-        size = "x".join(map(str, image.shape[-2:]))
-        raise ValueError(f"the backbone takes no images of {size} px: {error}") from error
-    return {f"stage{depth}": tuple(each.shape[1:]) for depth, each in enumerate(maps, 1)}  # type: ignore[misc]

@@ -14,7 +14,7 @@ from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.engine.trainer import join_processes
 from ssl_lightning.report.summary import print_probes
 from ssl_lightning.run.parts import build_parts
-from ssl_lightning.run.probe import probe
+from ssl_lightning.run.probe import probe_task
 from ssl_lightning.run.writer import RunWriter, command
 
 
@@ -35,7 +35,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
         raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
     writer = RunWriter(parts, time.perf_counter())
     writer.print_header()
-    probed = probe(parts, parts.task)
+    probed = probe_task(parts, parts.task)
     writer.add(probed, trained=parts.task.needs_training or bool(parts.loaded))
     if not parts.trainer.is_global_zero:
         return

@@ -17,7 +17,7 @@ from ssl_lightning.engine.trainer import join_processes
 from ssl_lightning.report.summary import print_summary
 from ssl_lightning.run.build import compile_networks
 from ssl_lightning.run.parts import Parts, build_parts, check_columns, untrained_records
-from ssl_lightning.run.probe import probe
+from ssl_lightning.run.probe import probe_task
 from ssl_lightning.run.writer import RunWriter
 from ssl_lightning.tasks.base import PretextTask
 
@@ -63,11 +63,11 @@ def execute(parts: Parts, writer: RunWriter) -> PretextTask:
     if task.needs_training and parts.cfg.probe_untrained:
         writer.records = untrained_records(parts.previous)  # a resumed run already has them
         if not writer.records:
-            writer.add(probe(parts, task), trained=False)
+            writer.add(probe_task(parts, task), trained=False)
             writer.write("interrupted")  # in case the run is killed
     if task.needs_training:
         task = pretrain(parts)
-    probed = probe(parts, task)
+    probed = probe_task(parts, task)
     writer.add(probed, trained=task.needs_training or bool(parts.loaded))
     if parts.trainer.is_global_zero:
         remove_classifiers(parts.folder)  # of a run that goes on, they belong to earlier weights

@@ -26,8 +26,8 @@ from ssl_lightning.engine.optim import check_optimizer
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.prepare import Preparation
-from ssl_lightning.probes.base import BaseProbe
-from ssl_lightning.run.build import StartingPoint, check_compiler, map_shapes
+from ssl_lightning.probes.base import BaseProbe, check_probes
+from ssl_lightning.run.build import StartingPoint, check_compiler
 from ssl_lightning.tasks.base import PretextTask, to_float
 
 OURS = tuple(name for name, key in TRAINER.items() if not key.lightning)  # keys unknown to Lightning
@@ -192,13 +192,7 @@ def fitting_probes(
             f"{data.name} has {labels}; choose other probes: probe=[...]"
         )
     inputs = preparation.feed(task)(to_float(data.train_sample(1)))
-    shapes = [map_shapes(backbone, inputs) for backbone in task.branches().values()]
-    for name, probe in chosen.items():
-        if inputs.ndim == 5 and not probe.takes_views:
-            raise ValueError(f"probe {name} needs whole images, not tiles: encoding.input=image")
-        probe.check(data.label_counts)
-        for maps in shapes:
-            probe.check_backbone(maps, data.label_counts)
+    check_probes(chosen, task.branches(), inputs, data.label_counts)
     return chosen, skipped
 
 

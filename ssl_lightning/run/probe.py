@@ -38,7 +38,7 @@ class Probed:
     classifiers: dict[tuple[str, str], FittedClassifier] = field(default_factory=dict)
 
 
-def probe(parts: Parts, task: PretextTask) -> Probed:
+def probe_task(parts: Parts, task: PretextTask) -> Probed:
     """Prepare every branch of the task and run every probe on it."""
     device = parts.trainer.strategy.root_device
     task.to(device)

@@ -145,7 +145,7 @@ def test_images_cover_all_classes_of_a_sorted_split() -> None:
 def test_too_few_images_are_announced_and_nothing_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     data = fake(heldout=15)
     trainer, watch = after_an_epoch(data), Collapse()
-    watch.on_fit_start(trainer, task_on(data))
+    watch.on_train_start(trainer, task_on(data))
     watch.on_train_epoch_end(trainer, task_on(data))
     assert capsys.readouterr().out == (
         "features are not watched for collapse: 15 held-out images, 16 are needed\n"

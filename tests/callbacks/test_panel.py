@@ -77,7 +77,9 @@ def play(callback: PanelPicture, given: list[Panel], first: int = 1, loggers: tu
             current_epoch=epoch - 1,
             loggers=loggers,
             datamodule=SimpleNamespace(
-                pretrain_images=100, train_sample=lambda n: torch.zeros(n, 3, 5, 7, dtype=torch.uint8)
+                has_downstream=False,
+                pretrain_images=100,
+                train_sample=lambda n: torch.zeros(n, 3, 5, 7, dtype=torch.uint8),
             ),
             precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
         )

@@ -1,0 +1,166 @@
+"""Images and labels from the loaders of any Trainer, for callbacks that watch the features."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+)
+
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.data.io.pixels import to_pixels
+
+BATCH = 128  # images that are encoded at a time
+KINDS = "a batch must be images, (images, labels), or a dict with 'image' and 'label'"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images of a loader, the same ones in every process if its data set can be indexed.
+
+    Args:
+        images: `(N, C, H, W)` uint8.
+        labels: `(N,)` int64; None if the loader gives no labels.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+
+    def batches(self, trainer: pl.Trainer) -> list[tuple[Tensor, Tensor]]:
+        """Return the slices of this process, as `encode` takes them; without labels they are -1."""
+        labels = torch.full((len(self.images),), -1) if self.labels is None else self.labels
+        world, rank = trainer.world_size, trainer.global_rank
+        pairs = zip(self.images.split(BATCH * world), labels.split(BATCH * world), strict=True)
+        return [(x.tensor_split(world)[rank], y.tensor_split(world)[rank]) for x, y in pairs]
+
+
+def paired_data(trainer: pl.Trainer) -> Any | None:
+    """Return the data module of a Trainer if it is a `PairedDataModule`, else None."""
+    data = getattr(trainer, "datamodule", None)
+    return data if hasattr(data, "has_downstream") else None
+
+
+def training_loader(trainer: pl.Trainer) -> Any:
+    """Return the first training loader."""
+    return _first(trainer.train_dataloader)
+
+
+def validation_loader(trainer: pl.Trainer) -> Any | None:
+    """Return the first validation loader, or None."""
+    return _first(trainer.val_dataloaders)
+
+
+def watched_sample(trainer: pl.Trainer, count: int) -> Sample:
+    """Return up to `count` validation images; training images if there are none."""
+    loader = validation_loader(trainer)
+    return read_sample(training_loader(trainer) if loader is None else loader, count)
+
+
+def read_sample(loader: Any, count: int) -> Sample:
+    """Read up to `count` images; the loader and the random state stay as they are.
+
+    They are a fixed draw if the data set can be indexed, because data sets are often sorted by class. Else
+    they are the first ones that the loader gives.
+
+    Args:
+        loader: Any iterable of batches.
+        count: At least 1.
+
+    Raises:
+        ValueError: The loader gives no batch, or one of another kind.
+    """
+    images, labels = [], []
+    for batch in _plain_batches(loader, count):
+        x, y = images_and_labels(batch)
+        images.append(channels_first(x))
+        labels.append(y)
+        if sum(map(len, images)) >= count:
+            break
+    if not images:
+        raise ValueError("the loader gives no batch")
+    known = [y for y in labels if y is not None and y.ndim == 1]
+    return Sample(
+        torch.cat(images)[:count],
+        torch.cat(known)[:count].to("cpu", torch.int64) if len(known) == len(labels) else None,
+    )
+
+
+def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Split a batch into images `(B, C, H, W)` and labels, None without labels.
+
+    Raises:
+        ValueError: The batch is of another kind.
+
+    >>> images = torch.zeros(2, 3, 8, 8)
+    >>> images_and_labels({"image": images, "label": torch.tensor([4, 5])})[1].tolist()
+    [4, 5]
+    """
+    images, labels = split_batch(batch)
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise ValueError(f"the loader gives a batch of type {type(batch).__name__}; {KINDS}")
+    return images, labels if isinstance(labels, Tensor) else None
+
+
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """Return the images and labels of a batch without a check; None for what is missing."""
+    if isinstance(batch, Mapping):
+        return batch.get("image"), batch.get("label")
+    if isinstance(batch, Sequence) and len(batch):
+        return batch[0], batch[1] if len(batch) > 1 else None
+    return batch, None
+
+
+def channels_first(images: Any) -> Tensor:
+    """Return images of any layout that `to_pixels` takes as `(N, C, H, W)` uint8."""
+    return to_pixels(
+        images if isinstance(images, Tensor) else np.asarray(images), "the batch of images"
+    ).movedim(-1, 1)
+
+
+def _first(loaders: Any) -> Any | None:
+    """Return the first of several loaders; None if there is none."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        return loaders[0] if loaders else None
+    return loaders
+
+
+def _plain_batches(loader: Any, count: int) -> Iterator[Any]:
+    """Yield batches without worker processes, and without a trace in the loader or the random state."""
+    if isinstance(loader, DataLoader) and (indices := _indices(loader)) is not None:
+        order = torch.randperm(len(indices), generator=generator("fixed", "sample"))[:count].tolist()
+        subset = Subset(loader.dataset, [indices[place] for place in order])
+        loader = DataLoader(subset, batch_size=loader.batch_size or BATCH, collate_fn=loader.collate_fn)
+    with isolate_rng():
+        batches = iter(copy.copy(loader))
+    while True:
+        with isolate_rng():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _indices(loader: DataLoader[Any]) -> Sequence[int] | None:
+    """Return the indices that a loader draws from its data set; None if they are unknown."""
+    if isinstance(loader.dataset, IterableDataset):
+        return None
+    if isinstance(loader.sampler, (RandomSampler, SequentialSampler, DistributedSampler)):
+        return range(len(loader.dataset))  # type: ignore[arg-type]
+    return list(loader.sampler.indices) if isinstance(loader.sampler, SubsetRandomSampler) else None

@@ -1,0 +1,70 @@
+"""Labelled images of any kind as a data module, for a call of `probe`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.data.image_data import ImageData
+
+
+def labelled_data(
+    train: Any,
+    test: Any,
+    *,
+    heldout: int | None,
+    image_size: int | None,
+    channels: int | None,
+    batch_size: int,
+    seed: int,
+) -> PairedDataModule:
+    """Return a data module, set up, with the labelled splits; see `probe` for the arguments.
+
+    Raises:
+        ValueError: The images or labels are missing, or do not suffice.
+    """
+    if isinstance(train, pl.LightningDataModule):
+        data = _given(train, test=test, heldout=heldout, image_size=image_size, channels=channels)
+    elif test is None:
+        raise ValueError(
+            "test is missing: probe(model, train, test) needs labelled test images, on which it only reports"
+        )
+    else:
+        data = ImageData(
+            train,
+            labelled_train=train,
+            test=test,
+            image_size=image_size,
+            channels=channels,
+            heldout=heldout,
+            batch_size=1,  # nothing is pretrained
+            eval_batch_size=batch_size,
+            seed=seed,
+        )
+    data.prepare_data()
+    data.setup()
+    if not data.has_downstream:
+        raise ValueError(
+            f"data {data.name} has no labelled images; give train and test: probe(model, train, test)"
+        )
+    classes = data.spec.class_names or ()
+    if data.targets == "classes" and len(classes) < 2:
+        raise ValueError(f"the labels name {len(classes)} class; a probe needs at least 2")
+    return data
+
+
+def _given(data: pl.LightningDataModule, **others: Any) -> PairedDataModule:
+    """Check a data module that is given instead of labelled images."""
+    if not isinstance(data, PairedDataModule):
+        raise ValueError(
+            f"{type(data).__name__} is no data module of ssl_lightning; give two labelled data sets instead: "
+            "probe(model, train, test)"
+        )
+    if extra := [key for key, value in others.items() if value is not None]:
+        raise ValueError(
+            f"{extra[0]} is given beside the data module {type(data).__name__}, which sets it itself; "
+            f"leave it out: probe(model, data)"
+        )
+    return data
