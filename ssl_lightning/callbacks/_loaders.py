@@ -127,9 +127,8 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 def channels_first(images: Any) -> Tensor:
     """Return images of any layout that `to_pixels` takes as `(N, C, H, W)` uint8."""
-    return to_pixels(
-        images if isinstance(images, Tensor) else np.asarray(images), "the batch of images"
-    ).movedim(-1, 1)
+    tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images))
+    return to_pixels(tensor, "the batch of images").movedim(-1, 1)
 
 
 def _first(loaders: Any) -> Any | None:

@@ -46,8 +46,8 @@ class AdversarialTask(PretextTask):
     """A generator that also has to fool a discriminator (Goodfellow et al. 2014).
 
     A subclass implements `attempt`, and `fake_size` if the discriminator does not see full images. Both
-    networks step once per batch, with gradients at the previous weights. The discriminator learns on pictures from before the generator's step, so accumulated batches
-    add up to one large batch.
+    networks step once per batch, with gradients at the previous weights. The discriminator learns on pictures
+    from before the generator's step, so accumulated batches add up to one large batch.
 
     Real and fake pictures pass through the discriminator in separate batches. In one batch its batch norm
     would tell one kind by the other. Its running statistics come from real pictures, which are also its

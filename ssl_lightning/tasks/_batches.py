@@ -36,8 +36,10 @@ def split_batch(batch: Any, *, needs_labels: bool = False) -> tuple[Tensor, Tens
 
     Example:
         >>> images = torch.zeros(2, 3, 8, 8)
-        >>> split_batch({"image": images})[1].tolist(), split_batch([images, torch.tensor([4, 5])])[1].tolist()
-        ([-1, -1], [4, 5])
+        >>> split_batch({"image": images})[1].tolist()
+        [-1, -1]
+        >>> split_batch([images, torch.tensor([4, 5])])[1].tolist()
+        [4, 5]
     """
     images, labels = batch, None
     if isinstance(batch, Mapping):

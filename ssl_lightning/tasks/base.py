@@ -252,7 +252,8 @@ class PretextTask(pl.LightningModule):
         Raises:
             ValueError: The file is broken or of another task, or its backbone is unknown.
         """
-        return load_task(cls, checkpoint_path, keywords).to(map_location or "cpu")
+        task = load_task(cls, checkpoint_path, keywords)
+        return task.to(map_location or "cpu").to(memory_format=task.image_format)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._spec is not None:

@@ -62,13 +62,15 @@ def test_every_callback_works_and_changes_no_training(
     for name, value in bare.state_dict().items():
         assert torch.equal(value, watched.state_dict()[name]), name
     assert throughput.images == 128
-    assert guard.health().optimizer_steps == 8 and guard.health().verdict == "healthy"
+    assert guard.health().optimizer_steps == 8
+    assert guard.health().verdict == "healthy"
     assert (guard.health().min_grad_norm or 0) > 0
     assert {p.name for p in (tmp_path / "watched").iterdir()} >= {"panel.png", "panels"}
     assert len(list((tmp_path / "watched/panels").glob("epoch_*.png"))) == 2
     assert "epoch 2: features backbone rank" in capsys.readouterr().out
     logged = Path(logger.log_dir, "metrics.csv").read_text()
-    assert "online/backbone/knn_top1" in logged and "features/backbone/rank" in logged
+    assert "online/backbone/knn_top1" in logged
+    assert "features/backbone/rank" in logged
 
 
 def test_the_online_figure_equals_numpys(tmp_path: Path) -> None:
@@ -97,7 +99,8 @@ def test_collapse_watches_the_validation_images(tmp_path: Path) -> None:
     with torch.no_grad():
         maps = task.eval().backbone(task.probe_input(images.permute(0, 3, 1, 2).float() / 255))
     found, expected = feature_health(x), feature_health(maps[-1].mean((2, 3)))
-    assert found.rank == pytest.approx(expected.rank, rel=1e-4) and found.dead == expected.dead
+    assert found.rank == pytest.approx(expected.rank, rel=1e-4)
+    assert found.dead == expected.dead
 
 
 def test_the_guard_alone_stops_a_dead_run(tmp_path: Path) -> None:
@@ -127,7 +130,8 @@ def test_a_sample_is_a_fixed_draw_and_leaves_no_trace() -> None:
     assert torch.equal(found.images, again.images[:20])
     assert torch.equal(source.generator.get_state(), before)
     assert torch.equal(torch.get_rng_state(), state)
-    assert found.labels is not None and len(found.labels.unique()) == 4
+    assert found.labels is not None
+    assert len(found.labels.unique()) == 4
     places = [(images.permute(0, 3, 1, 2) == x).flatten(1).all(1).nonzero().item() for x in found.images]
     assert torch.equal(labels[places], found.labels)
 

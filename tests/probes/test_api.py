@@ -60,7 +60,8 @@ def test_figures_of_a_task_equal_those_of_run_probes() -> None:
     state = torch.get_rng_state()
     table = probe(task, data, probes=["linear", KNNProbe(ks=[3])], **QUIET)
     assert torch.equal(torch.get_rng_state(), state)
-    assert task.training and not task.backbone.training
+    assert task.training
+    assert not task.backbone.training
     expected, _ = run_probes(
         {"backbone": task.backbone}, task.probe_input, {"linear": LinearProbe(), "knn": KNNProbe(ks=[3])},
         {split: data.downstream(split) for split in SPLITS},
@@ -177,10 +178,13 @@ def test_a_table_shows_figures_with_their_errors() -> None:
     ]
     assert lines[-1] == "images: <3>"
     html = TABLE._repr_html_()
-    assert "<th>knn k=20</th>" in html and "40.0 ± 4.9*" in html and "&lt;3&gt;" in html
+    assert "<th>knn k=20</th>" in html
+    assert "40.0 ± 4.9*" in html
+    assert "&lt;3&gt;" in html
     rows = TABLE.rows()
     assert [row["best"] for row in rows] == [False, True, True, False, False]
-    assert rows[2]["k"] == 20 and rows[4]["standard_error"] is None
+    assert rows[2]["k"] == 20
+    assert rows[4]["standard_error"] is None
 
 
 def test_a_table_becomes_a_data_frame() -> None:

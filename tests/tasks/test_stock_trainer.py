@@ -58,6 +58,11 @@ def loader(count: int = 8, size: int = 16, batch_size: int = 4) -> DataLoader:
     return DataLoader(TensorDataset(pictures(count, size), torch.arange(count) % 3), batch_size=batch_size)
 
 
+def given(batches: Any) -> DataLoader:
+    """A loader that gives these batches as they are."""
+    return DataLoader(batches, batch_size=None)
+
+
 def small() -> ConvNet:
     return ConvNet(widths=(8, 8), strides=(2, 2))
 
@@ -105,7 +110,7 @@ def test_a_stock_trainer_trains_logs_saves_and_loads(kind: type[PretextTask], tm
     best = ModelCheckpoint(tmp_path, monitor="val/loss", save_weights_only=True)
     found = trainer(
         tmp_path, max_epochs=2, log_every_n_steps=1, logger=CSVLogger(str(tmp_path)),
-        enable_checkpointing=True, callbacks=[best, EarlyStopping("val/loss", patience=5), LearningRateMonitor()],
+        enable_checkpointing=True, callbacks=[best, EarlyStopping("val/loss"), LearningRateMonitor()],
     )  # fmt: skip
     found.fit(task, loader(4, size, 2), loader(2, size, 2))
     logged = rows(tmp_path)
@@ -169,7 +174,7 @@ def test_the_spec_is_the_one_of_the_first_batch_or_of_the_data_module(tmp_path: 
     assert (task.spec.channels, task.spec.image_size) == (3, 16)
     assert task.spec.mean == pytest.approx(images.numpy().mean((0, 2, 3)), rel=1e-5)
     assert task.spec.std == pytest.approx(images.numpy().std((0, 2, 3), ddof=1), rel=1e-5)
-    data, other = Fake(image_size=16, num_train=64, batch_size=16), Rotation(small())
+    data, other = Fake(image_size=16, num_train=128, batch_size=16), Rotation(small())
     trainer(tmp_path, limit_val_batches=0).fit(other, data)
     assert other.spec == data.spec
 
@@ -190,7 +195,7 @@ BATCHES = {
 def test_kinds_of_batches(name: str, tmp_path: Path) -> None:
     backbone = ConvNet(in_channels=1 if name == "grey" else 3, widths=(8,), strides=(2,))
     task = Rotation(backbone)
-    trainer(tmp_path).fit(task, BATCHES[name])
+    trainer(tmp_path).fit(task, given(BATCHES[name]))
     assert set(task.scores) == {"loss", "acc"}
 
 
@@ -199,7 +204,7 @@ def test_floats_and_bytes_train_alike(tmp_path: Path) -> None:
     for batch in (pictures(4), pictures(4) / 255):
         torch.manual_seed(0)
         task = Rotation(small(), SPEC)
-        trainer(tmp_path).fit(task, [batch])
+        trainer(tmp_path).fit(task, given([batch]))
         found.append(task.scores["loss"])
     torch.testing.assert_close(*found)
 
@@ -222,6 +227,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_batches_get_one_sentence(name: str, tmp_path: Path) -> None:
     batches, message = WRONG[name]
+    batches = batches if isinstance(batches, DataLoader) else given(batches)
     with pytest.raises(ValueError, match=f"(?s){message}") as error:
         trainer(tmp_path).fit(Rotation(small()), batches)
     assert "\n" not in str(error.value)
@@ -229,9 +235,9 @@ def test_wrong_batches_get_one_sentence(name: str, tmp_path: Path) -> None:
 
 def test_batches_that_do_not_fit_a_given_spec(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images of shape \(3, 8, 8\), and the task takes \(3, 16, 16\)"):
-        trainer(tmp_path).fit(Rotation(small(), SPEC), [pictures(4, 8)])
+        trainer(tmp_path).fit(Rotation(small(), SPEC), given([pictures(4, 8)]))
     with pytest.raises(ValueError, match=r"floats from 0 to 255"):
-        trainer(tmp_path).fit(Rotation(small(), SPEC), [pictures(4).float()])
+        trainer(tmp_path).fit(Rotation(small(), SPEC), given([pictures(4).float()]))
 
 
 def test_one_image_is_too_few_for_batch_norm(tmp_path: Path) -> None:
@@ -250,7 +256,7 @@ def test_supervised_learns_the_classes_of_the_loader(tmp_path: Path) -> None:
     trainer(tmp_path).fit(named, DataLoader(data, batch_size=4))
     assert named.spec.class_names == ("cat", "dog", "frog")
     with pytest.raises(ValueError, match=r"learns from labels, and the loader gives none"):
-        trainer(tmp_path).fit(Supervised(small()), [pictures(4)])
+        trainer(tmp_path).fit(Supervised(small()), given([pictures(4)]))
 
 
 class Endless(IterableDataset):
@@ -324,12 +330,13 @@ def test_ddp_needs_unused_parameters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Rotation, Inpainting])
 def test_a_stock_resume_continues_the_run(kind: type[PretextTask], tmp_path: Path) -> None:
+    quiet = {"instance_noise": 0.0} if kind is Inpainting else {}  # noise depends on the length of the run
     weights = []
     for folder, epochs in (("whole", (3,)), ("parts", (1, 3))):
         checkpoint = None
         for last in epochs:
             torch.manual_seed(0)
-            task = kind(small(), optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
+            task = kind(small(), optimizer=lambda p: torch.optim.SGD(p, lr=0.01), **quiet)
             found = trainer(tmp_path, max_epochs=last)
             # another first batch must not change the statistics of the resumed run
             images = loader(8) if checkpoint is None else [*reversed(list(loader(8)))]
@@ -391,10 +398,10 @@ def test_an_unknown_backbone_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_a_changed_torchvision_model_is_not_mistaken(tmp_path: Path) -> None:
-    net = torchvision.models.squeezenet1_1()
-    net.features[1] = nn.ELU()
+    net = torchvision.models.mobilenet_v3_small()
+    net.features[0][2] = nn.ReLU()
     path = saved(Rotation(net, copies=1), tmp_path)
-    with pytest.raises(ValueError, match="cannot rebuild its backbone, a SqueezeNet"):
+    with pytest.raises(ValueError, match="cannot rebuild its backbone, a MobileNetV3"):
         Rotation.load_from_checkpoint(path)
 
 

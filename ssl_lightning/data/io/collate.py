@@ -46,8 +46,8 @@ def collate_images(samples: Sequence[Any]) -> Any:
 def _stack(pictures: Sequence[Any]) -> Tensor:
     if wrong := [each for each in pictures if not isinstance(each, Image.Image)]:
         raise ValueError(
-            f"collate_images found a {type(wrong[0]).__name__} in place of a picture; a sample is a picture of "
-            "PIL, a tuple that starts with one, or a dict with 'image'"
+            f"collate_images found a {type(wrong[0]).__name__} in place of a picture; a sample is a picture "
+            "of PIL, a tuple that starts with one, or a dict with 'image'"
         )
     sizes = sorted({each.size for each in pictures})
     if len(sizes) > 1:
