@@ -1,16 +1,8 @@
 """Write the backbone of a run for another library: `python export.py run=<run folder> format=onnx`."""
 
-import hydra
-from omegaconf import DictConfig
+import sys
 
-from ssl_lightning.launch.export import run_export
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="export")
-def main(cfg: DictConfig) -> None:
-    """Export the backbone and print the largest difference of its outputs."""
-    run_export(cfg)
-
+from ssl_lightning.launch.commands import export_main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(export_main(sys.argv[1:]))

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": ("launch.commands", "evaluate_main", "probe the backbone of a run or of a file"),
     "report": ("launch.commands", "report_main", "write the table and the page of stored runs"),
     "audit": ("launch.commands", "audit_main", "find the shortcuts that the guards of a task prevent"),
+    "export": ("launch.commands", "export_main", "write the backbone of a run for another library"),
     "pack": ("data.pack.__main__", "main", "pack image files into shards"),
     "bench": ("bench.__main__", "start", "measure speed against plain PyTorch"),
 }

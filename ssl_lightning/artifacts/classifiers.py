@@ -30,7 +30,7 @@ from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 
 SCHEMA = 1  # of classifier_<probe>_<branch>.json
-HEAD, TRUNK = "head.", "backbone."  # prefixes of weights
+HEAD, NETWORK = "head.", "backbone."  # prefixes of weights
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def load_classifier(run: str | Path, probe: str = "linear", *, branch: str = "ba
         _check_digests(folder, content["sha256"], {weights.name})
         state = dict(read_state(weights))
         if BACKBONE in content["sha256"]:
-            state |= {TRUNK + name: value for name, value in read_state(folder / BACKBONE).items()}
+            state |= {NETWORK + name: value for name, value in read_state(folder / BACKBONE).items()}
         classifier = Classifier(
             build_network(content["backbone"], description),
             build_network(content["head"], description),
@@ -157,11 +157,11 @@ def save_classifier(
     """
     weights, description = classifier_files(folder, probe, branch)
     state, needed = dict(fitted.weights), [weights]
-    if not any(name.startswith(TRUNK) for name in state):
+    if not any(name.startswith(NETWORK) for name in state):
         if _is_exported(folder, backbone):
             needed.append(folder / BACKBONE)
         else:
-            state |= {TRUNK + name: value for name, value in backbone.state_dict().items()}
+            state |= {NETWORK + name: value for name, value in backbone.state_dict().items()}
     write_weights(weights, state)
     record = fitted.record
     facts = {

@@ -16,7 +16,7 @@ from ssl_lightning.artifacts.checkpoints import MAX_BYTES, load_checkpoint, resu
 from ssl_lightning.artifacts.input_transform import InputTransform
 from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
 from ssl_lightning.artifacts.state_dicts import mismatches
-from ssl_lightning.config.trust import TRUST, is_trusted
+from ssl_lightning.config.trust import TRUST, is_trusted, known_targets
 from ssl_lightning.config.types import accepted, check_values
 from ssl_lightning.core.atomic_files import atomic_file, write_json
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
@@ -143,7 +143,8 @@ def _network_class(target: Any, source: Path) -> Any:
     module, _, name = str(target).rpartition(".")
     ours = module.startswith(BACKBONES) and module.removeprefix(BACKBONES).isidentifier()
     found = None
-    if (ours or is_trusted(str(target))) and name.isidentifier():
+    trusted = is_trusted(str(target)) or str(target) in known_targets()["backbone"]  # of a plugin
+    if (ours or trusted) and name.isidentifier():
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ImportError as error:

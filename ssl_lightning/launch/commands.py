@@ -1,4 +1,4 @@
-"""Commands that Hydra composes: train, evaluate, report, audit; imports no torch."""
+"""Commands that Hydra composes: train, evaluate, report, audit, export; imports no torch."""
 
 from __future__ import annotations
 
@@ -49,6 +49,13 @@ def audit_main(arguments: Sequence[str]) -> int:
     from ssl_lightning.launch.audit import run_audit
 
     return _compose_and_run(run_audit, "audit", arguments)
+
+
+def export_main(arguments: Sequence[str]) -> int:
+    """Write the backbone of a run for another library; return the exit status."""
+    from ssl_lightning.launch.export import run_export
+
+    return _compose_and_run(run_export, "export", arguments)
 
 
 def _compose_and_run(
