@@ -166,5 +166,5 @@ def test_a_backbone_of_an_own_package_needs_trust(tmp_path: Path, monkeypatch: p
     assert [tuple(each.shape[1:]) for each in maps] == [(4, 8, 8), (8, 4, 4)]
     torch.testing.assert_close(maps[-1], net(images))
     save_backbone(tmp_path, net, {"backbone": {"_target_": "other.Net"}})
-    with pytest.raises(ValueError, match=r"'other\.Net', which cannot be imported"):
+    with pytest.raises(ValueError, match=r"'other.Net', which cannot be imported"):
         load_backbone(tmp_path)
