@@ -264,6 +264,7 @@ class PretextTask(pl.LightningModule):
         spec = stored_spec(checkpoint)
         if self._derived and spec is not None and spec != self._spec:
             self.build(spec)
+            self.to(memory_format=self.image_format)
 
     def setup(self, stage: str) -> None:
         """Derive the spec if it is not given, before training."""
