@@ -1,6 +1,7 @@
 """Tasks under a stock Trainer: stock loaders, loggers and callbacks, any backbone, and checkpoints."""
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from ssl_lightning.artifacts.weights import load_backbone
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.data.io.collate import collate_images
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.run.execute import pretrain
+from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.colorization import Colorization
 from ssl_lightning.tasks.context_prediction import ContextPrediction
@@ -46,6 +50,7 @@ NAMES = {
     "colorization": Colorization, "inpainting": Inpainting, "super_resolution": SuperResolution,
     "supervised": Supervised,
 }  # fmt: skip
+OLD_RUN = Path(__file__).parent.parent / "fixtures/run_8a5cf39"
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3))
 
 
@@ -426,6 +431,36 @@ def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
     stored = torch.load(path, weights_only=True)["pretext_task"]
     assert stored["keywords"] == {"mask": "blocks"}
     assert stored["backbone"]["_target_"] == "ssl_lightning.networks.convnet.ConvNet"
+
+
+def test_a_checkpoint_of_a_run_loads(tmp_path: Path) -> None:
+    options = ["task=inpainting", "task.discriminator_width=4", "data=fake", "data.num_train=96"]
+    options += ["backbone=resnet18_small", "data.batch_size=16", "probe=[]", "callbacks=[checkpoint]"]
+    options += ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+    job = build_parts(composed(options, tmp_path), tmp_path)
+    pretrain(job)
+    # the file alone is enough
+    path = (tmp_path / "checkpoints/last.ckpt").rename(tmp_path / "moved.ckpt")
+    loaded = Inpainting.load_from_checkpoint(path)
+    assert loaded.spec == job.data.spec
+    assert_equal_outputs(job.task, loaded, loaded.spec.image_size)
+
+
+def test_a_checkpoint_of_an_old_run_loads(tmp_path: Path) -> None:
+    folder = shutil.copytree(OLD_RUN, tmp_path / "run")
+    task = Rotation.load_from_checkpoint(folder / "checkpoints/last.ckpt")
+    assert (task.spec.image_size, task.spec.num_classes) == (32, 4)
+    exported = load_backbone(folder)
+    images = pictures(4, 32) / 255
+    with torch.no_grad():
+        for a, b in zip(
+            task.eval().backbone(task.probe_input(images)), exported(task.probe_input(images)), strict=True
+        ):
+            torch.testing.assert_close(a, b)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("ssl_lightning.networks.convnet.ConvNet", "os.system"))
+    with pytest.raises(ValueError, match=r"would run 'os\.system'"):
+        Rotation.load_from_checkpoint(folder / "checkpoints/last.ckpt")
 
 
 def test_collate_images() -> None:
