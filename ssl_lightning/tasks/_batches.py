@@ -21,7 +21,7 @@ CHANNELS = (1, 3)
 SMALLEST_STD = 1e-3  # of one channel, so that constant images can be standardised
 
 
-def split_batch(batch: Any, *, needs_labels: bool = False) -> tuple[Tensor, Tensor]:
+def unpack_batch(batch: Any, *, needs_labels: bool = False) -> tuple[Tensor, Tensor]:
     """Split a batch into images and labels.
 
     Args:
@@ -36,9 +36,9 @@ def split_batch(batch: Any, *, needs_labels: bool = False) -> tuple[Tensor, Tens
 
     Example:
         >>> images = torch.zeros(2, 3, 8, 8)
-        >>> split_batch({"image": images})[1].tolist()
+        >>> unpack_batch({"image": images})[1].tolist()
         [-1, -1]
-        >>> split_batch([images, torch.tensor([4, 5])])[1].tolist()
+        >>> unpack_batch([images, torch.tensor([4, 5])])[1].tolist()
         [4, 5]
     """
     images, labels = batch, None
@@ -171,7 +171,7 @@ def read(loader: Iterable[Any], *, needs_labels: bool = False) -> Iterator[tuple
                 raise
             raise ValueError(f"the loader cannot collate its samples; {KINDS}; {COLLATE}") from error
         empty = False
-        yield split_batch(batch, needs_labels=needs_labels)
+        yield unpack_batch(batch, needs_labels=needs_labels)
     if empty:
         raise ValueError(
             "the training loader gives no batch; use a batch_size of at most the number of images"

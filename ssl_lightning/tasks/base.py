@@ -19,7 +19,7 @@ from ssl_lightning.engine.cuda_graphs import StepGraph
 from ssl_lightning.engine.optim import one_cycle, use_fused_kernels
 from ssl_lightning.networks.adapter import as_backbone
 from ssl_lightning.networks.recipes import input_channels
-from ssl_lightning.tasks._batches import check_images, explaining_single_images, spec_of_loader, split_batch
+from ssl_lightning.tasks._batches import check_images, explaining_single_images, spec_of_loader, unpack_batch
 from ssl_lightning.tasks._stored import STORED, Origin, description_of, load_task, stored_spec
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -1 where there is none
@@ -310,7 +310,7 @@ class PretextTask(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Convert a batch of any kind to the input of `step`, on the device."""
-        images, labels = split_batch(batch, needs_labels=self.needs_labels)
+        images, labels = unpack_batch(batch, needs_labels=self.needs_labels)
         if self.training in self._unchecked:  # once, since looking at floats waits for the device
             check_images(images, self.spec)
             self._unchecked.discard(self.training)
