@@ -154,6 +154,9 @@ WRITTEN = {
     "evaluation.yaml",
     "backbone.json",
     "bad_batch.json",
+    "config.json",
+    "model.json",
+    "preprocessing.json",
 }
 
 
