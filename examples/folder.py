@@ -15,7 +15,7 @@ def main(
     photos: str, train: str, test: str, image_size: int = 96, batch_size: int = 64, max_epochs: int = 10
 ) -> None:
     data = ImageData(photos, train, test, image_size=image_size, batch_size=batch_size)
-    untrained = Rotation(timm.create_model("resnet18"))
+    untrained = timm.create_model("resnet18")
     print("untrained", probe(untrained, train, test, image_size=image_size), sep="\n")
 
     task = Rotation(timm.create_model("resnet18"))

@@ -40,7 +40,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_scripts_are_short() -> None:
     scripts = sorted(EXAMPLES.glob("*.py"))
     assert [path.stem for path in scripts] == ["checkpoint", "folder", "new_task", "own_backbone"]
-    assert all(len(path.read_text().splitlines()) <= 45 for path in scripts)
+    assert all(len(path.read_text().splitlines()) <= 50 for path in scripts)
 
 
 def test_a_folder(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,16 @@ class Classifier(nn.Module):
         self.class_names, self.facts = class_names, dict(facts)
         attach_transform(self, transform)
 
+    def check(self) -> None:
+        """Raise ValueError if the backbone lacks the stage, or the head has other classes than the names."""
+        info: Any = self.backbone.feature_info
+        stages = len(info.channels())
+        if not 1 <= self.stage <= stages:
+            raise ValueError(f"stage is {self.stage}; the backbone has 1 to {stages}")
+        outputs = list(self.head.parameters())[-1].shape[0]  # the bias of its last layer
+        if outputs != len(self.class_names):
+            raise ValueError(f"the head has {outputs} outputs, and {len(self.class_names)} names are given")
+
     def forward(self, images: Tensor) -> Tensor:
         """Map the output of `transform`, `(B, C, H, W)`, to logits `(B, K)`."""
         return self.head(self.backbone(images)[self.stage - 1].float())
@@ -125,6 +135,7 @@ def load_classifier(run: str | Path, probe: str = "linear", *, branch: str = "ba
             tuple(map(str, content["class_names"])),
             content["facts"],
         )
+        classifier.check()
         if wrong := mismatches(classifier.state_dict(), state):
             raise ValueError(f"its weights do not fit: {'; '.join(wrong)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -13,10 +13,10 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from ssl_lightning.bench.build import autocast, composed, device, make_data, precision_of
+from ssl_lightning.data.base import SPLITS
 from ssl_lightning.features.encode import evaluating, stage_maps
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.run.build import build_task
-from ssl_lightning.run.probe import SPLITS
 
 EPOCHS = 28  # as in Goyal et al. 2019
 LRS = (0.01, 0.1, 1.0)  # trained side by side on the same features; held-out images choose one

@@ -23,7 +23,7 @@ from torch.utils.data import (
 )
 
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.data.io.pixels import to_pixels
+from ssl_lightning.data.io.pixels import channels_last, to_pixels
 
 BATCH = 128  # images that are encoded at a time
 KINDS = "a batch must be images, (images, labels), or a dict with 'image' and 'label'"
@@ -126,9 +126,10 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 
 def channels_first(images: Any) -> Tensor:
-    """Return images of any layout that `to_pixels` takes as `(N, C, H, W)` uint8."""
+    """Return images of any layout that `channels_last` takes as `(N, C, H, W)` uint8."""
     tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images))
-    return to_pixels(tensor, "the batch of images").movedim(-1, 1)
+    name = "the batch of images"
+    return to_pixels(channels_last(tensor, name), name).movedim(-1, 1)
 
 
 def _first(loaders: Any) -> Any | None:

@@ -22,7 +22,7 @@ from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.features.encode import Features, encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
 
-SPLITS = ("train", "heldout")
+_SPLITS = ("train", "heldout")
 
 
 class OnlineKNN(Callback):
@@ -91,7 +91,7 @@ class OnlineKNN(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._data(trainer) is None:
             sources = self._given or (training_loader(trainer), validation_loader(trainer))
-            self._samples = dict(zip(SPLITS, map(self._read, sources, SPLITS), strict=True))
+            self._samples = dict(zip(_SPLITS, map(self._read, sources, _SPLITS), strict=True))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._features = {}
@@ -101,7 +101,7 @@ class OnlineKNN(Callback):
         if not self.is_due(trainer):
             return
         for name, features in self.encoded(trainer, task).items():
-            bank, queries = (features.get(split, features.stages[-1], 1) for split in SPLITS)
+            bank, queries = (features.get(split, features.stages[-1], 1) for split in _SPLITS)
             classes = 1 + max(int(labels.max()) for labels in features.labels.values())
             with torch.inference_mode():
                 votes = knn_scores(
@@ -132,8 +132,10 @@ class OnlineKNN(Callback):
         """Return the loaders of both splits, over a fixed draw of images."""
         data = self._data(trainer)
         if data is None:
-            return {split: self._samples[split].batches(trainer) for split in SPLITS}
-        return {split: data.downstream(split).sample(self.batches * data.eval_batch_size) for split in SPLITS}
+            return {split: self._samples[split].batches(trainer) for split in _SPLITS}
+        return {
+            split: data.downstream(split).sample(self.batches * data.eval_batch_size) for split in _SPLITS
+        }
 
     def holds(self, trainer: pl.Trainer, loader: Any) -> bool:
         """Whether the held-out images encoded at the end of this epoch begin with the images of `loader`."""

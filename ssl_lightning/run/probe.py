@@ -11,6 +11,7 @@ from torch import nn
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.config.keys import TRAINER
+from ssl_lightning.data.base import SPLITS
 from ssl_lightning.engine.fsdp import is_sharded
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.probes.base import run_probes
@@ -18,7 +19,6 @@ from ssl_lightning.run.parts import Parts
 from ssl_lightning.tasks.base import PretextTask
 
 HARDWARE = tuple(name for name, key in TRAINER.items() if key.probes)  # keys of the trainer
-SPLITS = ("train", "heldout", "test")  # of the labelled images
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,7 @@ def test_a_wrong_argument_gets_one_sentence(changes: dict[str, Any], message: st
 
 def test_labels_of_one_class_and_too_few_images_are_refused() -> None:
     images, labels = arrays(24, "train")
-    with pytest.raises(ValueError, match=r"1 class; a probe needs at least 2"):
+    with pytest.raises(ValueError, match=r"one class only, 0; at least 2 are needed"):
         probe(backbone(), (images, labels * 0), (images[:4], labels[:4] * 0), **QUIET)
     with pytest.raises(ValueError, match=r"heldout is 0; allowed .* is 1 to 4"):
         probe(backbone(), (images[:5], labels[:5]), (images, labels), **QUIET)

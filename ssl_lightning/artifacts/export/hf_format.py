@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ssl_lightning.artifacts.export.source import Exportable
+from ssl_lightning.artifacts.export.source import ExportSource
 from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG, MODEL_CARD
 from ssl_lightning.artifacts.weights import HF_CONFIG, HF_WEIGHTS, load_backbone, write_weights
 from ssl_lightning.core.atomic_files import write_file, write_json
@@ -31,7 +31,7 @@ CARD = """\
 """
 
 
-def write(source: Exportable, folder: Path) -> Callable[[Tensor], list[Tensor]]:
+def write(source: ExportSource, folder: Path) -> Callable[[Tensor], list[Tensor]]:
     """Write `config.json`, `model.safetensors` and the model card; return the outputs of the folder.
 
     Args:

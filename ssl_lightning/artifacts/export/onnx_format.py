@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.export.source import Exportable
+from ssl_lightning.artifacts.export.source import ExportSource
 
 MODEL = "model.onnx"
 
@@ -28,7 +28,7 @@ class _Outputs(nn.Module):
         return (*maps, maps[-1].mean((2, 3)))
 
 
-def write(source: Exportable, folder: Path) -> Callable[[Tensor], list[Tensor]]:
+def write(source: ExportSource, folder: Path) -> Callable[[Tensor], list[Tensor]]:
     """Write `model.onnx`; return the stage maps of onnxruntime.
 
     The graph maps `images` `(B, C, image_size, image_size)`, any B, to `stage1`, `stage2`, ... and `features`

@@ -22,7 +22,7 @@ IMAGES = 4  # of the parity check
 
 
 @dataclass(frozen=True)
-class Exportable:
+class ExportSource:
     """An exported backbone of a run.
 
     Args:
@@ -38,7 +38,7 @@ class Exportable:
     transform: InputTransform
 
     @classmethod
-    def of_run(cls, run: Path) -> Exportable:
+    def of_run(cls, run: Path) -> ExportSource:
         """Load the backbone of a run.
 
         Raises:

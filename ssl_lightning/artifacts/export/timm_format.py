@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.export.source import TIMM, Exportable
+from ssl_lightning.artifacts.export.source import TIMM, ExportSource
 from ssl_lightning.artifacts.weights import write_weights
 from ssl_lightning.core.atomic_files import write_json
 
 KEPT = ("first_conv", "classifier", "fixed_input_size", "pool_size")  # of the model's own description
 
 
-def write(source: Exportable, folder: Path) -> Callable[[Tensor], list[Tensor]]:
+def write(source: ExportSource, folder: Path) -> Callable[[Tensor], list[Tensor]]:
     """Write `config.json` and `model.safetensors`; return the stage maps of timm's model.
 
     The model has no classifier (`num_classes` 0), because none was pretrained. A final layer norm, which a
@@ -54,7 +54,7 @@ def write(source: Exportable, folder: Path) -> Callable[[Tensor], list[Tensor]]:
     return source.maps_of(load().eval(), source.stages)
 
 
-def _input(source: Exportable) -> dict[str, Any]:
+def _input(source: ExportSource) -> dict[str, Any]:
     """Describe the input as timm does. L of CIE Lab is for timm a grey picture with pixels L / 100."""
     transform = source.transform
     scale = 100 if transform.colour == "L" else 1
@@ -69,7 +69,7 @@ def _input(source: Exportable) -> dict[str, Any]:
     }
 
 
-def _state(source: Exportable, model: nn.Module) -> dict[str, Tensor]:
+def _state(source: ExportSource, model: nn.Module) -> dict[str, Tensor]:
     """Return the weights of the backbone under the names of the model.
 
     `features_only` models wrap the network as `model`, or join the names of nested layers by underscores.

@@ -9,13 +9,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.export.source import TIMM, TORCHVISION, Exportable
+from ssl_lightning.artifacts.export.source import TIMM, TORCHVISION, ExportSource
 from ssl_lightning.core.atomic_files import atomic_file, write_json
 
 WEIGHTS, MODEL = "model.pth", "model.json"
 
 
-def write(source: Exportable, folder: Path) -> Callable[[Tensor], list[Tensor]]:
+def write(source: ExportSource, folder: Path) -> Callable[[Tensor], list[Tensor]]:
     """Write `model.pth` and `model.json`, the name and options of the model; return its stage maps.
 
     The state dict lacks the classifier, which was not pretrained: `load_state_dict(strict=False)` reports
@@ -47,11 +47,11 @@ def write(source: Exportable, folder: Path) -> Callable[[Tensor], list[Tensor]]:
     return source.maps_of(model.eval(), stages)
 
 
-def _model(source: Exportable, options: dict[str, object]) -> nn.Module:
+def _model(source: ExportSource, options: dict[str, object]) -> nn.Module:
     return torchvision.models.get_model(source.model_name, weights=None, **options)
 
 
-def _check_names(source: Exportable, own: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+def _check_names(source: ExportSource, own: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
     """Raise unless the model has all weights, and beside them only children that the backbone lacks."""
     if unknown := [name for name in own if name not in theirs]:
         raise _unknown(source, f"torchvision's {source.model_name} has no weights {unknown[0]}")
@@ -64,6 +64,6 @@ def _check_names(source: Exportable, own: dict[str, Tensor], theirs: dict[str, T
         raise _unknown(source, f"the backbone has no weights {sorted(missing)[0]}")
 
 
-def _unknown(source: Exportable, reason: str) -> ValueError:
+def _unknown(source: ExportSource, reason: str) -> ValueError:
     works = "timm, onnx and hf" if source.target == TIMM else "onnx and hf"
     return ValueError(f"format=torchvision cannot hold {source.target}: {reason}; formats {works} work")

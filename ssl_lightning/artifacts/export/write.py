@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.artifacts.export import hf_format, onnx_format, timm_format, torchvision_format
-from ssl_lightning.artifacts.export.source import Exportable
+from ssl_lightning.artifacts.export.source import ExportSource
 from ssl_lightning.core.atomic_files import naming_full_disk, write_json
 
 PREPROCESSING = "preprocessing.json"
 TOLERANCE = 1e-4  # of differences, times the largest output if that is above 1
 
 Outputs = Callable[[Tensor], Sequence[Tensor]]  # input of the backbone -> outputs, of the last stages
-FORMATS: dict[str, Callable[[Exportable, Path], Outputs]] = {
+FORMATS: dict[str, Callable[[ExportSource, Path], Outputs]] = {
     "timm": timm_format.write,
     "torchvision": torchvision_format.write,
     "onnx": onnx_format.write,
@@ -77,7 +77,7 @@ def export(run: str | Path, format: str, folder: str | Path | None = None) -> Ex
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed are {', '.join(FORMATS)}")
-    source = Exportable.of_run(Path(run))
+    source = ExportSource.of_run(Path(run))
     place = Path(run) / "export" / format if folder is None else Path(folder)
     if place.exists() and not (place / PREPROCESSING).is_file():
         raise ValueError(f"{place} exists and is no export; give another folder=")
@@ -96,7 +96,7 @@ def export(run: str | Path, format: str, folder: str | Path | None = None) -> Ex
     return Exported(place, format, difference, largest)
 
 
-def _compare(source: Exportable, exported: Outputs) -> tuple[float, float]:
+def _compare(source: ExportSource, exported: Outputs) -> tuple[float, float]:
     """Return the largest difference between exported and own stage maps, and the largest own value."""
     inputs = source.inputs()
     with torch.no_grad():
