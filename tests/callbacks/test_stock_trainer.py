@@ -36,6 +36,11 @@ class Task(Rotation):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
+def given(batches: list[Tensor]) -> DataLoader:
+    """A loader that gives these batches as they are; Lightning takes a plain list for several loaders."""
+    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+
+
 def fit(folder: Path, *callbacks: pl.Callback, train: Any = None, val: Any = "given", **options: Any) -> Task:
     torch.manual_seed(0)
     task = Task(ConvNet(widths=[6, 10], strides=[2, 2]), FAKE.spec)
@@ -77,7 +82,7 @@ def test_the_online_figure_equals_numpys(tmp_path: Path) -> None:
     images, labels = striped(64, 4, 3, 16, "train")
     queries, answers = striped(32, 4, 3, 16, "test")
     knn = OnlineKNN((images.numpy(), labels.numpy()), (queries.float() / 255, answers), k=1)
-    task = fit(tmp_path, knn, train=[torch.rand(BATCH, 3, 16, 16)] * 2, val=None)
+    task = fit(tmp_path, knn, train=given([torch.rand(BATCH, 3, 16, 16)] * 2), val=None)
     task.eval()
 
     def features(x: Tensor) -> np.ndarray:
@@ -113,7 +118,7 @@ def test_the_guard_alone_stops_a_dead_run(tmp_path: Path) -> None:
 
 
 def test_missing_labels_get_one_sentence(tmp_path: Path) -> None:
-    unlabelled = [torch.rand(BATCH, 3, 16, 16)] * 2
+    unlabelled = given([torch.rand(BATCH, 3, 16, 16)] * 2)
     with pytest.raises(ValueError, match=r"no validation loader; give it images: OnlineKNN\("):
         fit(tmp_path, OnlineKNN(), val=None)
     with pytest.raises(ValueError, match=r"needs one label .*, and the train images lack them"):

@@ -325,7 +325,9 @@ def test_a_run_measures_the_data_and_exports_a_backbone_for_lightness(tmp_path: 
     assert job.metrics.validation.keys() >= {"val/loss", "val/constant_loss", "val/ab_mse", "val/mean_ab_mse"}
     export = json.loads((tmp_path / "backbone.json").read_text())
     assert export["backbone"]["in_channels"] == 1
-    assert export["input"] == {"image_size": 32, "colour": "L", "mean": [50.0], "std": [50.0]}
+    assert export["input"] == {
+        "image_size": 32, "colour": "L", "mean": [50.0], "std": [50.0], "crop_ratio": 1.0,
+    }  # fmt: skip
     assert "the lightness L of CIE Lab" in (tmp_path / "MODEL_CARD.md").read_text()
     backbone = ssl_lightning.load_backbone(tmp_path)
     lightness = (rgb_to_lab(sample[:4].float() / 255)[:, :1] - 50) / 50  # as backbone.json describes
