@@ -24,9 +24,9 @@ from torch.utils.data import (
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.pixels import channels_last, to_pixels
+from ssl_lightning.tasks._batches import unpack_batch
 
 BATCH = 128  # images that are encoded at a time
-KINDS = "a batch must be images, (images, labels), or a dict with 'image' and 'label'"
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,16 @@ class Sample:
 
     Args:
         images: `(N, C, H, W)` uint8.
-        labels: `(N,)` int64; None if the loader gives no labels.
+        labels: `(N,)` int64, -1 where there is none.
     """
 
     images: Tensor
-    labels: Tensor | None
+    labels: Tensor
 
     def batches(self, trainer: pl.Trainer) -> list[tuple[Tensor, Tensor]]:
-        """Return the slices of this process, as `encode` takes them; without labels they are -1."""
-        labels = torch.full((len(self.images),), -1) if self.labels is None else self.labels
+        """Return the slices of this process, as `encode` takes them."""
         world, rank = trainer.world_size, trainer.global_rank
-        pairs = zip(self.images.split(BATCH * world), labels.split(BATCH * world), strict=True)
+        pairs = zip(self.images.split(BATCH * world), self.labels.split(BATCH * world), strict=True)
         return [(x.tensor_split(world)[rank], y.tensor_split(world)[rank]) for x, y in pairs]
 
 
@@ -86,43 +85,14 @@ def read_sample(loader: Any, count: int) -> Sample:
     """
     images, labels = [], []
     for batch in _plain_batches(loader, count):
-        x, y = images_and_labels(batch)
+        x, y = unpack_batch(batch)
         images.append(channels_first(x))
-        labels.append(y)
+        labels.append(y if y.ndim == 1 else torch.full((len(x),), -1))  # one label each, or none
         if sum(map(len, images)) >= count:
             break
     if not images:
         raise ValueError("the loader gives no batch")
-    known = [y for y in labels if y is not None and y.ndim == 1]
-    return Sample(
-        torch.cat(images)[:count],
-        torch.cat(known)[:count].to("cpu", torch.int64) if len(known) == len(labels) else None,
-    )
-
-
-def images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Split a batch into images `(B, C, H, W)` and labels, None without labels.
-
-    Raises:
-        ValueError: The batch is of another kind.
-
-    >>> images = torch.zeros(2, 3, 8, 8)
-    >>> images_and_labels({"image": images, "label": torch.tensor([4, 5])})[1].tolist()
-    [4, 5]
-    """
-    images, labels = split_batch(batch)
-    if not isinstance(images, Tensor) or images.ndim != 4:
-        raise ValueError(f"the loader gives a batch of type {type(batch).__name__}; {KINDS}")
-    return images, labels if isinstance(labels, Tensor) else None
-
-
-def split_batch(batch: Any) -> tuple[Any, Any]:
-    """Return the images and labels of a batch without a check; None for what is missing."""
-    if isinstance(batch, Mapping):
-        return batch.get("image"), batch.get("label")
-    if isinstance(batch, Sequence) and len(batch):
-        return batch[0], batch[1] if len(batch) > 1 else None
-    return batch, None
+    return Sample(torch.cat(images)[:count], torch.cat(labels)[:count].to("cpu", torch.int64))
 
 
 def channels_first(images: Any) -> Tensor:

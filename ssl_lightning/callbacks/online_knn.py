@@ -182,7 +182,7 @@ class OnlineKNN(Callback):
             source = DataLoader(TensorDataset(pixels, labels), batch_size=BATCH)
         count = self.batches * (getattr(source, "batch_size", None) or BATCH)
         sample = read_sample(source, count)
-        if sample.labels is None or int(sample.labels.min()) < 0:
+        if int(sample.labels.min()) < 0:
             raise ValueError(
                 f"OnlineKNN needs one label of 0 or more per image, and the {split} images lack them; {ways}"
             )

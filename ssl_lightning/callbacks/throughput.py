@@ -8,8 +8,6 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 
-from ssl_lightning.callbacks._loaders import split_batch
-
 
 class Throughput(Callback):
     """Count pretraining images and their seconds, also across resumes.
@@ -47,7 +45,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.images += len(split_batch(batch)[0]) * trainer.world_size
+        self.images += len(batch[0]) * trainer.world_size
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()

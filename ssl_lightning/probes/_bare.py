@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.input_transform import InputTransform
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.adapter import as_backbone
 
@@ -80,21 +80,14 @@ def bare_network(
         ValueError: The network is no backbone, or mean and std do not fit the images.
     """
     normalise, words = _normalisation(model, spec, mean, std)
-    backbone = as_backbone(
-        copy.deepcopy(model), image_size=spec.image_size, in_channels=in_channels(model, spec.channels)
-    )
+    backbone = as_backbone(copy.deepcopy(model), image_size=spec.image_size, in_channels=spec.channels)
     return BareNetwork(backbone, normalise, words)
 
 
-def own_transform(model: nn.Module) -> Any | None:
+def own_transform(model: nn.Module) -> InputTransform | None:
     """Return the transform of a backbone from `load_backbone`, or None."""
     transform = getattr(model, "transform", None)
-    return transform if hasattr(transform, "image_size") and hasattr(transform, "colour") else None
-
-
-def in_channels(model: nn.Module, channels: int) -> int:
-    """Return the input channels of a network, where its transform tells them; else those of the images."""
-    return int(getattr(own_transform(model), "channels", channels))
+    return transform if isinstance(transform, InputTransform) else None
 
 
 def _normalisation(

@@ -145,7 +145,7 @@ def check_alone() -> None:
 def trained_with(model: nn.Module, key: str) -> int | None:
     """Return image_size or channels of the images that a task or a loaded backbone was trained with."""
     transform = own_transform(model)
-    if transform is not None and transform.colour == "L" and key == "channels":
+    if transform and transform.colour == "L" and key == "channels":
         return 3  # lightness comes from RGB
     value = getattr(transform or getattr(model, "spec", None), key, None)
     return value if isinstance(value, int) else None

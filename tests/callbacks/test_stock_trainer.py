@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ssl_lightning.callbacks import Collapse, HealthGuard, OnlineKNN, PanelPicture, Throughput
-from ssl_lightning.callbacks._loaders import images_and_labels, read_sample
+from ssl_lightning.callbacks._loaders import read_sample
 from ssl_lightning.callbacks.collapse import feature_health
 from ssl_lightning.callbacks.health import DeadRunError
 from ssl_lightning.data.fake import Fake, striped
@@ -29,16 +29,16 @@ def loader(count: int, stream: str, **options: Any) -> DataLoader[Any]:
     return DataLoader(TensorDataset(images.permute(0, 3, 1, 2), labels), batch_size=BATCH, **options)
 
 
+def bare_loader() -> DataLoader[Any]:
+    """Return a loader of images alone."""
+    return DataLoader(list(torch.rand(2 * BATCH, 3, 16, 16)), batch_size=BATCH)
+
+
 class Task(Rotation):
     """Rotation that needs no data module of this package."""
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.05)
-
-
-def given(batches: list[Tensor]) -> DataLoader:
-    """A loader that gives these batches as they are; Lightning takes a plain list for several loaders."""
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
 def fit(folder: Path, *callbacks: pl.Callback, train: Any = None, val: Any = "given", **options: Any) -> Task:
@@ -82,7 +82,7 @@ def test_the_online_figure_equals_numpys(tmp_path: Path) -> None:
     images, labels = striped(64, 4, 3, 16, "train")
     queries, answers = striped(32, 4, 3, 16, "test")
     knn = OnlineKNN((images.numpy(), labels.numpy()), (queries.float() / 255, answers), k=1)
-    task = fit(tmp_path, knn, train=given([torch.rand(BATCH, 3, 16, 16)] * 2), val=None)
+    task = fit(tmp_path, knn, train=bare_loader(), val=None)
     task.eval()
 
     def features(x: Tensor) -> np.ndarray:
@@ -118,7 +118,7 @@ def test_the_guard_alone_stops_a_dead_run(tmp_path: Path) -> None:
 
 
 def test_missing_labels_get_one_sentence(tmp_path: Path) -> None:
-    unlabelled = given([torch.rand(BATCH, 3, 16, 16)] * 2)
+    unlabelled = bare_loader()
     with pytest.raises(ValueError, match=r"no validation loader; give it images: OnlineKNN\("):
         fit(tmp_path, OnlineKNN(), val=None)
     with pytest.raises(ValueError, match=r"needs one label .*, and the train images lack them"):
@@ -135,7 +135,6 @@ def test_a_sample_is_a_fixed_draw_and_leaves_no_trace() -> None:
     assert torch.equal(found.images, again.images[:20])
     assert torch.equal(source.generator.get_state(), before)
     assert torch.equal(torch.get_rng_state(), state)
-    assert found.labels is not None
     assert len(found.labels.unique()) == 4
     places = [(images.permute(0, 3, 1, 2) == x).flatten(1).all(1).nonzero().item() for x in found.images]
     assert torch.equal(labels[places], found.labels)
@@ -148,10 +147,10 @@ class Stream(IterableDataset[Any]):
 
 def test_batches_of_every_kind_are_read() -> None:
     found = read_sample(DataLoader(Stream(), batch_size=4), 6)
-    assert found.labels is None
+    assert found.labels.tolist() == [-1] * 6
     assert found.images[:, 0, 0, 0].tolist() == [round(25.5 * n) for n in range(6)]
-    with pytest.raises(ValueError, match=r"batch of type str; a batch must be images"):
-        images_and_labels("photos")
+    with pytest.raises(ValueError, match=r"loader gives a str; a batch is images"):
+        read_sample(["photos"], 1)
     with pytest.raises(ValueError, match=r"gives no batch"):
         read_sample([], 1)
     with pytest.raises(ValueError, match=r"floats from -1 to"):

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl_lightning import probe
+from ssl_lightning import load_backbone, probe
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake, striped
 from ssl_lightning.networks.convnet import ConvNet
@@ -117,6 +117,14 @@ def test_any_network_is_probed_and_stays_as_it_is(make: Any, stages: int, words:
     assert [type(part).__name__ for part in network.modules()] == names
     assert network.training
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_a_loaded_backbone_takes_its_own_input() -> None:
+    network = load_backbone(Path(__file__).parents[1] / "fixtures/run_8a5cf39")
+    images, labels = striped(60, 4, 3, 40, "train")
+    table = probe(network, (images, labels), (images[:8], labels[:8]), probes=[KNNProbe(ks=[1])], **QUIET)
+    assert {record.value for record in table.records} == {1.0}  # the test images are in the bank
+    assert table.records[0].protocol["normalisation"] == "transform of the backbone"
 
 
 def test_all_branches_are_probed_with_the_batch_norm_of_the_task() -> None:
