@@ -7,7 +7,7 @@ from typing import Any
 _MODULES = {
     "Colorization": "tasks.colorization",
     "ContextPrediction": "tasks.context_prediction",
-    "ImageData": "data.image_data",
+    "ImageData": "data.objects.image_data",
     "Inpainting": "tasks.inpainting",
     "Jigsaw": "tasks.jigsaw",
     "Random": "tasks.random",
@@ -20,7 +20,7 @@ _MODULES = {
     "export": "artifacts.export.write",
     "load_backbone": "artifacts.weights",
     "load_classifier": "artifacts.classifiers",
-    "probe": "probes.api",
+    "probe": "run.probe_call",
 }
 
 __all__ = [

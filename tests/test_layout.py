@@ -119,16 +119,13 @@ def test_ops_define_no_module() -> None:
         assert not re.search(r"nn\.Module\b", text), path
 
 
-WITHOUT_CONFIG = {"api", "image_data"}  # take Python objects, which a config cannot hold
-
-
 @pytest.mark.parametrize("folder", ["tasks", "data", "probes"])
 def test_each_module_has_its_config_and_its_test(folder: str) -> None:
     group = folder.removesuffix("s") if folder != "data" else folder
     found = {p.stem for p in (PACKAGE / folder).glob("[!_]*.py")} - {"base"}  # _*: shared code
     configs = {p.stem for p in (ROOT / "conf" / group).glob("*.yaml")}
     tests = {p.stem.removeprefix("test_") for p in (ROOT / "tests" / folder).glob("test_*.py")}
-    assert found - WITHOUT_CONFIG == configs
+    assert found == configs
     assert found <= tests
     for name in configs:
         target = OmegaConf.load(ROOT / "conf" / group / f"{name}.yaml")._target_

@@ -27,6 +27,7 @@ from ssl_lightning.artifacts.weights import (
 )
 from ssl_lightning.config.trust import load_config
 from ssl_lightning.core.atomic_files import write_json
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 
 SCHEMA = 1  # of classifier_<probe>_<branch>.json
@@ -234,16 +235,16 @@ def _missing(folder: Path, probe: str, branch: str) -> str:
     has = f"it has {', '.join(found)}; " if found else ""
     return (
         f"{folder} holds no classifier of probe {probe} on branch {branch}; {has}"
-        f"{_command(folder, probe)} makes those of the task's branches"
+        f"{_command(folder, probe)} makes one for each branch of the task"
     )
 
 
 def _command(folder: Path, probe: str) -> str:
     """Return the command that fits and stores the classifiers of a probe."""
-    words = ["python", "evaluate.py", f"run={folder}", f"probe=[{probe}]"]
+    words = [f"run={folder}", f"probe=[{probe}]"]
     try:
         if load_config(folder / CONFIG).encoding.input != "image":  # features of tiles give no classifier
             words.append("encoding.input=image")
     except ValueError:
         pass
-    return shlex.join(words)
+    return f"{command_line('evaluate')} {shlex.join(words)}"

@@ -143,8 +143,9 @@ def _network_class(target: Any, source: Path) -> Any:
     module, _, name = str(target).rpartition(".")
     ours = module.startswith(BACKBONES) and module.removeprefix(BACKBONES).isidentifier()
     found = None
-    trusted = is_trusted(str(target)) or str(target) in known_targets()["backbone"]  # of a plugin
-    if (ours or trusted) and name.isidentifier():
+    # the last: of a plugin package
+    trusted = ours or is_trusted(str(target)) or str(target) in known_targets()["backbone"]
+    if trusted and name.isidentifier():
         try:
             found = getattr(importlib.import_module(module), name, None)
         except ImportError as error:

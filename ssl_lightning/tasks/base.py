@@ -83,7 +83,7 @@ class PretextTask(pl.LightningModule):
     # Guards against shortcuts: for each, the overrides of the task's keywords that switch it off
     guards: Mapping[str, Mapping[str, Any]] = {}
     labels_seen = "none"  # labels that shape the weights while pretraining, in words: for results.json
-    # class and keywords of the optimizer, unless one is given: those of conf/train.yaml for the task
+    # class and keywords of the optimizer if none is given, as `train.py task=...` has them
     default_optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]] = SGD
     # False if a callback sends the scores to the loggers (callbacks/metrics.py, in our own runs)
     logs = True

@@ -11,10 +11,12 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from ssl_lightning.callbacks import Collapse, HealthGuard, OnlineKNN, PanelPicture, Throughput
 from ssl_lightning.callbacks._loaders import read_sample
-from ssl_lightning.callbacks.collapse import feature_health
-from ssl_lightning.callbacks.health import DeadRunError
+from ssl_lightning.callbacks.collapse import Collapse, feature_health
+from ssl_lightning.callbacks.health import DeadRunError, HealthGuard
+from ssl_lightning.callbacks.online_knn import OnlineKNN
+from ssl_lightning.callbacks.panel import PanelPicture
+from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.data.fake import Fake, striped
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks.rotation import Rotation

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.input_transform import InputTransform
 from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
 from ssl_lightning.artifacts.weights import BACKBONES, MAX_CONFIG, load_backbone
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import read_json
 
 TIMM = f"{BACKBONES}timm_backbone.create_timm"
@@ -45,7 +46,9 @@ class ExportSource:
             ValueError: The folder has no readable export, or the export has no description of its input.
         """
         if not (run / BACKBONE).is_file():
-            raise ValueError(f"{run} has no {BACKBONE}; finish the run first: python train.py resume={run}")
+            raise ValueError(
+                f"{run} has no {BACKBONE}; finish the run first: {command_line('train')} resume={run}"
+            )
         backbone: Any = load_backbone(run)
         content = read_json(run / BACKBONE_CONFIG, MAX_CONFIG)
         if backbone.transform is None:

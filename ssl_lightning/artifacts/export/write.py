@@ -35,7 +35,7 @@ class Exported:
     Attributes:
         folder: The folder.
         format: Its format.
-        difference: Largest difference between its outputs and those of our backbone, on random images.
+        difference: Largest difference from the outputs of our backbone, on random images.
         largest: Largest output of our backbone on them.
     """
 

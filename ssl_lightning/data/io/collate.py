@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
-GREY = ("1", "L")  # modes of PIL that become one channel; all others become RGB
+from ssl_lightning.data.io.pixels import image_pixels, with_channels
 
 
 def collate_images(samples: Sequence[Any]) -> Any:
@@ -23,7 +22,8 @@ def collate_images(samples: Sequence[Any]) -> Any:
 
     Returns:
         Images `(B, C, H, W)` uint8, alone, first in a list, or in a dict, as in the samples. C is 1 if all
-        pictures are grey, else 3. The other entries are collated as torch does.
+        pictures are grey, else 3. Pixels are converted as of image files, for example from 16 bits. The other
+        entries are collated as torch does.
 
     Raises:
         ValueError: The sizes differ, or a sample has no picture.
@@ -49,14 +49,14 @@ def _stack(pictures: Sequence[Any]) -> Tensor:
             f"collate_images found a {type(wrong[0]).__name__} in place of a picture; a sample is a picture "
             "of PIL, a tuple that starts with one, or a dict with 'image'"
         )
-    sizes = sorted({each.size for each in pictures})
+    pixels = [image_pixels(each, "a picture") for each in pictures]  # (H, W, C) uint8
+    sizes = sorted({(each.shape[1], each.shape[0]) for each in pixels})
     if len(sizes) > 1:
         (width, height), (other_width, other_height) = sizes[:2]
         raise ValueError(
             f"collate_images found pictures of {width} x {height} and {other_width} x {other_height} px; add "
             "Resize((size, size)) or RandomResizedCrop(size) of torchvision to the transform of the data set"
         )
-    mode = "L" if all(each.mode in GREY for each in pictures) else "RGB"
-    pixels = np.stack([np.asarray(each.convert(mode)) for each in pictures])  # (B, H, W) or (B, H, W, 3)
-    images = torch.from_numpy(pixels)
-    return images[:, None] if mode == "L" else images.permute(0, 3, 1, 2)
+    channels = max(each.shape[2] for each in pixels)
+    same = [with_channels(each[None], channels) for each in pixels]
+    return torch.cat(same).permute(0, 3, 1, 2)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
-from ssl_lightning.data.image_data import ImageData
+from ssl_lightning.data.objects.image_data import ImageData
 
 N, SIDE = 40, 16
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, SIDE, SIDE, 3), np.uint8)

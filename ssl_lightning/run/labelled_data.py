@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ssl_lightning.data.base import PairedDataModule
-from ssl_lightning.data.image_data import ImageData
+from ssl_lightning.data.objects.image_data import ImageData
 
 
 def labelled_data(

@@ -17,7 +17,6 @@ from torch.utils.data import IterableDataset
 
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
 from ssl_lightning.data.io.folders import classes_of, open_image, usable_images
-from ssl_lightning.data.io.labels import LABEL_KEYS, dataset_classes, quick_labels
 from ssl_lightning.data.io.pixels import (
     as_plain_tensor,
     channels_last,
@@ -27,6 +26,7 @@ from ssl_lightning.data.io.pixels import (
     with_channels,
 )
 from ssl_lightning.data.io.sources import ArraySource, FileSource, PictureSource, resize
+from ssl_lightning.data.objects.labels import LABEL_KEYS, dataset_classes, quick_labels
 
 IMAGE_KEYS = ("image", "img")
 MAX_BAD = 0.01  # fraction of undecodable files that is skipped
@@ -199,7 +199,7 @@ class DatasetImages:
 
     Args:
         data: The data set.
-        given: Labels that replace those of the items; None to take those.
+        given: Labels that replace the labels of the items; None keeps these.
         name: Name of the argument, for messages.
 
     Raises:

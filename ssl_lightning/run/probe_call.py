@@ -24,11 +24,11 @@ from ssl_lightning.data.base import SPLITS, PairedDataModule
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.encode import evaluating
 from ssl_lightning.features.prepare import Preparation
-from ssl_lightning.probes._bare import bare_network, own_transform
-from ssl_lightning.probes._labelled import labelled_data
 from ssl_lightning.probes.base import BaseProbe, check_probes, run_probes
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.report.probe_table import ProbeTable
+from ssl_lightning.run.bare_network import bare_network, own_transform
+from ssl_lightning.run.labelled_data import labelled_data
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def probed_task(
 def named_probes(
     probes: Sequence[str | BaseProbe] | Mapping[str, BaseProbe], data: PairedDataModule
 ) -> dict[str, BaseProbe]:
-    """Return the probes by name, those that are given by name with the values of `conf/probe`.
+    """Return the probes by name; a probe that is given by its name has the values of `conf/probe`.
 
     Raises:
         ValueError: A name is unknown or occurs twice, or a probe needs another kind of labels.

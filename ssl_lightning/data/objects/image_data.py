@@ -15,9 +15,9 @@ from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data._files import match
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import MAX_PIXELS, PairedDataModule, check_channels
-from ssl_lightning.data.io.any_images import AnyImages, FolderImages, Views, open_images
-from ssl_lightning.data.io.labels import number_labels
 from ssl_lightning.data.io.sources import ArraySource, FileSource, ImageSource, default_workers
+from ssl_lightning.data.objects.any_images import AnyImages, FolderImages, Views, open_images
+from ssl_lightning.data.objects.labels import number_labels
 
 MAX_MEMORY = 1 << 30
 
@@ -167,7 +167,7 @@ class ImageData(PairedDataModule):
     def _match(
         self, views: Views, train: ImageSource, test: ImageSource
     ) -> tuple[ImageSource, Tensor | None]:
-        """Return the pretraining images without those of the test, and the `overlap` of a `Pairing`."""
+        """Return the pretraining images that are no test images, and the `overlap` of a `Pairing`."""
         given, labelled, tested = self._source, self._train, self._test
         if same_images(given, labelled):
             return train, torch.arange(len(train))
@@ -215,17 +215,18 @@ def match_content(pretrain: ArraySource, train: ArraySource, test: ArraySource) 
     Raises:
         ValueError: All pretraining images are test images.
     """
-    tested = np.isin(digests(pretrain.images), digests(test.images))
+    ours, labelled, tests = (digests(each.images) for each in (pretrain, train, test))
+    tested = np.isin(ours, tests)
     if tested.all():
         raise ValueError("all images of source are test images; an image may be in one split only")
     if tested.any():
         rank_zero_warn(f"{tested.sum()} images of source are test images; pretraining leaves them out")
         pretrain = ArraySource(pretrain.images[torch.from_numpy(~tested)], None, pretrain.augment)
-    both = int(np.isin(digests(train.images), digests(test.images)).sum())
+    both = int(np.isin(labelled, tests).sum())
     if both:
         rank_zero_warn(f"{both} images of labelled_train are also test images; test scores are too high")
-    places = {digest: index for index, digest in enumerate(digests(pretrain.images).tolist())}
-    return pretrain, torch.tensor([places.get(digest, -1) for digest in digests(train.images).tolist()])
+    places = {digest: index for index, digest in enumerate(ours[~tested].tolist())}
+    return pretrain, torch.tensor([places.get(digest, -1) for digest in labelled.tolist()])
 
 
 def digests(images: Tensor) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from ssl_lightning.artifacts.input_transform import InputTransform
 from ssl_lightning.core.image_spec import ImageSpec
@@ -44,22 +45,6 @@ class BareNetwork(nn.Module):
     def probe_views(self, images: Tensor) -> Tensor:
         """Raise ValueError: the network sees complete images."""
         raise ValueError("a network without a task has no views of an image")
-
-
-class Normalise(nn.Module):
-    """Standardise images `(B, C, H, W)`, floats in [0, 1], with the mean and deviation of each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the standardised images."""
-        return (images - self.mean) / self.std
 
 
 def bare_network(
@@ -109,4 +94,4 @@ def _normalisation(
 
 def _with_words(mean: Sequence[float], std: Sequence[float], origin: str) -> tuple[nn.Module, str]:
     numbers = ["(" + ", ".join(f"{value:.3f}" for value in values) + ")" for values in (mean, std)]
-    return Normalise(mean, std), f"mean {numbers[0]}, std {numbers[1]}: {origin}"
+    return v2.Normalize(list(mean), list(std)), f"mean {numbers[0]}, std {numbers[1]}: {origin}"

@@ -15,11 +15,11 @@ from ssl_lightning import load_backbone, probe
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake, striped
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.probes.api import probe_names
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 from ssl_lightning.report.probe_table import ProbeTable
+from ssl_lightning.run.probe_call import probe_names
 from ssl_lightning.tasks.rotation import Rotation
 
 QUIET: dict[str, Any] = {"device": "cpu", "progress": False}

@@ -1,0 +1,1 @@
+"""Images that a user has as Python objects, which a config cannot hold."""
