@@ -42,7 +42,7 @@ wheel-test: setup ## Build the wheel and run it in an environment of its own (2 
 	.ci/wheel $(BIN)
 
 lock: setup ## Pin the newest allowed packages into requirements.lock
-	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev \
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --extra export \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.lock
 
 clean: ## Remove .venv and caches; outputs and data stay
