@@ -388,5 +388,5 @@ def test_pictures_stay_bounded_whatever_the_index_says(copy):
     index["largest"] = 1
     (copy / "index.json").write_text(json.dumps(index))
     data = shards(copy, max_pixels=599)
-    with pytest.raises(RuntimeError, match="30 x 20 pixels are more than max_pixels 599"):
-        data.setup()  # measures mean and deviation
+    with pytest.raises(ValueError, match="30 x 20 pixels are more than max_pixels 599"):
+        data.setup()

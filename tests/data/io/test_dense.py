@@ -78,12 +78,10 @@ def test_every_bad_mask_is_named_before_any_work(tmp_path: Path) -> None:
 
 def test_an_image_without_its_mask_is_named() -> None:
     images = [Path("a/x.jpg"), Path("a/y.jpg")]
-    assert match_by_stem(images, {"x": Path("1"), "y": Path("2"), "z": Path("3")}, "mask", Path("b")) == [
-        Path("1"),
-        Path("2"),
-    ]
+    masks = [Path("b/x.png"), Path("b/y.png"), Path("b/z.png")]
+    assert match_by_stem(images, masks, "mask", Path("b")) == masks[:2]
     with pytest.raises(ValueError, match=r"1 of 2 images have no mask in b; the first is a/y\.jpg"):
-        match_by_stem(images, {"x": Path("1")}, "mask", Path("b"))
+        match_by_stem(images, masks[:1], "mask", Path("b"))
 
 
 def test_boxes_are_read_as_voc_counts(tmp_path: Path) -> None:

@@ -121,13 +121,13 @@ def test_good_files_are_decoded_once_and_changed_ones_again(tmp_path, monkeypatc
     for name in ("a.png", "b.png"):
         picture(images / name)
     decoded = []
-    real = folders.decode
+    real = folders.examine
 
-    def counting(path, channels, max_pixels):
-        decoded.append(Path(path).name)
-        return real(path, channels, max_pixels)
+    def counting(image, *pixels):
+        decoded.append(Path(image.filename).name)
+        return real(image, *pixels)
 
-    monkeypatch.setattr(folders, "decode", counting)
+    monkeypatch.setattr(folders, "examine", counting)
     check(images, tmp_path / "cache")
     assert sorted(decoded) == ["a.png", "b.png"]
     check(images, tmp_path / "cache")
