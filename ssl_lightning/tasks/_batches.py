@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from ssl_lightning.core.image_spec import CHANNELS, ImageSpec
+from ssl_lightning.data.io.contents import check_contents
 
 KINDS = (
     "a batch is images (B, C, H, W), uint8 or floats in [0, 1]: alone, first in a tuple, or in a dict under "
@@ -116,6 +117,7 @@ def spec_of_loader(loader: Any, *, labelled: bool = False) -> ImageSpec:
             f"the loader gives images with {channels} channels and {height} x {width} px; tasks take square "
             "images with 1, 3 or 4 channels: add CenterCrop or Resize((size, size)) to the transform"
         )
+    check_contents(images)
     values = images.float() / (255 if images.dtype == torch.uint8 else 1)
     mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(SMALLEST_STD, 1)
     names = class_names(loader) if labelled else None

@@ -20,6 +20,22 @@ OTHER_SIZE_OR_MASK = 1 | 4  # flags of PAGE
 ANIMATED = ("GIF", "PNG", "WEBP")
 
 
+class UnknownRangeError(ValueError):
+    """Floating-point pixels have no known range.
+
+    Args:
+        low: The smallest value.
+        high: The largest one.
+    """
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        super().__init__(
+            f"floating-point pixels have no known range; these have values from {low:g} to {high:g}: give "
+            f"data.value_range=[{low:g},{high if high > low else low + 1:g}]"
+        )
+
+
 @dataclass(frozen=True)
 class Facts:
     """Contents of a picture file that its 8-bit pixels no longer show.
@@ -66,7 +82,7 @@ def eight_bit(
     if channels == 4:
         return _four_channels(upright)
     if upright.mode == "P":  # take the colours of the palette, not its indices
-        upright = upright.convert("RGB")
+        upright = upright.convert("RGBA" if "transparency" in upright.info else "RGB")
     return upright.convert("L" if channels == 1 else "RGB")
 
 
@@ -215,9 +231,7 @@ def _check_lost_channels(image: Image.Image, channels: int) -> None:
         return
     low, high = image.getextrema()[3]  # type: ignore[misc]
     if low != high:
-        raise ValueError(
-            f"it has 4 channels, and data.channels={channels} would drop the fourth; give data.channels=4"
-        )
+        raise ValueError("it has 4 channels; give data.channels=4, since 1 and 3 would drop the fourth")
 
 
 def _samples(image: Any) -> int:
@@ -230,11 +244,7 @@ def _narrow(values: np.ndarray, image: Any, raw: str, value_range: tuple[float, 
         if not np.isfinite(values).all():
             raise ValueError("it has floating-point pixels that are not finite")
         if value_range is None:
-            low, high = values.min(), values.max()
-            raise ValueError(
-                f"its floating-point pixels, {low:g} to {high:g}, have no known range; give "
-                f"data.value_range=[{low:g},{high:g}] or the range of all images"
-            )
+            raise UnknownRangeError(float(values.min()), float(values.max()))
     if image.format == "PPM":  # scaled by Pillow to 65535 from the largest value that the file names
         value_range = None
     elif raw == "I;12" and value_range is None:
@@ -284,7 +294,7 @@ def _describe_wide(
         levels = min(high, 65535) // 257 - max(low, 0) // 257 + 1
         return [
             f"{start}: 0 to 65535 are read as 0 to 255, which leaves {max(1, levels):.0f} of 256 grey "
-            f"levels{cut}; data.value_range=[{low:g},{max(high, low + 1):g}] uses all of them"
+            f"levels{cut}; data.value_range=[{low:g},{high if high > low else low + 1:g}] uses all of them"
         ]
     if low < value_range[0] or high > value_range[1]:
         return [

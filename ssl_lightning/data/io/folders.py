@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import os
 from collections import Counter
@@ -24,7 +25,14 @@ from torch import Tensor
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.cpu import available_cores
 from ssl_lightning.core.untrusted import check_plain, printable
-from ssl_lightning.data.io.eight_bit import Facts, describe_facts, eight_bit, examine, tiff_layout
+from ssl_lightning.data.io.eight_bit import (
+    Facts,
+    UnknownRangeError,
+    describe_facts,
+    eight_bit,
+    examine,
+    tiff_layout,
+)
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 # Formats by content. Pillow knows dozens more and passes some to external programs (PostScript to
@@ -33,6 +41,9 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SHOWN = 10  # bad files that a message names
 SAMPLED = 64  # files that are decoded before work starts if not all are
 T = TypeVar("T")
+
+# `_open` raises it as an error; Pillow logs it for each file besides
+logging.getLogger("PIL.TiffImagePlugin").addFilter(lambda record: "More samples" not in record.getMessage())
 
 
 class BadImagesError(RuntimeError):
@@ -278,10 +289,16 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
 
 
 def describe_bad(bad: dict[Path, str]) -> str:
-    """Return one line for each of the first ten bad files, and the number of further ones."""
-    lines = [f"  {_name(path)}: {_name(reason)}" for path, reason in list(bad.items())[:SHOWN]]
-    if len(bad) > SHOWN:
-        lines.append(f"  and {len(bad) - SHOWN} more")
+    """Return a line for each reason with its first file, and the number of further files, for ten reasons."""
+    by_reason: dict[str, list[Path]] = {}
+    for path, reason in bad.items():
+        by_reason.setdefault(reason, []).append(path)
+    lines = []
+    for reason, paths in list(by_reason.items())[:SHOWN]:
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        lines.append(f"  {_name(paths[0])}{more}: {_name(reason)}")
+    if len(by_reason) > SHOWN:
+        lines.append(f"  and {sum(map(len, list(by_reason.values())[SHOWN:]))} more")
     return "\n".join(lines)
 
 
@@ -294,18 +311,23 @@ def _check(
 ) -> tuple[dict[Path, Facts], dict[Path, str]]:
     """Decode images; return the facts of the good ones, and the reason for each bad one."""
 
-    def check(path: Path) -> Facts | str:
+    def check(path: Path) -> Facts | Exception:
         try:
             with open_image(path, max_pixels) as image:
                 return examine(image, channels, value_range)[1]
         except Exception as error:  # decoders raise nearly everything on broken files
-            return str(error) or type(error).__name__
+            return error
 
     with ThreadPoolExecutor(min(16, available_cores())) as pool:  # Pillow releases the GIL
-        results: Iterable[Facts | str] = pool.map(check, paths)
+        results: Iterable[Facts | Exception] = pool.map(check, paths)
         found = dict(zip(paths, results, strict=True))
     facts = {path: result for path, result in found.items() if isinstance(result, Facts)}
-    return facts, {path: result for path, result in found.items() if isinstance(result, str)}
+    errors = {path: result for path, result in found.items() if isinstance(result, Exception)}
+    floats = [error for error in errors.values() if isinstance(error, UnknownRangeError)]
+    if floats:
+        shared = UnknownRangeError(min(each.low for each in floats), max(each.high for each in floats))
+        errors |= {path: shared for path, error in errors.items() if isinstance(error, UnknownRangeError)}
+    return facts, {path: str(error) or type(error).__name__ for path, error in errors.items()}
 
 
 def _changed(facts: Facts) -> dict[str, Any]:
