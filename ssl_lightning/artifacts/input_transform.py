@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import grayscale_to_rgb, rgb_to_grayscale
 
 from ssl_lightning.data.io.augment import EvalView
-from ssl_lightning.data.io.eight_bit import eight_bit
+from ssl_lightning.data.io.eight_bit import check_value_range, eight_bit
 from ssl_lightning.data.io.folders import as_tensor
 from ssl_lightning.ops.lab import rgb_to_lab
 
 CHANNELS = {"RGB": 3, "grey": 1, "L": 1, "RGBX": 4}  # input channels for each colour
-KEYS = ("image_size", "colour", "mean", "std", "crop_ratio")
+KEYS = ("image_size", "colour", "mean", "std", "crop_ratio", "value_range")
 MAX_SIZE = 1 << 14  # px
 
 
@@ -34,6 +34,8 @@ class InputTransform(v2.Transform):
         mean: Mean of each channel, subtracted; pixels are in [0, 1], L in [0, 100].
         std: Deviation of each channel, divided by.
         crop_ratio: Side of the square over the shorter side of the picture, in (0, 1].
+        value_range: Values that become black and white in PIL images of more than 8 bits; None for 0 and
+            65535.
 
     Raises:
         ValueError: A value is not allowed.
@@ -45,7 +47,13 @@ class InputTransform(v2.Transform):
     """
 
     def __init__(
-        self, image_size: int, colour: str, mean: list[float], std: list[float], crop_ratio: float = 1.0
+        self,
+        image_size: int,
+        colour: str,
+        mean: list[float],
+        std: list[float],
+        crop_ratio: float = 1.0,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if colour not in CHANNELS:
@@ -58,6 +66,7 @@ class InputTransform(v2.Transform):
             )
         self.image_size, self.colour, self.crop_ratio = image_size, colour, crop_ratio
         self.mean, self.std = list(mean), list(std)
+        self.value_range = check_value_range(value_range)
         self._view = EvalView(image_size, crop_ratio)
 
     @classmethod
@@ -75,7 +84,8 @@ class InputTransform(v2.Transform):
     @property
     def config(self) -> dict[str, Any]:
         """The values that describe the transform; `from_config` takes them."""
-        return {key: getattr(self, key) for key in KEYS}
+        values = {key: getattr(self, key) for key in KEYS}
+        return {key: value for key, value in values.items() if value is not None}
 
     @property
     def channels(self) -> int:
@@ -97,7 +107,8 @@ class InputTransform(v2.Transform):
             ValueError: The tensor has another shape or type.
         """
         if isinstance(inpt, Image.Image):
-            inpt = as_tensor(eight_bit(inpt, 3 if self.colour == "L" else self.channels))
+            channels = 3 if self.colour == "L" else self.channels
+            inpt = as_tensor(eight_bit(inpt, channels, self.value_range))
         images = _plain(inpt, (4,) if self.colour == "RGBX" else (1, 3))
         batch = self._sized(images if images.ndim == 4 else images[None])
         pixels = batch if batch.is_floating_point() else batch.float().div(255)

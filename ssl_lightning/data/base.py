@@ -23,7 +23,8 @@ from ssl_lightning.data.io.splits import stratified
 
 SPLITS = ("train", "heldout", "test")
 MAX_PIXELS = 50_000_000  # default limit of a picture
-MEASURED = 256  # images that are checked, and that mean and std are measured on
+MEASURED = 256  # images that mean and std are measured on
+CHECKED = 64  # images that are checked if these are given
 
 
 class PairedDataModule(pl.LightningDataModule):
@@ -350,7 +351,8 @@ class PairedDataModule(pl.LightningDataModule):
         )
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        sample = self.train_sample(min(MEASURED, len(self._splits.pretrain)))  # (n, C, H, W)
+        count = MEASURED if self._mean is None else CHECKED
+        sample = self.train_sample(min(count, len(self._splits.pretrain)))  # (n, C, H, W)
         check_contents(sample)
         if self._mean is not None and self._std is not None:
             return self._mean, self._std

@@ -30,7 +30,6 @@ from ssl_lightning.probes.base import BaseProbe, check_probes
 from ssl_lightning.run.build import StartingPoint, check_compiler
 from ssl_lightning.tasks.base import PretextTask, to_float
 
-CHECKED = 64  # pretraining images that a task checks
 OURS = tuple(name for name, key in TRAINER.items() if not key.lightning)  # keys unknown to Lightning
 
 
@@ -107,7 +106,7 @@ def build_parts(
     data.prepare_data()
     data.setup()
     task, loaded = start.build(data)
-    task.check_images(data.train_sample(min(CHECKED, data.pretrain_images)))
+    task.check_images(lambda n: data.train_sample(min(n, data.pretrain_images)))
     throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
     metrics = Metrics(throughput)
     # the guard precedes the metrics, so that a run does not report the figures of a failed validation

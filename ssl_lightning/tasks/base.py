@@ -144,8 +144,11 @@ class PretextTask(pl.LightningModule):
         """Return the number of input channels of the backbone; by default the channels of the images."""
         return spec.channels
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise if a sample of the pretraining images, `(n, C, H, W)` uint8, cannot teach the task.
+    def check_images(self, sample: Callable[[int], Tensor]) -> None:
+        """Check before work that the pretraining images can teach the task.
+
+        Args:
+            sample: Returns up to n pretraining images, `(n, C, H, W)` uint8.
 
         Raises:
             ValueError: They cannot.

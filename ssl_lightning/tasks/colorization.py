@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -145,7 +146,8 @@ class Colorization(PretextTask):
     def backbone_channels(cls, spec: ImageSpec) -> int:
         return 1
 
-    def check_images(self, images: Tensor) -> None:
+    def check_images(self, sample: Callable[[int], Tensor]) -> None:
+        images = sample(CHECKED)
         grey, count = int(grey_images(images).sum()), len(images)
         if grey == count:
             raise ValueError(
@@ -173,7 +175,7 @@ class Colorization(PretextTask):
             sample, count = data.train_sample, min(count, data.pretrain_batches * data.batch_size)
         else:
             sample = partial(first_images, self.training_loader())
-        self.check_images(sample(min(count, CHECKED)))
+        self.check_images(lambda n: sample(min(n, count)))
         found = cached_statistics(
             sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
         )
