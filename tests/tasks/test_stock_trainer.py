@@ -241,6 +241,12 @@ def test_wrong_batches_get_one_sentence(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_colorization_of_grey_pictures_is_refused(tmp_path: Path) -> None:
+    grey = pictures(4, channels=1).expand(-1, 3, -1, -1).contiguous()
+    with pytest.raises(ValueError, match="all 4 sampled pretraining images are grey pictures stored as RGB"):
+        trainer(tmp_path).fit(Colorization(small()), given([grey]))
+
+
 def test_batches_that_do_not_fit_a_given_spec(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"images of shape \(3, 8, 8\), and the task takes \(3, 16, 16\)"):
         trainer(tmp_path).fit(Rotation(small(), SPEC), given([pictures(4, 8)]))

@@ -97,14 +97,15 @@ def examine(
     """
     raw = raw_mode(image)
     converted = eight_bit(image, channels, value_range)
-    extrema: Any = image.getextrema() if _is_wide(image) or ";16" in raw else None
-    named = image.format == "PPM" or raw == "I;12"
-    return converted, Facts(
-        wide=tuple(extrema) if _is_wide(image) and not named else None,
-        upper=max(high for _, high in extrema) if extrema and not _is_wide(image) else None,
-        transparent=channels != 4 and is_transparent(image),
-        pictures=_pictures(image),
-    )
+    wide: Any = None
+    upper = None
+    if _is_wide(image):
+        wide = None if image.format == "PPM" or raw == "I;12" else image.getextrema()
+    elif ";16" in raw:
+        colours = [band for band in image.getbands() if band != "A"]
+        upper = max(int(image.getchannel(band).getextrema()[1]) for band in colours)  # type: ignore[arg-type]
+    transparent = channels != 4 and is_transparent(image)
+    return converted, Facts(wide, upper, transparent, _pictures(image))
 
 
 def describe_facts(

@@ -40,6 +40,7 @@ EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SHOWN = 10  # bad files that a message names
 SAMPLED = 64  # files that are decoded before work starts if not all are
+PLAIN = Facts()  # of an ordinary image
 T = TypeVar("T")
 
 # `_open` raises it as an error; Pillow logs it for each file besides
@@ -225,7 +226,8 @@ def good_images(
             f"max_bad {max_bad:g}:\n{describe_bad(bad)}"
         )
     good = [path for path in paths if path not in bad]
-    warn_of_facts(folder, [Facts(**known[str(path)][1]) for path in good], channels, value_range)
+    changed = (known[str(path)][1] for path in good)
+    warn_of_facts(folder, [Facts(**each) if each else PLAIN for each in changed], channels, value_range)
     return good, bad
 
 
@@ -332,7 +334,7 @@ def _check(
 
 def _changed(facts: Facts) -> dict[str, Any]:
     """Return the facts that differ from those of an ordinary image, for a short record."""
-    return {name: value for name, value in vars(facts).items() if value != getattr(Facts, name)}
+    return {name: value for name, value in vars(facts).items() if value != getattr(PLAIN, name)}
 
 
 def stamp(path: Path) -> list[int]:

@@ -301,3 +301,10 @@ def test_plain_pictures_have_nothing_to_say(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(eight_bit(Image.open(path), 3)), read(path, 3))
     assert describe_facts([Facts()] * 3, 3) == []
     assert len(scan(tmp_path)) == 5
+
+
+def test_opacity_of_sixteen_bits_is_no_colour(tmp_path: Path) -> None:
+    dark = np.full((2, 2, 4), 256, np.uint16)
+    dark[..., 3] = 65535
+    path = tiff(tmp_path / "a.tif", dark, photometric="rgb", extrasamples=["unassalpha"])
+    assert facts(path) == Facts(upper=1)
