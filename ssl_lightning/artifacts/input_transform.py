@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,12 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import grayscale_to_rgb, rgb_to_grayscale
 
 from ssl_lightning.data.io.augment import EvalView
-from ssl_lightning.data.io.folders import as_tensor, eight_bit
+from ssl_lightning.data.io.eight_bit import check_value_range, eight_bit
+from ssl_lightning.data.io.folders import as_tensor
 from ssl_lightning.ops.lab import rgb_to_lab
 
-CHANNELS = {"RGB": 3, "grey": 1, "L": 1}  # input channels for each colour
-KEYS = ("image_size", "colour", "mean", "std", "crop_ratio")
+CHANNELS = {"RGB": 3, "grey": 1, "L": 1, "RGBX": 4}  # input channels for each colour
+KEYS = ("image_size", "colour", "mean", "std", "crop_ratio", "value_range")
 MAX_SIZE = 1 << 14  # px
 
 
@@ -24,14 +25,17 @@ class InputTransform(v2.Transform):
     """Convert pictures to the input of a backbone, as its task did for the probes.
 
     A picture is cropped to its central square and resized to `image_size` (bicubic). A picture that has this
-    size already is only converted. Then follow grey, RGB or the lightness of CIE Lab, and the normalisation.
+    size already is only converted. Then follow the colours and the normalisation.
 
     Args:
         image_size: Height and width of the result in pixels.
-        colour: "RGB", "grey", or "L" for the lightness of CIE Lab, 0 to 100.
+        colour: "RGB", "grey", "RGBX" for RGB with a fourth channel, or "L" for the lightness of CIE Lab, 0 to
+            100.
         mean: Mean of each channel, subtracted; pixels are in [0, 1], L in [0, 100].
         std: Deviation of each channel, divided by.
         crop_ratio: Side of the square over the shorter side of the picture, in (0, 1].
+        value_range: Values that become black and white in PIL images of more than 8 bits; None for 0 and
+            65535.
 
     Raises:
         ValueError: A value is not allowed.
@@ -43,7 +47,13 @@ class InputTransform(v2.Transform):
     """
 
     def __init__(
-        self, image_size: int, colour: str, mean: list[float], std: list[float], crop_ratio: float = 1.0
+        self,
+        image_size: int,
+        colour: str,
+        mean: list[float],
+        std: list[float],
+        crop_ratio: float = 1.0,
+        value_range: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if colour not in CHANNELS:
@@ -56,6 +66,7 @@ class InputTransform(v2.Transform):
             )
         self.image_size, self.colour, self.crop_ratio = image_size, colour, crop_ratio
         self.mean, self.std = list(mean), list(std)
+        self.value_range = check_value_range(value_range)
         self._view = EvalView(image_size, crop_ratio)
 
     @classmethod
@@ -73,7 +84,8 @@ class InputTransform(v2.Transform):
     @property
     def config(self) -> dict[str, Any]:
         """The values that describe the transform; `from_config` takes them."""
-        return {key: getattr(self, key) for key in KEYS}
+        values = {key: getattr(self, key) for key in KEYS}
+        return {key: value for key, value in values.items() if value is not None}
 
     @property
     def channels(self) -> int:
@@ -84,8 +96,8 @@ class InputTransform(v2.Transform):
         """Convert one picture, or a batch of tensors.
 
         Args:
-            inpt: A PIL image of any mode, or a tensor `(C, H, W)` or `(B, C, H, W)` with C 1 or 3, uint8 or
-                floats in [0, 1].
+            inpt: A PIL image of any mode, or a tensor `(C, H, W)` or `(B, C, H, W)` with C 1 or 3 (4 for
+                "RGBX"), uint8 or floats in [0, 1].
             params: Unused.
 
         Returns:
@@ -95,8 +107,9 @@ class InputTransform(v2.Transform):
             ValueError: The tensor has another shape or type.
         """
         if isinstance(inpt, Image.Image):
-            inpt = as_tensor(eight_bit(inpt, 1 if self.colour == "grey" else 3))
-        images = _plain(inpt)
+            channels = 3 if self.colour == "L" else self.channels
+            inpt = as_tensor(eight_bit(inpt, channels, self.value_range))
+        images = _plain(inpt, (4,) if self.colour == "RGBX" else (1, 3))
         batch = self._sized(images if images.ndim == 4 else images[None])
         pixels = batch if batch.is_floating_point() else batch.float().div(255)
         result = v2.functional.normalize(self._coloured(pixels), self.mean, self.std)
@@ -108,7 +121,9 @@ class InputTransform(v2.Transform):
         return torch.stack([self._view(image) for image in images]).clamp(*_range(images))
 
     def _coloured(self, pixels: Tensor) -> Tensor:
-        """Convert floats `(B, 1 or 3, H, W)` in [0, 1] to the colours of the backbone."""
+        """Convert floats `(B, C, H, W)` in [0, 1] to the colours of the backbone."""
+        if self.colour == "RGBX":
+            return pixels
         if self.colour == "grey":
             return rgb_to_grayscale(pixels) if pixels.shape[1] == 3 else pixels
         rgb = pixels if pixels.shape[1] == 3 else grayscale_to_rgb(pixels)
@@ -118,14 +133,14 @@ class InputTransform(v2.Transform):
         return ", ".join(f"{key}={value}" for key, value in self.config.items())
 
 
-def _plain(images: Tensor) -> Tensor:
+def _plain(images: Tensor, channels: tuple[int, ...]) -> Tensor:
     """Return a plain tensor; raise ValueError if it does not hold images."""
     images = images.as_subclass(Tensor)
     kind = images.dtype == torch.uint8 or images.is_floating_point()
-    if images.ndim not in (3, 4) or images.shape[-3] not in (1, 3) or not kind:
+    if images.ndim not in (3, 4) or images.shape[-3] not in channels or not kind:
         raise ValueError(
             f"the images are {tuple(images.shape)} of {images.dtype}; allowed are (C, H, W) and (B, C, H, W) "
-            "with 1 or 3 channels, uint8 or floats in [0, 1]"
+            f"with {' or '.join(map(str, channels))} channels, uint8 or floats in [0, 1]"
         )
     return images
 

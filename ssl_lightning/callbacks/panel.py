@@ -20,6 +20,7 @@ from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.tasks.base import Panel, to_float
 
 COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#57606a"}
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, for files of C channels
 STRIP_EPOCHS = 12  # columns of a strip at most
 
 
@@ -128,7 +129,7 @@ def read_column(path: Path, shape: torch.Size) -> Tensor | None:
     rows, _, channels, height, width = shape
     try:
         with Image.open(path) as image:
-            pixels = torch.from_numpy(np.array(image.convert("L" if channels == 1 else "RGB")))
+            pixels = torch.from_numpy(np.array(image.convert(MODES[channels])))
     except OSError:
         return None
     if pixels.shape[:2] != (rows * height, width):
@@ -153,7 +154,9 @@ def draw_panel(panel: Panel) -> Figure:
         for column in range(columns):
             axis = axes[row, column]
             shown = pixels[row, column]
-            axis.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=1)
+            axis.imshow(
+                shown[..., 0] if shown.shape[-1] == 1 else shown[..., :3], cmap="gray", vmin=0, vmax=1
+            )
             axis.set_xticks([])
             axis.set_yticks([])
             right = panel.right[row][column] if panel.right else None

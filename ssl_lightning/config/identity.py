@@ -18,6 +18,7 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
+ADDED = {"data.value_range": None}  # keys that old configs lack, with the value that changes nothing
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
 SPLIT = ("trainer", "data")  # groups where only some keys are science
 
@@ -27,7 +28,11 @@ def science(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
     for group in SPLIT:
         values = config.get(group, {})
-        kept[group] = {key: value for key, value in values.items() if f"{group}.{key}" not in NOT_SCIENCE}
+        kept[group] = {
+            key: value
+            for key, value in values.items()
+            if f"{group}.{key}" not in NOT_SCIENCE and ADDED.get(f"{group}.{key}", ABSENT) != value
+        }
     return kept
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+CHANNELS = (1, 3, 4)  # grey, RGB, and RGB with a fourth channel such as near infrared or opacity
+
 
 @dataclass(frozen=True)
 class ImageSpec:
     """Shape and statistics of the images that a DataModule yields.
 
     Args:
-        channels: Number of colour channels C (1 or 3).
+        channels: Number of channels C (1, 3 or 4).
         image_size: Height and width in pixels of the square images.
         mean: Per-channel mean of the pretraining images, in [0, 1].
         std: Per-channel standard deviation of these images, in (0, 1].
@@ -26,8 +28,8 @@ class ImageSpec:
     pretrain_labels: bool = False
 
     def __post_init__(self) -> None:
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels is {self.channels}; allowed are 1 (grey) and 3 (RGB)")
+        if self.channels not in CHANNELS:
+            raise ValueError(f"channels is {self.channels}; allowed are 1 (grey), 3 (RGB) and 4")
         if self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; it must be a positive number of pixels")
         if not len(self.mean) == len(self.std) == self.channels:

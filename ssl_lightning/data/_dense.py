@@ -73,7 +73,13 @@ class DenseFolders(DenseDataModule, Pictures):
             BadImagesError: A picture cannot be decoded; names it.
         """
         good, _ = good_images(
-            folder, paths, max_pixels=self.max_pixels, max_bad=0, cache=self.root / "folders"
+            folder,
+            paths,
+            max_pixels=self.max_pixels,
+            max_bad=0,
+            cache=self.root / "folders",
+            channels=self.channels,
+            value_range=self.value_range,
         )
         return good
 
@@ -110,6 +116,7 @@ class DenseFolders(DenseDataModule, Pictures):
             "num_classes": len(class_names),
             "void": void,
             "channels": self.channels,
+            "value_range": self.value_range,
             "max_pixels": self.max_pixels,
             "num_workers": self.num_workers,
         }

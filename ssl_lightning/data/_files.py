@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data._pictures import Pictures
-from ssl_lightning.data.io.folders import scan, usable_images
+from ssl_lightning.data.io.folders import SAMPLED, evenly, sample_images, scan, usable_images
 from ssl_lightning.data.io.packed import PackedSource
 from ssl_lightning.data.io.sources import FileSource
 
@@ -64,10 +64,19 @@ class ImageFiles(Pictures):
 
     def find(self, folder: Path) -> list[Path]:
         """Return the images under a folder, at any depth; leave out the bad ones if `verify` is on."""
+        return self.usable(folder, scan(folder))
+
+    def usable(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
+        """Return the images that can be decoded; all of them if `verify` is off."""
+        pixels: dict[str, Any] = {
+            "max_pixels": self.max_pixels,
+            "channels": self.channels,
+            "value_range": self.value_range,
+        }
         if not self.verify:
-            return scan(folder)
-        cache = self.root / "folders"
-        return usable_images(folder, max_pixels=self.max_pixels, max_bad=self.max_bad, cache=cache)
+            sample_images({str(path): path for path in evenly(paths, SAMPLED)}, **pixels)
+            return list(paths)
+        return usable_images(folder, paths, max_bad=self.max_bad, cache=self.root / "folders", **pixels)
 
     def source(self, paths: Sequence[Path], labels: Tensor | None) -> FileSource:
         """Make a source of files with labels (N,), (N, K) or None; pack the files first if `cache` is on."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from ssl_lightning.data.base import MAX_PIXELS, PairedDataModule, check_channels
 from ssl_lightning.data.io.augment import EvalView, TrainView
+from ssl_lightning.data.io.eight_bit import check_value_range
 from ssl_lightning.data.io.sources import default_workers
 
 
@@ -14,7 +15,9 @@ class Pictures(PairedDataModule):
     """Pictures of any size, decoded by worker processes.
 
     Args:
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB; 4 for four channels as they are, which all files must have.
+        value_range: The two values that become black and white in grey pictures of more than 8 bits, such as
+            [0, 4095] for 12 bits; None for 0 and 65535. Other pictures are read as they are.
         crop_scale: Smallest and largest area of a training crop, as a share of the picture's area.
         crop_ratio: Side of the central square that evaluation sees, over the picture's shorter side.
         flip: Whether half of the training images are mirrored left to right.
@@ -32,6 +35,7 @@ class Pictures(PairedDataModule):
         self,
         *,
         channels: int = 3,
+        value_range: Sequence[float] | None = None,
         crop_scale: Sequence[float] = (0.2, 1.0),
         crop_ratio: float = 0.875,
         flip: bool = True,
@@ -46,6 +50,7 @@ class Pictures(PairedDataModule):
                 "allowed are at least 1 pixel, and null or at least 0 workers"
             )
         self.channels = check_channels(channels)
+        self.value_range = check_value_range(value_range)
         self.train_view = TrainView(self.image_size, tuple(crop_scale), flip)  # type: ignore[arg-type]
         self.eval_view = EvalView(self.image_size, crop_ratio)
         self.max_pixels = max_pixels
@@ -56,6 +61,7 @@ class Pictures(PairedDataModule):
         """Keywords of a `PictureSource`, without `labels`."""
         return {
             "channels": self.channels,
+            "value_range": self.value_range,
             "train_view": self.train_view,
             "eval_view": self.eval_view,
             "max_pixels": self.max_pixels,

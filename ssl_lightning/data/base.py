@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.core.cache import cache_root
-from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.image_spec import CHANNELS, ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing, Splits, draw_splits, heldout_pool
 from ssl_lightning.data.io.augment import EvalView
+from ssl_lightning.data.io.contents import check_contents
 from ssl_lightning.data.io.folders import usable_images
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import FileSource, ImageSource
@@ -23,6 +24,7 @@ from ssl_lightning.data.io.splits import stratified
 SPLITS = ("train", "heldout", "test")
 MAX_PIXELS = 50_000_000  # default limit of a picture
 MEASURED = 256  # images that mean and std are measured on
+CHECKED = 64  # images that are checked if these are given
 
 
 class PairedDataModule(pl.LightningDataModule):
@@ -49,7 +51,8 @@ class PairedDataModule(pl.LightningDataModule):
     """
 
     name: str = "data"
-    channels: int = 3  # 1 for grey, 3 for RGB
+    channels: int = 3  # 1 for grey, 3 for RGB, 4 for four channels as they are
+    value_range: tuple[float, float] | None = None  # of pixels of more than 8 bits, see `eight_bit`
     targets: str = "classes"  # kind of the labels: classes, multilabel, masks or boxes
     eval_view: EvalView | None = None  # evaluation view of an image file, if images are files
     num_workers: int = 2  # processes that decode image files
@@ -289,11 +292,12 @@ class PairedDataModule(pl.LightningDataModule):
         """
         path = Path(folder).expanduser()
         cache = cache_root(getattr(self, "root", None)) / "folders"
-        files = usable_images(path, max_pixels=MAX_PIXELS, max_bad=0.1, cache=cache)
+        pixels: dict[str, Any] = {"channels": self.channels, "value_range": self.value_range}
+        files = usable_images(path, max_pixels=MAX_PIXELS, max_bad=0.1, cache=cache, **pixels)
         source = FileSource(
             files,
             None,
-            channels=self.channels,
+            **pixels,
             train_view=None,
             eval_view=self.eval_view or EvalView(self.image_size, 1.0),
             max_pixels=MAX_PIXELS,
@@ -347,9 +351,12 @@ class PairedDataModule(pl.LightningDataModule):
         )
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        count = MEASURED if self._mean is None else CHECKED
+        sample = self.train_sample(min(count, len(self._splits.pretrain)))  # (n, C, H, W)
+        check_contents(sample)
         if self._mean is not None and self._std is not None:
             return self._mean, self._std
-        values = self.train_sample(min(MEASURED, len(self._splits.pretrain))).float() / 255  # (n, C, H, W)
+        values = sample.float() / 255
         mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(min=1e-3)
         return tuple(mean.tolist()), tuple(std.tolist())
 
@@ -358,8 +365,10 @@ def check_channels(channels: int) -> int:
     """Return the number of channels of images.
 
     Raises:
-        ValueError: It is neither 1 nor 3.
+        ValueError: It is not 1, 3 or 4.
     """
-    if channels not in (1, 3):
-        raise ValueError(f"data.channels is {channels}; allowed are 1 (grey) and 3 (RGB)")
+    if channels not in CHANNELS:
+        raise ValueError(
+            f"data.channels is {channels}; allowed are 1 (grey), 3 (RGB) and 4 (all as they are)"
+        )
     return channels

@@ -83,6 +83,6 @@ class CamVid(DenseFolders):
     def _split(self, split: str) -> tuple[list[Path], list[Path]]:
         folder, annotated = self.dir / split, self.dir / f"{split}annot"
         images = self.check_pictures(folder, scan(folder))
-        masks = match_by_stem(images, {path.stem: path for path in scan(annotated)}, "mask", annotated)
+        masks = match_by_stem(images, scan(annotated), "mask", annotated, folder)
         check_masks(images, masks, len(self.class_names), self.void, self.num_workers)
         return images, masks

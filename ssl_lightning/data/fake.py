@@ -25,7 +25,7 @@ class Fake(PairedDataModule):
         num_train: Training images, for the pretext and the probes.
         num_test: Test images.
         num_classes: Classes of equal size.
-        channels: 1 or 3.
+        channels: 1, 3 or 4.
         crop_padding: Pixels of reflection padding around training images before the random crop.
         flip: Whether half of the training images are mirrored left to right.
         batch_size, eval_batch_size, image_size, heldout: See `PairedDataModule`.

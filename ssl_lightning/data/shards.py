@@ -101,7 +101,9 @@ class Shards(Pictures):
         return index
 
     def _source(self, index: ShardIndex, keep: np.ndarray | None = None) -> ShardSource:
-        return ShardSource(index, keep, window=self.window, read_ahead=self.read_ahead, **self.decoding)
+        source = ShardSource(index, keep, window=self.window, read_ahead=self.read_ahead, **self.decoding)
+        source.check_sample()
+        return source
 
 
 def check_labelled(train: ShardIndex, test: ShardIndex) -> None:

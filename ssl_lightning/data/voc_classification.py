@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ssl_lightning.data._files import ImageFiles, match
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.io.annotations import voc_objects
-from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
+from ssl_lightning.data.io.annotations import voc_annotation
+from ssl_lightning.data.io.voc import CLASSES, list_annotations, list_images, obtain_voc, read_list
 
 
 class VOCClassification(ImageFiles):
@@ -77,11 +77,10 @@ class VOCClassification(ImageFiles):
 
     def _split(self, split: str) -> tuple[list[Path], Tensor]:
         folder = self._folder()
-        images = list_images(folder, read_list(folder, "Main", split))
-        labels = [
-            read_labels(folder / "Annotations" / f"{path.stem}.xml", self.class_names) for path in images
-        ]
-        return images, torch.tensor(labels)
+        names = read_list(folder, "Main", split)
+        annotations = dict(zip(list_images(folder, names), list_annotations(folder, names), strict=True))
+        images = self.usable(folder, list(annotations))
+        return images, torch.tensor([read_labels(annotations[path], self.class_names) for path in images])
 
     def _folder(self) -> Path:
         return obtain_voc(self.root, "2007") if self.dir is None else self.dir
@@ -98,7 +97,7 @@ def read_labels(path: Path, class_names: Sequence[str]) -> list[int]:
     """
     labels = dict.fromkeys(class_names, 0)
     try:
-        for item in voc_objects(path):
+        for item in voc_annotation(path).findall("object"):
             name = (item.findtext("name") or "").strip()
             if name not in labels:
                 raise ValueError(f"an object is {name!r}; data.class_names has {', '.join(class_names)}")

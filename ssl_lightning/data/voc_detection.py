@@ -10,8 +10,8 @@ import torch
 
 from ssl_lightning.data._dense import DenseFolders, check_class_names
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.io.annotations import Boxes, image_sizes, read_voc_boxes
-from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
+from ssl_lightning.data.io.annotations import Boxes, image_sizes, read_voc_boxes, warn_of_sizes
+from ssl_lightning.data.io.voc import CLASSES, list_annotations, list_images, obtain_voc, read_list
 
 
 class VOCDetection(DenseFolders):
@@ -62,15 +62,12 @@ class VOCDetection(DenseFolders):
 
     def _split(self, split: str) -> tuple[list[Path], list[Boxes]]:
         folder = self._folder()
-        images = self.check_pictures(folder, list_images(folder, read_list(folder, "Main", split)))
-        files = [folder / "Annotations" / f"{path.stem}.xml" for path in images]
-        missing = [path for path in files if not path.is_file()]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(files)} annotations do not exist; the first is {missing[0]}"
-            )
+        names = read_list(folder, "Main", split)
+        images = self.check_pictures(folder, list_images(folder, names))
+        files = list_annotations(folder, names)
         sizes = image_sizes(images, self.num_workers)
-        pairs = zip(files, sizes, strict=True)
+        pairs = list(zip(files, sizes, strict=True))
+        warn_of_sizes(pairs)
         return images, [read_voc_boxes(path, size, self.class_names) for path, size in pairs]
 
     def _folder(self) -> Path:

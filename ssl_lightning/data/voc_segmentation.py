@@ -8,6 +8,7 @@ from typing import Any
 from ssl_lightning.data._dense import DenseFolders
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import check_masks, match_by_stem
+from ssl_lightning.data.io.folders import scan
 from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
 
 
@@ -51,10 +52,8 @@ class VOCSegmentation(DenseFolders):
         if self.sbd_dir is not None:
             have = {path.stem for path in (*train, *test)}
             extra = sorted(path for path in (self.sbd_dir / "cls").glob("*.mat") if path.stem not in have)
-            found = {path.stem: path for path in (self.sbd_dir / "img").glob("*.jpg")}
-            images = self.check_pictures(
-                self.sbd_dir, match_by_stem(extra, found, "picture", self.sbd_dir / "img")
-            )
+            where = self.sbd_dir / "img"
+            images = self.check_pictures(self.sbd_dir, match_by_stem(extra, scan(where), "picture", where))
             check_masks(images, extra, len(CLASSES) + 1, (), self.num_workers)
             train, train_masks = train + images, train_masks + extra
         return self.pair(train, train_masks, test, test_masks, ("background", *CLASSES), heldout=None)
@@ -62,12 +61,8 @@ class VOCSegmentation(DenseFolders):
     def _split(self, split: str) -> tuple[list[Path], list[Path]]:
         folder = self._folder()
         images = self.check_pictures(folder, list_images(folder, read_list(folder, "Segmentation", split)))
-        masks = match_by_stem(
-            images,
-            {path.stem: path for path in (folder / "SegmentationClass").glob("*.png")},
-            "mask",
-            folder / "SegmentationClass",
-        )
+        where = folder / "SegmentationClass"
+        masks = match_by_stem(images, scan(where), "mask", where)
         check_masks(images, masks, len(CLASSES) + 1, (), self.num_workers)
         return images, masks
 

@@ -116,7 +116,7 @@ def _grid(rows: int, columns: int, size: Sequence[int], title: str) -> tuple[Fig
 
 def _show(axis: Any, image: Tensor) -> None:
     pixels = image.permute(1, 2, 0).numpy()  # (H, W, C)
-    axis.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+    axis.imshow(pixels[..., 0] if pixels.shape[2] == 1 else pixels[..., :3], cmap="gray", vmin=0, vmax=255)
 
 
 def _legend(figure: Figure, class_names: Sequence[str]) -> None:

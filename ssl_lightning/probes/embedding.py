@@ -130,7 +130,7 @@ def draw_nearest(pictures: Tensor, cosine: Tensor, names: Sequence[str]) -> Figu
     for place, axis in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         row, column = divmod(place, columns)
         shown = pixels[row, column]
-        axis.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown, cmap="gray", vmin=0, vmax=255)
+        axis.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown[..., :3], cmap="gray", vmin=0, vmax=255)
         axis.set_xticks([])
         axis.set_yticks([])
         likeness = f" {cosine[row, column]:.3f}" if column else ""

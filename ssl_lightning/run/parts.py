@@ -106,6 +106,7 @@ def build_parts(
     data.prepare_data()
     data.setup()
     task, loaded = start.build(data)
+    task.check_images(lambda n: data.train_sample(min(n, data.pretrain_images)))
     throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
     metrics = Metrics(throughput)
     # the guard precedes the metrics, so that a run does not report the figures of a failed validation

@@ -66,7 +66,8 @@ def probe(
         probes: Names of the files in `conf/probe`, or probes, or probes by name.
         image_size: Height and width to which images are resized; None for the size of the task, if it is one,
             else of the images.
-        channels: 1 for grey, 3 for RGB, to which images are converted; None as for `image_size`.
+        channels: 1 for grey, 3 for RGB, 4 for four channels as they are; images are converted. None as for
+            `image_size`.
         mean: Per-channel mean in [0, 1] for a network that is not a task. None takes it from timm's
             `pretrained_cfg`, or measures it on the training images.
         std: Per-channel standard deviation, like `mean`.

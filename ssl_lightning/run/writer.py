@@ -112,7 +112,7 @@ class RunWriter:
         backbone = cast(dict[str, Any], OmegaConf.to_container(cfg.backbone))
         return {
             "backbone": {**backbone, "in_channels": parts.task.backbone_channels(parts.data.spec)},
-            "input": {**parts.task.input_config(), "crop_ratio": crop_ratio(parts.data)},
+            "input": {**parts.task.input_config(), **input_options(parts.data)},
             "batch_norm": parts.preparation.protocol(parts.task, parts.data.pretrain_images)["batch_norm"],
             "task": cfg.choices.task,
             "data": cfg.choices.data,
@@ -152,9 +152,10 @@ class RunWriter:
         print_header(facts)
 
 
-def crop_ratio(data: PairedDataModule) -> float:
-    """Return the side of the central square that evaluation sees, over the shorter side of a picture."""
-    return data.eval_view.crop_ratio if data.eval_view else 1.0
+def input_options(data: PairedDataModule) -> dict[str, Any]:
+    """Return how evaluation cuts a picture, and the range of its pixels if it is set."""
+    options: dict[str, Any] = {"crop_ratio": data.eval_view.crop_ratio if data.eval_view else 1.0}
+    return options | ({} if data.value_range is None else {"value_range": list(data.value_range)})
 
 
 def command(name: str, overrides: Iterable[str]) -> str:

@@ -10,14 +10,14 @@ import torch
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.image_spec import CHANNELS, ImageSpec
+from ssl_lightning.data.io.contents import check_contents
 
 KINDS = (
     "a batch is images (B, C, H, W), uint8 or floats in [0, 1]: alone, first in a tuple, or in a dict under "
     "'image'"
 )
 COLLATE = "for pictures of PIL use DataLoader(..., collate_fn=ssl_lightning.data.io.collate.collate_images)"
-CHANNELS = (1, 3)
 SMALLEST_STD = 1e-3  # of one channel, so that constant images can be standardised
 
 
@@ -107,7 +107,7 @@ def spec_of_loader(loader: Any, *, labelled: bool = False) -> ImageSpec:
         labelled: Whether to find the classes too: the `classes` of the data set, else the labels of one pass.
 
     Raises:
-        ValueError: The batch is of the wrong kind, or the images are not square, grey or RGB.
+        ValueError: The batch is of the wrong kind, or the images have another shape.
     """
     images, _ = next(read(loader, needs_labels=labelled))
     check_kind(images)
@@ -115,8 +115,9 @@ def spec_of_loader(loader: Any, *, labelled: bool = False) -> ImageSpec:
     if channels not in CHANNELS or height != width:
         raise ValueError(
             f"the loader gives images with {channels} channels and {height} x {width} px; tasks take square "
-            "images with 1 or 3 channels: add CenterCrop or Resize((size, size)) to the transform"
+            "images with 1, 3 or 4 channels: add CenterCrop or Resize((size, size)) to the transform"
         )
+    check_contents(images)
     values = images.float() / (255 if images.dtype == torch.uint8 else 1)
     mean, std = values.mean((0, 2, 3)), values.std((0, 2, 3)).clamp(SMALLEST_STD, 1)
     names = class_names(loader) if labelled else None

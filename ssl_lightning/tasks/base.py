@@ -144,6 +144,16 @@ class PretextTask(pl.LightningModule):
         """Return the number of input channels of the backbone; by default the channels of the images."""
         return spec.channels
 
+    def check_images(self, sample: Callable[[int], Tensor]) -> None:
+        """Check before work that the pretraining images can teach the task.
+
+        Args:
+            sample: Returns up to n pretraining images, `(n, C, H, W)` uint8.
+
+        Raises:
+            ValueError: They cannot.
+        """
+
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         """Score one batch.
 
@@ -198,7 +208,7 @@ class PretextTask(pl.LightningModule):
 
     def input_config(self) -> dict[str, Any]:
         """Describe `probe_input` for `backbone.json`: the colours, and their mean and deviation."""
-        colour = "grey" if self.spec.channels == 1 else "RGB"
+        colour = {1: "grey", 3: "RGB", 4: "RGBX"}[self.spec.channels]
         mean, std = list(self.spec.mean), list(self.spec.std)
         return {"image_size": self.spec.image_size, "colour": colour, "mean": mean, "std": std}
 

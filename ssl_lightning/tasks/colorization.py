@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.data.io.contents import NOTED, grey_images
 from ssl_lightning.networks.decoder import Decoder
 from ssl_lightning.networks.recipes import input_channels
 from ssl_lightning.ops.ab_bins import (
@@ -29,6 +32,7 @@ from ssl_lightning.tasks.base import Panel, PretextTask, to_float
 
 TARGETS = ("bins", "l2")
 FINEST = 4  # default image size over the size of the prediction (paper: 4)
+CHECKED = 64  # pretraining images that are checked for colours
 LIGHTNESS = 50.0  # mean and half the range of L
 FARTHEST = 150.0  # ab distance at which the curve of accuracies ends (paper, sec. 3.1)
 
@@ -123,8 +127,8 @@ class Colorization(PretextTask):
         super().build(spec)
         if spec.channels != 3:
             raise ValueError(
-                f"colorization needs images with colours, and these have {spec.channels} channel; choose "
-                "other data, or set data.channels to 3 if the files have colours"
+                f"colorization needs images with colours, and data.channels is {spec.channels}; choose other "
+                "data, or set data.channels=3 if the files have colours"
             )
         bins = gamut_bins(self._grid)
         self.decoder = self._make_decoder(self.backbone)
@@ -142,6 +146,20 @@ class Colorization(PretextTask):
     def backbone_channels(cls, spec: ImageSpec) -> int:
         return 1
 
+    def check_images(self, sample: Callable[[int], Tensor]) -> None:
+        images = sample(CHECKED)
+        grey, count = int(grey_images(images).sum()), len(images)
+        if grey == count:
+            raise ValueError(
+                f"colorization needs images with colours, and all {count} sampled pretraining images are "
+                "grey pictures stored as RGB; choose another task or other data"
+            )
+        if grey > NOTED * count:
+            rank_zero_warn(
+                f"{grey} of {count} sampled pretraining images are grey pictures stored as RGB; they teach "
+                "colorization to predict grey"
+            )
+
     def input_config(self) -> dict[str, Any]:
         size = {"image_size": self.spec.image_size}
         return {**size, "colour": "L", "mean": [LIGHTNESS], "std": [LIGHTNESS]}
@@ -157,6 +175,7 @@ class Colorization(PretextTask):
             sample, count = data.train_sample, min(count, data.pretrain_batches * data.batch_size)
         else:
             sample = partial(first_images, self.training_loader())
+        self.check_images(lambda n: sample(min(n, count)))
         found = cached_statistics(
             sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
         )

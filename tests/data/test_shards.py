@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -388,5 +389,23 @@ def test_pictures_stay_bounded_whatever_the_index_says(copy):
     index["largest"] = 1
     (copy / "index.json").write_text(json.dumps(index))
     data = shards(copy, max_pixels=599)
-    with pytest.raises(RuntimeError, match="30 x 20 pixels are more than max_pixels 599"):
-        data.setup()  # measures mean and deviation
+    with pytest.raises(ValueError, match="30 x 20 pixels are more than max_pixels 599"):
+        data.setup()
+
+
+def test_shards_of_any_pixels_are_checked_before_work(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 20, 30, 4), np.uint8)
+    for kind in ("four", "twelve"):
+        (tmp_path / kind / "ant").mkdir(parents=True)
+    for number, each in enumerate(pixels):
+        tifffile.imwrite(tmp_path / "four" / "ant" / f"{number}.tif", each, photometric="rgb")
+        wide = each[..., 0].astype(np.uint16) * 16
+        Image.fromarray(wide).save(tmp_path / "twelve" / "ant" / f"{number}.png")
+    four, twelve = (packed(tmp_path / kind, "--keep-order") for kind in ("four", "twelve"))
+    assert np.array_equal(source(four, channels=4).picture(0).permute(1, 2, 0), pixels[0])
+    with pytest.raises(ValueError, match=r"ant/0\.tif: it has 4 channels; give data\.channels=4"):
+        source(four)
+    with pytest.warns(UserWarning, match=r"a sample: 8 of 8 images .* from 0 to 4080"):
+        source(twelve, channels=1)
+    read = source(twelve, channels=1, value_range=[0, 4080]).picture(0)[0]
+    assert np.array_equal(read, pixels[0, ..., 0])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_lightning.data.io.folders import BadImagesError
 from ssl_lightning.data.io.splits import rarest_class
 from ssl_lightning.data.voc_classification import VOCClassification, read_labels
 
@@ -114,7 +115,7 @@ def test_annotations_that_cannot_be_used_are_named(tree: Path) -> None:
     with pytest.raises(ValueError, match=r"000003\.xml: no element found"):
         make(tree).setup()
     (tree / "Annotations/000003.xml").unlink()
-    with pytest.raises(ValueError, match=r"000003\.xml: .*No such file"):
+    with pytest.raises(ValueError, match=r"1 of 30 annotations do not exist; the first is .*000003\.xml"):
         make(tree).setup()
     with pytest.raises(FileNotFoundError, match=r"trainval\.txt does not exist"):
         make(tree / "Annotations").prepare_data()
@@ -122,3 +123,24 @@ def test_annotations_that_cannot_be_used_are_named(tree: Path) -> None:
         make(tree, pretrain_dir=str(tree / "gone")).prepare_data()
     with pytest.raises(ValueError, match=r"data\.class_names is \['cat'\]"):
         make(tree, class_names=["cat"])
+
+
+def test_pictures_are_named_by_their_annotations(tree: Path) -> None:
+    (tree / "JPEGImages/000003.jpg").rename(tree / "JPEGImages/IMG 3.JPG")
+    xml = tree / "Annotations/000003.xml"
+    xml.write_text(xml.read_text().replace("<annotation>", "<annotation><filename>IMG 3.JPG</filename>"))
+    data = make(tree)
+    data.setup()
+    train = data._loaded.train
+    assert train.paths[3].endswith("IMG 3.JPG")
+    assert train.labels[3].tolist() == expected(3)
+
+
+def test_a_broken_picture_is_named_before_work(tree: Path) -> None:
+    (tree / "JPEGImages/000003.jpg").write_bytes(b"no picture")
+    with pytest.raises(BadImagesError, match=r"1 of 30 images .*\n.*000003\.jpg"):
+        make(tree).setup()
+    data = make(tree, max_bad=0.1)
+    with pytest.warns(UserWarning, match="1 of 30 images"):
+        data.setup()
+    assert data._loaded.train.labels[3].tolist() == expected(4)

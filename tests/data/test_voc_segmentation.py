@@ -115,3 +115,10 @@ def test_an_archive_put_into_the_cache_is_unpacked(
     )
     made.prepare_data()
     assert made.label_counts["test"] == 3
+
+
+def test_pictures_and_masks_of_any_ending_are_found(tree: Path) -> None:
+    for name, ending in ((TRAIN[0], "JPG"), (TRAIN[1], "png"), (VAL[0], "JPEG")):
+        (tree / "JPEGImages" / f"{name}.jpg").rename(tree / "JPEGImages" / f"{name}.{ending}")
+        (tree / "SegmentationClass" / f"{name}.png").rename(tree / "SegmentationClass" / f"{name}.PNG")
+    assert data(tree, heldout=2).label_counts == {"train": 10, "heldout": 2, "test": 3}

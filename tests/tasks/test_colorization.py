@@ -291,7 +291,7 @@ def test_the_panel_shows_grey_coloured_and_original() -> None:
         ({"grid": 3}, "grid is 3; allowed are 5 to 60"),
         ({"reduction": 8}, "reduction 8; allowed are 1 to 4"),
         ({"width": 0}, "width 0"),
-        ({"spec": ImageSpec(1, 28, (0.5,), (0.2,))}, "needs images with colours, and these have 1 channel"),
+        ({"spec": ImageSpec(1, 28, (0.5,), (0.2,))}, "needs images with colours, and data.channels is 1"),
     ],
 )
 def test_bad_values_are_refused(options: dict, message: str) -> None:

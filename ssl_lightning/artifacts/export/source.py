@@ -81,7 +81,7 @@ class ExportSource:
     def inputs(self) -> Tensor:
         """Return a fixed random batch as the backbone takes it, `(IMAGES, C, image_size, image_size)`."""
         size, draw = self.transform.image_size, torch.Generator().manual_seed(0)
-        shape = (IMAGES, 1 if self.transform.colour == "grey" else 3, size, size)
+        shape = (IMAGES, 3 if self.transform.colour == "L" else self.transform.channels, size, size)
         return self.transform(torch.randint(256, shape, generator=draw, dtype=torch.uint8))
 
     def maps_of(self, network: nn.Module, stages: Sequence[str]) -> nn.Module:

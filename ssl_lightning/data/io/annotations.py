@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from ssl_lightning.data.io.eight_bit import raw_mode
 from ssl_lightning.data.io.folders import SHOWN, open_image
 
 MAX_XML = 8_000_000  # bytes of an annotation
+SCALED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0 to 255
 VOID = 255  # id of pixels that count nowhere, in every mask returned here
 T = TypeVar("T")
 
@@ -68,14 +72,15 @@ def read_mask(
     else:
         with open_image(path) as image:
             _check_size(path, image.size, size)  # before the pixels take memory
-            if image.mode not in ("1", "L", "P"):
+            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
                 raise ValueError(f"{path} has pixels of mode {image.mode}; a mask has one class id a pixel")
-            ids = np.asarray(image).astype(np.uint8)
+            scale = SCALED.get(raw_mode(image), 1)
+            ids = np.asarray(image).astype(np.int64) // scale
     _check_size(path, ids.shape[::-1], size)
     table = np.full(256, -1, np.int16)
     table[:num_classes] = np.arange(num_classes)
     table[[*void, VOID]] = VOID
-    mask = table[ids]
+    mask = np.where((ids >= 0) & (ids < 256), table[ids.clip(0, 255)], -1)
     if (mask < 0).any():
         raise ValueError(
             f"{path} has the ids {np.unique(ids[mask < 0]).tolist()}; allowed are the classes "
@@ -85,8 +90,8 @@ def read_mask(
     return mask.astype(np.uint8)
 
 
-def voc_objects(path: Path) -> list[ET.Element]:
-    """Read the objects of an annotation in VOC's XML, without their nested parts.
+def voc_annotation(path: Path) -> ET.Element:
+    """Read an annotation in VOC's XML.
 
     Raises:
         ValueError: The file is not XML, is too large, or declares entities, which can expand without limit.
@@ -101,7 +106,7 @@ def voc_objects(path: Path) -> list[ET.Element]:
     if b"<!ENTITY" in data.replace(b"\0", b""):  # in UTF-16 too
         raise ValueError("the file declares entities; an annotation must not")
     try:
-        return ET.fromstring(data).findall("object")
+        return ET.fromstring(data)
     except (ET.ParseError, LookupError) as error:
         raise ValueError(str(error)) from error
 
@@ -114,7 +119,7 @@ def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequenc
 
     Args:
         path: The XML file.
-        image_size: Width and height of the image itself; the size in the file is not used.
+        image_size: Width and height of the image itself; for the size in the file see `warn_of_sizes`.
         class_names: In label order.
 
     Raises:
@@ -124,7 +129,7 @@ def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequenc
     width, height = image_size
     rows: list[tuple[list[float], int, bool]] = []
     try:
-        for item in voc_objects(path):
+        for item in voc_annotation(path).findall("object"):
             name = (item.findtext("name") or "").strip()
             corners = [
                 float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
@@ -147,6 +152,32 @@ def read_voc_boxes(path: Path, image_size: tuple[int, int], class_names: Sequenc
         torch.tensor([row[1] for row in rows], dtype=torch.int64),
         torch.tensor([row[2] for row in rows], dtype=torch.bool),
     )
+
+
+def warn_of_sizes(pairs: Sequence[tuple[Path, tuple[int, int]]]) -> None:
+    """Warn of annotations in VOC's XML that state another size than their picture has.
+
+    Such boxes were drawn on another version of the picture, resized or turned. A size of 0 states nothing.
+
+    Args:
+        pairs: Path of each annotation, and width and height of its upright picture.
+    """
+    others = []
+    for path, size in pairs:
+        try:
+            root = voc_annotation(path)
+            stated = int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0)
+        except (OSError, ValueError):  # reading the boxes reports it, and no number states no size
+            continue
+        if min(stated) > 0 and stated != size:
+            others.append(
+                f"{path.name} states {stated[0]} x {stated[1]}, and its picture has {size[0]} x {size[1]}"
+            )
+    if others:
+        rank_zero_warn(
+            f"{len(others)} of {len(pairs)} annotations state another size than their upright picture "
+            f"has, so their boxes may be wrong: {others[0]}"
+        )
 
 
 def image_sizes(paths: Sequence[Path], num_workers: int) -> list[tuple[int, int]]:
@@ -173,37 +204,68 @@ def check_masks(
     """Read every mask once, so that a bad one fails before any work.
 
     Raises:
-        ValueError: A mask has unknown ids or another size than its image; names the first ten masks.
+        ValueError: A mask has unknown ids or another size than its image (names the first ten masks), or no
+            mask has another class than 0 and void.
     """
     sizes = image_sizes(images, num_workers)
 
-    def fault(pair: tuple[Path, tuple[int, int]]) -> str | None:
+    def check(pair: tuple[Path, tuple[int, int]]) -> str | set[int]:
+        """Return what is wrong with a mask, or its ids."""
         mask, size = pair
         try:
-            read_mask(mask, num_classes, void, size)
+            return set(np.unique(read_mask(mask, num_classes, void, size)).tolist())
         except (OSError, ValueError) as error:
             return str(error) if str(mask) in str(error) else f"{mask}: {error}"
-        return None
 
-    faults = map_in_threads(fault, list(zip(masks, sizes, strict=True)), num_workers)
-    found = [text for text in faults if text is not None]
+    results = map_in_threads(check, list(zip(masks, sizes, strict=True)), num_workers)
+    found = [result for result in results if isinstance(result, str)]
+    ids: set[int] = set().union(*(result for result in results if isinstance(result, set)))
+    if not found and ids == {0, VOID}:
+        raise ValueError(
+            f"the {len(masks)} masks such as {masks[0]} hold no class but 0, and void ids "
+            f"{sorted({*void, VOID})}, which count nowhere; write the classes as 0, 1, 2, ..."
+        )
     if found:
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
         raise ValueError("\n  ".join([f"{len(found)} masks cannot be used:", *found[:SHOWN], *more]))
 
 
-def match_by_stem(images: Sequence[Path], found: Mapping[str, Path], what: str, where: Path) -> list[Path]:
-    """Return the file of each image from `found`, which maps stems to files.
+def match_by_stem(
+    images: Sequence[Path], found: Sequence[Path], what: str, where: Path, root: Path | None = None
+) -> list[Path]:
+    """Return the file of each image: of the same name without ending, in any folder.
+
+    Args:
+        images: The images.
+        found: The files, below `where`.
+        what: Kind of the files, for messages.
+        where: Their folder.
+        root: Folder of the images; if several files have a name, the same folder below it decides.
 
     Raises:
-        ValueError: An image has no file; gives the number of such images and the first.
+        ValueError: An image has no file, or several; gives the number of such images and the first.
     """
-    missing = [path for path in images if path.stem not in found]
-    if missing:
-        raise ValueError(
-            f"{len(missing)} of {len(images)} images have no {what} in {where}; the first is {missing[0]}"
-        )
-    return [found[path.stem] for path in images]
+    by_stem: dict[str, list[Path]] = {}
+    for path in found:
+        by_stem.setdefault(path.stem, []).append(path)
+    shared = Counter(path.stem for path in images)
+
+    def files(image: Path) -> list[Path]:
+        alike = by_stem.get(image.stem, [])
+        if root is None or len(alike) == shared[image.stem] == 1:
+            return alike
+        place = image.parent.relative_to(root)
+        return [path for path in alike if path.parent.relative_to(where) == place]
+
+    matched = [files(path) for path in images]
+    for kind, wrong in (("no", 0), ("several", 2)):
+        missing = [path for path, its in zip(images, matched, strict=True) if min(len(its), 2) == wrong]
+        if missing:
+            raise ValueError(
+                f"{len(missing)} of {len(images)} images have {kind} {what} in {where}; the first is "
+                f"{missing[0]}"
+            )
+    return [its[0] for its in matched]
 
 
 def map_in_threads(function: Callable[[Any], T], items: Sequence[Any], num_workers: int) -> list[T]:

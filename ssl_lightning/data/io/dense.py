@@ -36,9 +36,10 @@ class DenseFiles:
         annotations: Path of the mask of each image, or its boxes in pixels of the file.
         size: Height and width of the yielded images.
         num_classes, void: See `read_mask`; unused for boxes.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, 4 for four channels as they are.
         max_pixels: Larger pictures are refused.
         num_workers: Decoding threads; 0 decodes in the calling thread.
+        value_range: See `eight_bit`.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class DenseFiles:
         channels: int,
         max_pixels: int,
         num_workers: int,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
+        self.value_range = value_range
         self.paths = list(paths)
         self.annotations: list[Path | Boxes] = list(annotations)
         self.size, self.num_classes, self.void = size, num_classes, tuple(void)
@@ -79,7 +82,7 @@ class DenseFiles:
         return torch.zeros(0, *self.size, self.channels, dtype=torch.uint8)
 
     def _load(self, index: int) -> tuple[Tensor, Any]:
-        image = decode(self.paths[index], self.channels, self.max_pixels)
+        image = decode(self.paths[index], self.channels, self.max_pixels, self.value_range)
         height, width = fitted_size((image.height, image.width), self.size)
         scale = width / image.width, height / image.height
         resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))

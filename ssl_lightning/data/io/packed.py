@@ -60,7 +60,14 @@ class PackedSource(FileSource):
         self, paths: Sequence[Path], labels: Tensor | None, *, folder: Path, side: int, **base: Any
     ) -> None:
         super().__init__(paths, labels, **base)
-        self.pack = make_pack(paths, folder, channels=self.channels, side=side, max_pixels=self.max_pixels)
+        self.pack = make_pack(
+            paths,
+            folder,
+            channels=self.channels,
+            side=side,
+            max_pixels=self.max_pixels,
+            value_range=self.value_range,
+        )
         self._mapped: tuple[Tensor, np.ndarray] | None = None
 
     def __getstate__(self) -> dict:
@@ -80,7 +87,15 @@ class PackedSource(FileSource):
         return stored.view(height, width, self.channels).permute(2, 0, 1)
 
 
-def make_pack(paths: Sequence[Path], folder: Path, *, channels: int, side: int, max_pixels: int) -> Path:
+def make_pack(
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    channels: int,
+    side: int,
+    max_pixels: int,
+    value_range: tuple[float, float] | None = None,
+) -> Path:
     """Return the pack of image files; if it is missing or incomplete, decode all files in threads.
 
     A pack is `<digest>.bin`: the pixels of each picture (H, W, C), a table (N, 3) int64 of offset, height and
@@ -93,15 +108,17 @@ def make_pack(paths: Sequence[Path], folder: Path, *, channels: int, side: int, 
     Args:
         paths: The files, in the order of the pictures.
         folder: Folder of the packs.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, 4 for four channels as they are.
         side: Upper limit of the shorter side of a picture; larger pictures are resized (bicubic).
         max_pixels: Larger files are not decoded.
+        value_range: See `eight_bit`.
 
     Raises:
         CacheSpaceError: The disk has no room for the pack.
         DownloadError: The folder is not writable.
     """
-    digest = hashlib.sha256(repr((MAGIC, channels, side, max_pixels)).encode())
+    settings = (MAGIC, channels, side, max_pixels, *(value_range or ()))
+    digest = hashlib.sha256(repr(settings).encode())
     for path in paths:
         digest.update(os.fsencode(os.path.abspath(path)) + b"\0" + repr(stamp(path)).encode() + b"\0")
     final = folder / f"{digest.hexdigest()[:32]}.bin"
@@ -110,7 +127,7 @@ def make_pack(paths: Sequence[Path], folder: Path, *, channels: int, side: int, 
     with locked(TITLE, final):
         if not is_complete_pack(final):
             _remove_leftovers(final)
-            _write(final, paths, channels, side, max_pixels)
+            _write(final, paths, channels, side, max_pixels, value_range)
     return final
 
 
@@ -144,12 +161,19 @@ def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
     return round(width * side / shorter), round(height * side / shorter)
 
 
-def _write(final: Path, paths: Sequence[Path], channels: int, side: int, max_pixels: int) -> None:
+def _write(
+    final: Path,
+    paths: Sequence[Path],
+    channels: int,
+    side: int,
+    max_pixels: int,
+    value_range: tuple[float, float] | None,
+) -> None:
     """Decode all files and write the pack; the caller holds the lock."""
 
     def decoded(path: Path) -> np.ndarray | str:
         try:
-            picture = as_tensor(decode(path, channels, max_pixels))
+            picture = as_tensor(decode(path, channels, max_pixels, value_range))
         except Exception as error:  # decoders raise nearly everything on broken files
             return str(error) or type(error).__name__
         height, width = picture.shape[1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections import OrderedDict
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_lightning.data.io.folders import as_tensor, decode
+from ssl_lightning.data.io.folders import SAMPLED, as_tensor, decode, evenly, sample_images
 from ssl_lightning.data.io.read_ahead import request_ahead
 from ssl_lightning.data.io.shard_index import ShardError, ShardIndex
 from ssl_lightning.data.io.sources import PictureSource, Share
@@ -81,12 +82,23 @@ class ShardSource(PictureSource):
             RuntimeError: The shard is missing, or its content changed; names shard and image.
         """
         try:
-            return as_tensor(decode(BytesIO(self.encoded(index)), self.channels, self.max_pixels))
+            content = BytesIO(self.encoded(index))
+            return as_tensor(decode(content, self.channels, self.max_pixels, self.value_range))
         except Exception as error:
             raise RuntimeError(
                 f"{self.name(index)} cannot be read: {error}; `python -m ssl_lightning.data.pack --check "
                 f"{self.index.folder}` compares all shards with their digests"
             ) from error
+
+    def check_sample(self) -> None:
+        """Decode a few images before work starts; see `sample_images`."""
+        contents = {}
+        for index in evenly(range(len(self)), SAMPLED):
+            with contextlib.suppress(OSError, ShardError):  # `picture` raises it again
+                contents[self.name(index)] = BytesIO(self.encoded(index))
+        sample_images(
+            contents, channels=self.channels, max_pixels=self.max_pixels, value_range=self.value_range
+        )
 
     def encoded(self, index: int) -> bytes:
         """Return the packed bytes of an image file.

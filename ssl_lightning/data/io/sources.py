@@ -119,11 +119,12 @@ class PictureSource:
 
     Args:
         labels: (N,) or (N, K) int64.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, 4 for four channels as they are.
         train_view: View if a loader asks for augmentation; None to use `eval_view` there too.
         eval_view: View without augmentation.
         max_pixels: Larger pictures are refused.
         num_workers: 0 decodes in the calling process.
+        value_range: See `eight_bit`.
     """
 
     def __init__(
@@ -135,9 +136,11 @@ class PictureSource:
         eval_view: EvalView,
         max_pixels: int,
         num_workers: int,
+        value_range: tuple[float, float] | None = None,
     ) -> None:
         self.labels = labels
         self.channels = channels
+        self.value_range = value_range
         self.train_view = train_view
         self.eval_view = eval_view
         self.max_pixels = max_pixels
@@ -201,7 +204,7 @@ class FileSource(PictureSource):
     def picture(self, index: int) -> Tensor:
         """Return a full picture (C, H, W) uint8."""
         try:
-            return as_tensor(decode(self.paths[index], self.channels, self.max_pixels))
+            return as_tensor(decode(self.paths[index], self.channels, self.max_pixels, self.value_range))
         except Exception as error:
             raise RuntimeError(f"{self.paths[index]} was readable before and now fails: {error}") from error
 

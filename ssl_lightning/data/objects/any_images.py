@@ -15,13 +15,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from ssl_lightning.core.image_spec import CHANNELS
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
-from ssl_lightning.data.io.folders import classes_of, open_image, usable_images
+from ssl_lightning.data.io.eight_bit import Facts, pillow_channels
+from ssl_lightning.data.io.folders import (
+    SAMPLED,
+    classes_of,
+    evenly,
+    open_image,
+    usable_images,
+    warn_of_facts,
+)
 from ssl_lightning.data.io.pixels import (
+    DECISIVE,
     as_plain_tensor,
     channels_last,
     image_pixels,
-    pillow_channels,
     to_pixels,
     with_channels,
 )
@@ -38,12 +47,13 @@ class Views:
 
     Args:
         size: Height and width of the result in pixels.
-        channels: 1 for grey, 3 for RGB.
+        channels: 1 for grey, 3 for RGB, 4 for four channels as they are.
         crop: Whether training images are cropped at random.
         flip: Whether half of the training images are mirrored left to right.
         max_pixels: Larger files are bad.
         num_workers: Processes that read files, and data sets that do not fit in memory.
         max_memory: Largest size in bytes of a data set that is read into memory.
+        value_range: See `to_pixels`, and `eight_bit` for files and PIL images.
         check_size: Whether the images of a data set must have this size.
         check_channels: Whether the images of a data set must have these channels.
     """
@@ -55,6 +65,7 @@ class Views:
     max_pixels: int
     num_workers: int
     max_memory: int
+    value_range: tuple[float, float] | None = None
     check_size: bool = False
     check_channels: bool = False
 
@@ -74,6 +85,7 @@ class Views:
         scale, ratio = ((0.2, 1.0), (3 / 4, 4 / 3)) if self.crop else ((1.0, 1.0), (1.0, 1.0))
         return {
             "channels": self.channels,
+            "value_range": self.value_range,
             "train_view": TrainView(self.size, scale, self.flip, ratio),
             "eval_view": self.evaluation,
             "max_pixels": self.max_pixels,
@@ -89,6 +101,8 @@ class FolderImages:
         name: Name of the argument, for messages.
         max_pixels: Larger files are bad.
         cache: Folder of the records of good files.
+        channels: 4 if all files must have 4 channels; else they may have any.
+        value_range: See `eight_bit`.
 
     Raises:
         FileNotFoundError: The folder does not exist.
@@ -96,16 +110,28 @@ class FolderImages:
 
     class_names = None  # the labels are the names
 
-    def __init__(self, folder: Path, name: str, *, max_pixels: int, cache: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        max_pixels: int,
+        cache: Path,
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
         if not folder.exists():
             raise FileNotFoundError(f"{name} is the folder {folder}, which does not exist")
         self.folder, self.name = folder, name
         self.max_pixels, self.cache = max_pixels, cache
+        self._pixels: dict[str, Any] = {"channels": channels, "value_range": value_range}
 
     @cached_property
     def paths(self) -> list[Path]:
         """Return the files that can be decoded; a warning names the others."""
-        return usable_images(self.folder, max_pixels=self.max_pixels, max_bad=MAX_BAD, cache=self.cache)
+        return usable_images(
+            self.folder, max_pixels=self.max_pixels, max_bad=MAX_BAD, cache=self.cache, **self._pixels
+        )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -159,7 +185,7 @@ class ArrayImages:
 
     def __init__(self, data: np.ndarray | Tensor, given: Any, name: str) -> None:
         shape = tuple(data.shape)
-        if data.ndim == 3 and (shape[0] in (1, 3) or shape[2] in (1, 3)):
+        if data.ndim == 3 and (shape[0] in DECISIVE or shape[2] in CHANNELS):
             raise ValueError(
                 f"{name} has shape {shape}, as a single image has; give a stack (N, H, W), (N, H, W, C) or "
                 "(N, C, H, W) of several"
@@ -187,8 +213,9 @@ class ArrayImages:
 
     def source(self, views: Views) -> ArraySource:
         """Return the central squares of all images, resized, in memory."""
-        pixels = to_pixels(central_squares(self._values), self.name)
-        return ArraySource(with_channels(resize(pixels, views.size), views.channels), None, views.shift)
+        pixels = to_pixels(central_squares(self._values), self.name, views.value_range)
+        pixels = with_channels(resize(pixels, views.size), views.channels, self.name)
+        return ArraySource(pixels, None, views.shift)
 
 
 class DatasetImages:
@@ -201,15 +228,25 @@ class DatasetImages:
         data: The data set.
         given: Labels that replace the labels of the items; None keeps these.
         name: Name of the argument, for messages.
+        channels, value_range: See `image_pixels`.
 
     Raises:
         ValueError: It has no length, or cannot be indexed by numbers.
     """
 
-    def __init__(self, data: Any, given: Any, name: str) -> None:
+    def __init__(
+        self,
+        data: Any,
+        given: Any,
+        name: str,
+        *,
+        channels: int | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> None:
         check_indexed(data, name)
         self.data, self.name = data, name
         self._given = given
+        self._channels, self._value_range = channels, value_range
         self._read: list[Any] | None = None  # labels of the items, once they were read
 
     def __len__(self) -> int:
@@ -253,27 +290,34 @@ class DatasetImages:
     def source(self, views: Views) -> ArraySource | DatasetSource:
         """Read the central squares of all images into memory, resized, if they fit there.
 
+        A warning says how PIL images are read differently from what they hold.
+
         Returns:
             The images in memory; or, of a larger data set, a source that reads a batch at a time.
         """
         shape = (len(self), views.size, views.size, views.channels)
+        seen: list[Facts] = []
         if math.prod(shape) > views.max_memory:
+            for index in evenly(range(len(self)), SAMPLED):
+                self.picture(index, views, seen)
+            warn_of_facts(f"a sample of {self.name}", seen, views.channels, views.value_range)
             return DatasetSource(self, views)
         pixels, self._read = torch.empty(shape, dtype=torch.uint8), []
-        whole = EvalView(views.size, 1.0)
+        square = EvalView(views.size, 1.0)
         for index in range(len(self)):
-            picture, label = self.picture(index, views)
-            pixels[index] = whole(picture).permute(1, 2, 0)
+            picture, label = self.picture(index, views, seen)
+            pixels[index] = square(picture).permute(1, 2, 0)
             self._read.append(label)
+        warn_of_facts(self.name, seen, views.channels, views.value_range)
         return ArraySource(pixels, None, views.shift)
 
-    def picture(self, index: int, views: Views) -> tuple[Tensor, Any]:
-        """Return an image (C, H, W) uint8 and its label.
+    def picture(self, index: int, views: Views, seen: list[Facts] | None = None) -> tuple[Tensor, Any]:
+        """Return an image (C, H, W) uint8 and its label; for `seen` see `image_pixels`.
 
         Raises:
             ValueError: It is not an image, or `views` refuses its size or channels.
         """
-        pixels, label = self._item(index)
+        pixels, label = self._item(index, seen)
         height, width, channels = pixels.shape
         if views.check_size:
             check_same_size((views.size, views.size), (height, width), self._at(index))
@@ -282,11 +326,11 @@ class DatasetImages:
                 f"{self._at(index)} has {channels} channels, and the first image {views.channels}; give "
                 "channels=1 or channels=3, and all images are converted"
             )
-        return with_channels(pixels[None], views.channels)[0].permute(2, 0, 1), label
+        return with_channels(pixels[None], views.channels, self._at(index))[0].permute(2, 0, 1), label
 
-    def _item(self, index: int) -> tuple[Tensor, Any]:
+    def _item(self, index: int, seen: list[Facts] | None = None) -> tuple[Tensor, Any]:
         image, label = split_item(self.data[index], self._at(index))
-        return image_pixels(image, self._at(index)), label
+        return image_pixels(image, self._at(index), self._channels, self._value_range, seen), label
 
     def _at(self, index: int) -> str:
         return f"{self.name}[{index}]"
@@ -312,7 +356,15 @@ class DatasetSource(PictureSource):
 AnyImages = FolderImages | ArrayImages | DatasetImages
 
 
-def open_images(given: Any, name: str, *, max_pixels: int, cache: Path) -> AnyImages:
+def open_images(
+    given: Any,
+    name: str,
+    *,
+    max_pixels: int,
+    cache: Path,
+    channels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> AnyImages:
     """Return what a user gave as images.
 
     Args:
@@ -321,17 +373,26 @@ def open_images(given: Any, name: str, *, max_pixels: int, cache: Path) -> AnyIm
         name: Name of the argument, for messages.
         max_pixels: Larger image files are bad.
         cache: Folder of the records of good files.
+        channels: Channels that the user asked for; None for none.
+        value_range: See `to_pixels`, and `eight_bit` for files and PIL images.
 
     Raises:
         FileNotFoundError: The folder does not exist.
         ValueError: It is none of these.
     """
     if isinstance(given, (str, os.PathLike)):
-        return FolderImages(Path(given).expanduser(), name, max_pixels=max_pixels, cache=cache)
+        return FolderImages(
+            Path(given).expanduser(),
+            name,
+            max_pixels=max_pixels,
+            cache=cache,
+            channels=channels or 3,
+            value_range=value_range,
+        )
     images, labels = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if isinstance(images, (np.ndarray, Tensor)):
         return ArrayImages(images, labels, name)
-    return DatasetImages(images, labels, name)
+    return DatasetImages(images, labels, name, channels=channels, value_range=value_range)
 
 
 def check_indexed(data: Any, name: str) -> None:

@@ -15,6 +15,7 @@ from ssl_lightning.core.cache import cache_root
 from ssl_lightning.data._files import match
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import MAX_PIXELS, PairedDataModule, check_channels
+from ssl_lightning.data.io.eight_bit import check_value_range
 from ssl_lightning.data.io.sources import ArraySource, FileSource, ImageSource, default_workers
 from ssl_lightning.data.objects.any_images import AnyImages, FolderImages, Views, open_images
 from ssl_lightning.data.objects.labels import number_labels
@@ -29,8 +30,8 @@ class ImageData(PairedDataModule):
 
     - a folder, as a string or a path. Images may lie at any depth; a labelled folder holds one folder per
       class. Files are decoded by worker processes, and undecodable ones (at most 1 %) are skipped;
-    - a numpy array or a torch tensor (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, of uint8 or
-      floats in [0, 1];
+    - a numpy array or a torch tensor (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1, 3 or 4, of uint8 or
+      floats in [0, 1], or of other values with `value_range`;
     - a torch `Dataset`, a Hugging Face `datasets.Dataset`, or a list. An item is an image, (image, label), or
       a dict with the key `image` or `img`, and `label`. An image is a PIL image, an array or a tensor. Leave
       random and normalising transforms out, since images are augmented here and normalised by the task;
@@ -46,7 +47,11 @@ class ImageData(PairedDataModule):
         test: Labelled images for the reported figures; needed with `labelled_train`.
         image_size: Height and width in pixels. Images of another size are resized, the central square of
             those that are not square. None takes the size of the images, which must all be equal and square.
-        channels: 1 for grey, 3 for RGB; None takes the channels of the images of `source`.
+        channels: 1 for grey, 3 for RGB, 4 for four channels as they are; None takes the channels of the
+            images of `source`, without the transparency of pictures.
+        value_range: The two values that become black and white in arrays and in grey pictures of more than 8
+            bits, such as (0, 4095) for 12 bits. None for 0 and 65535 in pictures; arrays then must be uint8
+            or floats in [0, 1].
         crop: Whether training images are cropped at random. Images in memory are padded by reflection and
             shifted by up to an eighth of their size. Other images are cropped to 20 to 100 % of their area,
             and evaluation sees the central 87.5 %, as with `Folder`.
@@ -81,6 +86,7 @@ class ImageData(PairedDataModule):
         *,
         image_size: int | None = None,
         channels: int | None = None,
+        value_range: tuple[float, float] | None = None,
         crop: bool = True,
         flip: bool = True,
         max_memory: int = MAX_MEMORY,
@@ -106,6 +112,7 @@ class ImageData(PairedDataModule):
         self.num_workers = default_workers() if num_workers is None else num_workers
         self._inferred_size = image_size is None
         self._inferred_channels = channels is None
+        self.value_range = check_value_range(value_range)
         if channels is not None:
             self.channels = check_channels(channels)
         self._source = self._open(source, "source")
@@ -140,7 +147,14 @@ class ImageData(PairedDataModule):
         return Pairing(pretrain, train, test, names, overlap)
 
     def _open(self, given: Any, name: str) -> AnyImages:
-        return open_images(given, name, max_pixels=MAX_PIXELS, cache=self.root / "folders")
+        return open_images(
+            given,
+            name,
+            max_pixels=MAX_PIXELS,
+            cache=self.root / "folders",
+            channels=None if self._inferred_channels else self.channels,
+            value_range=self.value_range,
+        )
 
     def _infer(self) -> Views:
         """Take size and channels from the images where they were not given."""
@@ -157,6 +171,7 @@ class ImageData(PairedDataModule):
             max_pixels=MAX_PIXELS,
             num_workers=self.num_workers,
             max_memory=self.max_memory,
+            value_range=self.value_range,
             check_size=self._inferred_size,
             check_channels=self._inferred_channels,
         )

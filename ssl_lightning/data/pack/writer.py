@@ -19,7 +19,7 @@ import numpy as np
 from ssl_lightning.core.atomic_files import DiskFullError, atomic_file, remove_leftovers, write_file
 from ssl_lightning.core.untrusted import check_plain, printable
 from ssl_lightning.data.io.download import say
-from ssl_lightning.data.io.folders import BadImagesError, decode, describe_bad
+from ssl_lightning.data.io.folders import BadImagesError, describe_bad, open_image
 from ssl_lightning.data.io.packed import map_in_order
 from ssl_lightning.data.io.shard_index import (
     FORMAT,
@@ -168,11 +168,12 @@ def _write_shard(plan: PackPlan, out: Path, number: int) -> dict[str, Any]:
 
 
 def _read_good(path: Path, max_pixels: int) -> tuple[bytes, int]:
-    """Read and decode an image file; return its bytes and its number of pixels."""
+    """Read and decode an image file of any pixels; return its bytes and its number of pixels."""
     check_plain(path, MAX_IMAGE_BYTES)
     content = path.read_bytes()
-    width, height = decode(BytesIO(content), 3, max_pixels).size
-    return content, width * height
+    with open_image(BytesIO(content), max_pixels) as image:
+        image.load()
+        return content, image.width * image.height
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

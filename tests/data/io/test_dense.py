@@ -1,5 +1,7 @@
 """Masks and boxes: reading, checks, and resizing with their image."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -78,12 +80,10 @@ def test_every_bad_mask_is_named_before_any_work(tmp_path: Path) -> None:
 
 def test_an_image_without_its_mask_is_named() -> None:
     images = [Path("a/x.jpg"), Path("a/y.jpg")]
-    assert match_by_stem(images, {"x": Path("1"), "y": Path("2"), "z": Path("3")}, "mask", Path("b")) == [
-        Path("1"),
-        Path("2"),
-    ]
+    masks = [Path("b/x.png"), Path("b/y.png"), Path("b/z.png")]
+    assert match_by_stem(images, masks, "mask", Path("b")) == masks[:2]
     with pytest.raises(ValueError, match=r"1 of 2 images have no mask in b; the first is a/y\.jpg"):
-        match_by_stem(images, {"x": Path("1")}, "mask", Path("b"))
+        match_by_stem(images, masks[:1], "mask", Path("b"))
 
 
 def test_boxes_are_read_as_voc_counts(tmp_path: Path) -> None:
@@ -184,3 +184,39 @@ def test_sizes_are_upright(tmp_path: Path) -> None:
     image.save(tmp_path / "a.jpg", exif=exif)
     image.save(tmp_path / "b.jpg")
     assert image_sizes([tmp_path / "a.jpg", tmp_path / "b.jpg"], 0) == [(4, 6), (6, 4)]
+
+
+def test_masks_in_folders_are_matched_by_folder(tmp_path: Path) -> None:
+    images = [tmp_path / "images" / part / "1.jpg" for part in ("a", "b")]
+    masks = [tmp_path / "masks" / part / "1.png" for part in ("b", "a")]
+    found = match_by_stem(images, masks, "mask", tmp_path / "masks", tmp_path / "images")
+    assert found == masks[::-1]
+    with pytest.raises(ValueError, match=r"2 of 2 images have no mask .*a/1\.jpg"):
+        match_by_stem(images, [tmp_path / "masks" / "1.png"], "mask", tmp_path / "masks", tmp_path / "images")
+    with pytest.raises(ValueError, match=r"2 of 2 images have several mask"):
+        match_by_stem(images, masks, "mask", tmp_path / "masks")
+
+
+def test_grey_masks_of_few_and_of_many_bits_hold_ids(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 3, 2]], np.uint8)
+    for bits in (2, 4):
+        rows = "".join(f"{each:0{bits}b}" for each in ids[0])
+        data = zlib.compress(b"\0" + int(rows, 2).to_bytes(len(rows) // 8))
+        chunks = ((b"IHDR", struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))
+        parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+        (tmp_path / f"{bits}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+        assert read_mask(tmp_path / f"{bits}.png", 4, []).tolist() == ids.tolist()
+    Image.fromarray(ids.astype(np.uint16)).save(tmp_path / "16.png")
+    assert read_mask(tmp_path / "16.png", 4, []).tolist() == ids.tolist()
+    Image.fromarray(ids.astype(np.uint16) + np.uint16(999)).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match=r"large\.png has the ids \[999, 1000, 1001, 1002\]"):
+        read_mask(tmp_path / "large.png", 4, [])
+
+
+def test_masks_of_black_and_white_have_no_class_but_the_background(tmp_path: Path) -> None:
+    images = [save(tmp_path / f"{i}.jpg", np.zeros((2, 2), np.uint8)) for i in range(2)]
+    masks = [save(tmp_path / f"{i}.png", np.array([[0, 255], [255, 0]], np.uint8)) for i in range(2)]
+    with pytest.raises(ValueError, match=r"the 2 masks such as .*0\.png hold no class but 0, and void ids"):
+        check_masks(images, masks, 2, [], num_workers=0)
+    save(tmp_path / "1.png", np.array([[0, 255], [1, 0]], np.uint8))
+    check_masks(images, masks, 2, [], num_workers=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ssl_lightning.data.io import folders
-from ssl_lightning.data.io.folders import BadImagesError, classes_of, decode, good_images, scan
+from ssl_lightning.data.io.folders import BadImagesError, classes_of, decode, describe_bad, good_images, scan
 
 
 def picture(path: Path, width: int = 6, height: int = 4, colour=(200, 100, 50)) -> Path:
@@ -121,13 +122,13 @@ def test_good_files_are_decoded_once_and_changed_ones_again(tmp_path, monkeypatc
     for name in ("a.png", "b.png"):
         picture(images / name)
     decoded = []
-    real = folders.decode
+    real = folders.examine
 
-    def counting(path, channels, max_pixels):
-        decoded.append(Path(path).name)
-        return real(path, channels, max_pixels)
+    def counting(image, *pixels):
+        decoded.append(Path(image.filename).name)
+        return real(image, *pixels)
 
-    monkeypatch.setattr(folders, "decode", counting)
+    monkeypatch.setattr(folders, "examine", counting)
     check(images, tmp_path / "cache")
     assert sorted(decoded) == ["a.png", "b.png"]
     check(images, tmp_path / "cache")
@@ -143,3 +144,42 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "file").write_text("")
     good, bad = check(tmp_path / "images", tmp_path / "file" / "cache")
     assert (len(good), len(bad)) == (1, 0)
+
+
+def warned(call) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        call()
+    return [str(warning.message) for warning in caught]
+
+
+def test_endings_that_are_not_read_are_counted_by_kind(tmp_path):
+    for number in range(12):
+        picture(tmp_path / "cat" / f"{number}.jpg")
+    for name in ("a.jfif", "b.JFIF", "cat/c.heic", "README", ".hidden.heic"):
+        (tmp_path / name).write_text("x")
+    (line,) = warned(lambda: scan(tmp_path))
+    assert f"4 files in {tmp_path} are not read: 2 .jfif, " in line
+    assert "1 .heic" in line
+    assert "1 without ending" in line
+    assert "; 12 files have endings that are read (bmp gif" in line
+    for path in tmp_path.rglob("*.jpg"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no image; looked for .*; it holds 2 \.jfif, "):
+        scan(tmp_path)
+
+
+def test_class_folders_without_an_image_are_named(tmp_path):
+    for name in ("dog/1.png", "cat/2.png"):
+        picture(tmp_path / name)
+    (tmp_path / "emu").mkdir()
+    (tmp_path / "emu" / "1.heic").write_text("x")
+    (tmp_path / ".cache").mkdir()
+    paths = sorted(tmp_path.rglob("*.png"))
+    (line,) = warned(lambda: classes_of(tmp_path, paths))
+    assert line == f"1 folders in {tmp_path} hold no image and are no class: emu"
+
+
+def test_one_reason_of_many_files_is_one_line(tmp_path):
+    bad = {tmp_path / f"{number}.tif": "it has 4 channels" for number in range(12)}
+    assert describe_bad(bad) == f"  {tmp_path / '0.tif'} and 11 more: it has 4 channels"

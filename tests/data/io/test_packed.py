@@ -96,9 +96,9 @@ def decoded(monkeypatch) -> list[str]:
     """Record the names of all files decoded for a pack."""
     seen, real = [], packed.decode
 
-    def counting(path, channels, max_pixels):
+    def counting(path, *pixels):
         seen.append(Path(path).name)
-        return real(path, channels, max_pixels)
+        return real(path, *pixels)
 
     monkeypatch.setattr(packed, "decode", counting)
     return seen
@@ -222,13 +222,13 @@ def test_a_torn_pack_is_detected_and_replaced(paths, left):
 def build_slowly(images: list[Path], started: Any, marks: Path, delay: float) -> None:
     real = packed.decode
 
-    def slow(path, channels, max_pixels):
+    def slow(path, *pixels):
         if Path(path).name == "6.png":
             started.set()
             time.sleep(delay)
             with marks.open("a") as file:
                 file.write("x")
-        return real(path, channels, max_pixels)
+        return real(path, *pixels)
 
     packed.decode = slow  # type: ignore[assignment]  # in this process only
     pack_of(images)

@@ -323,13 +323,16 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "single picture": (lambda: ready(PIXELS[0]), r"\(16, 16, 3\), as a single image has"),
     "video": (lambda: ready(PIXELS[None]), "as videos have"),
     "video items": (lambda: ready([PIXELS, PIXELS]), "single frames of a video"),
-    "four channels": (lambda: ready(np.zeros((9, 8, 8, 4), np.uint8)), "1 or 3 channels"),
+    "five channels": (lambda: ready(np.zeros((9, 8, 8, 5), np.uint8)), "1, 3 or 4 channels"),
     "ambiguous": (lambda: ready(np.zeros((9, 3, 8, 3), np.uint8)), "axis 1 or axis 3"),
     "floats to 255": (lambda: ready(PIXELS.astype(np.float32)), "floats from 0 to 255; .* divide by 255"),
     "normalised": (lambda: ready(PIXELS / 127.5 - 1), "from -1 to 1; .* undo a normalisation"),
     "not a number": (lambda: ready(PIXELS * np.nan), "floats from nan to nan"),
     "normalised items": (lambda: ready(list(chw(PIXELS) / 50.0 - 2)), r"source\[0\] has floats from -2"),
-    "integers": (lambda: ready(PIXELS.astype(np.int64)), "pixels of torch.int64; allowed are uint8"),
+    "integers": (
+        lambda: ready(PIXELS.astype(np.int64)),
+        "pixels of torch.int64 from 0 to 255; allowed are uint8",
+    ),
     "objects": (lambda: ready(np.array([["a"]])), "source has values of <U1"),
     "names of files": (lambda: ready(["a.png", "b.png"]), r"source\[0\] is of type str"),
     "dicts without image": (lambda: ready([{"x": 1}] * 2), "dict with the keys x; one must be image"),
@@ -380,3 +383,74 @@ def test_bad_folders(tmp_path):
     Image.fromarray(PIXELS[0, :9]).save(tmp_path / "files" / "wide.png")
     with pytest.raises(ValueError, match=r"source wide.png has 9 x 16 pixels, and the first image"):
         ready(tmp_path / "files", root=str(tmp_path / "cache"))
+
+
+BANDS = np.random.default_rng(2).integers(0, 256, (N, SIDE, SIDE, 4), np.uint8)
+TWELVE = np.random.default_rng(3).integers(0, 4096, (N, SIDE, SIDE)).astype(np.uint16)
+
+
+def first_image(data: ImageData) -> np.ndarray:
+    return data._loaded.pretrain.images[0].numpy()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        BANDS,
+        np.ascontiguousarray(BANDS.transpose(0, 3, 1, 2)),
+        torch.from_numpy(BANDS).float() / 255,
+        [Image.fromarray(each) for each in BANDS],
+        list(BANDS),
+    ],
+    ids=["channels last", "channels first", "floats", "pictures", "list"],
+)
+def test_four_channels_enter_as_they_are(source):
+    data = ready(source, channels=4)
+    assert data.spec.channels == 4
+    assert np.array_equal(first_image(data), BANDS[0])
+    assert next(iter(data.train_dataloader()))[0].shape[1] == 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_four_channels_do_not_become_fewer(channels):
+    for source, name in ((BANDS, "source"), (list(BANDS), r"source\[0\]")):
+        with pytest.raises(ValueError, match=rf"{name} has images of 4 channels, and channels is {channels}"):
+            ready(source, channels=channels)
+    with pytest.raises(ValueError, match=r"source\[0\]: it has 3 channels, and data\.channels is 4"):
+        ready(pil(PIXELS), channels=4)
+
+
+@pytest.mark.parametrize(
+    "source", [TWELVE, list(TWELVE), [Image.fromarray(each) for each in TWELVE], TWELVE.astype(np.float32)]
+)
+def test_a_value_range_rescales_wide_pixels(source):
+    data = ready(source, value_range=(0, 4095))
+    assert np.array_equal(first_image(data)[..., 0], np.round(TWELVE[0] / 4095 * 255))
+
+
+@pytest.mark.parametrize("max_memory", [1 << 20, 0])
+def test_what_pictures_hold_is_said_once_with_numbers(max_memory):
+    pictures = [Image.fromarray(each) for each in TWELVE]
+    with pytest.warns(
+        UserWarning, match=rf"source: {N} of {N} images have .* from {TWELVE.min()} to"
+    ) as said:
+        ready(pictures, max_memory=max_memory)
+    assert len(said) == 1
+    with pytest.warns(UserWarning, match=rf"{N} of {N} images have transparent pixels"):
+        ready([Image.fromarray(each) for each in BANDS], max_memory=max_memory)
+
+
+def test_files_of_four_channels_and_of_twelve_bits(tmp_path):
+    for number in range(6):
+        (tmp_path / "twelve").mkdir(exist_ok=True)
+        Image.fromarray(TWELVE[number]).save(tmp_path / "twelve" / f"{number}.png")
+        (tmp_path / "four").mkdir(exist_ok=True)
+        Image.fromarray(BANDS[number]).save(tmp_path / "four" / f"{number}.png")
+    options = {"root": str(tmp_path / "cache"), "crop": False, "flip": False, "heldout": 1, "batch_size": 5}
+    wide = ready(tmp_path / "twelve", value_range=(0, 4095), **options)
+    assert wide.spec.channels == 1
+    found = {image.numpy().tobytes() for image in images_of(wide.train_dataloader())}
+    assert found < {np.round(each / 4095 * 255).astype(np.uint8).tobytes() for each in TWELVE[:6]}
+    four = ready(tmp_path / "four", channels=4, **options)
+    found = {image.numpy().tobytes() for image in images_of(four.train_dataloader())}
+    assert found < {np.ascontiguousarray(each.transpose(2, 0, 1)).tobytes() for each in BANDS[:6]}
