@@ -15,7 +15,7 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -127,7 +127,7 @@ def quote_paths(arguments: Sequence[str]) -> list[str]:
         if key in PATHS:
             try:
                 parser.parse_override(argument)
-            except OverrideParseException:
+            except HydraException:
                 escaped = value.replace("'", "\\'")
                 argument = f"{key}='{escaped}'"
         quoted.append(argument)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
 from ssl_lightning.data.io.folders import classes_of, open_image, usable_images
 from ssl_lightning.data.io.pixels import (
@@ -97,8 +98,7 @@ class FolderImages:
     class_names = None  # the labels are the names
 
     def __init__(self, folder: Path, name: str, *, max_pixels: int, cache: Path) -> None:
-        if not folder.exists():
-            raise FileNotFoundError(f"{name} is the folder {folder}, which does not exist")
+        check_folder(folder, f"; {name} is this folder")
         self.folder, self.name = folder, name
         self.max_pixels, self.cache = max_pixels, cache
 
