@@ -108,10 +108,12 @@ def find_backbone(
     if chosen:
         reading = next((each for each in complete if not each.prefix), reading)
     used = set(reading.names.values())
-    others = {name for each in complete for name in each.names.values()}
-    if chosen:
-        others |= state.keys() - set(chosen)
-    unexpected = {name for name in state.keys() - used - others if _is_inside(name, reading)}
+    others = tuple(each.prefix for each in complete if not reading.prefix.startswith(each.prefix))
+    unexpected = {
+        name
+        for name in (set(chosen) or state.keys()) - used
+        if not name.startswith(others) and _is_inside(name, reading)
+    }
     taken = {ours: state[theirs] for ours, theirs in reading.names.items()}
     counters = {name: value for name, value in own.items() if name.endswith(COUNTER)}
     return Found(
@@ -119,7 +121,9 @@ def find_backbone(
         counters | taken,
         [name for name in state if name in unexpected],
         [name for name in state if name not in used | unexpected],
-        [each.prefix for each in best if each in complete and _differs(each, reading, state)] * (not chosen),
+        []
+        if chosen
+        else [each.prefix for each in best if each in complete and _differs(each, reading, state)],
     )
 
 
@@ -270,7 +274,7 @@ def _is_inside(name: str, reading: Reading) -> bool:
 
 
 def _differs(one: Reading, other: Reading, state: Mapping[str, Tensor]) -> bool:
-    return any(
+    return one is not other and any(
         not torch.equal(state[one.names[name]], state[other.names[name]])
         for name in one.names.keys() & other.names.keys()
     )
