@@ -173,7 +173,7 @@ NEEDED = (
     "data.pretrain_dir=/photos",
     "task=super_resolution",
     "backbone=timm",
-    "probe=[nonlinear]",
+    "probe=[nonlinear,knn]",
 )
 NO_KEYS = ("features_only", "n", "style", "stages")  # arguments of timm, of as_backbone, and markup
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from ssl_lightning.artifacts.weights import load_weights, read_state
 from ssl_lightning.networks.timm_backbone import create_timm
 from ssl_lightning.networks.torchvision_backbone import create_torchvision
 
+ROOT = Path(__file__).parents[2]
 State = dict[str, Tensor]
 
 
@@ -192,6 +194,37 @@ def advised(error: object) -> dict[str, str | None]:
     (written,) = re.findall(r"'(prefix_map=\{.*?\})'", str(error))
     value: Any = OverridesParser.create().parse_override(written).value()
     return dict(value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "extra", "answer"),
+    [
+        (
+            "MoCo",
+            [],
+            "weights   120 of 120 weights from epoch=9 (1).ckpt (MoCo's query encoder, below module.",
+        ),
+        (
+            "MoCo",
+            ['prefix_map={module.encoder_q.:"",module.encoder_q.fc.:null}'],
+            "weights   120 of 120 weights from epoch=9 (1).ckpt; left out 124: module.encoder_k.conv1.weight",
+        ),
+        (
+            "nn.Sequential",
+            ['prefix_map={0.:"conv1.",1.:bn1.,4.:layer1.,5.:layer2.,6.:layer3.,7.:layer4.,9.:null}'],
+            "weights   120 of 120 weights from epoch=9 (1).ckpt\n",
+        ),
+    ],
+)
+def test_a_file_is_evaluated(name: str, extra: list[str], answer: str, tmp_path: Path) -> None:
+    torch.save(FILES[name][0], tmp_path / "epoch=9 (1).ckpt")
+    data = ["data=fake", "data.num_train=96", "data.num_test=32", "data.heldout=16"]
+    given = [*data, "backbone=resnet18", "trainer=cpu", "probe=[linear]", "weights=epoch=9 (1).ckpt", *extra]
+    command = [sys.executable, str(ROOT / "evaluate.py"), *given]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert answer in done.stdout
 
 
 @pytest.mark.parametrize(
