@@ -247,7 +247,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content = load_checkpoint(path)
     except ForeignObjectError as error:
         raise ValueError(f"{error}; if you trust the file, {_save_tensors(path)}") from error
-    state = dict(_tensors(content, "", {id(content)}))
+    try:
+        state = dict(_tensors(content, "", {id(content)}))
+    except RecursionError:
+        raise ValueError(f"{path} holds dictionaries that are nested too deeply") from None
     if not state:
         raise ValueError(f"{path} holds no weights; its keys are {some(list(map(str, content)))}")
     return state

@@ -100,7 +100,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
     config: Any = container
     if isinstance(prefixes := config.get("prefix_map"), dict):
         config["prefix_map"] = {_prefix(old): _prefix(new) for old, new in prefixes.items()}
-    return OmegaConf.create(config)  # type: ignore[no-any-return]
+    return OmegaConf.create(config)
 
 
 def _prefix(value: Any) -> Any:

@@ -327,6 +327,15 @@ def test_dictionaries_that_hold_each_other_are_read_once(tmp_path: Path) -> None
     assert read_state(tmp_path / "file.pth").keys() == {"weight", "nested.weight"}
 
 
+def test_dictionaries_nested_too_deeply_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content: dict[str, Any] = {"weight": torch.ones(2)}
+    for _ in range(5000):
+        content = {"a": content}
+    monkeypatch.setattr("ssl_lightning.artifacts.weights.load_checkpoint", lambda path: content)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_state(Path(__file__))
+
+
 @pytest.mark.parametrize(
     "content",
     [
