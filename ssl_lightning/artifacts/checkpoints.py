@@ -20,6 +20,11 @@ from ssl_lightning.core.untrusted import check_plain, check_schema
 SCHEMA, SCHEMA_KEY = 1, "ssl_lightning_schema"  # of checkpoints; the oldest ones have no schema key
 MAX_BYTES = 1 << 36  # of a checkpoint
 OLD = b"\x80\x02\x8a\nl\xfc\x9c"  # start of files of torch before 1.6, which are pickles, not archives
+FOREIGN = re.compile(r"GLOBAL (\S+)")  # in torch's error: an object that it does not load
+
+
+class ForeignObjectError(ValueError):
+    """A file holds objects other than tensors and plain values; to load them would run code."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -48,13 +53,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, torn, newer, or holds objects other than tensors and plain values.
     """
-    if not is_complete(path):
-        problem = _defect(path) if os.path.lexists(path) else "not there"
+    if not is_complete(path) and (problem := _defect(path)):
         raise ValueError(f"{path} is {problem}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
+        kind = ForeignObjectError if FOREIGN.search(str(error)) else ValueError
+        raise kind(f"{path} cannot be read as a checkpoint: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     if SCHEMA_KEY in content:  # foreign weights have no schema
@@ -84,20 +89,20 @@ def is_complete(path: Path) -> bool:
 
 
 def _defect(path: Path) -> str:
-    """Describe a file that is not a complete archive of torch."""
+    """Say why a file that is no complete archive cannot be read; empty for a file of an older torch."""
+    if not os.path.lexists(path):
+        return "not there"
     try:
         check_plain(path, MAX_BYTES)
         with open(path, "rb") as file:
-            old = file.read(len(OLD)) == OLD
+            return "" if file.read(len(OLD)) == OLD else "torn or not a checkpoint"
     except (OSError, ValueError) as error:
         return f"not a checkpoint: {error}"
-    advice = "; it may be from torch before 1.6: if you trust it, load and save it with a newer torch"
-    return "torn or not a checkpoint" + advice * old
 
 
 def _reason(error: Exception) -> str:
     """Shorten torch's error to one line, without its advice on how to run the file's code."""
-    if found := re.search(r"GLOBAL (\S+)", str(error)):
+    if found := FOREIGN.search(str(error)):
         return f"it would run {found[1]}, and code of a file is never run"
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 

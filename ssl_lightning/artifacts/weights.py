@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.checkpoints import MAX_BYTES, load_checkpoint, resume_point
+from ssl_lightning.artifacts.checkpoints import MAX_BYTES, ForeignObjectError, load_checkpoint, resume_point
 from ssl_lightning.artifacts.input_transform import InputTransform
+from ssl_lightning.artifacts.layouts import advice, find_backbone, rename
 from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
-from ssl_lightning.artifacts.state_dicts import mismatches
+from ssl_lightning.artifacts.state_dicts import mismatches, some
 from ssl_lightning.config.trust import TRUST, is_trusted, known_targets
 from ssl_lightning.config.types import accepted, check_values
 from ssl_lightning.core.atomic_files import atomic_file, write_json
@@ -24,6 +26,14 @@ from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 BACKBONES = "ssl_lightning.networks."  # prefix of the allowed targets of an exported backbone
 SCHEMA = 1  # of backbone.json
 MAX_CONFIG = 1 << 20  # bytes of backbone.json
+PLAIN = ("model", "state_dict")  # keys of dictionaries with weights that names do not repeat
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".tar")
+SAVE_TENSORS = (
+    "import sys, torch; from torch.utils._pytree import tree_map; "
+    'c = torch.load(sys.argv[1], "cpu", weights_only=False); '
+    'only = lambda x: x if torch.is_tensor(x) else x.state_dict() if hasattr(x, "state_dict") else None; '
+    "torch.save(tree_map(only, c), sys.argv[2])"
+)
 HF_WEIGHTS, HF_CONFIG = "model.safetensors", "config.json"  # files of an export for the Hugging Face Hub
 
 
@@ -82,8 +92,10 @@ def load_backbone(path: str | Path) -> nn.Module:
             raise ValueError("backbone has no _target_")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{beside} is needed beside {file.name} and cannot be read: {error}") from error
-    backbone = build_network(config, beside)
-    load_weights(backbone, file)
+    backbone, state = build_network(config, beside), read_state(file)
+    if wrong := mismatches(backbone.state_dict(), state):
+        raise ValueError(f"{file} does not fit the backbone: {'; '.join(wrong)}")
+    backbone.load_state_dict(state)
     attach_transform(backbone, read_transform(content, beside) if "input" in content else None)
     return backbone.eval()
 
@@ -166,63 +178,62 @@ def load_weights(
     prefix_map: Mapping[str, str | None] | None = None,
     state: Mapping[str, Tensor] | None = None,
 ) -> str:
-    """Load all weights of a file into a backbone, or none.
+    """Load all weights of a backbone from a file, or none.
+
+    The names in the file may have any prefix (`layouts.find_backbone`). Heads and copies are left out.
 
     Args:
         backbone: The backbone.
-        path: A run folder, a `.safetensors` file, a checkpoint of this project (its `backbone.*`), or a plain
-            state dict of torch (also under the key `state_dict` or `model`).
-        prefix_map: Prefix of names in the file -> prefix in the backbone. None drops the weights, such as a
-            head's: `{"module.encoder_q.": "", "fc.": None}`. The longest matching prefix counts.
+        path: A run folder, a `.safetensors` file, a checkpoint of this project, or any file of torch with
+            weights in dictionaries.
+        prefix_map: Prefix of names in the file, as `read_state` returns them -> prefix in the backbone. None
+            drops the weights: `{"module.encoder_q.": "", "fc.": None}`. The longest matching prefix counts.
         state: Result of `read_state` for the file, if it was read before.
 
     Returns:
         One line that describes the loaded weights.
 
     Raises:
-        ValueError: The file cannot be read, or names or shapes differ; the backbone is unchanged.
+        ValueError: The file cannot be read, several backbones of it fit, or names or shapes differ; the
+            backbone is unchanged.
     """
-    state = rename(read_state(Path(path)) if state is None else state, prefix_map or {})
+    state = read_state(Path(path)) if state is None else state
+    renamed = rename(state, prefix_map or {})
     own = backbone.state_dict()
-    report = mismatches(own, state)
-    first = next((n for n, w in own.items() if n in state and w.dim() == state[n].dim() == 4), None)
-    if first and (takes := own[first].shape[1]) != (taught := state[first].shape[1]):
-        report.append(f"it was trained on images with {taught} channels, this backbone takes {takes}")
-    if report:
-        renaming = '. A prefix_map renames or drops weights: \'prefix_map={"module.":"","fc.":null}\''
+    found = find_backbone(own, renamed, renamed.keys() - state.keys())
+    beside = {name: renamed[name] for name in found.unexpected}
+    if report := mismatches(own, found.state | beside):
         raise ValueError(
-            f"{path} does not fit the backbone: it has {len(own.keys() & state.keys())} of its {len(own)} "
-            f"weights; {'; '.join(report)}" + renaming * (own.keys() != state.keys())
+            f"{path} does not fit the backbone: it has {len(found.reading.names)} of its {len(own)} "
+            f"weights; {'; '.join([*report, *advice(own, renamed, found)])}"
         )
-    backbone.load_state_dict(state)
-    return f"{len(state)} of {len(own)} weights from {path}, none missing, none unexpected"
-
-
-def rename(state: Mapping[str, Tensor], prefix_map: Mapping[str, str | None]) -> dict[str, Tensor]:
-    """Replace the prefixes of names; names with a prefix mapped to None are dropped.
-
-    >>> rename({"net.a": 1, "fc.b": 2, "c": 3}, {"net.": "", "fc.": None})
-    {'a': 1, 'c': 3}
-    """
-    renamed = {}
-    for name, value in state.items():
-        prefix = max((p for p in prefix_map if name.startswith(p)), key=len, default="")
-        new = prefix_map.get(prefix, "")
-        if new is not None:
-            renamed[new + name[len(prefix) :]] = value
-    return renamed
+    if found.rivals:
+        prefixes = [found.reading.prefix, *found.rivals]
+        raise ValueError(
+            f"{path} holds {len(prefixes)} backbones that fit, below {' and '.join(prefixes)}; choose one: "
+            f"'prefix_map={{{prefixes[0]}:\"\"}}'"
+        )
+    backbone.load_state_dict(found.state)
+    layout = f" ({found.reading.layout})" if found.reading.layout else ""
+    left_out = f"; left out {len(found.left_out)}: {some(found.left_out)}" if found.left_out else ""
+    return f"{len(own)} of {len(own)} weights from {path}{layout}{left_out}"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read the weights of a backbone from a file or a run folder, without running code of the file.
+    """Read the weights of a file or a run folder, without running code of the file.
+
+    Returns:
+        The weights by name. Names in nested dictionaries begin with the keys of these, joined by dots, but
+        for the keys `state_dict` and `model`.
 
     Raises:
-        ValueError: The file is missing, torn, or holds no weights.
+        ValueError: The file is missing, torn, holds no weights, or would run code.
     """
+    path = path.expanduser()
     if path.is_dir():
         file = weights_file(path) if weights_file(path).exists() else resume_point(path)
         if file is None:
-            raise ValueError(f"{path} holds neither {BACKBONE} nor a checkpoint")
+            raise ValueError(f"{path} holds neither {BACKBONE} nor a checkpoint{_files_of(path)}")
         return read_state(file)
     if not os.path.lexists(path):
         raise ValueError(f"{path} is not there; give a run folder, a .safetensors, .ckpt, .pt or .pth")
@@ -232,11 +243,38 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"{path} is torn or not a safetensors file: {error}") from error
-    content: Any = load_checkpoint(path)
-    for key in ("state_dict", "model"):
-        content = content[key] if isinstance(content.get(key), dict) else content
-    state = {n: v for n, v in content.items() if isinstance(n, str) and isinstance(v, Tensor)}
+    try:
+        content = load_checkpoint(path)
+    except ForeignObjectError as error:
+        raise ValueError(f"{error}; if you trust the file, {_save_tensors(path)}") from error
+    try:
+        state = dict(_tensors(content, "", {id(content)}))
+    except RecursionError:
+        raise ValueError(f"{path} holds dictionaries that are nested too deeply") from None
     if not state:
-        raise ValueError(f"{path} holds no weights")
-    ours = {n.removeprefix("backbone."): v for n, v in state.items() if n.startswith("backbone.")}
-    return ours or state
+        raise ValueError(f"{path} holds no weights; its keys are {some(list(map(str, content)))}")
+    return state
+
+
+def _tensors(content: Mapping[Any, Any], prefix: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested dictionaries with their names; `seen` has the ids of read dictionaries."""
+    for key, value in content.items():
+        if isinstance(value, Tensor) and isinstance(key, str):
+            yield prefix + key, value
+        elif isinstance(value, Mapping) and isinstance(key, str) and id(value) not in seen:
+            below = prefix if key in PLAIN else f"{prefix}{key}."
+            seen.add(id(value))
+            yield from _tensors(value, below, seen)
+
+
+def _files_of(folder: Path) -> str:
+    """Name the files of weights in a folder, for a message."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES)
+    return f"; give one of its files: {some(found)}" if found else ""
+
+
+def _save_tensors(path: Path) -> str:
+    """Return the command that saves the tensors of a file without the objects beside them."""
+    alone = path.with_suffix(".tensors.pth")
+    files = shlex.join([str(path), str(alone)])
+    return f"save its tensors alone, then give {alone}: python -c '{SAVE_TENSORS}' {files}"

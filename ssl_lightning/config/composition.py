@@ -15,9 +15,11 @@ from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ssl_lightning.config.keys import PATHS
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import conf_dirs, use_plugins
 from ssl_lightning.core.errors import RunError
@@ -95,7 +97,41 @@ def resolve(cfg: DictConfig) -> DictConfig:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise RunError(f"error: the config is incomplete: {error}") from None
-    return OmegaConf.create(container)  # type: ignore[return-value]
+    config: Any = container
+    if isinstance(prefixes := config.get("prefix_map"), dict):
+        config["prefix_map"] = {_prefix(old): _prefix(new) for old, new in prefixes.items()}
+    return OmegaConf.create(config)
+
+
+def _prefix(value: Any) -> Any:
+    """Return a prefix of names as it was written: `0.` is a number for Hydra and YAML.
+
+    >>> _prefix(0.0), _prefix(1.5), _prefix("fc."), _prefix(None)
+    ('0.', '1.5', 'fc.', None)
+    """
+    if isinstance(value, float) and value.is_integer():
+        return f"{int(value)}."
+    return str(value) if type(value) in (int, float) else value
+
+
+def quote_paths(arguments: Sequence[str]) -> list[str]:
+    """Quote the paths on a command line that Hydra's grammar does not take, such as `epoch=9 (1).ckpt`.
+
+    >>> quote_paths(["weights=epoch=9 (1).ckpt", "run=~/a", "data.dir=a,b", "seed=(1"])
+    ["weights='epoch=9 (1).ckpt'", "run='~/a'", 'data.dir=a,b', 'seed=(1']
+    """
+    parser = OverridesParser.create()
+    quoted = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key in PATHS:
+            try:
+                parser.parse_override(argument)
+            except HydraException:
+                escaped = value.replace("'", "\\'")
+                argument = f"{key}='{escaped}'"
+        quoted.append(argument)
+    return quoted
 
 
 @contextmanager

@@ -73,6 +73,7 @@ DEVICES = Range(
     "auto or a whole number, 1 or more; to choose GPUs, set CUDA_VISIBLE_DEVICES",
 )
 NOT_EMPTY = Range(lambda text: text != "", "text that is not empty: the last part of the run folder")
+PREFIXES = Range(lambda _: True, 'a mapping without quoted keys, such as {module.:"",fc.:null}, or null')
 
 KEYS = (
     # Groups of conf/
@@ -140,7 +141,7 @@ KEYS = (
     Key("probe_untrained", bool, audit_sets=True),
     # Initial weights
     Key("init_from", str | None, place="read"),
-    Key("prefix_map", Mapping[str, str | None] | None, place="read", evaluate="refused"),
+    Key("prefix_map", Mapping[str, str | None] | None, PREFIXES, place="read", evaluate="refused"),
     Key("weights", str | None, place="read", evaluate="refused"),
     Key("checkpoint", str, place="read"),
     # Identity; YAML reads name=42 as a number
@@ -169,3 +170,4 @@ KEYS = (
 TOP = {key.name: key for key in KEYS if "." not in key.name and key.kind is not None}
 TRAINER = {key.name.removeprefix("trainer."): key for key in KEYS if key.name.startswith("trainer.")}
 DATA = {key.name.removeprefix("data."): key for key in KEYS if key.name.startswith("data.")}
+PATHS = {key.name for key in KEYS if key.place in ("read", "cache")} | {"run", "output_dir"}

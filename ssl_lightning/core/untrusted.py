@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+UNPACKERS = {".zip": "zipfile", ".tar": "tarfile", ".gz": "tarfile", ".tgz": "tarfile", ".xz": "tarfile"}
 MAX_DEPTH = 32  # of nested JSON; a run writes 6 levels
 
 
@@ -24,6 +26,31 @@ def check_plain(path: str | os.PathLike[str], max_bytes: int | None = None) -> N
         raise ValueError("not a plain file, but a folder, pipe, socket or device")
     if max_bytes is not None and found.st_size > max_bytes:
         raise ValueError(f"it has {found.st_size:,} bytes; allowed are at most {max_bytes:,}")
+
+
+def check_folder(path: Path, needs: str = "") -> None:
+    """Raise if a path is not a folder; for an archive, the message has the command that unpacks it.
+
+    Args:
+        path: The folder.
+        needs: What the folder is for, to end the message.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        NotADirectoryError: The path, or a folder above it, is a file.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return
+    file = next((place for place in (path, *path.parents) if place.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"folder {path} does not exist{needs}")
+    advice = ""
+    if unpacker := UNPACKERS.get(file.suffix.lower()):
+        unpacked = file.with_name(file.name.partition(".")[0])
+        command = shlex.join(["python", "-m", unpacker, "-e", str(file), str(unpacked)])
+        advice = f"; unpack it, then give {unpacked}: {command}"
+    raise NotADirectoryError(f"{file} is a file; a folder is needed{advice}")
 
 
 def read_text(path: Path, max_bytes: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._dense import DenseFolders, check_class_names
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import check_masks, match_by_stem
@@ -63,8 +64,7 @@ class CamVid(DenseFolders):
     def fetch(self) -> None:
         """Check that the folders exist, so that a wrong path fails early."""
         for name in ("train", "trainannot", "test", "testannot"):
-            if not (self.dir / name).is_dir():
-                raise FileNotFoundError(f"folder {self.dir / name} does not exist; data.dir must contain it")
+            check_folder(self.dir / name, "; data.dir must contain it")
 
     def load(self) -> Pairing:
         """Match masks to pictures, and read every mask once."""

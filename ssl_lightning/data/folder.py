@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import ImageFiles, check_both, check_same_classes, match
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.folders import classes_of
@@ -48,8 +49,8 @@ class Folder(ImageFiles):
     def fetch(self) -> None:
         """Check that the folders exist, so that a wrong path fails early."""
         for folder in (self.pretrain_dir, self.train_dir, self.test_dir):
-            if folder is not None and not folder.expanduser().is_dir():
-                raise FileNotFoundError(f"folder {folder} does not exist")
+            if folder is not None:
+                check_folder(folder)
 
     def load(self) -> Pairing:
         """Find the images, skip bad ones with a warning, and match the folders."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import ImageFiles, check_same_classes
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.folders import classes_of
@@ -47,8 +48,7 @@ class ImageNet(ImageFiles):
     def fetch(self) -> None:
         """Check that the folders and lists exist, so that a wrong path fails early."""
         for folder in (self.dir / "train", self.dir / "val"):
-            if not folder.expanduser().is_dir():
-                raise FileNotFoundError(f"folder {folder} does not exist; data.dir must hold train and val")
+            check_folder(folder, "; data.dir must hold train and val")
         for path in self.lists.values():
             if not path.is_file():
                 raise FileNotFoundError(f"file {path} does not exist; it must list one image name a line")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import check_both, check_same_classes
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data._pictures import Pictures
@@ -68,8 +69,8 @@ class Shards(Pictures):
     def fetch(self) -> None:
         """Check that the folders exist, so that a wrong path fails early."""
         for folder in (self.pretrain_dir, self.train_dir, self.test_dir):
-            if folder is not None and not folder.is_dir():
-                raise FileNotFoundError(f"folder {folder} does not exist")
+            if folder is not None:
+                check_folder(folder)
 
     def load(self) -> Pairing:
         """Read the indexes, and match the folders by the content of their images."""

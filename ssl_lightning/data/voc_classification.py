@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import ImageFiles, match
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import voc_annotation
@@ -58,8 +59,8 @@ class VOCClassification(ImageFiles):
         """Download VOC 2007 if it is missing, and check that the lists and folders exist."""
         for split in ("trainval", "test"):
             read_list(self._folder(), "Main", split)
-        if self.pretrain_dir is not None and not self.pretrain_dir.expanduser().is_dir():
-            raise FileNotFoundError(f"folder {self.pretrain_dir} does not exist")
+        if self.pretrain_dir is not None:
+            check_folder(self.pretrain_dir)
 
     def load(self) -> Pairing:
         """Read all annotations."""

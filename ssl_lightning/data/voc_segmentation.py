@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._dense import DenseFolders
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import check_masks, match_by_stem
@@ -39,10 +40,8 @@ class VOCSegmentation(DenseFolders):
 
     def fetch(self) -> None:
         """Download VOC 2012 if it is missing, and check that the other folders exist."""
-        if self.sbd_dir is not None and not (self.sbd_dir / "cls").is_dir():
-            raise FileNotFoundError(
-                f"folder {self.sbd_dir / 'cls'} does not exist; data.sbd_dir must contain it"
-            )
+        if self.sbd_dir is not None:
+            check_folder(self.sbd_dir / "cls", "; data.sbd_dir must contain it")
         self._folder()
 
     def load(self) -> Pairing:

@@ -10,6 +10,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
+from ssl_lightning.config.composition import quote_paths
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import use_plugins
 
@@ -23,6 +24,7 @@ def train_main(arguments: Sequence[str]) -> int:
     from ssl_lightning.launch.resume import is_resume, resume_main
     from ssl_lightning.launch.train import launch
 
+    arguments = quote_paths(arguments)
     if is_resume(arguments):
         return resume_main(arguments, conf_dir())
     return _compose_and_run(launch, "train", arguments)
@@ -70,7 +72,7 @@ def _compose_and_run(
         stored: Whether the config is in Hydra's ConfigStore, without the folder `conf`.
     """
     use_plugins()
-    sys.argv[1:] = arguments  # Hydra reads them there
+    sys.argv[1:] = quote_paths(arguments)  # Hydra reads them there
     path = None if stored else str(conf_dir())
     hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
     return 0

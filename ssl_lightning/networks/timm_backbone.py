@@ -48,7 +48,7 @@ def create_timm(
     if files := sorted(FILES & given.keys()):
         raise ValueError(
             f"backbone.{files[0]} is {given[files[0]]!r}; files and addresses are not allowed here: load "
-            "timm's weights with pretrained=true, or a file with init_from="
+            "timm's weights with backbone.pretrained=true, or a file with init_from="
         )
     if "out_indices" in given:
         given["out_indices"] = tuple(given["out_indices"])  # Hydra passes its own list type

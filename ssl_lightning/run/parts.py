@@ -30,6 +30,9 @@ from ssl_lightning.probes.base import BaseProbe, check_probes
 from ssl_lightning.run.build import StartingPoint, check_compiler
 from ssl_lightning.tasks.base import PretextTask, to_float
 
+FITTING = {  # probes for a kind of labels, to suggest
+    "classes": "linear", "multilabel": "svm", "masks": "segmentation", "boxes": "detection",
+}  # fmt: skip
 OURS = tuple(name for name, key in TRAINER.items() if not key.lightning)  # keys unknown to Lightning
 
 
@@ -190,7 +193,7 @@ def fitting_probes(
         name = skipped[0]
         raise ValueError(
             f"probe {name} needs labels of the kind {' or '.join(probes[name].targets)}, and data "
-            f"{data.name} has {labels}; choose other probes: probe=[...]"
+            f"{data.name} has {labels}; choose others: probe=[{FITTING[labels]}]"
         )
     inputs = preparation.feed(task)(to_float(data.train_sample(1)))
     check_probes(chosen, task.branches(), inputs, data.label_counts)

@@ -103,14 +103,14 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(tmp_path: Path) -> Non
     state = dict(small().state_dict())
     removed = next(iter(state))
     del state[removed]
-    state["fc.weight"] = torch.zeros(10, 8)
+    state["gate.weight"] = torch.zeros(10, 8)
     state["stages.1.0.0.weight"] = torch.zeros(2, 2)
     torch.save(state, tmp_path / "odd.pth")
     with pytest.raises(ValueError, match="does not fit") as error:
         load_weights(backbone, tmp_path / "odd.pth")
     for part in (
         f"1 missing: {removed}",
-        "1 unexpected: fc.weight",
+        "1 unexpected: gate.weight",
         "1 of another shape: stages.1.0.0.weight (2, 2)",
     ):
         assert part in str(error.value)

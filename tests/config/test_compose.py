@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -11,7 +12,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 import ssl_lightning
-from ssl_lightning.config.composition import compose
+from ssl_lightning.config.composition import compose, quote_paths
+from ssl_lightning.config.identity import config_sha256
+from ssl_lightning.config.types import check_special
 from ssl_lightning.core.errors import RunError
 from tests._composed import composed
 from tests.refusals._run import TINY
@@ -47,6 +50,52 @@ def test_every_config_of_a_run_composes_and_nothing_of_hydra_stays(name: str, tm
     assert not HydraConfig.initialized()
     assert not GlobalHydra.instance().is_initialized()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ('{0.:"conv1.",10.:bn1.,fc.:null}', {"0.": "conv1.", "10.": "bn1.", "fc.": None}),
+        (
+            '{module.encoder_q.:"",module.encoder_q.fc.:null}',
+            {"module.encoder_q.": "", "module.encoder_q.fc.": None},
+        ),
+        ("{features.:0.,1.0.:layer1.,3:x}", {"features.": "0.", "1.0.": "layer1.", "3": "x"}),
+    ],
+)
+def test_a_prefix_map_keeps_the_names_as_they_are_written(written: str, read: dict[str, str | None]) -> None:
+    cfg = compose("evaluate", [f"prefix_map={written}"])
+    assert cfg.prefix_map == read
+    config: Any = OmegaConf.to_container(cfg)
+    check_special(config)
+    assert len(config_sha256(config)) == 64
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["epoch=9-step=100.ckpt", "moco (1).pth", "été.pth", "it's {a}.pth", "~/x.pth", "a file.pth", "[1].pth"],
+)
+def test_paths_of_any_characters_are_read(name: str) -> None:
+    (override,) = quote_paths([f"weights={name}"])
+    assert compose("evaluate", [override]).weights == name
+
+
+def test_other_values_stay_as_they_are_written() -> None:
+    given = [
+        "weights='a (1).pth'",
+        "data.dir=a,b",
+        "init_from=${output_dir}/x.pth",
+        "task=(",
+        "run=null",
+        "-m",
+    ]
+    assert quote_paths(given) == given
+
+
+def test_a_map_with_quoted_names_is_refused_with_the_right_form() -> None:
+    cfg = compose("evaluate", quote_paths(['prefix_map={"module.":""}']))
+    with pytest.raises(ValueError, match=r'a mapping without quoted keys, such as \{module\.:"",fc\.:null\}'):
+        check_special(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
 
 
 def test_wrong_overrides_are_named() -> None:

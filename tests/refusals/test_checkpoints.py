@@ -88,7 +88,7 @@ FILES: dict[str, tuple[Spoil, str]] = {
     "a pipe": (pipe, "plain file|is a pipe, socket or device"),
     "a link in a circle": (circle, "Too many levels of symbolic links"),
     "a terabyte": (absurd, "bytes; allowed are at most"),
-    "of torch before 1.6": (of_old_torch, "may be from torch before 1.6"),
+    "of torch before 1.6": (of_old_torch, "1 unexpected: a|state_dict is missing"),
 }
 
 

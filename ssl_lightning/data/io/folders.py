@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.cpu import available_cores
-from ssl_lightning.core.untrusted import check_plain, printable
+from ssl_lightning.core.untrusted import check_folder, check_plain, printable
 from ssl_lightning.data.io.eight_bit import (
     Facts,
     UnknownRangeError,
@@ -62,10 +62,7 @@ def scan(folder: str | os.PathLike[str]) -> list[Path]:
         NotADirectoryError: It is a file.
     """
     root = Path(folder).expanduser()
-    if not root.exists():
-        raise FileNotFoundError(f"folder {root} does not exist")
-    if not root.is_dir():
-        raise NotADirectoryError(f"{root} is a file; a folder of images is needed")
+    check_folder(root)
     found: list[Path] = []
     others: Counter[str] = Counter()
     seen: set[str] = set()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ssl_lightning.core.image_spec import CHANNELS
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
 from ssl_lightning.data.io.eight_bit import Facts, pillow_channels
 from ssl_lightning.data.io.folders import (
@@ -120,8 +121,7 @@ class FolderImages:
         channels: int = 3,
         value_range: tuple[float, float] | None = None,
     ) -> None:
-        if not folder.exists():
-            raise FileNotFoundError(f"{name} is the folder {folder}, which does not exist")
+        check_folder(folder, f"; {name} is this folder")
         self.folder, self.name = folder, name
         self.max_pixels, self.cache = max_pixels, cache
         self._pixels: dict[str, Any] = {"channels": channels, "value_range": value_range}

@@ -374,7 +374,7 @@ def test_bad_input_gets_one_sentence(case):
 
 
 def test_bad_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"source is the folder .*gone, which does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"folder .*gone does not exist; source is this folder"):
         ImageData(str(tmp_path / "gone"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no image"):
