@@ -1,4 +1,8 @@
-"""Error that ends a command with one line."""
+"""Errors that end a command with one line."""
+
+from __future__ import annotations
+
+import sys
 
 from hydra.errors import CompactHydraException
 
@@ -13,3 +17,10 @@ class RunError(CompactHydraException):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def print_error(error: Exception) -> int:
+    """Print an error after "error: "; return the exit status 1."""
+    text = printable(str(error)).strip()
+    print(text if text.startswith("error:") else f"error: {text}", file=sys.stderr)
+    return 1
