@@ -88,7 +88,8 @@ def _compose_and_run(
     except (HydraException, OmegaConfBaseException, OSError) as error:
         if wanted == "1":
             raise
-        return print_error(error)
+        text, _, _ = str(error).expandtabs(2).partition("\n\nConfig search path:")
+        return print_error(RunError(text))
     return 0
 
 

@@ -104,8 +104,9 @@ def main() -> int:
 
 
 def keep_quiet() -> None:
-    """Silence warnings of Lightning that no user can act on; Lightning must already be imported."""
+    """Silence messages of Lightning and Hydra that no user can act on; Lightning must already be imported."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # its errors are raised too
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 

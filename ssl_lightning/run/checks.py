@@ -43,7 +43,7 @@ def build_all(cfg: DictConfig, group: str, fallback: str) -> dict[str, Any]:
     except InstantiationException as error:
         if not isinstance(error.__cause__, ImportError):
             raise
-        why = str(error.__cause__).partition(" HINT")[0].partition("\n")[0]
+        why = str(error.__cause__).partition(" HINT")[0].partition("\n")[0].rstrip(".")
         raise ValueError(
             f"{group} needs a package that is not installed here ({why}); install it, or use {fallback}"
         ) from error
@@ -204,8 +204,8 @@ def check_validation(data: PairedDataModule, processes: int, limit: float | int 
     images, batches = len(loader.indices), len(loader)
     if images < processes:
         raise ValueError(
-            f"data.heldout gives {images} held-out images for {processes} processes; allowed is one or more "
-            f"for each process, data.heldout={processes}, or data.heldout=0 for no validation"
+            f"the data hold out {images} of their images, fewer than the {processes} processes of the run; use "
+            f"data.heldout={processes} or more, or data.heldout=0 for no validation"
         )
     if isinstance(limit, float) and int(batches * limit) < 1:
         raise ValueError(
@@ -224,13 +224,17 @@ def _helping_option(cfg: DictConfig, channels: int, sizes: list[tuple[int, int]]
     if len(sizes) == 1:
         options = [{"img_size": sizes[0][0]}, {"image_size": sizes[0][0]}, *options]
     for option in options:
-        with contextlib.suppress(Exception), isolate_rng(include_cuda=False):  # backbones raise nearly all kinds
+        with (
+            contextlib.suppress(Exception),
+            isolate_rng(include_cuda=False),
+        ):  # backbones raise nearly all kinds
             backbone = instantiate(cfg.backbone, in_channels=channels, **same, **option)
             for size in sizes:
                 map_shapes(backbone, torch.zeros(1, channels, *size))
             return "use " + " ".join(
                 f"{'' if key in cfg.backbone else '+'}backbone.{key}={str(value).lower()}"
                 for key, value in option.items()
+                if cfg.backbone.get(key) != value
             )
     return ""
 

@@ -124,9 +124,7 @@ def build_parts(
     options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
     if not data.holds_out:
         options["limit_val_batches"] = 0  # Lightning would warn of an empty loader
-    trainer = make_trainer(
-        **task.trainer_options(options), callbacks=callbacks, logger=loggers
-    )
+    trainer = make_trainer(**task.trainer_options(options), callbacks=callbacks, logger=loggers)
     data.place(trainer.strategy.root_device)
     task = fit_to_hardware(cfg, task, trainer, data)
     if task.needs_training:
