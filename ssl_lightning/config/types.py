@@ -142,7 +142,7 @@ def _target(name: str, place: str) -> Any:
     try:
         return get_object(name)
     except ImportError as error:
-        why = str(error).strip().rpartition("\n")[2]
+        why = str(error.__cause__ or error).strip().rpartition("\n")[2]
         raise ValueError(f"{place}_target_ is {name!r}, which cannot be imported here: {why}") from error
 
 

@@ -19,6 +19,15 @@ class RunError(CompactHydraException):
         super().__init__(printable(message))
 
 
+def without_hint(error: BaseException) -> str:
+    """Return the first line of an error of Lightning, without its advice.
+
+    >>> without_hint(ImportError("Requirement 'x>=1' not met. HINT: Try running `pip install -U 'x>=1'`"))
+    "Requirement 'x>=1' not met"
+    """
+    return str(error).partition(" HINT:")[0].strip().partition("\n")[0].rstrip(".")
+
+
 def print_error(error: Exception) -> int:
     """Print an error after "error: "; return the exit status 1."""
     text = printable(str(error)).strip()

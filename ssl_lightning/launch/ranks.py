@@ -81,7 +81,7 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     if code == NOT_FIRST and not place.is_alone:
         raise SystemExit(1)  # the launcher of the first failure reports it
     if any(worker.returncode == REFUSED for worker in workers):
-        raise RunError(refusal(folder))
+        raise RunError(taken_refusal(folder))
     raise RunError(failure_message(folder, place.first + failed, code))
 
 
@@ -139,7 +139,7 @@ def signals_raised() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def refusal(folder: Path) -> str:
+def taken_refusal(folder: Path) -> str:
     """Return why the first rank refused the config, and remove its report: nothing ran, so nothing stays."""
     report = folder / ERROR
     message, _, _ = report.read_text().partition("\n\n")

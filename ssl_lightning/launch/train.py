@@ -120,7 +120,7 @@ def locked_new(
             suffix = "" if number == 1 else f"-{number}"
             place = folder.with_name(folder.name + suffix)
             try:
-                stack.enter_context(locked(place))
+                stack.enter_context(holding(place))
                 if not may_exist and (place / CONFIG).exists():
                     raise TakenError(
                         f"error: {place} already holds a run; {use}{place}, or give another name="
@@ -133,7 +133,7 @@ def locked_new(
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def holding(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder; afterwards remove what a refused run left.
 
     Raises:
@@ -202,7 +202,7 @@ def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode:
     place = check_start(cfg)
     if not place.is_first:
         return start_ranks(folder, place, *mode)
-    with locked(folder):
+    with holding(folder):
         run_locked(folder, place, prepare, *mode)
 
 

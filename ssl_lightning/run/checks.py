@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ssl_lightning.callbacks.checkpoint import Checkpoint
+from ssl_lightning.core.errors import without_hint
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.features.encode import evaluating, map_shapes
 from ssl_lightning.probes.base import BaseProbe
@@ -43,7 +44,7 @@ def build_all(cfg: DictConfig, group: str, fallback: str) -> dict[str, Any]:
     except InstantiationException as error:
         if not isinstance(error.__cause__, ImportError):
             raise
-        why = str(error.__cause__).partition(" HINT")[0].partition("\n")[0].rstrip(".")
+        why = without_hint(error.__cause__)
         raise ValueError(
             f"{group} needs a package that is not installed here ({why}); install it, or use {fallback}"
         ) from error
@@ -204,7 +205,7 @@ def check_validation(data: PairedDataModule, processes: int, limit: float | int 
     images, batches = len(loader.indices), len(loader)
     if images < processes:
         raise ValueError(
-            f"the data hold out {images} of their images, fewer than the {processes} processes of the run; use "
+            f"the data hold out {images} of their images, and the run has {processes} processes; use "
             f"data.heldout={processes} or more, or data.heldout=0 for no validation"
         )
     if isinstance(limit, float) and int(batches * limit) < 1:

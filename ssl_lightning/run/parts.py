@@ -15,6 +15,7 @@ from ssl_lightning.artifacts.checkpoints import resume_point
 from ssl_lightning.artifacts.results import Record, Results, earlier_results
 from ssl_lightning.callbacks.health import GradientWatch, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
+from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.config.keys import TRAINER
@@ -130,6 +131,9 @@ def build_parts(
     if task.needs_training:
         validates = data.holds_out and cfg.trainer.limit_val_batches != 0
         check_monitors(callbacks, scores, validates=validates)
+        for callback in chosen:
+            if isinstance(callback, OnlineKNN):
+                callback.check_data(data)
     probes, skipped = fitting_probes(cfg, task, data, preparation)
     check_objective(cfg.get("objective"), scores, probes, holds_out=data.holds_out)
     return Parts(
