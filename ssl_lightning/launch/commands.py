@@ -85,11 +85,15 @@ def _compose_and_run(
     os.environ[FULL_ERROR] = "1"
     try:
         hydra.main(version_base="1.3", config_path=path, config_name=name)(_in_one_line(task))()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         if wanted == "1":
             raise
-        text, _, _ = str(error).expandtabs(2).partition("\n\nConfig search path:")
+        text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
         return print_error(RunError(text))
+    except OSError as error:
+        if wanted == "1":
+            raise
+        return print_error(RunError(f"{error}; output_dir= names the parent of the run folders"))
     return 0
 
 

@@ -64,7 +64,8 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     if not place.is_first:
         start_ranks(folder, place, NEXT)
         return read_objective(folder, cfg.objective)
-    with locked_new(folder, cfg, "add to its results with run=", may_exist=restarts(os.environ) > 0) as (
+    restarted = restarts(os.environ) > 0
+    with locked_new(folder, cfg, may_exist=restarted, use="add to its results with run=") as (
         folder,
         cfg,
     ):

@@ -82,7 +82,7 @@ def launch_in(folder: Path, cfg: DictConfig) -> Path:
     if not place.is_first:
         start_ranks(folder, place, NEXT)
         return folder
-    with locked_new(folder, cfg, "resume it with resume=", may_exist=cfg.go_on or restarted) as (folder, cfg):
+    with locked_new(folder, cfg, may_exist=cfg.go_on or restarted) as (folder, cfg):
         run_locked(folder, place, lambda: save_composed(cfg, with_overrides(cfg, overrides), folder), NEXT)
     return folder
 
@@ -96,7 +96,7 @@ def with_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
 
 @contextlib.contextmanager
 def locked_new(
-    folder: Path, cfg: DictConfig, use: str, *, may_exist: bool = False
+    folder: Path, cfg: DictConfig, *, may_exist: bool, use: str = "resume it with resume="
 ) -> Iterator[tuple[Path, DictConfig]]:
     """Hold the lock of the folder of a new run.
 
@@ -106,8 +106,8 @@ def locked_new(
     Args:
         folder: The run folder, as composed.
         cfg: Composed, not resolved.
-        use: What to do with a run that has the folder, before its path.
         may_exist: Whether the folder may hold this run already.
+        use: What to do with a run that has the folder, before its path.
 
     Yields:
         The folder, and the config with its name.
