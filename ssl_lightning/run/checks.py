@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ssl_lightning.callbacks.checkpoint import Checkpoint
+from ssl_lightning.config.identity import leaves
 from ssl_lightning.core.errors import without_hint
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.features.encode import evaluating, map_shapes
 from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.tasks.base import PretextTask
 
+WRITTEN = ("dirpath", "folder", "save_dir")  # keys of callbacks and loggers that name a folder
 KNOWN = ("ssl_lightning.", "pytorch_lightning.", "lightning.")  # modules of callbacks whose figures are known
 
 
@@ -48,6 +52,25 @@ def build_all(cfg: DictConfig, group: str, fallback: str) -> dict[str, Any]:
         raise ValueError(
             f"{group} needs a package that is not installed here ({why}); install it, or use {fallback}"
         ) from error
+
+
+def check_places(cfg: DictConfig) -> None:
+    """Check that callbacks and loggers may write where they are told to.
+
+    Raises:
+        ValueError: A folder cannot be made or written to.
+    """
+    for group in ("callbacks", "logger"):
+        for key, value in leaves({group: OmegaConf.to_container(cfg[group])}).items():
+            if key.rpartition(".")[2] not in WRITTEN or not isinstance(value, str):
+                continue
+            folder = Path(value).expanduser().absolute()
+            there = next(path for path in (folder, *folder.parents) if path.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                raise ValueError(
+                    f"{key} is {value}, and {there} is not a folder that this process may write to; leave "
+                    f"{key} out to write to the run folder"
+                )
 
 
 @dataclass
@@ -119,8 +142,9 @@ def check_backbone(cfg: DictConfig, task: PretextTask, feed: Callable[[Tensor], 
         refusal = error
     if refusal is None:
         return tried.scores
-    sizes = sorted({*tried.sizes, tuple(plain.shape[-2:])})
-    listed = " and ".join(f"{height}x{width}" for height, width in sizes)
+    height, width = plain.shape[-2:]
+    sizes = sorted({*tried.sizes, (height, width)})
+    listed = " and ".join("x".join(map(str, size)) for size in sizes)
     why = str(refusal).partition("px: ")[2] or str(refusal)
     name = cfg.backbone.get("model_name") or type(task.backbone).__name__
     advice = _helping_option(cfg, plain.shape[-3], sizes) or "choose another backbone or data.image_size"

@@ -34,6 +34,7 @@ from ssl_lightning.run.checks import (
     check_backbone,
     check_monitors,
     check_objective,
+    check_places,
     check_validation,
 )
 from ssl_lightning.tasks.base import PretextTask, to_float
@@ -104,6 +105,7 @@ def build_parts(
         ValueError: A value is wrong, a file is broken, or the parts do not fit each other.
     """
     check_types(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+    check_places(cfg)
     chosen = build_all(cfg, "callbacks", "callbacks=[checkpoint,progress]").values()
     loggers = build_all(cfg, "logger", "logger=[csv]").values()
     resumed_from = resume_point(folder) if resume else None
