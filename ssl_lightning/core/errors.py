@@ -29,7 +29,7 @@ def without_hint(error: BaseException) -> str:
 
 
 def print_error(error: Exception) -> int:
-    """Print an error after "error: "; return the exit status 1."""
+    """Print an error, after "error: " unless it is a `RunError`; return the exit status 1."""
     text = printable(str(error)).strip()
-    print(text if text.startswith("error:") else f"error: {text}", file=sys.stderr)
+    print(text if isinstance(error, RunError) else f"error: {text}", file=sys.stderr)
     return 1

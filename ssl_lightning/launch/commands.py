@@ -89,11 +89,11 @@ def _compose_and_run(
         if wanted == "1":
             raise
         text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
-        return print_error(RunError(text))
+        return print_error(RunError(text if isinstance(error, RunError) else f"error: {text}"))
     except OSError as error:
         if wanted == "1":
             raise
-        return print_error(RunError(f"{error}; output_dir= names the parent of the run folders"))
+        return print_error(RunError(f"error: {error}; output_dir= names the parent of the run folders"))
     return 0
 
 

@@ -298,9 +298,9 @@ def needs_package() -> None:
 VIT = "backbone=timm backbone.model_name=vit_tiny_patch16_224"
 WITH_ADVICE = [
     f"{VIT}",
-    f"{VIT} task=jigsaw data.image_size=48",  # tiles of 12 px: dynamic sizes and padding
+    f"{VIT} task=jigsaw data.image_size=96",  # tiles of 24 px: dynamic sizes and padding
     f"{VIT} task=jigsaw data.image_size=192",  # tiles of 48 px
-    f"{VIT} task=jigsaw data.image_size=48 +backbone.dynamic_img_size=true",
+    f"{VIT} task=jigsaw data.image_size=96 +backbone.dynamic_img_size=true",
     "backbone=torchvision backbone.model_name=vit_b_32 data.image_size=64",
     "trainer.devices=2 data.heldout=1",
     "trainer.limit_val_batches=0.001",
