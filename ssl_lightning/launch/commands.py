@@ -85,15 +85,15 @@ def _compose_and_run(
     os.environ[FULL_ERROR] = "1"
     try:
         hydra.main(version_base="1.3", config_path=path, config_name=name)(_in_one_line(task))()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:
         if wanted == "1":
             raise
+        if isinstance(error, RunError):  # of a job of a sweep
+            return print_error(error)
         text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
-        return print_error(RunError(text if isinstance(error, RunError) else f"error: {text}"))
-    except OSError as error:
-        if wanted == "1":
-            raise
-        return print_error(RunError(f"error: {error}; output_dir= names the parent of the run folders"))
+        if isinstance(error, OSError):  # Hydra makes the run folder
+            text += "; output_dir= names the parent of the run folders"
+        return print_error(RunError(f"error: {text}"))
     return 0
 
 
