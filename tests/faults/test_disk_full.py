@@ -32,7 +32,7 @@ from tests.faults.test_runs import evaluation, probes_of, report
 pytestmark = pytest.mark.slow
 MB = 64  # a run with its pictures and checkpoints needs about 1, the archive and its content 8
 PLACES = {  # moments of a run at which the disk becomes full
-    "config": Moment("open", ".config.yaml.tmp", 1, 0),
+    "config": Moment("open", "..next-config.yaml.tmp.tmp", 1, 0),
     "first results": Moment("open", ".results.json.tmp", 1, 0),
     "first checkpoint": Moment("open", "checkpoints/.last.ckpt.tmp", 1, 0),
     "later checkpoint": Moment("open", "checkpoints/..next-last.ckpt.tmp.tmp", 4, 0),

@@ -14,7 +14,7 @@ from torch import nn
 
 from ssl_lightning.networks.alexnet import AlexNet
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.networks.features import check_input_size
+from ssl_lightning.networks.features import check_input_size, explaining_download
 from ssl_lightning.networks.nin import NIN
 from ssl_lightning.networks.resnet import create_small_resnet
 from ssl_lightning.networks.timm_backbone import create_timm
@@ -237,3 +237,11 @@ def test_images_smaller_than_the_stride_are_refused():
         check_input_size(create_timm("resnet18"), 28)
     with pytest.raises(ValueError, match=r"image_size is 28 px.*stride 16.*at least 31 px"):
         check_input_size(AlexNet(), 28)
+
+
+def test_published_weights_that_cannot_be_fetched_are_named() -> None:
+    answer = (
+        r"weights of resnet18 .*\(no route to host\); give a file by init_from= and backbone.pretrained=false"
+    )
+    with pytest.raises(ValueError, match=answer), explaining_download("resnet18"):
+        raise OSError("no route to host\nat all")

@@ -461,4 +461,4 @@ def test_the_line_reaches_the_terminal_without_a_traceback(command: str, copy: P
     assert "Traceback" not in done.stdout + done.stderr
     after = digests(copy)
     assert {name: after[name] for name in before} == before
-    assert after.keys() - before.keys() <= {"error.txt", ".lock", "evaluation.yaml"}
+    assert after.keys() - before.keys() <= {".lock", "evaluation.yaml"}

@@ -6,16 +6,19 @@ that the error reaches the terminal.
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.train import check_start
+from ssl_lightning.run.checks import try_step
 from ssl_lightning.run.parts import build_parts
 from tests._composed import composed
 
@@ -27,6 +30,7 @@ TINY = ["data=fake", "trainer=cpu", "trainer.precision=32-true", "callbacks=[]",
 WHOLE = "allowed is a whole number"
 FINITE = "allowed is a finite number"
 BEGINS = "allowed is a number of batches above 0, or a fraction"
+STOP = "+callbacks.stop._target_=pytorch_lightning.callbacks.EarlyStopping +callbacks.stop.monitor"
 CASES = {
     # top level
     "seed=x": f"seed is 'x'; {WHOLE}",
@@ -97,7 +101,9 @@ CASES = {
     "backbone=nin backbone.blocks=7": "blocks is 7; allowed are 3, 4, 5",
     "backbone=alexnet": "needs at least 31 px",
     "backbone=timm backbone.model_name=resnet1": "which timm does not have; did you mean resnet18",
-    "backbone=timm backbone.model_name=vit_tiny_patch16_224": "takes no images of 16x16 px: .*224",
+    "backbone=timm backbone.model_name=vit_tiny_patch16_224": (
+        r"does not take images of 16x16 px.*224\)\); use backbone.img_size=16"
+    ),
     "backbone=torchvision backbone.model_name=resnet1": "which torchvision does not have; .*resnet18",
     "backbone=torchvision backbone.stages=[layer9]": "stages names 'layer9', .* it has conv1,",
     "backbone=torchvision +backbone.foo=1": "torchvision cannot build 'resnet18' with .*'foo'",
@@ -160,7 +166,18 @@ CASES = {
     "trainer.num_nodes=two": f"trainer.num_nodes is 'two'; {WHOLE}, 1 or more",
     "trainer.launcher=mpi": "trainer.launcher is 'mpi'; allowed is local, slurm or torchrun",
     "cuda_graphs=1": "cuda_graphs is 1; allowed is auto or true or false",
-    "trainer.strategy=magic": "invalid strategy name: `strategy='magic'`",
+    "trainer.strategy=magic": "trainer.strategy is 'magic'; allowed is auto, ddp, ",
+    "trainer.strategy=ddp_spawn": "trainer.strategy is 'ddp_spawn'; allowed is auto, ddp, .* or fsdp",
+    "trainer.strategy=ddp_notebook": "trainer.strategy is 'ddp_notebook'; allowed is auto, ddp, ",
+    "trainer.strategy=deepspeed": "trainer.strategy is 'deepspeed'; allowed is auto, ddp, ",
+    "trainer.accelerator=tpu": "Trainer refuses its options: Requirement 'torch_xla.*' not met",
+    "+trainer.profiler=fast": "Trainer refuses its options: .*profiler",
+    "+trainer.max_time=soon": "Trainer refuses its options: .*'soon'.* not a valid duration",
+    "+trainer.callbacks=[]": r"trainer.callbacks cannot be given; use the group callbacks=\[",
+    "+trainer.logger=true": r"trainer.logger cannot be given; use the group logger=\[",
+    "+trainer.plugins=[]": "trainer.plugins cannot be given; the run sets it itself",
+    "trainer.devices=2 data.heldout=1": "hold out 1 of .* has 2 processes; use data.heldout=2 or more",
+    "trainer.limit_val_batches=0.001": "leaves none of 1 batches; use trainer.limit_val_batches=1",
     "trainer.sync_batchnorm=3": "trainer.sync_batchnorm is 3; allowed is true or false",
     "+trainer.foo=1": "trainer.foo is not a key of trainer",
     # callbacks and loggers
@@ -173,6 +190,25 @@ CASES = {
     "callbacks=[collapse] callbacks.collapse.every_n_epochs=0": "every_n_epochs is 0; it must be above 0",
     "task=colorization task.rebalance=0": "task.rebalance is 0; allowed are above 0, to 1",
     "callbacks=[progress] callbacks.progress.every_s=-1": "every_s is -1 .*seconds above 0",
+    f"callbacks=[checkpoint] callbacks.checkpoint.dirpath={__file__}/x": ".*/x, and .*not a folder",
+    "logger=[csv] logger.csv.save_dir=/dev/null": "save_dir is /dev/null, and /dev/null is not a folder",
+    "callbacks=[checkpoint] callbacks.checkpoint.monitor=val/nothing": (
+        "Checkpoint monitors val/nothing, which this run does not log; it logs val/acc, val/loss"
+    ),
+    f"{STOP}=accuracy": "EarlyStopping monitors accuracy, which this run does not log; it logs val/acc",
+    f"data.heldout=0 {STOP}=val/loss": "monitors val/loss, .*it logs nothing, as it has no validation",
+    "callbacks=[online_knn] data.heldout=0": "votes on held-out images, and data.heldout is 0; leave it out",
+    "+callbacks.x._target_=pytorch_lightning.callbacks.RichProgressBar": "refuses .*enable_progress_bar",
+    "+callbacks.x._target_=pytorch_lightning.callbacks.X": "which cannot be imported here: No module named",
+    "+logger.x._target_=no_such_package.Logger": "imported here: No module named 'no_such_package'",
+    "+logger.x._target_=tests.refusals.test_config.needs_package": (
+        r"logger needs a package that is not installed here \(Requirement 'x>=1' not met\); .*logger=\[csv\]"
+    ),
+    # figures for a sweeper
+    "objective=probe/knn/top1": "objective is 'probe/knn/top1'; this run gives pretext/val/loss, ",
+    "objective=pretext/val/top1": "objective is 'pretext/val/top1'; this run gives pretext/val/loss",
+    "objective=accuracy": "objective is 'accuracy'; this run gives pretext/val/loss",
+    "data.heldout=0 objective=pretext/val/loss": "gives no figures, and holds out no images",
     "logger=[csv] logger.csv.save_dir=3": "logger.csv.save_dir is 3; allowed is text",
     # preparation of backbones, and probes
     "encoding.batch_norm=frozen": "encoding.batch_norm is 'frozen'; allowed are trained, recalibrated",
@@ -199,6 +235,7 @@ CASES = {
     "probe=[finetune] probe.finetune.fractions=[2]": r"fractions is \[2\]; .*all in \(0, 1\]",
     "probe=[finetune] probe.finetune.fractions=[0.001]": "begins with 0.001, 0 of 32 labelled",
     "probe=[embedding] probe.embedding.folder=/nowhere": "/nowhere, which is not a folder",
+    f"probe=[embedding] probe.embedding.folder={ROOT}/conf": "conf holds no image; looked for bmp ",
     "probe=[segmentation]": "needs labels of the kind masks, and data fake has classes",
     "probe=[detection]": "needs labels of the kind boxes, and data fake has classes",
 }
@@ -253,6 +290,53 @@ def test_fitting_values_are_accepted(tmp_path: Path) -> None:
         refused(["seed=3"], tmp_path / "run")
 
 
+def needs_package() -> None:
+    """Fail like a logger of Lightning whose package is not installed."""
+    raise ModuleNotFoundError("Requirement 'x>=1' not met. HINT: Try running `pip install -U 'x>=1'`")
+
+
+VIT = "backbone=timm backbone.model_name=vit_tiny_patch16_224"
+WITH_ADVICE = [
+    f"{VIT}",
+    f"{VIT} task=jigsaw data.image_size=96",  # tiles of 24 px: dynamic sizes and padding
+    f"{VIT} task=jigsaw data.image_size=192",  # tiles of 48 px
+    f"{VIT} task=jigsaw data.image_size=96 +backbone.dynamic_img_size=true",
+    "backbone=torchvision backbone.model_name=vit_b_32 data.image_size=64",
+    "trainer.devices=2 data.heldout=1",
+    "trainer.limit_val_batches=0.001",
+    "+logger.x._target_=tests.refusals.test_config.needs_package",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", WITH_ADVICE)
+def test_the_advice_of_an_error_is_accepted(given: str, tmp_path: Path) -> None:
+    overrides = given.split(" ")
+    error = refused(overrides, tmp_path / "run")
+    advised = re.findall(r"(?<=use ).*?=\S+(?: \+?backbone\S+)*", str(error))[-1].rstrip(",;").split(" ")
+    keys = {each.lstrip("+").partition("=")[0] for each in advised}
+    kept = [each for each in overrides if each.lstrip("+").partition("=")[0] not in keys]
+    kept = [each for each in kept if keys != {"logger"} or not each.startswith("+logger.")]
+    with pytest.raises(AssertionError, match="are accepted"):
+        refused([*kept, *advised], tmp_path / "run")
+
+
+def test_a_trial_step_changes_nothing(tmp_path: Path) -> None:
+    parts = build_parts(
+        composed([*TINY, *DATA, "backbone.widths=[4,4,4]"], tmp_path / "run"), tmp_path / "run"
+    )
+    weights = {name: value.clone() for name, value in parts.task.state_dict().items()}
+    before = torch.get_rng_state()
+    tried = try_step(parts.task)
+    assert (tried.scores, tried.refusal) == (["loss", "acc"], None)
+    assert set(tried.sizes) == {(16, 16)}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert parts.task.training
+    assert not parts.task.backbone._forward_hooks
+    for name, value in parts.task.state_dict().items():
+        assert torch.equal(value, weights[name]), name
+
+
 AT_THE_TERMINAL = ["data.batch_size=many", "task=rotaton", "trainer.max_epochs=0", "data=folder"]
 
 
@@ -268,5 +352,8 @@ def test_the_line_reaches_the_terminal_without_a_traceback(given: str, tmp_path:
     with pytest.raises(RuntimeError, match=CASES.get(given, "'many'; allowed is a whole")):
         raise RuntimeError(done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
-    left = {path.name for path in tmp_path.rglob("*") if path.is_file() and ".hydra" not in path.parts}
-    assert left <= {"config.yaml", "error.txt", ".lock"}  # only the record of the refusal
+    assert "HYDRA_FULL_ERROR" not in done.stderr
+    assert "Error executing job" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]  # the name is free
+    assert not (tmp_path / "rotation/fake/convnet/x").exists()
