@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.data._dense import DenseFolders, check_class_names
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import Boxes, image_sizes, read_voc_boxes
@@ -70,7 +71,7 @@ class VOCDetection(DenseFolders):
                 f"{len(missing)} of {len(files)} annotations do not exist; the first is {missing[0]}"
             )
         sizes = image_sizes(images, self.num_workers)
-        pairs = zip(files, sizes, strict=True)
+        pairs = zip(tracked(files, f"read boxes of {split}", "files"), sizes, strict=True)
         return images, [read_voc_boxes(path, size, self.class_names) for path, size in pairs]
 
     def _folder(self) -> Path:

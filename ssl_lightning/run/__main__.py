@@ -28,6 +28,7 @@ from ssl_lightning.artifacts.run_folder import (
 from ssl_lightning.config.trust import check_links, check_trusted, load_config
 from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.entry import command_line
+from ssl_lightning.core.messages import show_messages
 from ssl_lightning.core.stop_signals import STOP
 from ssl_lightning.core.untrusted import printable
 
@@ -69,7 +70,7 @@ def main() -> int:
         from ssl_lightning.run import evaluate, execute
 
         keep_quiet()
-        show_messages()
+        show_messages(sys.stdout)
         cfg = of_first_process(partial(load_config, folder / config))
         if PARENT_PIPE not in os.environ:  # no launcher has checked the folder
             check_links(folder)
@@ -98,15 +99,6 @@ def keep_quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-
-
-def show_messages() -> None:
-    """Print the messages that this package logs."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("ssl_lightning")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
 
 
 def leave_report(folder: Path, error: Exception) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.data.io.folders import SHOWN, open_image
 
 MAX_XML = 8_000_000  # bytes of an annotation
@@ -158,7 +159,7 @@ def image_sizes(paths: Sequence[Path], num_workers: int) -> list[tuple[int, int]
             turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
             return (height, width) if turned else (width, height)
 
-    return map_in_threads(size, paths, num_workers)
+    return map_in_threads(size, paths, num_workers, "read image sizes")
 
 
 def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, int] | None) -> None:
@@ -185,7 +186,7 @@ def check_masks(
             return str(error) if str(mask) in str(error) else f"{mask}: {error}"
         return None
 
-    faults = map_in_threads(fault, list(zip(masks, sizes, strict=True)), num_workers)
+    faults = map_in_threads(fault, list(zip(masks, sizes, strict=True)), num_workers, "check masks")
     found = [text for text in faults if text is not None]
     if found:
         more = [f"and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
@@ -206,9 +207,11 @@ def match_by_stem(images: Sequence[Path], found: Mapping[str, Path], what: str, 
     return [found[path.stem] for path in images]
 
 
-def map_in_threads(function: Callable[[Any], T], items: Sequence[Any], num_workers: int) -> list[T]:
-    """Map in threads; Pillow releases the GIL while it decodes."""
+def map_in_threads(
+    function: Callable[[Any], T], items: Sequence[Any], num_workers: int, what: str
+) -> list[T]:
+    """Map in threads, since Pillow releases the GIL while it decodes; `what` names the work."""
     if num_workers == 0 or len(items) < 2:
-        return [function(item) for item in items]
+        return [function(item) for item in tracked(items, what, "files")]
     with ThreadPoolExecutor(num_workers) as pool:
-        return list(pool.map(function, items))
+        return list(tracked(pool.map(function, items), what, "files", total=len(items)))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.cpu import available_cores
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.untrusted import check_plain, printable
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
@@ -50,7 +51,8 @@ def scan(folder: str | os.PathLike[str]) -> list[Path]:
         raise NotADirectoryError(f"{root} is a file; a folder of images is needed")
     found: list[Path] = []
     seen: set[str] = set()
-    for parent, folders, names in os.walk(root, followlinks=True):
+    walk = os.walk(root, followlinks=True)
+    for parent, folders, names in tracked(walk, f"list {root}", "folders"):
         real = os.path.realpath(parent)
         if real in seen:  # a link back up the tree
             folders.clear()
@@ -167,9 +169,10 @@ def good_images(
             cache.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(record.with_suffix(".lock")))  # one process checks, the others read
         known = _read_record(record)
-        stamps = {str(path): stamp(path) for path in paths}
+        each = tracked(paths, f"look for changes in {folder}", "files", alone=True)
+        stamps = {str(path): stamp(path) for path in each}
         unknown = [path for path in paths if known.get(str(path)) != stamps[str(path)]]
-        bad = _check(unknown, max_pixels)
+        bad = _check(folder, unknown, max_pixels)
         if unknown:
             good_stamps = {name: found for name, found in stamps.items() if Path(name) not in bad}
             with contextlib.suppress(OSError):
@@ -209,7 +212,7 @@ def _name(text: object) -> str:
     return printable(str(text), lines=False)
 
 
-def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
+def _check(folder: Path, paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
     def reason(path: Path) -> str | None:
         try:
             decode(path, 3, max_pixels)
@@ -219,7 +222,8 @@ def _check(paths: Sequence[Path], max_pixels: int) -> dict[Path, str]:
 
     with ThreadPoolExecutor(min(16, available_cores())) as pool:  # Pillow releases the GIL
         reasons: Iterable[str | None] = pool.map(reason, paths)
-        return {path: why for path, why in zip(paths, reasons, strict=True) if why is not None}
+        counted = tracked(reasons, f"check {folder}", "images", total=len(paths), alone=True)
+        return {path: why for path, why in zip(paths, counted, strict=True) if why is not None}
 
 
 def stamp(path: Path) -> list[int]:
