@@ -1,15 +1,24 @@
-"""Messages of this package on a command's output."""
+"""Messages of this package on the output of a command."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 
-def show_messages(output: TextIO) -> None:
-    """Print the messages that this package logs, progress lines among them."""
+@contextmanager
+def showing_messages(output: TextIO) -> Iterator[None]:
+    """Print the messages that this package logs within the block, progress lines among them."""
     handler = logging.StreamHandler(output)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log = logging.getLogger("ssl_lightning")
+    level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

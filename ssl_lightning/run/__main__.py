@@ -28,7 +28,7 @@ from ssl_lightning.artifacts.run_folder import (
 from ssl_lightning.config.trust import check_links, check_trusted, load_config
 from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.entry import command_line
-from ssl_lightning.core.messages import show_messages
+from ssl_lightning.core.messages import showing_messages
 from ssl_lightning.core.stop_signals import STOP
 from ssl_lightning.core.untrusted import printable
 
@@ -70,7 +70,6 @@ def main() -> int:
         from ssl_lightning.run import evaluate, execute
 
         keep_quiet()
-        show_messages(sys.stdout)
         cfg = of_first_process(partial(load_config, folder / config))
         if PARENT_PIPE not in os.environ:  # no launcher has checked the folder
             check_links(folder)
@@ -82,7 +81,11 @@ def main() -> int:
             else "run the same command again"
         )
         wanted = cfg.get("deterministic") is True
-        with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
+        with (
+            showing_messages(sys.stdout),
+            naming_full_disk(folder, f"Make room, then {again}"),
+            deterministic(wanted),
+        ):
             if mode == "evaluate":
                 evaluate.evaluate(cfg, folder)
             else:
