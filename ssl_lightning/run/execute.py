@@ -87,7 +87,8 @@ def pretrain(parts: Parts) -> PretextTask:
         compile_networks(parts.task)
     with parts.restored.naming():
         parts.trainer.fit(parts.task, datamodule=parts.data, ckpt_path=parts.resumed_from)
-    task: PretextTask = unsharded_task(parts.trainer, parts.task)
+    with watched("gather the weights"):
+        task: PretextTask = unsharded_task(parts.trainer, parts.task)
     task.graph = None
     task.zero_grad()  # frees memory for the probes
     if parts.compiled:

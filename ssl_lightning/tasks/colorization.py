@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.progress import watched
 from ssl_lightning.networks.decoder import Decoder
 from ssl_lightning.networks.recipes import input_channels
 from ssl_lightning.ops.ab_bins import (
@@ -157,9 +158,10 @@ class Colorization(PretextTask):
             sample, count = data.train_sample, min(count, data.pretrain_batches * data.batch_size)
         else:
             sample = partial(first_images, self.training_loader())
-        found = cached_statistics(
-            sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
-        )
+        with watched(f"measure the colours of {count:,} images"):
+            found = cached_statistics(
+                sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
+            )
         found = trainer.strategy.broadcast(found)  # the processes may read other images
         self.use_statistics(found)
         if trainer.is_global_zero:
