@@ -167,7 +167,7 @@ def test_packing_and_its_check(works: list[progress.Work], folder: Path, tmp_pat
 def test_reading_a_dataset(works: list[progress.Work]) -> None:
     items = [(np.zeros((8, 8, 3), np.uint8), number % 2) for number in range(12)]
     ImageData(items, labelled_train=items, test=items[:4], image_size=8, batch_size=4).setup()
-    assert counts(works) == ["read source: 12 images", "read test: 4 images"]  # one list is read once
+    assert counts(works) == ["read labelled_train: 12 images", "read test: 4 images"]  # one list is read once
 
 
 def test_downloads_without_a_terminal(works: list[progress.Work], tmp_path: Path) -> None:

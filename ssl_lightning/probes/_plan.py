@@ -20,7 +20,7 @@ WARMUP = 0.05  # share of the steps, before the cosine
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchPart:
     """A batch of training images, and this process's part of it.
 
     Args:
@@ -37,7 +37,7 @@ class Batch:
     weight: float
 
     @classmethod
-    def of(cls, step: int, indices: Tensor, *, split: bool) -> Batch:
+    def of(cls, step: int, indices: Tensor, *, split: bool) -> BatchPart:
         """Split a batch over the processes, or give each process all of it."""
         part = own_part(len(indices)) if split else slice(0, len(indices))
         empty = part.start == part.stop
@@ -116,7 +116,7 @@ class TrainingPlan:
         self,
         head: nn.Module,
         backbone: nn.Module | None,
-        loss: Callable[[Batch], Tensor],
+        loss: Callable[[BatchPart], Tensor],
         evaluate: Callable[[], dict[str, Any]],
         *,
         images: int,
@@ -156,7 +156,7 @@ class TrainingPlan:
         for step, indices in enumerate(steps, 1):
             with torch.enable_grad():
                 optimizer.zero_grad(set_to_none=True)
-                total = loss(Batch.of(step, indices, split=split))
+                total = loss(BatchPart.of(step, indices, split=split))
                 total.backward()
             if split:
                 sum_gradients(parameter for group in groups for parameter in group["params"])

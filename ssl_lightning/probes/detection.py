@@ -25,7 +25,7 @@ from ssl_lightning.probes._dense import (
     sum_over_processes,
 )
 from ssl_lightning.probes._pictures import draw_boxes
-from ssl_lightning.probes._plan import Batch, TrainingPlan
+from ssl_lightning.probes._plan import BatchPart, TrainingPlan
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 METRICS = ("coco_map", "ap50", "voc07_ap50")
@@ -123,7 +123,7 @@ class DetectionProbe(BackboneProbe):
 
             samplers = seeded_samplers(detector)
 
-            def loss(batch: Batch) -> Tensor:
+            def loss(batch: BatchPart) -> Tensor:
                 pixels, wanted = images[batch.mine], [targets[index] for index in batch.mine.tolist()]
                 if self.flip:
                     flips = generator(*streams, "flip", batch.step)

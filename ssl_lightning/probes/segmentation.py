@@ -27,7 +27,7 @@ from ssl_lightning.probes._dense import (
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_masks
-from ssl_lightning.probes._plan import Batch, TrainingPlan
+from ssl_lightning.probes._plan import BatchPart, TrainingPlan
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 Maps = Callable[[Tensor], list[Tensor]]  # indices of images -> their standardised stage maps
@@ -122,7 +122,7 @@ class SegmentationProbe(BackboneProbe):
                 raise ValueError(f"the {split} masks have no pixel of a class, so mIoU is undefined")
         maps, cached = self._maps(backbone, {split: images for split, (images, _) in splits.items()})
 
-        def loss(batch: Batch) -> Tensor:
+        def loss(batch: BatchPart) -> Tensor:
             head.train()
             masks = splits["train"][1][batch.indices].to(context.device)  # (B, H, W)
             count = (masks != VOID).sum().clamp(min=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.probes import _dense
 from ssl_lightning.probes._dense import own_batches, rank_and_world, read_split, spread_over
-from ssl_lightning.probes._plan import Batch, TrainingPlan
+from ssl_lightning.probes._plan import BatchPart, TrainingPlan
 from tests.probes import test_detection, test_segmentation
 from tests.test_train import results_of
 
@@ -194,9 +194,9 @@ def test_a_process_without_images_repeats_the_first_one_and_does_not_count(
     parts = []
     for rank in range(3):
         monkeypatch.setattr(_dense, "rank_and_world", lambda rank=rank: (rank, 3))
-        parts.append(Batch.of(1, torch.tensor([7, 8]), split=True))
+        parts.append(BatchPart.of(1, torch.tensor([7, 8]), split=True))
     assert [(batch.mine.tolist(), batch.weight) for batch in parts] == [([7], 1.0), ([8], 1.0), ([7], 0.0)]
-    assert Batch.of(1, torch.tensor([7, 8]), split=False).mine.tolist() == [7, 8]
+    assert BatchPart.of(1, torch.tensor([7, 8]), split=False).mine.tolist() == [7, 8]
 
 
 def save_small_sets(cache: Path) -> None:
