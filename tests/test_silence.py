@@ -1,5 +1,6 @@
 """Work that may take long is watched: its name, and a count that reaches its total."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,8 +174,9 @@ def test_reading_a_dataset(works: list[progress.Work]) -> None:
 def test_downloads_without_a_terminal(works: list[progress.Work], tmp_path: Path) -> None:
     with download._progress("photos: mirror", tmp_path, size=5_000_000):
         (tmp_path / "archive").write_bytes(bytes(3_000_000))
-        while works[0].done < 3:
-            pass
+        end = time.monotonic() + 60
+        while works[0].done < 3 and time.monotonic() < end:
+            time.sleep(0.01)
     assert [f"{work.what}: {work.done} of {work.total} {work.unit}" for work in works] == [
         "photos: mirror: 3 of 5 MB"
     ]

@@ -220,7 +220,7 @@ def run_probes(
     """Encode each backbone once for all feature probes, and run every probe on it.
 
     With several processes, all compute the same results from the same features: if one process probed, the
-    others could only wait.
+    others could only wait. The probes of masks and boxes and fine-tuning split their work over the processes.
 
     Args:
         branches: The backbones by name, on `device`.

@@ -131,15 +131,17 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-def _probe(case: str, folder: Path) -> tuple[list[Record], dict[str, Tensor]]:
-    """Run a probe on this process's share of the images; return its records and the trained head."""
+def _probe(case: str, folder: Path) -> tuple[list[Record], dict[str, Tensor], int]:
+    """Run a probe on this process's share of the images; return its records, head, and images encoded."""
     module, options = CASES[case]
     rank, world = rank_and_world()
     data = {
         split: [tuple(each[_part(len(each), rank, world)] for each in batch) for batch in batches]
         for split, batches in module.splits().items()
     }
-    heads = []
+    heads, encoded = [], []
+    net = module.backbone()
+    net.register_forward_hook(lambda net, inputs, maps: encoded.append(len(inputs[0])))
 
     def train(self: TrainingPlan, head: nn.Module, *args: Any, **keywords: Any) -> Any:
         found = plain(self, head, *args, **keywords)
@@ -150,7 +152,7 @@ def _probe(case: str, folder: Path) -> tuple[list[Record], dict[str, Tensor]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainingPlan, "train", train)
         few = {"steps": 4, "evals": 1, "optimizer": "sgd", "lr": 0.01, "pictures": 2}
-        return module.run(data, folder, **few | options), heads[0]
+        return module.run(data, folder, net, **few | options), heads[0], sum(encoded)
 
 
 def _part(count: int, rank: int, world: int) -> slice:
@@ -178,14 +180,16 @@ def of_three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_three_processes_share_the_work_and_have_the_results_of_one(
     tmp_path: Path, of_three: list[dict[str, Any]], case: str
 ) -> None:
-    records, head = _probe(case, tmp_path)
-    for shared_records, shared_head in (each[case] for each in of_three):
+    records, head, encoded = _probe(case, tmp_path)
+    for shared_records, shared_head, _ in (each[case] for each in of_three):
         assert {r.metric: r.value for r in shared_records} == pytest.approx(
             {r.metric: r.value for r in records}, abs=1e-6
         )
         assert shared_records == of_three[0][case][0]
         for name, weight in head.items():
             torch.testing.assert_close(shared_head[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+    # more: one image tells each of two further processes the size, and repeats fill four small batches
+    assert encoded <= sum(each[case][2] for each in of_three) <= encoded + 2 + 4
 
 
 def test_a_process_without_images_repeats_the_first_one_and_does_not_count(

@@ -32,6 +32,11 @@ class Backbone(nn.Module):
         return [x * self.scale, x[..., ::2, ::2] * 50]
 
 
+def backbone() -> nn.Module:
+    """Build a network, as the tests of detection do."""
+    return Backbone()
+
+
 Splits = dict[str, list[tuple[Tensor, Tensor]]]
 
 
