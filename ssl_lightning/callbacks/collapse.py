@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_lightning.callbacks._loaders import paired_data, watched_sample
 from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.engine.fsdp import unsharded_task
-from ssl_lightning.features.encode import class_labels, encode
+from ssl_lightning.features.encode import ClassLabels, encode
 from ssl_lightning.ops.rank import dead_channels, effective_rank
 
 FEWEST = 16  # images needed to judge a rank
@@ -129,7 +129,7 @@ class Collapse(Callback):
             each = encode(
                 backbone,
                 unsharded.probe_input,
-                {"heldout": class_labels(loader)},
+                {"heldout": ClassLabels(loader)},
                 [1],
                 precision=trainer.precision_plugin.forward_context,
                 device=task.device,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,13 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from ssl_lightning.callbacks.throughput import Throughput
+from ssl_lightning.core.progress import watched
 
 
 class ProgressBar(Callback):
     """Show a rich bar on a terminal, and plain lines in a file.
 
     Lightning's own rich bar reads the loss from the device after every batch. This one reads it only when
-    it draws.
+    it draws. The first batch, which may compile, and validation show the lines of `core.progress`.
 
     Args:
         every_s: Seconds between two updates on a terminal.
@@ -36,11 +39,14 @@ class ProgressBar(Callback):
         self._drawn = 0.0
         self._bar: Progress | None = None
         self._throughput = Throughput()
+        self._waiting = ExitStack()  # for the first batch
+        self._validating = ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         watches = [c for c in trainer.callbacks if isinstance(c, Throughput)]  # type: ignore[attr-defined]
         self._throughput = watches[0] if watches else self._throughput
         self._drawn = time.monotonic()
+        self._waiting.enter_context(watched("first batch"))
         if trainer.is_global_zero and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -55,10 +61,28 @@ class ProgressBar(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._waiting.close()
         if trainer.is_global_zero and time.monotonic() - self._drawn >= self.interval:
             self._draw(trainer, pl_module.scores, batch_idx + 1)  # type: ignore[arg-type]
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        batches = [int(count) for count in trainer.num_val_batches if math.isfinite(count)]
+        work = watched("validation", sum(batches) or None, "batches")
+        self._validated = self._validating.enter_context(work)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._validated.advance()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validating.close()
         if trainer.is_global_zero and not trainer.sanity_checking:
             named = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             self.console.print(f"epoch {trainer.current_epoch + 1}: {_figures(named)}", highlight=False)
@@ -86,6 +110,8 @@ class ProgressBar(Callback):
             self.console.print(f"{title}: batch {done}/{total}  {figures}", highlight=False)
 
     def _close(self) -> None:
+        self._waiting.close()
+        self._validating.close()
         if self._bar is not None:
             self._bar.stop()
         self._bar = None

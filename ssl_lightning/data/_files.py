@@ -12,6 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_lightning.core.cache import cache_root
+from ssl_lightning.core.progress import watched
 from ssl_lightning.data._pictures import Pictures
 from ssl_lightning.data.io.folders import SAMPLED, evenly, sample_images, scan, usable_images
 from ssl_lightning.data.io.packed import PackedSource
@@ -103,6 +104,13 @@ def match(
     Raises:
         ValueError: An image is in `train` and in `test`.
     """
+    with watched("match labelled and pretraining images"):  # a network disk resolves paths slowly
+        return _match(pretrain, train, test, where)
+
+
+def _match(
+    pretrain: Sequence[Path], train: Sequence[Path], test: Sequence[Path], where: Path
+) -> tuple[list[Path], Tensor]:
     tested = {path.resolve() for path in test}
     both = [path for path in train if path.resolve() in tested]
     if both:

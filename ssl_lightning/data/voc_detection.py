@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.data._dense import DenseFolders, check_class_names
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import Boxes, image_sizes, read_voc_boxes, warn_of_sizes
@@ -68,7 +69,8 @@ class VOCDetection(DenseFolders):
         sizes = image_sizes(images, self.num_workers)
         pairs = list(zip(files, sizes, strict=True))
         warn_of_sizes(pairs)
-        return images, [read_voc_boxes(path, size, self.class_names) for path, size in pairs]
+        reading = tracked(pairs, f"read boxes of {split}", "files")
+        return images, [read_voc_boxes(path, size, self.class_names) for path, size in reading]
 
     def _folder(self) -> Path:
         return obtain_voc(self.root, "2007") if self.dir is None else self.dir

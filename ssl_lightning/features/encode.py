@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ssl_lightning.core.progress import tracked
 
 Loader = Iterable[Sequence[Tensor]]  # batches of images (B, C, H, W) uint8 and labels (B,) or (B, K)
 Grid = tuple[int, int]
@@ -83,7 +85,7 @@ def encode(
         for split, loader in loaders.items():
             parts: dict[tuple[str, Grid], list[Tensor]] = {}
             label_parts: list[Tensor] = []
-            for images, batch_labels in loader:
+            for images, batch_labels in tracked(loader, f"encode {split}", "batches"):
                 label_parts.append(batch_labels.to(device, torch.int64, non_blocking=True))
                 if not len(images):  # the last batch may have fewer images than there are processes
                     continue
@@ -115,11 +117,19 @@ def encode(
     return Features(labels, stages, grids, pooled, seconds, total / seconds)
 
 
-def class_labels(loader: Loader) -> Loader:
-    """Yield the images of a loader with one label each, `(B,)` int64; -1 without a single label."""
-    for images, labels, *_ in loader:
-        one_each = isinstance(labels, Tensor) and labels.ndim == 1
-        yield images, labels if one_each else torch.full((len(images),), -1)
+class ClassLabels:
+    """The images of a loader with one label each, `(B,)` int64; -1 without a single label."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, *_ in self.loader:
+            one_each = isinstance(labels, Tensor) and labels.ndim == 1
+            yield images, labels if one_each else torch.full((len(images),), -1)
 
 
 def stage_maps(backbone: nn.Module, inputs: Tensor) -> list[Tensor]:

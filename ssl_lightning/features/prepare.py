@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.progress import tracked, watched
 from ssl_lightning.features.encode import evaluating
 
 TRAINED, RECALIBRATED = "trained", "recalibrated"
@@ -84,7 +85,8 @@ class Preparation:
         """
         if not self.recalibrates(task):
             return task.branches()
-        images, feed = sample(self.images), self.feed(task)
+        with watched("read images for batch norm"):
+            images, feed = sample(self.images), self.feed(task)
         return {
             name: recalibrated(backbone, feed, images, precision=precision, device=task.device)
             for name, backbone in task.branches().items()
@@ -140,7 +142,8 @@ def recalibrated(
     with evaluating(backbone), torch.no_grad(), precision():
         for norm in norms:
             norm.train()
-        for batch in images.tensor_split(-(-len(images) // batch_size)):
+        batches = images.tensor_split(-(-len(images) // batch_size))
+        for batch in tracked(batches, "recalibrate batch norm", "batches"):
             inputs = probe_input(batch.to(device, non_blocking=True).float().div_(255))
             backbone(inputs.flatten(0, 1) if inputs.ndim == 5 else inputs)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.core.errors import RunError
+from ssl_lightning.core.messages import showing_messages
+from ssl_lightning.core.progress import watched
 
 
 def run_export(cfg: DictConfig) -> Path:
@@ -20,7 +23,8 @@ def run_export(cfg: DictConfig) -> Path:
     from ssl_lightning.artifacts.export.write import export  # imports torch
 
     try:
-        done = export(Path(cfg.run).expanduser(), str(cfg.format), cfg.folder)
+        with showing_messages(sys.stdout), watched(f"export to {cfg.format}"):
+            done = export(Path(cfg.run).expanduser(), str(cfg.format), cfg.folder)
     except (OSError, ValueError) as error:
         raise RunError(f"error: {error}") from None
     print(done)

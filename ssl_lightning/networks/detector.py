@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
@@ -17,6 +18,29 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 ASPECTS = (0.5, 1.0, 2.0)  # of the anchors, height over width
 ROI_CELLS = 7
+
+
+class SeededSampler(BalancedPositiveNegativeSampler):
+    """Sample the boxes of each image from a random stream of its own, not from that of the batch.
+
+    Attributes:
+        seeds: Seed of each image of the next batch.
+        sampled: Number of boxes sampled from the last batch, `()` int64.
+    """
+
+    seeds: Sequence[int] = ()
+    sampled: Tensor
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return masks of the positive and the negative samples of each image."""
+        positive: list[Tensor] = []
+        negative: list[Tensor] = []
+        for seed, matched in zip(self.seeds, matched_idxs, strict=True):
+            torch.manual_seed(seed)
+            for masks, (mask,) in zip((positive, negative), super().__call__([matched]), strict=True):
+                masks.append(mask)
+        self.sampled = torch.stack([mask.sum() for mask in positive + negative]).sum()
+        return positive, negative
 
 
 class PyramidBackbone(nn.Module):
@@ -104,6 +128,16 @@ def make_detector(
         image_mean=[0.0],
         image_std=[1.0],
     )
+
+
+def seeded_samplers(detector: FasterRCNN) -> tuple[SeededSampler, SeededSampler]:
+    """Replace the samplers of the proposal network and of the box head by seeded ones, and return them."""
+    found = []
+    for part in (detector.rpn, detector.roi_heads):
+        old = part.fg_bg_sampler
+        part.fg_bg_sampler = SeededSampler(old.batch_size_per_image, old.positive_fraction)
+        found.append(part.fg_bg_sampler)
+    return found[0], found[1]
 
 
 def pyramid_stages(reductions: Sequence[int], finest: int) -> list[int]:

@@ -1,16 +1,18 @@
-"""Shared parts of the segmentation and detection probes: splits in memory, standardised stage maps."""
+"""Shared parts of the dense probes: splits in memory, standardised maps, work split over processes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Loader, evaluating, gather_batches
+from ssl_lightning.probes._shared_maps import gather_maps
 from ssl_lightning.probes.base import ProbeContext
 
 MEASURED = 256  # training images that give the statistics, if the maps of all do not stay in memory
@@ -85,12 +87,17 @@ class StageMaps(nn.Module):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[list[Tensor]]) -> None:
-        """Compute mean and deviation of each channel from raw maps.
+        """Compute mean and deviation of each channel from raw maps, over all processes.
+
+        Args:
+            batches: Raw maps of this process's images.
 
         Raises:
             ValueError: The maps are not finite because the backbone diverged.
         """
-        sums: list[list[Tensor]] = [[] for _ in self.stages]
+        channels: Any = self.backbone.feature_info.channels()  # type: ignore[operator, union-attr]
+        nothing = [torch.zeros(3, channels[stage - 1]).double() for stage in self.stages]
+        sums = [[each.to(self.device)] for each in nothing]  # a process may have no image
         for maps in batches:
             for parts, x in zip(sums, maps, strict=True):
                 flat = x.double().transpose(0, 1).flatten(1)  # (C, B * h * w)
@@ -101,7 +108,7 @@ class StageMaps(nn.Module):
                 )
         self.mean, self.std = [], []
         for stage, parts in zip(self.stages, sums, strict=True):
-            total, squares, count = torch.stack(parts).sum(0)
+            total, squares, count = sum_over_processes(torch.stack(parts).sum(0))
             if not squares.isfinite().all():
                 raise ValueError(f"features of stage{stage} are not finite; did the training diverge?")
             mean = total / count
@@ -110,6 +117,12 @@ class StageMaps(nn.Module):
             std = torch.where(alive, std, torch.inf)  # a constant channel becomes 0
             self.mean.append(mean.float().view(1, -1, 1, 1))
             self.std.append(std.float().view(1, -1, 1, 1))
+
+    def measure_on(self, images: Tensor, batch_size: int) -> None:
+        """Measure on at most 256 of the training images `(N, C, H, W)` uint8 that all processes hold."""
+        sample = images[spread_over(len(images), MEASURED)]
+        mine = tracked(own_batches(len(sample), batch_size), "measure features", "batches")
+        self.measure(self.raw(sample[part]) for part in mine)
 
 
 def stage_numbers(
@@ -135,7 +148,7 @@ def read_split(loader: Loader, device: torch.device | str) -> tuple[Tensor, Any]
     """
     images: list[Tensor] = []
     targets: list[Any] = []
-    for batch, batch_targets in loader:
+    for batch, batch_targets in tracked(loader, "read images", "batches"):
         images.append(batch)
         targets.append(batch_targets.byte() if isinstance(batch_targets, Tensor) else batch_targets)
     counts = [len(batch) for batch in images]
@@ -156,12 +169,6 @@ def _gather(local: Tensor, counts: Sequence[int], device: torch.device | str) ->
     return gather_batches(local.to(device), counts).cpu()
 
 
-def chunks(count: int, size: int) -> Iterator[slice]:
-    """Yield slices of `size` that cover 0..count-1; the last one may be smaller."""
-    for first in range(0, count, size):
-        yield slice(first, min(first + size, count))
-
-
 def spread_over(count: int, wanted: int) -> list[int]:
     """Return at most `wanted` of 0..count-1, evenly spaced.
 
@@ -172,6 +179,53 @@ def spread_over(count: int, wanted: int) -> list[int]:
     return [i * count // wanted for i in range(wanted)]
 
 
-def is_rank_zero() -> bool:
-    """Whether this process has rank 0 and writes the pictures."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+def rank_and_world() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def own_part(count: int) -> slice:
+    """Return this process's contiguous part of 0..count-1, split like `torch.tensor_split`; may be empty."""
+    rank, world = rank_and_world()
+    each, more = divmod(count, world)
+    start = rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more))
+
+
+def own_batches(count: int, size: int) -> list[slice]:
+    """Return slices of at most `size` that cover this process's part of 0..count-1."""
+    part = own_part(count)
+    return [slice(first, min(first + size, part.stop)) for first in range(part.start, part.stop, size)]
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Sum a tensor over all processes, in place, and return it."""
+    if rank_and_world()[1] > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Sum the gradients over all processes, in one message; the same parameters have one in each of them."""
+    if rank_and_world()[1] == 1:
+        return
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = sum_over_processes(torch.cat([grad.flatten() for grad in grads]))
+    for grad, summed in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(summed.view_as(grad))
+
+
+def gather_parts(own: Tensor) -> Tensor:
+    """Concatenate tensors `(n, C, H, W)` of all processes, in the order of their ranks."""
+    return own if rank_and_world()[1] == 1 else gather_maps(own, [len(own)])
+
+
+def gather_objects(own: list[Any]) -> list[Any]:
+    """Concatenate the lists of all processes, in the order of their ranks."""
+    parts: list[list[Any]] = [own]
+    if rank_and_world()[1] > 1:
+        parts = [[] for _ in range(rank_and_world()[1])]
+        dist.all_gather_object(parts, own)
+    return [each for part in parts for each in part]

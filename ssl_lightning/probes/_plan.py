@@ -11,10 +11,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator
+from ssl_lightning.probes._dense import own_part, sum_gradients, sum_over_processes
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 WARMUP = 0.05  # share of the steps, before the cosine
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """A batch of training images, and this process's part of it.
+
+    Args:
+        step: Number of the step, from 1.
+        indices: Images `(B,)` int64 of all processes.
+        part: The images of this process. There is at least one.
+        weight: 1.0, or 0.0 if there are fewer images than processes and this one repeats the first image. Its
+            loss then does not count; a process without a backward pass would lack gradients to sum.
+    """
+
+    step: int
+    indices: Tensor
+    part: slice
+    weight: float
+
+    @classmethod
+    def of(cls, step: int, indices: Tensor, *, split: bool) -> BatchPart:
+        """Split a batch over the processes, or give each process all of it."""
+        part = own_part(len(indices)) if split else slice(0, len(indices))
+        empty = part.start == part.stop
+        return cls(step, indices, slice(0, 1) if empty else part, float(not empty))
+
+    @property
+    def mine(self) -> Tensor:
+        """Images of this process, `(b,)` int64."""
+        return self.indices[self.part]
 
 
 @dataclass(frozen=True)
@@ -84,23 +116,25 @@ class TrainingPlan:
         self,
         head: nn.Module,
         backbone: nn.Module | None,
-        loss: Callable[[Tensor, int], Tensor],
+        loss: Callable[[BatchPart], Tensor],
         evaluate: Callable[[], dict[str, Any]],
         *,
         images: int,
         seed: int,
         choose_by: str,
+        split: bool = True,
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Train, then restore head and backbone to their best state on held-out images.
 
         Args:
             head: Always trained.
             backbone: Trained too; None leaves it frozen.
-            loss: Takes the indices of a batch and the number of the step.
+            loss: Returns this process's summand of the loss of a batch.
             evaluate: Returns held-out scores by name.
             images: Number of training images.
             seed: Seed of the order of the images.
             choose_by: Name of the score that selects the state; the first of equal ones wins.
+            split: Split each batch over the processes; otherwise each process computes all of it.
 
         Returns:
             The held-out scores of that state, and the protocol of the training.
@@ -118,15 +152,18 @@ class TrainingPlan:
         trained = [module for module in (head, backbone) if module is not None]
         best: tuple[float, int, dict[str, Any], list[dict[str, Any]]] | None = None
         curve: dict[str, float] = {}
-        total = None
-        for step, indices in enumerate(self.batches(images, seed), 1):
+        steps = tracked(self.batches(images, seed), "train", "steps", total=self.steps)
+        for step, indices in enumerate(steps, 1):
             with torch.enable_grad():
                 optimizer.zero_grad(set_to_none=True)
-                total = loss(indices, step)
+                total = loss(BatchPart.of(step, indices, split=split))
                 total.backward()
+            if split:
+                sum_gradients(parameter for group in groups for parameter in group["params"])
             optimizer.step()
             schedule.step()
             if step in at:
+                total = sum_over_processes(total.detach()) if split else total
                 if not total.isfinite():
                     raise ValueError(
                         f"the loss of probe {self.name} is {total.item()} at step {step}; lower probe."

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Loader, evaluating, gather_batches, stage_maps
 
 Split = tuple[Tensor, Tensor]  # maps (N, C, rows, columns) and labels (N,)
@@ -141,7 +142,7 @@ class SharedMaps:
         for split, loader in self.loaders.items():
             parts: dict[MapRequest, list[Tensor]] = {wanted: [] for wanted in plan}
             label_parts, counts = [], []
-            for images, labels in loader:
+            for images, labels in tracked(loader, f"encode maps of {split}", "batches"):
                 if not len(images):  # the last batch may have fewer images than there are processes
                     continue
                 for wanted, maps in zip(plan, self.of_batch(images, plan), strict=True):

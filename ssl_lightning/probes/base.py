@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.progress import watched
 from ssl_lightning.features.encode import Features, Loader, encode, map_shapes
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 
@@ -230,7 +231,7 @@ def run_probes(
     """Encode each backbone once for all feature probes, and run every probe on it.
 
     With several processes, all compute the same results from the same features: if one process probed, the
-    others could only wait.
+    others could only wait. The probes of masks and boxes and fine-tuning split their work over the processes.
 
     Args:
         branches: The backbones by name, on `device`.
@@ -266,7 +267,8 @@ def run_probes(
     def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
         announce(f"{name} on {branch}")
         began = time.perf_counter()
-        found = evaluate()
+        with watched(f"probe {name} on {branch}"):
+            found = evaluate()
         seconds[f"{name}_s"] += time.perf_counter() - began
         for record in found:
             full_protocol = {**record.protocol, **(protocol or {})}
@@ -278,7 +280,8 @@ def run_probes(
     for branch, backbone in branches.items():
         if feature_probes:
             announce(f"encode with {branch}")
-            features = encode(backbone, probe_input, loaders, pools, precision=precision, device=device)
+            with watched(f"probes on {branch}"):
+                features = encode(backbone, probe_input, loaders, pools, precision=precision, device=device)
             seconds["encode_s"] = seconds.get("encode_s", 0.0) + features.encode_s
             _check_labels(features, len(class_names))
             counts = {split: len(labels) for split, labels in features.labels.items()}

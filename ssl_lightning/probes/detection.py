@@ -10,20 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.progress import tracked, watched
 from ssl_lightning.core.seeding import generator, stream_seed
-from ssl_lightning.networks.detector import make_detector, pyramid_stages
+from ssl_lightning.networks.detector import SeededSampler, make_detector, pyramid_stages, seeded_samplers
 from ssl_lightning.ops.voc_ap import voc_ap
 from ssl_lightning.probes._dense import (
-    MEASURED,
     StageMaps,
-    chunks,
-    is_rank_zero,
+    gather_objects,
+    own_batches,
+    rank_and_world,
     read_split,
     spread_over,
     stage_numbers,
+    sum_over_processes,
 )
 from ssl_lightning.probes._pictures import draw_boxes
-from ssl_lightning.probes._plan import TrainingPlan
+from ssl_lightning.probes._plan import BatchPart, TrainingPlan
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 METRICS = ("coco_map", "ap50", "voc07_ap50")
@@ -105,12 +107,10 @@ class DetectionProbe(BackboneProbe):
                 )
         maps = StageMaps(context, stages, copied=self.finetune)
         images, targets = splits["train"]
-        with torch.no_grad():
-            measured = images[spread_over(len(images), MEASURED)]
-            maps.measure(maps.raw(measured[part]) for part in chunks(len(measured), self.plan.batch_size))
+        maps.measure_on(images, self.plan.batch_size)
         streams = context.seed, "detection", context.branch
         devices = [maps.device] if maps.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):  # the detector samples anchors from the global stream
+        with torch.random.fork_rng(devices=devices):  # the detector samples boxes from the global stream
             torch.manual_seed(stream_seed(*streams, "weights"))
             detector = make_detector(
                 maps,
@@ -121,28 +121,33 @@ class DetectionProbe(BackboneProbe):
                 **self.shape,
             ).to(context.device)
 
-            def loss(indices: Tensor, step: int) -> Tensor:
-                torch.manual_seed(stream_seed(*streams, step))
-                batch, wanted = images[indices], [targets[index] for index in indices.tolist()]
+            samplers = seeded_samplers(detector)
+
+            def loss(batch: BatchPart) -> Tensor:
+                pixels, wanted = images[batch.mine], [targets[index] for index in batch.mine.tolist()]
                 if self.flip:
-                    mirrored = torch.rand(len(indices), generator=generator(*streams, "flip", step)) < 0.5
-                    batch, wanted = mirror(batch, wanted, mirrored)
+                    flips = generator(*streams, "flip", batch.step)
+                    mirrored = torch.rand(len(batch.indices), generator=flips) < 0.5
+                    pixels, wanted = mirror(pixels, wanted, mirrored[batch.part])
                 detector.train()
-                losses = detector(list(maps.input(batch)), to_torchvision(wanted, maps.device))
-                return torch.stack(list(losses.values())).sum()
+                places = range(batch.part.start, batch.part.stop)
+                for number, sampler in enumerate(samplers):
+                    sampler.seeds = [stream_seed(*streams, batch.step, place, number) for place in places]
+                losses = detector(list(maps.input(pixels)), to_torchvision(wanted, maps.device))
+                return summand(losses, samplers, batch.weight)
 
             heldout, training = self.plan.train(
                 nn.ModuleList([detector.backbone.pyramid, detector.rpn, detector.roi_heads]),
                 maps.backbone if self.finetune else None,
                 loss,
-                lambda: self._evaluate(detector, maps, *splits["heldout"], context.class_names)[0],
+                lambda: self._evaluate(detector, maps, *splits["heldout"], context.class_names, "heldout")[0],
                 images=len(images),
                 seed=context.seed,
                 choose_by="ap50",
             )
-            test, found = self._evaluate(detector, maps, *splits["test"], context.class_names)
+            test, found = self._evaluate(detector, maps, *splits["test"], context.class_names, "test")
         images, targets = splits["test"]
-        if self.pictures and is_rank_zero():
+        if self.pictures and rank_and_world()[0] == 0:
             shown = spread_over(len(images), self.pictures)
             draw_boxes(
                 context.folder / f"detection_{context.branch}.png",
@@ -181,17 +186,37 @@ class DetectionProbe(BackboneProbe):
         images: Tensor,
         truth: Sequence[Target],
         class_names: Sequence[str],
+        split: str,
     ) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
-        """Return the scores of a split, and the predictions on the CPU."""
+        """Return the scores of a split, and the predictions on the CPU; each process detects on its part."""
         detector.eval()
-        found: list[dict[str, Tensor]] = []
+        mine: list[dict[str, Tensor]] = []
+        parts = own_batches(len(images), self.plan.batch_size)
         with torch.no_grad():
-            for part in chunks(len(images), self.plan.batch_size):
-                found += detector(list(maps.input(images[part])))
-        found = [{key: value.cpu() for key, value in objects.items()} for objects in found]
-        for objects in found:
+            for part in tracked(parts, f"test on {split}", "batches"):
+                mine += detector(list(maps.input(images[part])))
+        mine = [{key: value.cpu() for key, value in objects.items()} for objects in mine]
+        for objects in mine:
             objects["labels"] = objects["labels"] - 1  # 0 was background
-        return average_precisions(found, truth, class_names), found
+        found = gather_objects(mine)
+        with watched("average precision"):
+            return average_precisions(found, truth, class_names), found
+
+
+def summand(losses: Mapping[str, Tensor], samplers: Sequence[SeededSampler], weight: float) -> Tensor:
+    """Return this process's summand of the loss of a batch that is split over the processes.
+
+    Each loss is a mean over the boxes that a sampler took from the images of this process.
+
+    Args:
+        losses: The losses of torchvision's detector on these images.
+        samplers: Of the proposal network and of the box head.
+        weight: 0.0 if these images do not count, else 1.0.
+    """
+    mine = weight * torch.stack([sampler.sampled for sampler in samplers])
+    of_proposals, of_boxes = mine / sum_over_processes(mine.clone())
+    proposals = losses["loss_objectness"] + losses["loss_rpn_box_reg"]
+    return of_proposals * proposals + of_boxes * (losses["loss_classifier"] + losses["loss_box_reg"])
 
 
 def average_precisions(

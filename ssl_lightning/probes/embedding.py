@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.features.encode import class_labels, encode
+from ssl_lightning.features.encode import ClassLabels, encode
 from ssl_lightning.probes.base import BackboneProbe, ImageLoader, Images, ProbeContext
 
 
@@ -70,7 +70,7 @@ class EmbeddingProbe(BackboneProbe):
         features = encode(
             context.backbone,
             context.probe_input,
-            {"images": class_labels(loader)},
+            {"images": ClassLabels(loader)},
             [self.pool],
             precision=context.precision,
             device=context.device,

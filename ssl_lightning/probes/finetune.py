@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.progress import Work, tracked, watched
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
@@ -160,7 +161,8 @@ class FineTuneProbe(BackboneProbe):
             trainer = context.make_trainer(
                 max_epochs=epochs, logger=(), callbacks=(), enable_progress_bar=False
             )
-            trainer.fit(module, train_dataloaders=loader)
+            with watched(f"train on {fraction:g} of the labels", module.steps, "steps") as module.progress:
+                trainer.fit(module, train_dataloaders=loader)
         module.to(context.device)
         counts = self.choice.counts(context.data.label_counts) | {"train": len(loader.indices)}
         heldout: float | None = None
@@ -210,6 +212,8 @@ class FineTuning(pl.LightningModule):
         every_n_epochs: Epochs between two evaluations on held-out images; None for no evaluation.
         classifier, stage, milestones, lr, head_lr, weight_decay, patience: See `FineTuneProbe`.
     """
+
+    progress: Work  # of the training
 
     def __init__(
         self,
@@ -302,6 +306,9 @@ class FineTuning(pl.LightningModule):
             if own and not any(weight.requires_grad for weight in own):
                 part.eval()
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.progress.advance()
+
     def on_train_epoch_end(self) -> None:
         epoch = self.current_epoch + 1
         if self.every_n_epochs is None:
@@ -324,7 +331,7 @@ class FineTuning(pl.LightningModule):
         """
         answers, truth, counts = [], [], []
         with evaluating(self):
-            for images, labels in self.context.loaders[split]:
+            for images, labels in tracked(self.context.loaders[split], f"test on {split}", "batches"):
                 if len(images):
                     with self.context.precision():
                         answers.append(self(images.to(self.device, non_blocking=True)).float())

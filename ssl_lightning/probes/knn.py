@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
 from ssl_lightning.probes.base import Probe
@@ -53,7 +54,7 @@ class KNNProbe(Probe):
         labels, records = features.labels, []
         vote = partial(knn_scores, num_classes=num_classes, ks=self.ks, temperature=self.temperature)
         bank_labels = torch.cat([labels["train"], labels["heldout"]])
-        for stage in features.stages:
+        for stage in tracked(features.stages, "vote", "stages"):
             train, heldout, test = (
                 features.get(split, stage, self.pool) for split in ("train", "heldout", "test")
             )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
@@ -76,7 +77,7 @@ class LinearProbe(Probe):
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         records, fitted = [], {}
-        for stage in features.stages:
+        for stage in tracked(features.stages, "fit", "stages"):
             of_stage, fitted[stage] = self._run_stage(features, stage, num_classes)
             records += of_stage
         best = best_stage([record for record in records if record.metric == "top1"])

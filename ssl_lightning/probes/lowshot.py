@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._svm import (
@@ -95,7 +96,7 @@ class LowShotProbe(LinearSVMProbe):
         metric = "top1" if labels["test"].ndim == 1 else "map"
         records = []
         with single_threaded_pool() as pool:
-            for stage in features.stages:
+            for stage in tracked(features.stages, "fit", "stages"):
                 x, protocol = self.unit_features(features, stage)
                 shots = partial(self._shots, x, labels, num_classes)
                 for value, more in reversed(list(pool.map(shots, reversed(ks)))):  # the slowest first

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, ThreeLayerClassifier
 from ssl_lightning.probes._choice import Choice
@@ -172,7 +173,7 @@ class NonLinearProbe(BackboneProbe):
     def train(self, trainings: Sequence[Training], source: MapSource) -> None:
         """Train a classifier for each stage of the source, then restore the weights to test."""
         networks = [training.network for training in trainings]
-        for epoch in range(self.epochs):
+        for epoch in tracked(range(self.epochs), "train", "epochs"):
             for network in networks:
                 network.train()
             for maps, labels in source.batches(epoch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.features.encode import class_labels, encode
+from ssl_lightning.features.encode import ClassLabels, encode
 from ssl_lightning.ops.rank import effective_rank
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
@@ -36,7 +36,7 @@ class RankMeProbe(BackboneProbe):
         features = encode(
             context.backbone,
             context.probe_input,
-            {"pretrain": class_labels(context.data.unlabelled(self.images))},
+            {"pretrain": ClassLabels(context.data.unlabelled(self.images))},
             [self.pool],
             precision=context.precision,
             device=context.device,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,20 +12,22 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.data.io.annotations import VOID
+from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.networks.fcn import FCNHead
 from ssl_lightning.probes._dense import (
-    MEASURED,
     StageMaps,
-    chunks,
-    is_rank_zero,
+    gather_parts,
+    own_batches,
+    rank_and_world,
     read_split,
     spread_over,
     stage_numbers,
 )
 from ssl_lightning.probes._pictures import draw_masks
-from ssl_lightning.probes._plan import TrainingPlan
+from ssl_lightning.probes._plan import BatchPart, TrainingPlan
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 Maps = Callable[[Tensor], list[Tensor]]  # indices of images -> their standardised stage maps
@@ -103,67 +104,78 @@ class SegmentationProbe(BackboneProbe):
         backbone = StageMaps(context, stages, copied=self.finetune)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(context.seed, "segmentation", context.branch))
-            head = FCNHead(
+            network = FCNHead(
                 [info.channels()[stage - 1] for stage in stages],
                 len(context.class_names),
                 hidden=self.hidden,
                 dilation=self.dilation,
-            ).to(context.device)
+            )
+        # batch norm over several processes needs equal parts
+        processes = rank_and_world()[1]
+        in_parts = not self.hidden or self.plan.batch_size % processes == 0
+        if in_parts and processes > 1:
+            on_gpu = torch.device(context.device).type == "cuda"
+            network = synchronise_batch_norm(network, on_gpu=on_gpu)  # type: ignore[assignment]
+        head = network.to(context.device)
         for split in ("heldout", "test"):
             if not (splits[split][1] != VOID).any():
                 raise ValueError(f"the {split} masks have no pixel of a class, so mIoU is undefined")
         maps, cached = self._maps(backbone, {split: images for split, (images, _) in splits.items()})
 
-        def loss(indices: Tensor, step: int) -> Tensor:
+        def loss(batch: BatchPart) -> Tensor:
             head.train()
-            masks = splits["train"][1][indices].to(context.device).long()  # (B, H, W)
-            logits = head(maps["train"](indices), tuple(masks.shape[1:]))  # (B, K, H, W)
+            masks = splits["train"][1][batch.indices].to(context.device)  # (B, H, W)
+            count = (masks != VOID).sum().clamp(min=1)
+            masks = masks[batch.part].long()  # (b, H, W)
+            logits = head(maps["train"](batch.mine), tuple(masks.shape[1:]))  # (b, K, H, W)
             flat = logits.movedim(1, -1).flatten(0, 2)  # 1-d, so that the gradient is deterministic on a GPU
             total = F.cross_entropy(flat, masks.flatten(), ignore_index=VOID, reduction="sum")
-            return total / (masks != VOID).sum().clamp(min=1)
+            return batch.weight * total / count
 
-        def evaluate(split: str) -> tuple[dict[str, Any], Tensor]:
-            images, masks = splits[split]
-            size = tuple(masks.shape[1:])
+        @torch.no_grad()
+        def answer(split: str, indices: Tensor) -> Tensor:
+            head.eval()
+            size = tuple(splits[split][1].shape[1:])
+            return head(maps[split](indices), size).argmax(1)  # (B, H, W)
+
+        def evaluate(split: str) -> dict[str, Any]:
+            masks = splits[split][1]
             metric = MulticlassJaccardIndex(
                 len(context.class_names),
                 average=None,
                 ignore_index=VOID,
                 zero_division=torch.nan,  # a class with neither true nor predicted pixels
-                sync_on_compute=False,  # every process has all images
             ).to(context.device)
-            answers = torch.empty_like(masks)
-            head.eval()
-            with torch.no_grad():
-                for part in chunks(len(images), self.plan.batch_size):
-                    found = head(maps[split](torch.arange(part.start, part.stop)), size).argmax(1)
-                    metric.update(found, masks[part].to(context.device).long())
-                    answers[part] = found.byte().cpu()
-            per_class = metric.compute()
+            parts = own_batches(len(masks), self.plan.batch_size)
+            for part in tracked(parts, f"test on {split}", "batches"):
+                found = answer(split, torch.arange(part.start, part.stop))
+                metric.update(found, masks[part].to(context.device).long())
+            per_class = metric.compute()  # sums the counts of all processes
             names = zip(context.class_names, per_class.tolist(), strict=True)
             return {
                 "miou": float(per_class.nanmean()),
                 "per_class": {name: None if math.isnan(iou) else iou for name, iou in names},
-            }, answers
+            }
 
         heldout, training = self.plan.train(
             head,
             backbone.backbone if self.finetune else None,
             loss,
-            lambda: evaluate("heldout")[0],
+            lambda: evaluate("heldout"),
             images=len(splits["train"][0]),
             seed=context.seed,
             choose_by="miou",
+            split=in_parts,
         )
-        test, answers = evaluate("test")
+        test = evaluate("test")
         images, masks = splits["test"]
-        if self.pictures and is_rank_zero():
+        if self.pictures and rank_and_world()[0] == 0:
             shown = spread_over(len(images), self.pictures)
             draw_masks(
                 context.folder / f"segmentation_{context.branch}.png",
                 images[shown],
                 masks[shown],
-                answers[shown],
+                answer("test", torch.tensor(shown)).byte().cpu(),
                 context.class_names,
                 f"{context.branch}, test mIoU {100 * test['miou']:.1f} %",
             )
@@ -186,27 +198,22 @@ class SegmentationProbe(BackboneProbe):
         """Return the source of the maps of each split, and whether it keeps them in memory."""
 
         size = self.plan.batch_size
-
-        @torch.no_grad()
-        def encode(pictures: Tensor) -> Iterator[list[Tensor]]:
-            for part in chunks(len(pictures), size):
-                yield backbone.raw(pictures[part])
-
-        batches = encode(images["train"])
-        first = next(batches)
-        each = sum(x.numel() * x.element_size() for x in first) / len(first[0])
-        needed = each * sum(len(images[split]) for split in ("train", "heldout"))
+        with torch.no_grad():
+            one = backbone.raw(images["train"][:1])
+        needed = sum(x.nbytes for x in one) * sum(len(images[split]) for split in ("train", "heldout"))
         cached = not self.finetune and needed <= self.cache_gb * 1e9
         kept: dict[str, list[Tensor]] = {}
         if cached:
-            for split, encoded in (
-                ("train", chain([first], batches)),
-                ("heldout", encode(images["heldout"])),
-            ):
-                kept[split] = [torch.cat(parts) for parts in zip(*encoded, strict=True)]
-            backbone.measure([x[part] for x in kept["train"]] for part in chunks(len(images["train"]), size))
+            for split in ("train", "heldout"):
+                batches = [[x[:0] for x in one]]  # a process may have no image
+                with torch.no_grad():
+                    for part in tracked(own_batches(len(images[split]), size), f"encode {split}", "batches"):
+                        batches += [backbone.raw(images[split][part])]
+                if split == "train":
+                    backbone.measure(batches[1:])
+                kept[split] = [gather_parts(torch.cat(parts)) for parts in zip(*batches, strict=True)]
         else:
-            backbone.measure(encode(images["train"][spread_over(len(images["train"]), MEASURED)]))
+            backbone.measure_on(images["train"], size)
 
         def source(split: str) -> Maps:
             if split in kept:

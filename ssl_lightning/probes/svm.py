@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, score, solver
 
@@ -55,7 +56,7 @@ class SVMProbe(LinearSVMProbe):
         one_label = labels["train"].ndim == 1
         targets = {split: as_targets(values, num_classes) for split, values in labels.items()}
         records = []
-        for stage in features.stages:
+        for stage in tracked(features.stages, "fit", "stages"):
             x, protocol = self.unit_features(features, stage)
             chosen = fit_cross_validated(
                 x["train"],

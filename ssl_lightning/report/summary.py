@@ -31,7 +31,7 @@ def print_header(facts: dict[str, str]) -> None:
         console.print(printable(f"{name:<{width}}  {value}"), markup=False)
 
 
-def print_summary(results: Results, folder: Path) -> None:
+def print_summary(results: Results, folder: Path, phases: dict[str, float]) -> None:
     """Print stage by probe, untrained against trained, then times and the run folder."""
     console = Console(highlight=False, soft_wrap=True)
     run = results.run
@@ -42,6 +42,7 @@ def print_summary(results: Results, folder: Path) -> None:
     console.print(
         f"{run.wall_s:.0f} s in total, {run.images_per_s:,.0f} images/s in pretraining, peak memory {memory}"
     )
+    print_times(phases)
     console.print(f"run folder: {folder}", markup=False)
 
 
@@ -50,10 +51,16 @@ def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for table in summary_tables(records, console):
         print_table(table)
-    if "encode_s" in probe_s:
+    if probe_s:
         encode_first = sorted(probe_s.items(), key=lambda item: item[0] != "encode_s")
         parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in encode_first)
         console.print(f"probes: {parts}")
+
+
+def print_times(phases: dict[str, float]) -> None:
+    """Print the seconds of each phase of a run."""
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items())
+    Console(highlight=False, soft_wrap=True).print(f"time: {parts}")
 
 
 def print_table(table: Table) -> None:

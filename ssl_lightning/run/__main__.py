@@ -30,6 +30,7 @@ from ssl_lightning.artifacts.run_folder import (
 from ssl_lightning.config.trust import check_links, check_trusted, load_config
 from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.entry import command_line
+from ssl_lightning.core.messages import showing_messages
 from ssl_lightning.core.stop_signals import STOP
 from ssl_lightning.core.untrusted import printable
 
@@ -79,7 +80,6 @@ def main() -> int:
         from ssl_lightning.run import evaluate, execute
 
         keep_quiet()
-        show_messages()
         cfg = of_first_process(partial(load_config, folder / config))
         if PARENT_PIPE not in os.environ:  # no launcher has checked the folder
             check_links(folder)
@@ -91,7 +91,11 @@ def main() -> int:
             else "run the same command again"
         )
         wanted = cfg.get("deterministic") is True
-        with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
+        with (
+            showing_messages(sys.stdout),
+            naming_full_disk(folder, f"Make room, then {again}"),
+            deterministic(wanted),
+        ):
             if mode == "evaluate":
                 evaluate.evaluate(cfg, folder, accept)
             else:
@@ -109,15 +113,6 @@ def keep_quiet() -> None:
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # its errors are raised too
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-
-
-def show_messages() -> None:
-    """Print the messages that this package logs."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("ssl_lightning")
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
 
 
 def leave_report(folder: Path, error: Exception, *, refuses: bool) -> int:

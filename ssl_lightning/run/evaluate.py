@@ -12,8 +12,9 @@ from ssl_lightning.artifacts.provenance import git_revision
 from ssl_lightning.artifacts.results import Evaluation, add_records, earlier_results, write_results
 from ssl_lightning.artifacts.run_folder import CHECKPOINTS, RESULTS
 from ssl_lightning.config.trust import given_overrides
+from ssl_lightning.core.progress import watched
 from ssl_lightning.engine.trainer import join_processes
-from ssl_lightning.report.summary import print_probes
+from ssl_lightning.report.summary import print_probes, print_times
 from ssl_lightning.run.parts import build_parts
 from ssl_lightning.run.probe import probe_task
 from ssl_lightning.run.writer import RunWriter, command
@@ -30,19 +31,22 @@ def evaluate(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda:
     Raises:
         ValueError: The checkpoint is absent, torn, or of another network; no file is written.
     """
+    began = time.perf_counter()
     join_processes()
     results = earlier_results(folder)
     if results is None:
         raise ValueError(f"{folder} has no {RESULTS} to add to; finish the run first: resume={folder}")
     name = str(cfg.checkpoint)
     path = folder / CHECKPOINTS / f"{name}.ckpt" if name in ("last", "best") else Path(name)
-    parts = build_parts(cfg, folder, resume=False, checkpoint=path)
+    with watched("load the data and build the networks"):
+        parts = build_parts(cfg, folder, resume=False, checkpoint=path)
     if not parts.probes:
         raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
     accept()
-    writer = RunWriter(parts, time.perf_counter())
+    writer = RunWriter(parts, began)
     writer.print_header()
-    probed = probe_task(parts, parts.task)
+    with writer.phase("probes"):
+        probed = probe_task(parts, parts.task)
     writer.add(probed, trained=parts.task.needs_training or bool(parts.loaded))
     if not parts.trainer.is_global_zero:
         return
@@ -56,6 +60,7 @@ def evaluate(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda:
     same = add_records(results, writer.records, stamp)
     write_results(folder / RESULTS, results)
     print_probes(writer.records, writer.probe_s)
+    print_times(writer.seconds)
     total = len(writer.records)
     if not total:
         print(f"the probes wrote their files to {folder}")

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.classifiers import remove_classifiers
 from ssl_lightning.artifacts.weights import save_backbone
+from ssl_lightning.core.progress import watched
 from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.engine.trainer import join_processes
 from ssl_lightning.report.summary import print_summary
@@ -37,7 +38,8 @@ def run(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda: None
     """
     began = time.perf_counter()
     join_processes()
-    parts = build_parts(cfg, folder)
+    with watched("load the data and build the networks"):
+        parts = build_parts(cfg, folder)
     check_columns(parts)
     writer = RunWriter(parts, began)
     accept()
@@ -53,7 +55,7 @@ def run(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda: None
         raise
     results = writer.write("finished")
     if parts.trainer.is_global_zero:
-        print_summary(results, folder)
+        print_summary(results, folder, writer.seconds)
 
 
 def execute(parts: Parts, writer: RunWriter) -> PretextTask:
@@ -62,11 +64,14 @@ def execute(parts: Parts, writer: RunWriter) -> PretextTask:
     if task.needs_training and parts.cfg.probe_untrained:
         writer.records = untrained_records(parts.previous)  # a resumed run already has them
         if not writer.records:
-            writer.add(probe_task(parts, task), trained=False)
+            with writer.phase("untrained probes"):
+                writer.add(probe_task(parts, task), trained=False)
             writer.write("interrupted")  # in case the run is killed
     if task.needs_training:
-        task = pretrain(parts)
-    probed = probe_task(parts, task)
+        with writer.phase("pretraining"):
+            task = pretrain(parts)
+    with writer.phase("probes"):
+        probed = probe_task(parts, task)
     writer.add(probed, trained=task.needs_training or bool(parts.loaded))
     if parts.trainer.is_global_zero:
         remove_classifiers(parts.folder)  # of a run that goes on, they belong to earlier weights
@@ -81,7 +86,8 @@ def pretrain(parts: Parts) -> PretextTask:
         compile_networks(parts.task)
     with parts.restored.naming():
         parts.trainer.fit(parts.task, datamodule=parts.data, ckpt_path=parts.resumed_from)
-    task: PretextTask = unsharded_task(parts.trainer, parts.task)
+    with watched("gather the weights"):
+        task: PretextTask = unsharded_task(parts.trainer, parts.task)
     task.graph = None
     task.zero_grad()  # frees memory for the probes
     if parts.compiled:

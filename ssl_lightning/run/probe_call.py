@@ -20,6 +20,7 @@ from torch import nn
 
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.progress import shown_by
 from ssl_lightning.data.base import SPLITS, PairedDataModule
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.encode import evaluating
@@ -76,7 +77,7 @@ def probe(
         device: Such as "cpu" or "cuda"; "auto" takes a GPU if there is one.
         seed: Seed of the probes' random streams.
         folder: Folder for the pictures and files of some probes; None discards them.
-        progress: Whether a terminal or notebook shows the current step.
+        progress: Whether a terminal or notebook shows the current step, and how far it is.
 
     Returns:
         The results, a table when printed; see `ProbeTable`.
@@ -245,7 +246,7 @@ def showing(progress: bool) -> Iterator[Callable[[str], None]]:
     if not progress or not (console.is_terminal or console.is_jupyter):
         yield log.info
         return
-    with console.status("probe") as status:
+    with console.status("probe") as status, shown_by(status.update):
         yield status.update
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -50,6 +51,20 @@ class RunWriter:
         self.parts, self.began = parts, began
         self.records: list[Record] = []
         self.probe_s: dict[str, float] = {}
+        self.phases = {"start": time.perf_counter() - began}  # seconds by name
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a phase of the run."""
+        began = time.perf_counter()
+        yield
+        self.phases[name] = time.perf_counter() - began
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of each phase, and of the rest until now."""
+        rest = time.perf_counter() - self.began - sum(self.phases.values())
+        return self.phases | {"rest": rest}
 
     def add(self, probed: Probed, *, trained: bool) -> None:
         """Add the records of one round of probes."""

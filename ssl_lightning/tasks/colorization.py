@@ -14,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.progress import watched
 from ssl_lightning.data.io.contents import NOTED, grey_images
 from ssl_lightning.networks.decoder import Decoder
 from ssl_lightning.networks.recipes import input_channels
@@ -176,9 +177,10 @@ class Colorization(PretextTask):
         else:
             sample = partial(first_images, self.training_loader())
         self.check_images(lambda n: sample(min(n, count)))
-        found = cached_statistics(
-            sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
-        )
+        with watched(f"measure the colours of {count:,} images"):
+            found = cached_statistics(
+                sample, count, self.bins.cpu(), self.candidates.cpu(), self.reduction, self.cache_dir
+            )
         found = trainer.strategy.broadcast(found)  # the processes may read other images
         self.use_statistics(found)
         if trainer.is_global_zero:

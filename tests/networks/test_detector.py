@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.networks.detector import make_detector, pyramid_stages
+from ssl_lightning.networks.detector import SeededSampler, make_detector, pyramid_stages, seeded_samplers
 
 
 class Maps(nn.Module):
@@ -42,6 +42,32 @@ def test_images_without_boxes_train() -> None:
     total.backward()
     assert total.isfinite()
     assert total > 0
+
+
+def test_the_boxes_of_an_image_do_not_depend_on_the_others() -> None:
+    sampler = SeededSampler(8, 0.25)
+    matched = [torch.randint(-1, 3, (40,), generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    sampler.seeds = [5, 6, 7]
+    positive, negative = sampler(matched)
+    assert int(sampler.sampled) == 3 * 8
+    for mask, wanted, each in ((positive, 2, lambda m: m >= 1), (negative, 6, lambda m: m == 0)):
+        assert [int(one.sum()) for one in mask] == [wanted] * 3
+        assert all(each(m)[one.bool()].all() for m, one in zip(matched, mask, strict=True))
+    sampler.seeds = [6]
+    (alone,), (others,) = sampler(matched[1:2])
+    assert torch.equal(alone, positive[1])
+    assert torch.equal(others, negative[1])
+    sampler.seeds = [8]
+    assert not torch.equal(sampler(matched[1:2])[1][0], others)
+
+
+def test_both_samplers_of_a_detector_are_seeded() -> None:
+    detector = small(Maps(), (32, 32)).train()
+    of_proposals, of_boxes = seeded_samplers(detector)  # type: ignore[arg-type]
+    of_proposals.seeds = of_boxes.seeds = [1, 2]
+    box = {"boxes": torch.tensor([[4.0, 4, 20, 20]]), "labels": torch.tensor([1])}
+    detector([torch.randn(3, 32, 32)] * 2, [box, box])
+    assert (int(of_proposals.sampled), int(of_boxes.sampled)) == (2 * 3 * 84, 2 * 8)  # all anchors; 8 RoIs
 
 
 def test_anchors_grow_with_the_stride() -> None:

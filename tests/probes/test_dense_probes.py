@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.probes._dense import chunks, read_split, spread_over
-from ssl_lightning.probes._plan import TrainingPlan
+from ssl_lightning.artifacts.results import Record
+from ssl_lightning.probes import _dense
+from ssl_lightning.probes._dense import own_batches, rank_and_world, read_split, spread_over
+from ssl_lightning.probes._plan import BatchPart, TrainingPlan
+from tests.probes import test_detection, test_segmentation
 from tests.test_train import results_of
 
 
@@ -53,7 +57,7 @@ def test_the_best_state_on_heldout_images_is_kept() -> None:
     kept, protocol = plan().train(
         head,
         backbone,
-        lambda indices, step: backbone(head(torch.ones(1, 1))).sum(),
+        lambda batch: backbone(head(torch.ones(1, 1))).sum(),
         evaluate,
         images=6,
         seed=0,
@@ -76,7 +80,7 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
 
 
 def test_slices_and_spreads_cover() -> None:
-    assert [list(range(9))[part] for part in chunks(9, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert [list(range(9))[part] for part in own_batches(9, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
     assert spread_over(3, 5) == [0, 1, 2]
     assert spread_over(100, 4) == [0, 25, 50, 75]
 
@@ -111,6 +115,92 @@ def test_every_process_has_the_whole_split_in_order(tmp_path: Path) -> None:
         assert torch.equal(same, alone)
         assert torch.equal(ids, alone[:, 0])
         assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(targets, alone_targets, strict=True))
+
+
+# Options of a probe; three processes share batches of 4 as 2, 1, 1 images, and batches of 2 as 1, 1, 0
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "segmentation, maps kept": (test_segmentation, {}),
+    "segmentation, encoded at every step": (test_segmentation, {"cache_gb": 0.0}),
+    "segmentation, small batches": (test_segmentation, {"batch_size": 2}),
+    "segmentation, batch norm": (test_segmentation, {"batch_size": 6, "hidden": 4}),
+    "segmentation, batch norm in uneven parts": (test_segmentation, {"hidden": 4}),
+    "segmentation, fine-tuned": (test_segmentation, {"finetune": True, "batch_size": 2}),
+    "detection": (test_detection, {}),
+    "detection, small batches": (test_detection, {"batch_size": 2}),
+    "detection, fine-tuned": (test_detection, {"finetune": True}),
+}
+
+
+def _probe(case: str, folder: Path) -> tuple[list[Record], dict[str, Tensor], int]:
+    """Run a probe on this process's share of the images; return its records, head, and images encoded."""
+    module, options = CASES[case]
+    rank, world = rank_and_world()
+    data = {
+        split: [tuple(each[_part(len(each), rank, world)] for each in batch) for batch in batches]
+        for split, batches in module.splits().items()
+    }
+    heads, encoded = [], []
+    net = module.backbone()
+    net.register_forward_hook(lambda net, inputs, maps: encoded.append(len(inputs[0])))
+
+    def train(self: TrainingPlan, head: nn.Module, *args: Any, **keywords: Any) -> Any:
+        found = plain(self, head, *args, **keywords)
+        heads.append(head.state_dict())
+        return found
+
+    plain = TrainingPlan.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingPlan, "train", train)
+        few = {"steps": 4, "evals": 1, "optimizer": "sgd", "lr": 0.01, "pictures": 2}
+        return module.run(data, folder, net, **few | options), heads[0], sum(encoded)
+
+
+def _part(count: int, rank: int, world: int) -> slice:
+    mine = torch.arange(count).tensor_split(world)[rank].tolist()
+    return slice(mine[0], mine[-1] + 1) if mine else slice(0, 0)
+
+
+def _probes(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    torch.save({case: _probe(case, Path(folder)) for case in CASES}, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return the results of all cases in each of three processes."""
+    folder = tmp_path_factory.mktemp("three")
+    torch.multiprocessing.spawn(_probes, (3, str(folder)), nprocs=3)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_three_processes_share_the_work_and_have_the_results_of_one(
+    tmp_path: Path, of_three: list[dict[str, Any]], case: str
+) -> None:
+    records, head, encoded = _probe(case, tmp_path)
+    for shared_records, shared_head, _ in (each[case] for each in of_three):
+        assert {r.metric: r.value for r in shared_records} == pytest.approx(
+            {r.metric: r.value for r in records}, abs=1e-6
+        )
+        assert shared_records == of_three[0][case][0]
+        for name, weight in head.items():
+            torch.testing.assert_close(shared_head[name], weight, rtol=1e-3, atol=1e-5, msg=name)
+    # more: one image tells each of two further processes the size, and repeats fill four small batches
+    assert encoded <= sum(each[case][2] for each in of_three) <= encoded + 2 + 4
+
+
+def test_a_process_without_images_repeats_the_first_one_and_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(_dense, "rank_and_world", lambda rank=rank: (rank, 3))
+        parts.append(BatchPart.of(1, torch.tensor([7, 8]), split=True))
+    assert [(batch.mine.tolist(), batch.weight) for batch in parts] == [([7], 1.0), ([8], 1.0), ([7], 0.0)]
+    assert BatchPart.of(1, torch.tensor([7, 8]), split=False).mine.tolist() == [7, 8]
 
 
 def save_small_sets(cache: Path) -> None:
@@ -153,5 +243,6 @@ def test_a_run_of_two_processes_has_the_figures_of_one(tmp_path: Path, probe: st
         folder = tmp_path / f"random/scenes/convnet/{devices}"
         results.append(results_of(folder))
         assert (folder / f"{probe}_backbone.png").stat().st_size > 1000
-    assert results[0].probes == results[1].probes
+    for one, two in zip(results[0].probes, results[1].probes, strict=True):
+        assert two.value == pytest.approx(one.value, abs=1e-3)
     assert len(results[0].probes) == (1 if probe == "segmentation" else 3)

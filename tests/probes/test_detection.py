@@ -72,7 +72,7 @@ def run(
 def test_a_handful_of_images_is_learned_by_heart(tmp_path: Path) -> None:
     data = splits()
     data = dict.fromkeys(data, data["train"])
-    records = run(data, tmp_path, steps=120, evals=4, flip=False, pictures=2)
+    records = run(data, tmp_path, steps=240, evals=6, flip=False, pictures=2)
     figures = {record.metric: record.value for record in records}
     assert figures["ap50"] > 0.95
     assert figures["voc07_ap50"] > 0.95

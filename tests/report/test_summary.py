@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.report.summary import summary_table, summary_tables
+from ssl_lightning.report.summary import print_probes, print_times, summary_table, summary_tables
 
 
 def record(stage: str, trained: bool, value: float, heldout: float | None, metric: str = "top1") -> Record:
@@ -92,3 +93,15 @@ def test_figures_of_masks_and_boxes_say_what_they_are() -> None:
     head, line = shown(rows)
     assert [part.strip() for part in head.split("detection ")[1:]] == ["COCO mAP", "AP50", "VOC07 AP50"]
     assert line.split()[1:] == ["20.0*", "40.0*", "50.0*"]
+
+
+def test_the_last_lines_say_where_the_time_went(capsys: pytest.CaptureFixture[str]) -> None:
+    print_probes([], {"knn_s": 2.04, "encode_s": 3.4})
+    print_probes([], {"segmentation_s": 88.3})  # without features
+    print_probes([], {})  # without probes
+    print_times({"start": 1.0, "pretraining": 61.26, "probes": 5.5, "rest": 0.04})
+    assert capsys.readouterr().out.splitlines() == [
+        "probes: encode 3.4 s, knn 2.0 s",
+        "probes: segmentation 88.3 s",
+        "time: start 1.0 s, pretraining 61.3 s, probes 5.5 s, rest 0.0 s",
+    ]

@@ -16,6 +16,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.data.io.eight_bit import raw_mode
 from ssl_lightning.data.io.folders import SHOWN, open_image
 
@@ -189,7 +190,7 @@ def image_sizes(paths: Sequence[Path], num_workers: int) -> list[tuple[int, int]
             turned = image.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
             return (height, width) if turned else (width, height)
 
-    return map_in_threads(size, paths, num_workers)
+    return map_in_threads(size, paths, num_workers, "read image sizes")
 
 
 def _check_size(path: Path, found: tuple[int, ...], wanted: tuple[int, int] | None) -> None:
@@ -217,7 +218,7 @@ def check_masks(
         except (OSError, ValueError) as error:
             return str(error) if str(mask) in str(error) else f"{mask}: {error}"
 
-    results = map_in_threads(check, list(zip(masks, sizes, strict=True)), num_workers)
+    results = map_in_threads(check, list(zip(masks, sizes, strict=True)), num_workers, "check masks")
     found = [result for result in results if isinstance(result, str)]
     ids: set[int] = set().union(*(result for result in results if isinstance(result, set)))
     if not found and ids == {0, VOID}:
@@ -268,9 +269,11 @@ def match_by_stem(
     return [its[0] for its in matched]
 
 
-def map_in_threads(function: Callable[[Any], T], items: Sequence[Any], num_workers: int) -> list[T]:
-    """Map in threads; Pillow releases the GIL while it decodes."""
+def map_in_threads(
+    function: Callable[[Any], T], items: Sequence[Any], num_workers: int, what: str
+) -> list[T]:
+    """Map in threads, since Pillow releases the GIL while it decodes; `what` names the work."""
     if num_workers == 0 or len(items) < 2:
-        return [function(item) for item in items]
+        return [function(item) for item in tracked(items, what, "files")]
     with ThreadPoolExecutor(num_workers) as pool:
-        return list(pool.map(function, items))
+        return list(tracked(pool.map(function, items), what, "files", total=len(items)))

@@ -71,7 +71,8 @@ class DenseFiles:
         Targets are masks (B, H, W) int64, or a list of dicts, see `Boxes.target`.
         """
         for share in shares:
-            loaded = map_in_threads(self._load, share.indices.tolist(), self.num_workers)
+            indices = share.indices.tolist()
+            loaded = map_in_threads(self._load, indices, self.num_workers, "decode a batch")
             pixels = torch.stack([image for image, _ in loaded]) if loaded else self._no_pixels()
             targets: Any = [target for _, target in loaded]
             if self.annotations and isinstance(self.annotations[0], Path):

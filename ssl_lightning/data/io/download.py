@@ -20,10 +20,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ssl_lightning.core.atomic_files import is_full
+from ssl_lightning.core.progress import watched
 
 CONNECT_TIMEOUT_S = 15  # so that a machine without internet falls back quickly
 TOOL_TIMEOUT_S = 1800
 CHUNK = 1 << 20
+MB = 1_000_000
 TAR_BLOCK = 512  # bytes of the header of every member, also of an empty one
 
 
@@ -260,7 +262,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def _progress(text: str, folder: Path, size: int) -> Iterator[None]:
-    """Show a progress bar of the bytes in `folder`; without a terminal, print one line.
+    """Show a progress bar of the bytes in `folder`; without a terminal, print and log lines.
 
     Watching the folder works for every source, also for external programs.
     """
@@ -270,24 +272,37 @@ def _progress(text: str, folder: Path, size: int) -> Iterator[None]:
     console = Console(stderr=True, soft_wrap=True)
     if not console.is_terminal:
         say(f"{text} ({size / 1e6:.0f} MB)")
-        yield
+        with watched(text, size // MB, "MB", alone=True) as work:
+
+            def count(loaded: int) -> None:
+                work.done = loaded // MB
+
+            with _polled(folder, size, count):
+                yield
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    done = threading.Event()
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(text, total=size)
-
-        def watch() -> None:
-            while not done.wait(0.2):
-                progress.update(task, completed=min(_bytes_in(folder), size))
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
+        with _polled(folder, size, lambda loaded: progress.update(task, completed=loaded)):
             yield
-        finally:
-            done.set()
-            watcher.join()
+
+
+@contextlib.contextmanager
+def _polled(folder: Path, size: int, show: Callable[[int], None]) -> Iterator[None]:
+    """Show the bytes in `folder`, at most `size`, again and again from a thread."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            show(min(_bytes_in(folder), size))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _bytes_in(folder: Path) -> int:

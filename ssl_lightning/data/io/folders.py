@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.cpu import available_cores
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.untrusted import check_folder, check_plain, printable
 from ssl_lightning.data.io.eight_bit import (
     Facts,
@@ -66,7 +67,8 @@ def scan(folder: str | os.PathLike[str]) -> list[Path]:
     found: list[Path] = []
     others: Counter[str] = Counter()
     seen: set[str] = set()
-    for parent, folders, names in os.walk(root, followlinks=True):
+    walk = os.walk(root, followlinks=True)
+    for parent, folders, names in tracked(walk, f"list {root}", "folders"):
         real = os.path.realpath(parent)
         if real in seen:  # a link back up the tree
             folders.clear()
@@ -210,9 +212,10 @@ def good_images(
             cache.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(record.with_suffix(".lock")))  # one process checks, the others read
         known = _read_record(record)
-        stamps = {str(path): stamp(path) for path in paths}
+        each = tracked(paths, f"look for changes in {folder}", "files", alone=True)
+        stamps = {str(path): stamp(path) for path in each}
         unknown = [path for path in paths if known.get(str(path), (None, {}))[0] != stamps[str(path)]]
-        facts, bad = _check(unknown, *reading)
+        facts, bad = _check(folder, unknown, *reading)
         if unknown:
             known |= {str(path): (stamps[str(path)], _changed(found)) for path, found in facts.items()}
             with contextlib.suppress(OSError):
@@ -306,7 +309,11 @@ def _name(text: object) -> str:
 
 
 def _check(
-    paths: Sequence[Path], max_pixels: int, channels: int, value_range: tuple[float, float] | None
+    folder: Path,
+    paths: Sequence[Path],
+    max_pixels: int,
+    channels: int,
+    value_range: tuple[float, float] | None,
 ) -> tuple[dict[Path, Facts], dict[Path, str]]:
     """Decode images; return the facts of the good ones, and the reason for each bad one."""
 
@@ -319,7 +326,8 @@ def _check(
 
     with ThreadPoolExecutor(min(16, available_cores())) as pool:  # Pillow releases the GIL
         results: Iterable[Facts | Exception] = pool.map(check, paths)
-        found = dict(zip(paths, results, strict=True))
+        counted = tracked(results, f"check {folder}", "images", total=len(paths), alone=True)
+        found = dict(zip(paths, counted, strict=True))
     facts = {path: result for path, result in found.items() if isinstance(result, Facts)}
     errors = {path: result for path, result in found.items() if isinstance(result, Exception)}
     floats = [error for error in errors.values() if isinstance(error, UnknownRangeError)]

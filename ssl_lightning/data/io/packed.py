@@ -21,6 +21,7 @@ import torch
 from filelock import Timeout
 from torch import Tensor
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.data.io.augment import resize
 from ssl_lightning.data.io.download import lock_of, locked, say
 from ssl_lightning.data.io.folders import as_tensor, decode, describe_bad, open_image, stamp
@@ -29,7 +30,6 @@ from ssl_lightning.data.io.sources import FileSource, default_workers
 END = struct.Struct("<8sqq")  # MAGIC, number of pictures, offset of the table
 MAGIC = b"sslpack2"  # part of the digest; change it when the format or the pixels change
 TITLE = "data.cache"
-PROGRESS_S = 30.0  # seconds between two progress lines
 SAMPLE = 500  # pictures whose headers give the estimate of a pack's size
 
 
@@ -119,7 +119,7 @@ def make_pack(
     """
     settings = (MAGIC, channels, side, max_pixels, *(value_range or ()))
     digest = hashlib.sha256(repr(settings).encode())
-    for path in paths:
+    for path in tracked(paths, f"{TITLE}: look for changes", "files"):
         digest.update(os.fsencode(os.path.abspath(path)) + b"\0" + repr(stamp(path)).encode() + b"\0")
     final = folder / f"{digest.hexdigest()[:32]}.bin"
     if is_complete_pack(final):  # without a lock, so that a filled read-only cache works
@@ -190,21 +190,16 @@ def _write(
     table = np.zeros((len(paths), 3), "<i8")
     bad: dict[Path, str] = {}
     end, start = 0, time.monotonic()
-    last_line = start
+    pictures = map_in_order(decoded, paths, default_workers())
+    pictures = tracked(pictures, f"{TITLE}: decode", "pictures", total=len(paths), alone=True)
     try:
         with work.open("wb") as file:
-            for done, pixels in enumerate(map_in_order(decoded, paths, default_workers()), 1):
+            for place, pixels in enumerate(pictures):
                 if isinstance(pixels, str):
-                    bad[paths[done - 1]] = pixels
+                    bad[paths[place]] = pixels
                     continue
-                table[done - 1] = end, *pixels.shape[:2]
+                table[place] = end, *pixels.shape[:2]
                 end += file.write(pixels.data)
-                if (now := time.monotonic()) - last_line > PROGRESS_S:
-                    left = (now - start) * (len(paths) / done - 1) / 60
-                    say(
-                        f"{TITLE}: {done:,} of {len(paths):,} pictures, {_size(end)}, {left:.0f} minutes left"
-                    )
-                    last_line = now
             aligned = end + file.write(bytes(-end % 8))
             file.write(table.tobytes() + END.pack(MAGIC, len(paths), aligned))
             file.flush()

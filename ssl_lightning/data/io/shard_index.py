@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ssl_lightning.core.progress import tracked
+
 INDEX_NAME, TABLE_NAME, NAMES_NAME = "index.json", "images.npy", "names.txt"
 FORMAT = "ssl_lightning shards 1"
 SHARD_NAME = re.compile(r"shard-\d{6,}\.tar")
@@ -134,7 +136,8 @@ def check_shards(folder: Path) -> int:
     """
     index = read_index(folder)
     stored = json.loads((folder / INDEX_NAME).read_bytes())
-    for path, entry in zip(index.shards, stored["shards"], strict=True):
+    each = tracked(index.shards, f"check {folder}", "shards")
+    for path, entry in zip(each, stored["shards"], strict=True):
         check_digest(path, entry["sha256"])
     return sum(index.shard_bytes)
 

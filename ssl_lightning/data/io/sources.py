@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.core.cpu import available_cores
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
 from ssl_lightning.data.io.folders import as_tensor, decode
@@ -224,7 +225,8 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[1:3] == (size, size):
         return images
     out = images.new_empty(len(images), size, size, images.shape[3])
-    for start in range(0, len(images), RESIZE_CHUNK):
+    starts = range(0, len(images), RESIZE_CHUNK)
+    for start in tracked(starts, f"resize images to {size} px", "batches"):
         chunk = images[start : start + RESIZE_CHUNK].permute(0, 3, 1, 2)  # (n, C, H, W)
         resized = torch.nn.functional.interpolate(chunk, (size, size), mode="bicubic", antialias=True)
         out[start : start + RESIZE_CHUNK] = resized.permute(0, 2, 3, 1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from ssl_lightning.core.image_spec import CHANNELS
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
 from ssl_lightning.data.io.eight_bit import Facts, pillow_channels
@@ -138,7 +139,7 @@ class FolderImages:
 
     def channels(self) -> int:
         """Return 1 if all files are grey, else 3."""
-        for path in self.paths:
+        for path in tracked(self.paths, f"read colours of {self.name}", "files"):
             with open_image(path) as image:
                 if pillow_channels(image.mode) == 3:
                     return 3
@@ -151,7 +152,7 @@ class FolderImages:
             ValueError: They differ.
         """
         first = None
-        for path in self.paths:
+        for path in tracked(self.paths, f"read sizes of {self.name}", "files"):
             with open_image(path) as image:
                 width, height = image.size
             first = first or (height, width)
@@ -279,7 +280,8 @@ class DatasetImages:
             return self._given
         labels = quick_labels(self.data) if self._read is None else self._read
         if labels is None:
-            labels = [split_item(self.data[i], self.name)[1] for i in range(len(self.data))]
+            items = tracked(range(len(self.data)), f"read labels of {self.name}", "items")
+            labels = [split_item(self.data[i], self.name)[1] for i in items]
         if any(label is None for label in labels):
             raise ValueError(
                 f"{self.name} has images without labels; its items must be (image, label), or dicts with the "
@@ -304,7 +306,7 @@ class DatasetImages:
             return DatasetSource(self, views)
         pixels, self._read = torch.empty(shape, dtype=torch.uint8), []
         square = EvalView(views.size, 1.0)
-        for index in range(len(self)):
+        for index in tracked(range(len(self)), f"read {self.name}", "images"):
             picture, label = self.picture(index, views, seen)
             pixels[index] = square(picture).permute(1, 2, 0)
             self._read.append(label)

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.entry import ENTRY
+from ssl_lightning.core.messages import showing_messages
 from ssl_lightning.data.io.folders import BadImagesError
 from ssl_lightning.data.io.shard_index import ShardError, check_shards
 from ssl_lightning.data.pack.plan import make_plan
@@ -25,13 +26,14 @@ def main(arguments: Sequence[str]) -> int:
     """Pack or check shards; return the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        if options.check:
-            read = check_shards(options.images)
-            print(f"{options.images} is complete: {read / 1e6:,.1f} MB of shards match their digests")
-        elif options.shards is None:
-            raise ValueError("name the folder of the images and the folder of the shards")
-        else:
-            _pack(options)
+        with showing_messages(sys.stderr):
+            if options.check:
+                read = check_shards(options.images)
+                print(f"{options.images} is complete: {read / 1e6:,.1f} MB of shards match their digests")
+            elif options.shards is None:
+                raise ValueError("name the folder of the images and the folder of the shards")
+            else:
+                _pack(options)
     except KeyboardInterrupt:
         print(f"\nstopped. {RESUME}", file=sys.stderr)
         return 130

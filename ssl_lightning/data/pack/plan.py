@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.folders import classes_of, scan, stamp
 from ssl_lightning.data.io.shard_index import FORMAT, TAR_BLOCK
@@ -77,7 +78,7 @@ def make_plan(
     order = list(range(len(found)))
     if seed is not None:
         order = torch.randperm(len(found), generator=generator(seed, "pack")).tolist()
-    stamps = [stamp(path) for path in found]
+    stamps = [stamp(path) for path in tracked(found, "read sizes", "files")]
     sizes = [stamps[place][0] if stamps[place] else 0 for place in order]
     digest = hashlib.sha256(repr((FORMAT, labels, shard_bytes, shard_images, seed, max_pixels)).encode())
     root = folder.expanduser()

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import tarfile
-import time
 import zlib
 from collections.abc import Sequence
 from io import BytesIO
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ssl_lightning.core.atomic_files import DiskFullError, atomic_file, remove_leftovers, write_file
+from ssl_lightning.core.progress import Work, watched
 from ssl_lightning.core.untrusted import check_plain, printable
 from ssl_lightning.data.io.download import say
 from ssl_lightning.data.io.folders import BadImagesError, describe_bad, open_image
@@ -37,7 +37,6 @@ from ssl_lightning.data.io.sources import default_workers
 from ssl_lightning.data.pack.plan import PackPlan
 
 PLAN_NAME, LOCK_NAME = ".plan", ".lock"
-PROGRESS_S = 30.0  # seconds between two progress lines
 
 
 def write_shards(plan: PackPlan, out: Path) -> dict[str, Any]:
@@ -74,25 +73,28 @@ def write_shards(plan: PackPlan, out: Path) -> dict[str, Any]:
         )
     records: list[dict[str, Any]] = []
     bad: dict[Path, str] = {}
-    last_line = time.monotonic()
-    for number, end in enumerate(plan.ends):
-        record = done.get(number) or _write_shard(plan, out, number)
-        records.append(record)
-        bad |= {plan.paths[int(place)]: why for place, why in record["bad"].items()}
-        if len(bad) > plan.max_bad * len(plan.paths):
-            raise BadImagesError(
-                f"{len(bad)} of the first {end:,} images of {plan.folder} cannot be decoded; allowed is a "
-                f"fraction max-bad {plan.max_bad:g} of {len(plan.paths):,}:\n{describe_bad(bad)}"
-            )
-        if time.monotonic() - last_line > PROGRESS_S:
-            last_line = time.monotonic()
-            say(f"{end:,} of {len(plan.paths):,} images packed")
+    missing = sum(len(_places(plan, number)) for number in range(len(plan.ends)) if number not in done)
+    with watched(f"pack into {out}", missing, "images") as progress:
+        for number, end in enumerate(plan.ends):
+            record = done.get(number) or _write_shard(plan, out, number, progress)
+            records.append(record)
+            bad |= {plan.paths[int(place)]: why for place, why in record["bad"].items()}
+            if len(bad) > plan.max_bad * len(plan.paths):
+                raise BadImagesError(
+                    f"{len(bad)} of the first {end:,} images of {plan.folder} cannot be decoded; allowed is "
+                    f"a fraction max-bad {plan.max_bad:g} of {len(plan.paths):,}:\n{describe_bad(bad)}"
+                )
     if bad:
         say(
             f"{len(bad)} of {len(plan.paths):,} images cannot be decoded and are left out:\n"
             + describe_bad(bad)
         )
     return _write_index(plan, out, records, len(bad))
+
+
+def _places(plan: PackPlan, number: int) -> range:
+    """Return the places in the plan of the images of one shard."""
+    return range(plan.ends[number - 1] if number else 0, plan.ends[number])
 
 
 def _shard_path(out: Path, number: int) -> Path:
@@ -134,9 +136,8 @@ def _records(plan: PackPlan, out: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _write_shard(plan: PackPlan, out: Path, number: int) -> dict[str, Any]:
+def _write_shard(plan: PackPlan, out: Path, number: int, progress: Work) -> dict[str, Any]:
     """Write one shard, then its record; a shard without a record is overwritten."""
-    places = range(plan.ends[number - 1] if number else 0, plan.ends[number])
 
     def read(place: int) -> tuple[int, bytes, int] | tuple[int, str, int]:
         try:
@@ -148,7 +149,8 @@ def _write_shard(plan: PackPlan, out: Path, number: int) -> dict[str, Any]:
     shard = _shard_path(out, number)
     with atomic_file(shard) as work:
         with tarfile.open(work, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for place, content, pixels in map_in_order(read, places, default_workers()):
+            for place, content, pixels in map_in_order(read, _places(plan, number), default_workers()):
+                progress.advance()
                 if isinstance(content, str):
                     bad[str(place)] = content
                     continue

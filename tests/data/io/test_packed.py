@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from ssl_lightning.core import progress
 from ssl_lightning.data.io import packed
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.loader import BatchLoader
@@ -304,10 +306,19 @@ def test_the_size_of_a_long_list_is_told_from_some_headers(paths):
 
 
 def test_progress_is_told_now_and_then(paths, monkeypatch, capsys):
-    monkeypatch.setattr(packed, "PROGRESS_S", -1.0)
-    pack_of(paths)
+    told = []
+    one, held = packed.map_in_order, threading.Event()
+
+    def slowly(work, items, threads):
+        for place, item in enumerate(one(work, items, threads)):
+            assert place != 3 or held.wait(60)  # until a line came
+            yield item
+
+    monkeypatch.setattr(packed, "map_in_order", slowly)
+    monkeypatch.setattr(progress, "EVERY_S", 0.001)
+    with progress.shown_by(lambda line: (told.append(line), "decode: 3 of" in line and held.set())):
+        pack_of(paths)
+    assert any(line.startswith(f"data.cache: decode: 3 of {COUNT} pictures, ") for line in told)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == COUNT + 2
     assert f"decoding {COUNT} pictures into" in lines[0]
-    assert f"{COUNT} of {COUNT} pictures" in lines[-2]
     assert "ready after" in lines[-1]
