@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.messages import reduced
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
@@ -40,7 +41,8 @@ class FineTuneProbe(BackboneProbe):
 
     Args:
         fractions: Fractions of the labelled images, a record each. They are fixed, stratified draws; a larger
-            one contains the smaller ones.
+            one contains the smaller ones. Fractions of fewer than 2 images, or fewer than processes, are
+            skipped.
         classifier: "linear", a linear layer on the mean of the map; or "conv", a NIN block and a linear
             layer (Gidaris et al. 2018, table 3).
         stage: Stage whose map is classified, such as "stage2"; None for the deepest. Deeper stages are not
@@ -116,12 +118,22 @@ class FineTuneProbe(BackboneProbe):
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
         images = self.choice.counts(counts)["train"]
-        least = round(self.fractions[0] * images)
-        if least < 2:
+        if not self._large_enough(images):
             raise ValueError(
-                f"probe.finetune.fractions begins with {self.fractions[0]:g}, {least} of {images} "
-                "labelled training images; 2 are needed"
+                f"probe.finetune.fractions is {self.fractions}, at most {round(self.fractions[-1] * images)} of "
+                f"{images} labelled training images; {fewest_images()} are needed"
             )
+
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        images = self.choice.counts(counts)["train"]
+        used = self._large_enough(images)
+        there = f"there are {images} labelled training images"
+        same = used == self.fractions
+        return [] if same else [reduced("probe.finetune.fractions", self.fractions, used, there)]
+
+    def _large_enough(self, images: int) -> list[float]:
+        """Return the fractions of so many images that suffice to train on."""
+        return [fraction for fraction in self.fractions if round(fraction * images) >= fewest_images()]
 
     def check_backbone(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
         super().check_backbone(maps, counts)
@@ -135,7 +147,8 @@ class FineTuneProbe(BackboneProbe):
             )
 
     def run(self, context: ProbeContext) -> list[Record]:
-        return [self.train(context, fraction) for fraction in self.fractions]
+        images = self.choice.counts(context.data.label_counts)["train"]
+        return [self.train(context, fraction) for fraction in self._large_enough(images)]
 
     def train(self, context: ProbeContext, fraction: float) -> Record:
         """Train a copy of the backbone on a fraction of the labels, and test it."""
@@ -334,6 +347,11 @@ class FineTuning(pl.LightningModule):
         labels = gather_batches(torch.cat(truth), counts)
         score = topk_accuracy if labels.ndim == 1 else mean_average_precision
         return float(score(logits, labels)), len(labels)
+
+
+def fewest_images() -> int:
+    """Return the fewest images to train on: 2, or one for each process."""
+    return max(2, dist.get_world_size() if dist.is_initialized() else 1)
 
 
 def target_of(made: type) -> str:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.messages import reduced
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
+from ssl_lightning.probes._choice import at_most
 from ssl_lightning.probes._svm import (
     LinearSVMProbe,
     as_targets,
@@ -33,7 +35,8 @@ class LowShotProbe(LinearSVMProbe):
     images. Held-out images are never fitted.
 
     Args:
-        ks: Numbers of images per class; numbers above the size of the smallest class are skipped.
+        ks: Numbers of images per class. Numbers above the size of the smallest class are skipped; if all are
+            above it, one record has that size.
         draws: Draws of each number.
         pool: Stage maps are average-pooled to at most pool x pool cells.
         max_dims: Limit on the number of features; the grid is halved until they fit.
@@ -71,27 +74,18 @@ class LowShotProbe(LinearSVMProbe):
 
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
-        if counts["train"] < 2 * self.ks[0]:
-            raise ValueError(
-                f"probe.lowshot.ks begins with {self.ks[0]} images per class, and there are "
-                f"{counts['train']} labelled training images in all"
-            )
-        self._allowed(counts.get("rarest", self.ks[0]))
+        if counts.get("rarest", counts["train"]) < 1:
+            raise ValueError("the low-shot probe needs a labelled training image of every class")
 
-    def _allowed(self, smallest: int) -> list[int]:
-        """Return the numbers of images per class up to the size of the smallest class."""
-        ks = [k for k in self.ks if k <= smallest]
-        if not ks:
-            raise ValueError(
-                f"probe.lowshot.ks begins with {self.ks[0]} images per class, and the smallest class has "
-                f"{smallest} labelled training images"
-            )
-        return ks
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        smallest = counts.get("rarest", self.ks[-1])
+        ks, there = at_most(self.ks, smallest), f"the smallest class has {smallest} labelled training images"
+        return [] if ks == self.ks else [reduced("probe.lowshot.ks", self.ks, ks, there)]
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels = {split: values.cpu() for split, values in features.labels.items()}
         smallest = int((as_targets(labels["train"], num_classes) == 1).sum(0).min())
-        ks = self._allowed(smallest)
+        ks = at_most(self.ks, smallest)
         metric = "top1" if labels["test"].ndim == 1 else "map"
         records = []
         with single_threaded_pool() as pool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.messages import reduced
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, score, solver
 
@@ -22,7 +23,7 @@ class SVMProbe(LinearSVMProbe):
         pool: Stage maps are average-pooled to at most pool x pool cells.
         max_dims: Limit on the number of features; the grid is halved until they fit.
         costs: Candidates of C.
-        folds: Folds of the cross-validation.
+        folds: Folds of the cross-validation, at most one per training image.
         max_iter: Maximum number of solver steps.
 
     Raises:
@@ -44,15 +45,21 @@ class SVMProbe(LinearSVMProbe):
 
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
-        if counts["train"] < self.folds:
+        if counts["train"] < 2:
             raise ValueError(
-                f"probe.svm.folds is {self.folds}; it must be at most {counts['train']}, the number of "
-                "labelled training images"
+                "the SVM probe needs at least 2 labelled training images for its cross-validation; there are "
+                f"{counts['train']}"
             )
+
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        images = counts["train"]
+        there = f"there are {images} labelled training images"
+        return [] if images >= self.folds else [reduced("probe.svm.folds", self.folds, images, there)]
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels = {split: values.cpu() for split, values in features.labels.items()}
         one_label = labels["train"].ndim == 1
+        folds = min(self.folds, len(labels["train"]))
         targets = {split: as_targets(values, num_classes) for split, values in labels.items()}
         records = []
         for stage in features.stages:
@@ -61,7 +68,7 @@ class SVMProbe(LinearSVMProbe):
                 x["train"],
                 targets["train"],
                 self.costs,
-                self.folds,
+                folds,
                 one_label=one_label,
                 max_iter=self.max_iter,
             )
@@ -70,7 +77,7 @@ class SVMProbe(LinearSVMProbe):
             protocol |= {
                 "C": chosen.costs[0].item() if one_label else chosen.costs.tolist(),
                 "candidates": self.costs,
-                "selected_on": f"{self.folds}-fold cross-validation on train",
+                "selected_on": f"{folds}-fold cross-validation on train",
                 "refit": True,
                 "labels": {"train": len(x["train"]), "heldout": len(x["heldout"])},
                 "heldout": score(chosen.scores(x["heldout"]), labels["heldout"]),

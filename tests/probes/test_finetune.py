@@ -218,5 +218,12 @@ def test_bad_values_are_refused(options: dict) -> None:
 
 
 def test_too_few_labels_are_refused_beforehand() -> None:
-    with pytest.raises(ValueError, match=r"begins with 0\.01, 1 of 130 labelled training images"):
-        FineTuneProbe().check({"train": 130, "heldout": 10, "test": 10})
+    counts = {"train": 130, "heldout": 10, "test": 10}
+    FineTuneProbe().check(counts)
+    (said,) = FineTuneProbe().fitted_limits(counts)
+    assert said == (
+        "probe.finetune.fractions is [0.01, 0.1, 1.0]; [0.1, 1.0] is used, since there are 130 labelled "
+        "training images"
+    )
+    with pytest.raises(ValueError, match=r"is \[0\.01\], at most 1 of 130 labelled training images; 2 are"):
+        FineTuneProbe(fractions=[0.01]).check(counts)
