@@ -65,17 +65,15 @@ class Choice:
             else {"train": train, "heldout": heldout}
         )
 
-    def protocol(self, counts: Mapping[str, int], figure: float | None) -> dict[str, Any]:
+    def protocol(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """Describe the choice for the protocol of a result.
 
         Args:
             counts: As `counts` returns them; other splits are ignored.
-            figure: Held-out score of the tested weights; None without held-out images.
         """
         return {
             "selected_on": "heldout" if self.by_heldout else "nothing",
             "labels": {split: counts[split] for split in ("train", "heldout")},
-            "heldout": figure,
         }
 
 

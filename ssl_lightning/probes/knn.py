@@ -10,7 +10,8 @@ import torch
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.messages import reduced
 from ssl_lightning.features.encode import Features
-from ssl_lightning.ops.knn import knn_scores, topk_accuracy
+from ssl_lightning.ops.knn import knn_scores
+from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.probes._choice import at_most
 from ssl_lightning.probes.base import Probe
 
@@ -66,9 +67,7 @@ class KNNProbe(Probe):
             bank = torch.cat([train, heldout])
             test_scores = vote(test, bank, bank_labels)
             heldout_scores = vote(heldout, train, labels["train"])
-            values = topk_accuracy(test_scores, labels["test"]).tolist()
-            held = topk_accuracy(heldout_scores, labels["heldout"]).tolist()
-            for k, value, heldout_value in zip(ks, values, held, strict=True):
+            for k, of_test, of_heldout in zip(ks, test_scores, heldout_scores, strict=True):
                 protocol = {
                     "k": k,
                     "temperature": self.temperature,
@@ -77,7 +76,8 @@ class KNNProbe(Probe):
                     "dims": train.shape[1],
                     "bank": "train + heldout",
                     "labels": {"train": len(train), "heldout": len(heldout)},
-                    "heldout": heldout_value,
                 }
-                records.append(Record(stage, "top1", value, len(test), protocol))
+                records += records_of(
+                    stage, protocol, (of_test, labels["test"]), (of_heldout, labels["heldout"])
+                )
         return records

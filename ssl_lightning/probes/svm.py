@@ -9,7 +9,8 @@ import torch
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.messages import reduced
 from ssl_lightning.features.encode import Features
-from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, score, solver
+from ssl_lightning.probes._accuracy import records_of
+from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, solver
 
 
 class SVMProbe(LinearSVMProbe):
@@ -61,7 +62,7 @@ class SVMProbe(LinearSVMProbe):
         one_label = labels["train"].ndim == 1
         folds = min(self.folds, len(labels["train"]))
         targets = {split: as_targets(values, num_classes) for split, values in labels.items()}
-        records = []
+        records: list[Record] = []
         for stage in features.stages:
             x, protocol = self.unit_features(features, stage)
             chosen = fit_cross_validated(
@@ -80,9 +81,11 @@ class SVMProbe(LinearSVMProbe):
                 "selected_on": f"{folds}-fold cross-validation on train",
                 "refit": True,
                 "labels": {"train": len(x["train"]), "heldout": len(x["heldout"])},
-                "heldout": score(chosen.scores(x["heldout"]), labels["heldout"]),
                 **self.convergence(chosen.converged and final.converged),
             }
-            value = score(final.scores(x["test"]), labels["test"])
-            records.append(Record(stage, "top1" if one_label else "map", value, len(x["test"]), protocol))
+            test, heldout = (
+                (machines.scores(x[split]), labels[split])
+                for machines, split in ((final, "test"), (chosen, "heldout"))
+            )
+            records += records_of(stage, protocol, test, heldout)
         return records

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
+from ssl_lightning.report.summary import unequal_classes
 from ssl_lightning.report.table import Duplicates, Row
 
 MEASURED, GAIN, MISSING, SEEDS = "How it was measured", "Gains", "Missing", "Seeds"
@@ -25,6 +26,7 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
         lines.append("Ranks are plain numbers at the deepest stage.")
     if any(column.stage == BEST_STAGE for column in columns):
         lines.append("Held-out images, never test images, choose the stage for each seed.")
+    lines += unequal_classes(records)
     if any(row.labels for row in rows):
         lines.append("Bold: the best row pretrained without labels.")
     return lines

@@ -278,7 +278,7 @@ def test_defaults_fit_few_images_and_the_values_of_the_command_line_stay(tmp_pat
     assert (parts.data.batch_size, parts.data.pretrain_images) == (16, 18)  # of 32, and 64 held-out images
     cfg = composed([*few, "data.batch_size=32"], tmp_path)
     cfg.overrides = [*few, "data.batch_size=32"]
-    with pytest.raises(ValueError, match="data.batch_size is 32; allowed for fake is 1 to 18"):
+    with pytest.raises(ValueError, match=r"data\.batch_size is 32; allowed for fake is 1 to 18"):
         build_parts(cfg, tmp_path)
 
 
