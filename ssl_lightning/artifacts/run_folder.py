@@ -10,7 +10,8 @@ NEXT_CONFIG = ".next-config.yaml.tmp"  # config of a resume, until it has passed
 EVALUATION = "evaluation.yaml"  # config of the last evaluate.py run=
 RESULTS = "results.json"
 METRICS = "metrics.csv"
-ERROR = "error.txt"
+ERROR = "error.txt"  # of a failed run
+EVALUATION_ERROR = ".evaluation-error.txt.tmp"  # of evaluate.py run=, until the launcher has printed it
 BAD_BATCH = "bad_batch.json"
 LOCK = ".lock"  # held while a process runs in the folder
 CHECKPOINTS, LAST, PREVIOUS, BEST = "checkpoints", "last.ckpt", "previous.ckpt", "best.ckpt"

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import use_plugins
+from ssl_lightning.launch.sweep import failed_jobs_named
 
 
 def train_main(arguments: Sequence[str]) -> int:
@@ -30,9 +31,9 @@ def train_main(arguments: Sequence[str]) -> int:
 
 def evaluate_main(arguments: Sequence[str]) -> int:
     """Probe the backbone of a run or of a file; return the exit status."""
-    from ssl_lightning.launch.evaluate import launch_evaluation
+    from ssl_lightning.launch.evaluate import launch_evaluation, with_data_of_run
 
-    return _compose_and_run(launch_evaluation, "evaluate", arguments)
+    return _compose_and_run(launch_evaluation, "evaluate", with_data_of_run(arguments))
 
 
 def report_main(arguments: Sequence[str]) -> int:
@@ -72,5 +73,6 @@ def _compose_and_run(
     use_plugins()
     sys.argv[1:] = arguments  # Hydra reads them there
     path = None if stored else str(conf_dir())
-    hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
+    with failed_jobs_named() as jobs:
+        hydra.main(version_base="1.3", config_path=path, config_name=name)(jobs.watch(task))()
     return 0

@@ -20,6 +20,7 @@ from ssl_lightning.artifacts.run_folder import (
     CONFIG,
     ERROR,
     EVALUATION,
+    EVALUATION_ERROR,
     NEXT_CONFIG,
     NOT_FIRST,
     PARENT_PIPE,
@@ -45,7 +46,8 @@ def main() -> int:
     """Run the folder named on the command line; return the exit status.
 
     `ssl_lightning.launch.ranks`, `torchrun` or `srun` starts it. The folder holds the resolved `config.yaml`.
-    A failure leaves a one-line message and the traceback in `error.txt`.
+    A failure leaves a one-line message and the traceback in `error.txt`; of an evaluation, in a file that the
+    launcher removes.
     """
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
     config = {"train": CONFIG, "resume": NEXT_CONFIG, "evaluate": EVALUATION}.get(mode)
@@ -89,7 +91,7 @@ def main() -> int:
     except Exception as error:
         if STOP.signum is not None and not first:
             STOP.exit()  # rank 0 stopped, and this rank lost the connection
-        return leave_report(folder, error)
+        return leave_report(folder / (EVALUATION_ERROR if mode == "evaluate" else ERROR), error)
     return 0
 
 
@@ -109,15 +111,14 @@ def show_messages() -> None:
     log.setLevel(logging.INFO)
 
 
-def leave_report(folder: Path, error: Exception) -> int:
-    """Write the first failure as message, empty line and traceback; return the exit status."""
+def leave_report(report: Path, error: Exception) -> int:
+    """Write the first failure to a file as message, empty line and traceback; return the exit status."""
     cause: BaseException = error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__  # Hydra wraps errors of constructors
     expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
     message = printable(str(cause) if expected else f"{type(cause).__name__}: {cause}")
     text = "".join(traceback.format_exception(error))
-    report = folder / ERROR
     first, status = True, 1
     try:
         with open(report, "x") as file:
