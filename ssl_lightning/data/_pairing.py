@@ -84,7 +84,7 @@ def draw_splits(
         if max_labels is not None and max_labels > len(pool):
             say(reduced("data.max_labels", max_labels, len(pool), f"{name} has {len(pool)} labelled images"))
         elif max_labels is not None:
-            train, selecting = _draw_labelled(pool.labels, train, val, max_labels, name)
+            train, selecting = _draw_labelled(pool.labels, train, val, max_labels, name, free)
         taken = val[:0] if pairing.overlap is None else pairing.overlap[val]
         pretrain = complement(taken[taken >= 0], len(pairing.pretrain))
     if pretrain_size is not None and pretrain_size > len(pretrain):
@@ -138,17 +138,20 @@ def _draw_heldout(pairing: Pairing, name: str, heldout: int | None, free: Collec
 
 
 def _draw_labelled(
-    labels: Tensor, train: Tensor, val: Tensor, max_labels: int, name: str
+    labels: Tensor, train: Tensor, val: Tensor, max_labels: int, name: str, free: Collection[str]
 ) -> tuple[Tensor, Tensor]:
-    """Draw `max_labels` of the training and held-out images, in the proportion of the two."""
+    """Draw `max_labels` training and held-out images, in the proportion of the two; no class is lost."""
     classes = len(labels.unique())
     for_heldout = max(min(1, len(val)), round(max_labels * len(val) / len(labels)))
     for_train = max_labels - for_heldout
-    if for_train < classes:
+    if for_train < classes and "max_labels" in free:
+        for_train = classes
+        say(reduced("data.max_labels", max_labels, for_train + for_heldout, f"{name} has {classes} classes"))
+    elif for_train < classes:
         one_each = f"and at least {classes} (one a class) besides the held-out part"
         raise _refusal("max_labels", max_labels, name, f"at most {len(labels)}, {one_each}")
     return (
-        train[stratified(labels[train], for_train, "max_labels")],
+        train[stratified(labels[train], for_train, "max_labels", least=1)],
         val[stratified(labels[val], for_heldout, "max_labels")],
     )
 

@@ -128,6 +128,14 @@ def test_defaults_that_nobody_chose_fit_few_images(images, batch, heldout, caplo
     assert ("data.batch_size is 32" in said, "data.heldout is 64" in said) == (batch < 32, heldout < 64)
 
 
+def test_a_budget_that_nobody_chose_has_an_image_of_every_class(caplog):
+    data = Fake(max_labels=4)
+    data.free = frozenset({"max_labels"})
+    data.setup()
+    assert data.label_counts == {"train": 4, "heldout": 1, "test": 64, "rarest": 1}
+    assert caplog.messages == ["data.max_labels is 4; 5 is used, since fake has 4 classes"]
+
+
 @pytest.mark.parametrize("images", [4, 5, 9, 10, 36])
 def test_without_a_number_a_tenth_but_at_least_one_image_is_held_out(images):
     data = Fake(num_train=images, heldout=None, batch_size=1)

@@ -32,6 +32,15 @@ def test_a_class_keeps_its_last_image_if_others_suffice():
     assert torch.equal(stratified(large, 10, "x", spare=1), stratified(large, 10, "x"))
 
 
+def test_a_budget_of_labels_has_an_image_of_every_class_if_it_suffices():
+    labels = torch.tensor([0] * 300 + [1] * 3 + [2] * 5)
+    assert labels[stratified(labels, 20, "x")].bincount(minlength=3).tolist() == [20, 0, 0]
+    assert labels[stratified(labels, 20, "x", least=1)].bincount().tolist() == [18, 1, 1]
+    assert labels[stratified(labels, 9, "x", least=4)].bincount().tolist() != [0, 3, 4]
+    assert len(stratified(labels, 2, "x", least=1)) == 2
+    assert stratified(labels, 308, "x", least=1, spare=1).tolist() == list(range(308))
+
+
 def test_the_draw_depends_on_its_name_alone():
     labels = torch.arange(100) % 4
     first = stratified(labels, 20, "x")
