@@ -1,24 +1,30 @@
-"""Messages of the first process about values that the data reduce."""
+"""Messages of the first process about values that are fitted to the data."""
 
 from __future__ import annotations
 
 import logging
 
-from pytorch_lightning.utilities import rank_zero_only
-
 log = logging.getLogger(__name__)
 
 
-@rank_zero_only
-def say(message: str) -> None:
+def tell(message: str) -> None:
     """Log a message in the first process, as a warning so that Python shows it without any setup."""
-    log.warning(message)
+    from pytorch_lightning.utilities import rank_zero_only  # not at import, since it imports torch
+
+    rank_zero_only(log.warning)(message)
 
 
-def reduced(key: str, given: object, used: object, reason: str) -> str:
-    """Return the sentence for a value that the data reduce.
+def fitted(
+    key: str,
+    given: object,
+    used: object,
+    count: int,
+    owner: str = "the train split",
+    noun: str = "labelled image",
+) -> str:
+    """Return the sentence for a value that is fitted to the number of images.
 
-    >>> reduced("data.max_labels", 400, 320, "there are 320 labelled images")
-    'data.max_labels is 400; 320 is used, since there are 320 labelled images'
+    >>> fitted("data.max_labels", 400, 320, 320, "fake")
+    'data.max_labels is 400; 320 is used, since fake has 320 labelled images'
     """
-    return f"{key} is {given}; {used} is used, since {reason}"
+    return f"{key} is {given}; {used} is used, since {owner} has {count} {noun}{'s' * (count != 1)}"

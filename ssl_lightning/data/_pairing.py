@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssl_lightning.core.messages import reduced, say
+from ssl_lightning.core.messages import fitted, tell
 from ssl_lightning.data.io.sources import ImageSource
 from ssl_lightning.data.io.splits import complement, stratified
 
@@ -82,14 +82,14 @@ def draw_splits(
     else:
         train, selecting = complement(val, len(pool)), val
         if max_labels is not None and max_labels > len(pool):
-            say(reduced("data.max_labels", max_labels, len(pool), f"{name} has {len(pool)} labelled images"))
+            tell(fitted("data.max_labels", max_labels, len(pool), len(pool), name))
         elif max_labels is not None:
             train, selecting = _draw_labelled(pool.labels, train, val, max_labels, name, free)
         taken = val[:0] if pairing.overlap is None else pairing.overlap[val]
         pretrain = complement(taken[taken >= 0], len(pairing.pretrain))
     if pretrain_size is not None and pretrain_size > len(pretrain):
-        there = f"{name} has {len(pretrain)} pretraining images"
-        say(reduced("data.pretrain_size", pretrain_size, len(pretrain), there))
+        count = len(pretrain)
+        tell(fitted("data.pretrain_size", pretrain_size, count, count, name, "pretraining image"))
     elif pretrain_size is not None:
         same = torch.zeros(len(pretrain), dtype=torch.int64)  # one class: a plain fixed draw
         pretrain = pretrain[stratified(same, pretrain_size, "pretrain_size")]
@@ -111,7 +111,7 @@ def fitting_batch(batch_size: int, images: int, name: str, free: Collection[str]
     used = batch_size
     while used > images:
         used //= 2  # the result still divides evenly among 2, 4 or 8 processes
-    say(reduced("data.batch_size", batch_size, used, f"{name} has {images} pretraining images"))
+    tell(fitted("data.batch_size", batch_size, used, images, name, "pretraining image"))
     return used
 
 
@@ -125,7 +125,7 @@ def _draw_heldout(pairing: Pairing, name: str, heldout: int | None, free: Collec
     kind = "pretraining" if pairing.train is None else "labelled training"
     if heldout is not None and heldout >= len(pool) > 1 and "heldout" in free:
         count = tenth
-        say(reduced("data.heldout", heldout, count, f"{name} has {len(pool)} {kind} images"))
+        tell(fitted("data.heldout", heldout, count, len(pool), name, f"{kind} image"))
     if count >= len(pool) and heldout is None:
         raise ValueError(
             f"data {name} has {len(pool)} {kind} image; one is held out, so at least 2 are needed, or "
@@ -146,7 +146,8 @@ def _draw_labelled(
     for_train = max_labels - for_heldout
     if for_train < classes and "max_labels" in free:
         for_train = classes
-        say(reduced("data.max_labels", max_labels, for_train + for_heldout, f"{name} has {classes} classes"))
+        used = for_train + for_heldout
+        tell(fitted("data.max_labels", max_labels, used, 1, f"each of {classes} classes", "training image"))
     elif for_train < classes:
         one_each = f"and at least {classes} (one a class) besides the held-out part"
         raise _refusal("max_labels", max_labels, name, f"at most {len(labels)}, {one_each}")

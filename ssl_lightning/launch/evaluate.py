@@ -127,11 +127,11 @@ def changed_data(stored: DictConfig, cfg: DictConfig, given: list[str], folder: 
             )
         data[key] = OmegaConf.to_container(new)[key]  # type: ignore[call-overload, index]
     if data.get("mean") is None and not {"mean", "std"} & set(keys):
-        data.update(measured(folder))
+        data.update(run_statistics(folder))
     return data
 
 
-def measured(folder: Path) -> dict[str, Any]:
+def run_statistics(folder: Path) -> dict[str, Any]:
     """Return mean and deviation of the images of a run, from its export; nothing without one."""
     try:
         found = read_json(folder / BACKBONE_CONFIG, MAX_BYTES)["input"]

@@ -42,17 +42,17 @@ def records_of(
         Record(
             stage,
             metric,
-            measure(metric, *test),
+            figure_of(metric, *test),
             len(test[1]),
             protocol
-            | {"heldout": None if heldout is None else measure(metric, *heldout)}
+            | {"heldout": None if heldout is None else figure_of(metric, *heldout)}
             | details(metric, *test),
         )
         for metric in (*metrics_of(test[1]), *more)
     ]
 
 
-def measure(metric: str, scores: Tensor, labels: Tensor) -> float:
+def figure_of(metric: str, scores: Tensor, labels: Tensor) -> float:
     """Return a figure in [0, 1] of scores `(N, K)` for labels as for `metrics_of`."""
     if metric == "map":
         return float(mean_average_precision(scores, labels))

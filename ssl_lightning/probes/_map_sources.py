@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import gather_batches
-from ssl_lightning.probes._accuracy import Scored, measure
+from ssl_lightning.probes._accuracy import Scored, figure_of
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._shared_maps import MapRequest, gather_maps
 from ssl_lightning.probes.base import ProbeContext
@@ -70,7 +70,7 @@ class KeptMaps:
 
     def accuracies(self, networks: Sequence[nn.Module], split: str) -> list[float]:
         """Return the top-1 in [0, 1] of the classifier of each stage."""
-        return [measure("top1", *each) for each in self.scores(networks, split)]
+        return [figure_of("top1", *each) for each in self.scores(networks, split)]
 
 
 class FreshMaps:
@@ -131,7 +131,7 @@ class FreshMaps:
 
     def accuracies(self, networks: Sequence[nn.Module], split: str) -> list[float]:
         """Return the top-1 in [0, 1] of the classifier of each stage."""
-        return [measure("top1", *each) for each in self.scores(networks, split)]
+        return [figure_of("top1", *each) for each in self.scores(networks, split)]
 
 
 MapSource = KeptMaps | FreshMaps

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.core.messages import reduced
+from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.seeding import generator
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -74,8 +74,7 @@ class TrainingPlan:
         """Describe the reduced batch size; see `BaseProbe.fitted_limits`."""
         if train >= self.batch_size:
             return []
-        there = f"there are {train} labelled training images"
-        return [reduced(f"probe.{self.name}.batch_size", self.batch_size, train, there)]
+        return [fitted(f"probe.{self.name}.batch_size", self.batch_size, train, train)]
 
     def batches(self, images: int, seed: int) -> Iterator[Tensor]:
         """Yield the indices of a batch for each step: a new order each epoch, full batches only."""

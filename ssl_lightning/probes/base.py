@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.core.messages import say
+from ssl_lightning.core.messages import tell
 from ssl_lightning.features.encode import Features, Loader, encode, map_shapes
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 
@@ -207,7 +207,7 @@ def check_probes(
         for maps in shapes:
             probe.check_backbone(maps, counts)
         for sentence in probe.fitted_limits(counts):
-            say(sentence)
+            tell(sentence)
 
 
 def run_probes(

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.core.messages import reduced
+from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, MeanClassifier
-from ssl_lightning.probes._accuracy import Scored, measure, records_of
+from ssl_lightning.probes._accuracy import Scored, figure_of, records_of
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
@@ -127,9 +127,8 @@ class FineTuneProbe(BackboneProbe):
     def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
         images = self.choice.counts(counts)["train"]
         used = self._large_enough(images)
-        there = f"there are {images} labelled training images"
         same = used == self.fractions
-        return [] if same else [reduced("probe.finetune.fractions", self.fractions, used, there)]
+        return [] if same else [fitted("probe.finetune.fractions", self.fractions, used, images)]
 
     def _large_enough(self, images: int) -> list[float]:
         """Return the fractions of so many images that suffice to train on."""
@@ -317,7 +316,7 @@ class FineTuning(pl.LightningModule):
             return
         if epoch % self.every_n_epochs and epoch < self.trainer.max_epochs:  # type: ignore[operator]
             return
-        value = measure(self.metric, *self.scores("heldout"))
+        value = figure_of(self.metric, *self.scores("heldout"))
         if value > self.best:
             self.best, self.best_epoch = value, epoch
             self.best_weights = copy.deepcopy(self.state_dict())

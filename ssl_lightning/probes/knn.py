@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.core.messages import reduced
+from ssl_lightning.core.messages import fitted
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import knn_scores
 from ssl_lightning.probes._accuracy import records_of
@@ -52,8 +52,7 @@ class KNNProbe(Probe):
 
     def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
         ks, images = at_most(self.ks, counts["train"]), counts["train"]
-        there = f"there are {images} labelled training images"
-        return [] if ks == self.ks else [reduced("probe.knn.ks", self.ks, ks, there)]
+        return [] if ks == self.ks else [fitted("probe.knn.ks", self.ks, ks, images)]
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels, records = features.labels, []

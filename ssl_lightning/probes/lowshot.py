@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.artifacts.results import BALANCED, Record
-from ssl_lightning.core.messages import reduced
+from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
-from ssl_lightning.probes._accuracy import majority, measure, metrics_of
+from ssl_lightning.probes._accuracy import figure_of, majority, metrics_of
 from ssl_lightning.probes._choice import at_most
 from ssl_lightning.probes._svm import (
     LinearSVMProbe,
@@ -79,8 +79,9 @@ class LowShotProbe(LinearSVMProbe):
 
     def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
         smallest = counts.get("rarest", self.ks[-1])
-        ks, there = at_most(self.ks, smallest), f"the smallest class has {smallest} labelled training images"
-        return [] if ks == self.ks else [reduced("probe.lowshot.ks", self.ks, ks, there)]
+        ks = at_most(self.ks, smallest)
+        same = ks == self.ks
+        return [] if same else [fitted("probe.lowshot.ks", self.ks, ks, smallest, "the smallest class")]
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels = {split: values.cpu() for split, values in features.labels.items()}
@@ -115,7 +116,7 @@ class LowShotProbe(LinearSVMProbe):
                 x["train"][rows], drawn[rows], costs, folds, one_label=one_label, max_iter=self.max_iter
             )
             for (metric, split), figures in values.items():
-                figures.append(measure(metric, machines.scores(x[split]), labels[split]))
+                figures.append(figure_of(metric, machines.scores(x[split]), labels[split]))
             chosen.append(machines.costs[0].item() if one_label else machines.costs.tolist())
             images, converged = max(images, int(rows.sum())), converged and machines.converged
         protocol = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.core.messages import reduced
+from ssl_lightning.core.messages import fitted
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, solver
@@ -54,8 +54,7 @@ class SVMProbe(LinearSVMProbe):
 
     def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
         images = counts["train"]
-        there = f"there are {images} labelled training images"
-        return [] if images >= self.folds else [reduced("probe.svm.folds", self.folds, images, there)]
+        return [] if images >= self.folds else [fitted("probe.svm.folds", self.folds, images, images)]
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels = {split: values.cpu() for split, values in features.labels.items()}

@@ -133,7 +133,9 @@ def test_a_budget_that_nobody_chose_has_an_image_of_every_class(caplog):
     data.free = frozenset({"max_labels"})
     data.setup()
     assert data.label_counts == {"train": 4, "heldout": 1, "test": 64, "rarest": 1}
-    assert caplog.messages == ["data.max_labels is 4; 5 is used, since fake has 4 classes"]
+    assert caplog.messages == [
+        "data.max_labels is 4; 5 is used, since each of 4 classes has 1 training image"
+    ]
 
 
 @pytest.mark.parametrize("images", [4, 5, 9, 10, 36])

@@ -223,8 +223,8 @@ def test_too_few_labels_are_refused_beforehand() -> None:
     FineTuneProbe().check(counts)
     (said,) = FineTuneProbe().fitted_limits(counts)
     assert said == (
-        "probe.finetune.fractions is [0.01, 0.1, 1.0]; [0.1, 1.0] is used, since there are 130 labelled "
-        "training images"
+        "probe.finetune.fractions is [0.01, 0.1, 1.0]; [0.1, 1.0] is used, since the train split has 130 "
+        "labelled images"
     )
     with pytest.raises(ValueError, match=r"is \[0\.01\], at most 1 of 130 labelled training images; 2 are"):
         FineTuneProbe(fractions=[0.01]).check(counts)

@@ -49,7 +49,7 @@ def test_more_neighbours_than_labels_are_left_out(features: Features, ks: tuple,
     said = few.fitted_limits(counts)
     assert [r.protocol["k"] for r in few.run(features, num_classes=CLASSES)] == used
     assert said == ([] if list(ks) == used else [
-        f"probe.knn.ks is {list(ks)}; {used} is used, since there are 150 labelled training images"
+        f"probe.knn.ks is {list(ks)}; {used} is used, since the train split has 150 labelled images"
     ])  # fmt: skip
     with pytest.raises(ValueError, match="there are none"):
         few.check({"train": 0, "heldout": 50, "test": 1})

@@ -109,7 +109,7 @@ def test_numbers_that_the_smallest_class_does_not_have_are_left_out() -> None:
     assert record.protocol["k_shot"] == 20  # all images of the smallest class
     (said,) = LowShotProbe(ks=[4, 30]).fitted_limits({"train": 60, "rarest": 20})
     assert said == (
-        "probe.lowshot.ks is [4, 30]; [4] is used, since the smallest class has 20 labelled training images"
+        "probe.lowshot.ks is [4, 30]; [4] is used, since the smallest class has 20 labelled images"
     )
 
 

@@ -185,7 +185,9 @@ def test_bad_values_are_refused(options: dict, message: str) -> None:
 
 def test_few_images_make_a_smaller_batch_and_unknown_stages_are_refused(tmp_path: Path) -> None:
     (said,) = SegmentationProbe().fitted_limits({"train": 3, "heldout": 4, "test": 4})
-    assert said.startswith("probe.segmentation.batch_size is 8; 3 is used, since there are 3 labelled")
+    assert said.startswith(
+        "probe.segmentation.batch_size is 8; 3 is used, since the train split has 3 labelled"
+    )
     (record,) = run(splits(), tmp_path, batch_size=100, steps=3)
     assert record.protocol["batch_size"] == SIZES["train"]
     with pytest.raises(ValueError, match="there are none"):

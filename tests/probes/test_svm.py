@@ -189,7 +189,7 @@ def test_few_images_have_fewer_folds() -> None:
         features.pooled["train"][key] = x[few]
     probe = SVMProbe(folds=5)
     (said,) = probe.fitted_limits({"train": 4, "heldout": 1, "test": 1})
-    assert said == "probe.svm.folds is 5; 4 is used, since there are 4 labelled training images"
+    assert said == "probe.svm.folds is 5; 4 is used, since the train split has 4 labelled images"
     assert probe.run(features, num_classes=CLASSES)[0].protocol["selected_on"].startswith("4-fold")
     with pytest.raises(ValueError, match="needs at least 2 labelled training images"):
         probe.check({"train": 1, "heldout": 1, "test": 1})
