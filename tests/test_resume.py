@@ -212,7 +212,8 @@ def folder(tmp_path: Path) -> Path:
     cfg = OmegaConf.create(OmegaConf.to_container(cfg))
     cfg.update(fixed)
     cfg.overrides = overrides
-    AtomicCheckpointIO().save_checkpoint({"epoch": 2}, place / "checkpoints/last.ckpt")
+    loops = {"fit_loop": {"epoch_loop.state_dict": {"_batches_that_stepped": 20}}}
+    AtomicCheckpointIO().save_checkpoint({"epoch": 2, "loops": loops}, place / "checkpoints/last.ckpt")
     OmegaConf.save(cfg, place / "config.yaml", resolve=True)
     return place
 
@@ -228,6 +229,7 @@ def folder(tmp_path: Path) -> Path:
         (["task=nonsense"], "Could not find 'task/nonsense'"),
         (["trainer.devices=many"], "trainer.devices is 'many'"),
         (["trainer.max_epochs=1"], "trainer.max_epochs is 1, and the run is at epoch 2"),
+        (["trainer.max_steps=12"], "trainer.max_steps is 12, and the run is at step 20"),
         (["-m"], "does not take -m"),
         (["trainer.accelerator=gpu"], "torch sees no GPU here"),
     ],
@@ -257,6 +259,25 @@ def test_length_hardware_and_logging_may_change_and_the_folder_may_move(folder: 
     stored = OmegaConf.load(moved / "config.yaml")
     assert cfg.optimizer == stored.optimizer
     assert cfg.data == stored.data
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options", [["task=rotation"], ["task=inpainting", *ADVERSARIAL]], ids=["one", "gan"]
+)
+def test_a_run_of_so_many_steps_is_extended_and_equals_a_longer_one(
+    tmp_path: Path, options: list[str]
+) -> None:
+    long = [*RUN, *options, "trainer.max_epochs=-1", "scheduler=constant", "trainer.val_check_interval=1.0"]
+    long += ["trainer.precision=32-true"]
+    task = options[0].partition("=")[2]
+    finish(start(tmp_path, *long, "trainer.max_steps=40", "name=long"))
+    finish(start(tmp_path, *long, "trainer.max_steps=12", "name=short"))  # ends within an epoch
+    folder = folder_of(tmp_path, "short", task)
+    finish(start(tmp_path, f"resume={folder}", "trainer.max_steps=40"))
+    assert digest(folder) == digest(folder_of(tmp_path, "long", task))
+    assert "is at step 40" in finish(start(tmp_path, f"resume={folder}", "trainer.max_steps=30"), ok=False)
+    assert not (folder / "error.txt").exists()
 
 
 def test_two_processes_do_not_resume_one_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ EVALUATION = "evaluation.yaml"  # config of the last evaluate.py run=
 HYDRA = ".hydra"  # folder of the composed config and the overrides
 RESULTS = "results.json"
 METRICS = "metrics.csv"
-ERROR = "error.txt"
+ERROR = "error.txt"  # of a failed run
+EVALUATION_ERROR = ".evaluation-error.txt.tmp"  # of evaluate.py run=, until the launcher has printed it
 BAD_BATCH = "bad_batch.json"
 LOCK = ".lock"  # held while a process runs in the folder
 CHECKPOINTS, LAST, PREVIOUS, BEST = "checkpoints", "last.ckpt", "previous.ckpt", "best.ckpt"

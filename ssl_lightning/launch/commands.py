@@ -20,6 +20,7 @@ from ssl_lightning.config.composition import quote_paths
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.core.errors import RunError, print_error
+from ssl_lightning.launch.sweep import failed_jobs_named
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own variable: with 1 it raises errors and prints nothing about them
 
@@ -41,9 +42,9 @@ def train_main(arguments: Sequence[str]) -> int:
 
 def evaluate_main(arguments: Sequence[str]) -> int:
     """Probe the backbone of a run or of a file; return the exit status."""
-    from ssl_lightning.launch.evaluate import launch_evaluation
+    from ssl_lightning.launch.evaluate import launch_evaluation, with_data_of_run
 
-    return _compose_and_run(launch_evaluation, "evaluate", arguments)
+    return _compose_and_run(launch_evaluation, "evaluate", with_data_of_run(arguments))
 
 
 def report_main(arguments: Sequence[str]) -> int:
@@ -86,7 +87,9 @@ def _compose_and_run(
     wanted = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=path, config_name=name)(_in_one_line(task))()
+        with failed_jobs_named() as jobs:
+            watched = jobs.watch(_in_one_line(task))
+            hydra.main(version_base="1.3", config_path=path, config_name=name)(watched)()
     except (HydraException, OmegaConfBaseException, OSError) as error:
         if wanted == "1":
             raise

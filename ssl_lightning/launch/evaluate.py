@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_lightning.artifacts.run_folder import CHECKPOINTS, CONFIG, EVALUATION, NEXT_CONFIG
+from ssl_lightning.artifacts.run_folder import (
+    BACKBONE_CONFIG,
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATION,
+    NEXT_CONFIG,
+)
 from ssl_lightning.config.composition import drop_unchosen, resolve
 from ssl_lightning.config.identity import leaves
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
+from ssl_lightning.core.untrusted import read_json
 from ssl_lightning.launch.cluster import check_name, restarts
 from ssl_lightning.launch.previous_runs import read_objective
 from ssl_lightning.launch.ranks import start_ranks
@@ -33,6 +42,9 @@ from ssl_lightning.launch.train import (
 TAKEN = tuple(key.name for key in KEYS if key.evaluate == "taken")
 REFUSED = tuple(key.name for key in KEYS if key.evaluate == "refused")
 MODE = "evaluate"
+MAX_BYTES = 1 << 20  # of a backbone.json
+COLOURS = ("RGB", "grey")  # input colours whose mean and deviation those of the images are
+ANY = "++"  # Hydra's mark of an override of any key, known or not
 
 
 def launch_evaluation(cfg: DictConfig) -> float | None:
@@ -45,7 +57,7 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
         RunError: The run or a file is absent or does not fit, or a process failed.
     """
     hydra = HydraConfig.get()
-    cfg, given = drop_unchosen(cfg, hydra), list(hydra.overrides.task)
+    cfg, given = drop_unchosen(cfg, hydra), as_given(hydra.overrides.task)
     if hydra.mode is RunMode.MULTIRUN:
         cfg.name = f"{cfg.name}_{hydra.job.num}"  # a folder for each job
     folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()
@@ -73,6 +85,25 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     return read_objective(folder, cfg.objective)
 
 
+def with_data_of_run(arguments: Sequence[str]) -> list[str]:
+    """Let `data.x=` beside `run=` name any key: it changes the run's own data, which Hydra does not know.
+
+    >>> with_data_of_run(["run=outputs/x", "data.train_dir=a"])
+    ['run=outputs/x', '++data.train_dir=a']
+    >>> with_data_of_run(["run=outputs/x", "data=cifar10", "data.heldout=9"])
+    ['run=outputs/x', 'data=cifar10', 'data.heldout=9']
+    """
+    has_run = any(argument.startswith("run=") for argument in arguments)
+    if not has_run or any(argument.startswith("data=") for argument in arguments):
+        return list(arguments)
+    return [f"{ANY}{each}" if each.startswith("data.") else each for each in arguments]
+
+
+def as_given(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides without the marks of `with_data_of_run`."""
+    return [each.removeprefix(ANY) if each.startswith(f"{ANY}data.") else each for each in overrides]
+
+
 def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictConfig:
     """Return the config of a run, with the groups named on the command line taken from `cfg`.
 
@@ -83,17 +114,57 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
     touched = {override.lstrip("+~").partition("=")[0].partition(".")[0] for override in given}
     if wrong := sorted(touched & set(REFUSED)):
         raise RunError(f"error: {', '.join(wrong)} cannot be given with run=; the run has its own")
+    if "data" in touched and not any(each.startswith("data=") for each in given):
+        cfg.data = changed_data(stored, cfg, given, folder)
     new = resolve(cfg)
     for group in TAKEN:
         if group in touched or group not in stored:
             stored[group] = new[group]
-    if "data" in touched:
+    if any(each.startswith("data=") for each in given):
         stored.choices.data = new.choices.data
     stored.update(checkpoint=new.checkpoint, callbacks={}, logger={}, overrides=given)
     if (folder / CHECKPOINTS).is_dir():
         stored.init_from = None  # the checkpoint replaces it; without checkpoints the run kept these weights
     check_loaded(stored, folder, folder / CONFIG, _keys_of(new, touched))
     return stored
+
+
+def changed_data(stored: DictConfig, cfg: DictConfig, given: list[str], folder: Path) -> DictConfig:
+    """Return the data of a run with the keys that the command line changes.
+
+    Mean and deviation stay those of the run, even if other images would be measured.
+
+    Args:
+        stored: Config of the run.
+        cfg: Composed config, whose `data` holds the changed keys.
+        given: Overrides of the command line.
+        folder: The run folder.
+
+    Raises:
+        RunError: The data of the run have no such key.
+    """
+    data, new = stored.data.copy(), cast(DictConfig, cfg.data)
+    names = [each.lstrip("+").partition("=")[0] for each in given]
+    keys = [name.split(".")[1] for name in names if name.startswith("data.")]
+    for key in keys:
+        if key not in data:
+            takes = ", ".join(sorted(str(known) for known in data if known != "_target_"))
+            raise RunError(
+                f"error: data.{key} is not a key of the run's data={stored.choices.data}, which takes {takes}"
+            )
+        data[key] = OmegaConf.to_container(new)[key]  # type: ignore[call-overload, index]
+    if data.get("mean") is None and not {"mean", "std"} & set(keys):
+        data.update(run_statistics(folder))
+    return data
+
+
+def run_statistics(folder: Path) -> dict[str, Any]:
+    """Return mean and deviation of the images of a run, from its export; nothing without one."""
+    try:
+        found = read_json(folder / BACKBONE_CONFIG, MAX_BYTES)["input"]
+        return {key: found[key] for key in ("mean", "std")} if found["colour"] in COLOURS else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _keys_of(new: DictConfig, touched: set[str]) -> list[str]:

@@ -14,12 +14,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ssl_lightning.artifacts.run_folder import ERROR, NOT_FIRST, PARENT_PIPE, REFUSED, UNREPORTED
+from ssl_lightning.artifacts.run_folder import (
+    ERROR,
+    EVALUATION_ERROR,
+    NOT_FIRST,
+    PARENT_PIPE,
+    REFUSED,
+    UNREPORTED,
+)
 from ssl_lightning.core.cpu import ALLOCATOR, available_cores
 from ssl_lightning.core.entry import child_environment
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.stop_signals import REPEAT_S, SIGNALS
 from ssl_lightning.launch.cluster import AGENT_STORE, Place
+from ssl_lightning.launch.previous_runs import finished_facts
 
 STOP_GRACE_S = 300.0  # for the first rank to finish a batch and save; a second signal ends the wait
 CRASH_GRACE_S = 5.0  # for ranks that likely wait for a crashed one
@@ -43,8 +51,9 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     Raises:
         RunError: A worker failed; the message comes from the worker.
     """
+    report = folder / (EVALUATION_ERROR if "evaluate" in mode else ERROR)
     if place.is_first:
-        (folder / ERROR).unlink(missing_ok=True)
+        report.unlink(missing_ok=True)
     if place.port is None:
         place = replace(place, port=free_port())
     environment = {name: value for name, value in child_environment().items() if name not in RANK_VARIABLES}
@@ -81,8 +90,8 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     if code == NOT_FIRST and not place.is_alone:
         raise SystemExit(1)  # the launcher of the first failure reports it
     if any(worker.returncode == REFUSED for worker in workers):
-        raise RunError(taken_refusal(folder))
-    raise RunError(failure_message(folder, place.first + failed, code))
+        raise RunError(taken_refusal(report))
+    raise RunError(failure_message(report, place.first + failed, code))
 
 
 def wait_for_all(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -139,20 +148,25 @@ def signals_raised() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
-def taken_refusal(folder: Path) -> str:
+def taken_refusal(report: Path) -> str:
     """Return why the first rank refused the config, and remove its report: nothing ran, so nothing stays."""
-    report = folder / ERROR
     message, _, _ = report.read_text().partition("\n\n")
     report.unlink()
     return f"error: {message}"
 
 
-def failure_message(folder: Path, rank: int, code: int) -> str:
-    """Return why a rank failed: its own one-line error if it left one, else its exit status."""
-    report = folder / ERROR
+def failure_message(report: Path, rank: int, code: int) -> str:
+    """Return why a rank failed: its own one-line error if it left one, else its exit status.
+
+    Only a failed run keeps the report: not one that finished before, and not one that was evaluated.
+    """
+    folder = report.parent
     if code >= 0 and report.exists():
         message, _, _ = report.read_text().partition("\n\n")
-        return f"error: {message}\n(details: {report})"
+        if report.name == ERROR and not finished_facts(folder):
+            return f"error: {message}\n(details: {report})"
+        report.unlink(missing_ok=True)
+        return f"error: {message}"
     if code == UNREPORTED:
         return f"rank {rank} printed its error above; the disk had no room for {report}"
     how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -147,10 +147,10 @@ def check_loaded(cfg: DictConfig, folder: Path, source: Path, given: Collection[
 
 
 def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
-    """Raise if the checkpoint of a folder cannot be resumed to `trainer.max_epochs`.
+    """Raise if the checkpoint of a folder cannot be resumed to `trainer.max_epochs` and `trainer.max_steps`.
 
     Raises:
-        ValueError: All checkpoints are torn, or the newest one is beyond `trainer.max_epochs`.
+        ValueError: All checkpoints are torn, or the newest one is beyond one of them.
     """
     from ssl_lightning.artifacts.checkpoints import load_checkpoint, resume_point
 
@@ -158,9 +158,22 @@ def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
     if newest is None:
         print(f"{folder} holds no checkpoint yet; the run starts from the beginning")
         return
-    epoch, end = load_checkpoint(newest).get("epoch"), cfg.trainer.max_epochs
-    if isinstance(epoch, int) and isinstance(end, int) and 0 <= end < epoch:  # the worker refuses other types
-        raise ValueError(f"trainer.max_epochs is {cfg.trainer.max_epochs}, and the run is at epoch {epoch}")
+    content = load_checkpoint(newest)
+    reached = {"epoch": content.get("epoch"), "step": _steps(content)}
+    for key, at in (("max_epochs", "epoch"), ("max_steps", "step")):
+        end, done = cfg.trainer[key], reached[at]
+        if (
+            isinstance(done, int) and isinstance(end, int) and 0 <= end < done
+        ):  # the worker refuses other types
+            raise ValueError(f"trainer.{key} is {end}, and the run is at {at} {done}")
+
+
+def _steps(checkpoint: Mapping[str, Any]) -> Any:
+    """Return the number of steps as `trainer.max_steps` counts them: once for all optimizers of a task."""
+    node: Any = checkpoint
+    for key in ("loops", "fit_loop", "epoch_loop.state_dict", "_batches_that_stepped"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
 
 
 def _may_change(key: str) -> bool:

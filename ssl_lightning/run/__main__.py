@@ -20,6 +20,7 @@ from ssl_lightning.artifacts.run_folder import (
     CONFIG,
     ERROR,
     EVALUATION,
+    EVALUATION_ERROR,
     NEXT_CONFIG,
     NOT_FIRST,
     PARENT_PIPE,
@@ -48,7 +49,8 @@ def main() -> int:
     """Run the folder named on the command line; return the exit status.
 
     `ssl_lightning.launch.ranks`, `torchrun` or `srun` starts it. The folder holds the resolved `config.yaml`.
-    A failure leaves a one-line message and the traceback in `error.txt`.
+    A failure leaves a one-line message and the traceback in `error.txt`; of an evaluation, in a file that the
+    launcher removes.
     """
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
     config = {"train": CONFIG, "next": NEXT_CONFIG, "evaluate": EVALUATION}.get(mode)
@@ -103,7 +105,8 @@ def main() -> int:
     except Exception as error:
         if STOP.signum is not None and not first:
             STOP.exit()  # rank 0 stopped, and this rank lost the connection
-        return leave_report(folder, error, refuses=refuses)
+        report = folder / (EVALUATION_ERROR if mode == "evaluate" else ERROR)
+        return leave_report(report, error, refuses=refuses)
     return 0
 
 
@@ -115,11 +118,11 @@ def keep_quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def leave_report(folder: Path, error: Exception, *, refuses: bool) -> int:
+def leave_report(report: Path, error: Exception, *, refuses: bool) -> int:
     """Write the first failure as message, empty line and traceback; return the exit status.
 
     Args:
-        folder: The run folder.
+        report: The file.
         error: The failure.
         refuses: Whether it came before any work.
     """
@@ -129,7 +132,6 @@ def leave_report(folder: Path, error: Exception, *, refuses: bool) -> int:
     expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
     message = printable(str(cause) if expected else f"{type(cause).__name__}: {cause}")
     text = "".join(traceback.format_exception(error))
-    report = folder / ERROR
     first, status = True, REFUSED if refuses and expected else 1
     try:
         with open(report, "x") as file:

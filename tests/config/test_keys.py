@@ -68,11 +68,12 @@ def test_keys_outside_the_digests() -> None:
 
 def test_keys_that_may_change_on_resume() -> None:
     assert resume.MAY_CHANGE == (
-        "trainer.max_epochs", "trainer.devices", "trainer.accelerator", "trainer.num_nodes",
-        "trainer.strategy", "trainer.launcher", "trainer.log_every_n_steps", "data.root", "data.num_workers",
-        "data.device_resident", "logger", "callbacks", "objective", "diverged", "compile", "cuda_graphs",
+        "trainer.max_epochs", "trainer.max_steps", "trainer.devices", "trainer.accelerator",
+        "trainer.num_nodes", "trainer.strategy", "trainer.launcher", "trainer.log_every_n_steps", "data.root",
+        "data.num_workers", "data.device_resident", "logger", "callbacks", "objective", "diverged", "compile",
+        "cuda_graphs",
     )  # fmt: skip
-    assert set(resume.MAY_CHANGE) - set(identity.NOT_SCIENCE) == {"trainer.max_epochs"}
+    assert set(resume.MAY_CHANGE) - set(identity.NOT_SCIENCE) == {"trainer.max_epochs", "trainer.max_steps"}
 
 
 def test_paths_that_an_untrusted_config_may_name() -> None:

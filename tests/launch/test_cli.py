@@ -19,8 +19,7 @@ from tests._plugin import write_plugin
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "data=fake", "budget=tiny", "data.max_labels=null", "trainer=cpu", "probe=[knn]", "probe.knn.ks=[5]",
-    "callbacks=[checkpoint]",
+    "data=fake", "budget=tiny", "trainer=cpu", "probe=[knn]", "callbacks=[checkpoint]",
 ]  # fmt: skip
 
 

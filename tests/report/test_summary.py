@@ -6,7 +6,14 @@ import pytest
 from rich.console import Console
 
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.report.summary import print_probes, print_times, summary_table, summary_tables
+from ssl_lightning.report.probe_table import ProbeTable
+from ssl_lightning.report.summary import (
+    print_probes,
+    print_times,
+    summary_table,
+    summary_tables,
+    unequal_classes,
+)
 
 
 def record(stage: str, trained: bool, value: float, heldout: float | None, metric: str = "top1") -> Record:
@@ -105,3 +112,21 @@ def test_the_last_lines_say_where_the_time_went(capsys: pytest.CaptureFixture[st
         "probes: segmentation 88.3 s",
         "time: start 1.0 s, pretraining 61.3 s, probes 5.5 s, rest 0.0 s",
     ]
+
+
+def test_the_share_of_the_largest_class_stands_below_unequal_figures() -> None:
+    rows = [record("stage1", True, 0.909, 0.9), record("stage1", True, 0.5, 0.5, metric="balanced")]
+    rows[1].protocol.update(majority=0.909, standard_error=0.03)
+    head, line = shown(rows)
+    assert "knn k=20   knn k=20 balanced" in head
+    assert line.split()[1:] == ["90.9*", "50.0*"]
+    (said,) = unequal_classes([*rows, *rows])
+    assert said.startswith(
+        "Unequal classes: always answering the largest one is right on 90.9% of 1,000 test"
+    )
+    assert unequal_classes(rows[:1]) == []
+    assert rows[1].standard_error == 0.03
+    text = repr(ProbeTable(rows, ["images: 9"]))
+    assert "50.0 ± 3.0*" in text
+    assert text.splitlines()[-2:] == [said, "images: 9"]
+    assert said in ProbeTable(rows)._repr_html_()

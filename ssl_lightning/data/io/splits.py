@@ -8,7 +8,7 @@ from torch import Tensor
 from ssl_lightning.core.seeding import generator
 
 
-def stratified(labels: Tensor, count: int, stream: str) -> Tensor:
+def stratified(labels: Tensor, count: int, stream: str, *, least: int = 0, spare: int = 0) -> Tensor:
     """Draw `count` images, stratified by class; the draw is the same in every run.
 
     Shares are rounded by largest remainder. Draws of one stream are nested within each class.
@@ -17,6 +17,8 @@ def stratified(labels: Tensor, count: int, stream: str) -> Tensor:
         labels: (N,) int64, the class of each image; or (N, K) of 1, 0 and -1, see `rarest_class`.
         count: Size of the draw, 0 to N.
         stream: Name of the draw.
+        least: Images of each class in the draw, if `count` suffices for all classes; fewer if it has fewer.
+        spare: Images of each class that the draw leaves out, if the other images suffice.
 
     Returns:
         Sorted indices (count,) int64.
@@ -30,6 +32,12 @@ def stratified(labels: Tensor, count: int, stream: str) -> Tensor:
     rest = count - int(take.sum())
     # Stable, so that equal remainders go to the lower label on every machine
     take[(share - take).argsort(descending=True, stable=True)[:rest]] += 1
+    low = sizes.clamp(max=least)
+    high = torch.maximum(sizes - spare, low)
+    if int(low.sum()) <= count <= int(high.sum()):
+        while ((take < low) | (take > high)).any():  # from the class with the most above its bound
+            take[torch.where(take > high, len(labels), take - low).argmax()] -= 1
+            take[torch.where(take < low, len(labels), high - take).argmax()] += 1
     order = torch.randperm(len(labels), generator=generator("fixed", stream))
     ordered = labels[order]
     drawn = [order[ordered == c][:n] for c, n in zip(classes, take.tolist(), strict=True)]

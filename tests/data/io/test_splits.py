@@ -23,6 +23,24 @@ def test_shares_that_do_not_divide_still_add_up(count):
     assert (labels[drawn].bincount(minlength=3) - labels.bincount() * count / 10).abs().max() < 1
 
 
+def test_a_class_keeps_its_last_image_if_others_suffice():
+    labels = torch.tensor([0] * 3 + [1, 2, 3, 4, 5, 6])
+    drawn = stratified(labels, 2, "x", spare=1)
+    assert labels[drawn].tolist() == [0, 0]
+    assert len(stratified(labels, 3, "x", spare=1)) == 3  # only two can be spared
+    large = torch.arange(100) % 4
+    assert torch.equal(stratified(large, 10, "x", spare=1), stratified(large, 10, "x"))
+
+
+def test_a_budget_of_labels_has_an_image_of_every_class_if_it_suffices():
+    labels = torch.tensor([0] * 300 + [1] * 3 + [2] * 5)
+    assert labels[stratified(labels, 20, "x")].bincount(minlength=3).tolist() == [20, 0, 0]
+    assert labels[stratified(labels, 20, "x", least=1)].bincount().tolist() == [18, 1, 1]
+    assert labels[stratified(labels, 9, "x", least=4)].bincount().tolist() != [0, 3, 4]
+    assert len(stratified(labels, 2, "x", least=1)) == 2
+    assert stratified(labels, 308, "x", least=1, spare=1).tolist() == list(range(308))
+
+
 def test_the_draw_depends_on_its_name_alone():
     labels = torch.arange(100) % 4
     first = stratified(labels, 20, "x")

@@ -59,6 +59,15 @@ class HuggingFace:
         return [row[at] for row in self.rows] if isinstance(at, str) else self.rows[at]
 
 
+@pytest.mark.parametrize(("count", "batch"), [(36, 32), (5, 4), (2, 1)])
+def test_the_default_batch_fits_few_images(count: int, batch: int, caplog: pytest.LogCaptureFixture) -> None:
+    data = ImageData(PIXELS[:count])
+    data.setup()
+    assert (data.batch_size, len(next(iter(data.train_dataloader()))[0])) == (batch, batch)
+    assert len(next(iter(data.val_dataloader()))[0]) == max(1, count // 10)
+    assert caplog.messages[0].startswith(f"data.batch_size is 64; {batch} is used, since image_data has")
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(PIXELS)
