@@ -19,7 +19,9 @@ from ssl_lightning.core.untrusted import check_schema, read_json
 # `python -m ssl_lightning.report.results_schema` to rewrite the JSON schema.
 SCHEMA: Final = 2
 MAX_BYTES = 1 << 25  # of a results.json; a run writes about 50 kB
-PROTOCOL_NUMBERS = ("heldout", "k", "k_shot", "fraction", "sd")  # numbers or null in a protocol
+BALANCED = "balanced"  # metric: mean accuracy over the classes, beside top1 if they are unequal in number
+# numbers or null in a protocol
+PROTOCOL_NUMBERS = ("heldout", "k", "k_shot", "fraction", "sd", "standard_error", "majority")
 RANKS = ("rankme",)  # metrics that are ranks; all others are fractions
 RANK = Limits("a rank, 1 or more", minimum=1)
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
@@ -99,7 +101,12 @@ class Record(Measured):
 
     @property
     def standard_error(self) -> float | None:
-        """Standard error of an accuracy over its n images, sqrt(p (1 - p) / n); None for other metrics."""
+        """Standard error of an accuracy, sqrt(p (1 - p) / n) over its n images; None for other metrics.
+
+        A balanced accuracy has its own in the protocol.
+        """
+        if self.metric == BALANCED:
+            return cast(float | None, self.protocol.get("standard_error"))
         if not self.metric.startswith("top"):
             return None
         return math.sqrt(self.value * (1 - self.value) / self.n)

@@ -88,7 +88,7 @@ KEYS = (
     Key("benchmark", Mapping, science=False),
     # Length
     Key("trainer.max_epochs", int, EPOCHS, resume=True),
-    Key("trainer.max_steps", int, STEPS),
+    Key("trainer.max_steps", int, STEPS, resume=True),
     Key("trainer.limit_train_batches", int | float | None, Range(is_part, PART)),
     Key("trainer.limit_val_batches", int | float | None, Range(lambda n: n == 0 or is_part(n), f"0, {PART}")),
     # Hardware

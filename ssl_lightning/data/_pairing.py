@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.messages import reduced, say
 from ssl_lightning.data.io.sources import ImageSource
 from ssl_lightning.data.io.splits import complement, stratified
 
@@ -60,55 +62,96 @@ def draw_splits(
     pairing: Pairing,
     name: str,
     *,
-    batch_size: int,
     heldout: int | None,
     max_labels: int | None,
     pretrain_size: int | None,
+    free: Collection[str] = (),
 ) -> Splits:
     """Draw the splits of a data set; for the keywords see `PairedDataModule`.
+
+    Limits above the number of images have no effect; a message says so.
 
     Raises:
         ValueError: A number is out of range for the data set `name`.
     """
-
-    def refuse(key: str, value: object, allowed: str) -> ValueError:
-        return ValueError(f"data.{key} is {value}; allowed for {name} is {allowed}")
-
     pool = heldout_pool(pairing)
-    published = len(pool) // 10 if pairing.heldout is None else len(pairing.heldout)
-    count = published if heldout is None else heldout
-    least = 1 if heldout is None else 0
-    if not least <= count < len(pool):
-        kind = "pretraining" if pairing.train is None else "labelled training"
-        raise refuse("heldout", count, f"{least} to {len(pool) - 1}, as there are {len(pool)} {kind} images")
-    if heldout is None and pairing.heldout is not None:
-        val = pairing.heldout
-    else:
-        val = stratified(pool.labels, count, "heldout")
+    val = _draw_heldout(pairing, name, heldout, free)
     train = selecting = val[:0]
     if pairing.train is None:
-        if max_labels is not None:
-            raise refuse("max_labels", max_labels, "null, as there are no labels")
         pretrain = complement(val, len(pool))
     else:
-        labels = pairing.train.labels
-        train, selecting = complement(val, len(labels)), val
-        if max_labels is not None:  # keep the proportion of held-out images
-            classes = len(labels.unique())
-            for_heldout = max(min(1, len(val)), round(max_labels * len(val) / len(labels)))
-            for_train = max_labels - for_heldout
-            if max_labels > len(labels) or for_train < classes:
-                one_each = f"and at least {classes} (one a class) besides the held-out part"
-                raise refuse("max_labels", max_labels, f"at most {len(labels)}, {one_each}")
-            train = train[stratified(labels[train], for_train, "max_labels")]
-            selecting = val[stratified(labels[val], for_heldout, "max_labels")]
+        train, selecting = complement(val, len(pool)), val
+        if max_labels is not None and max_labels > len(pool):
+            say(reduced("data.max_labels", max_labels, len(pool), f"{name} has {len(pool)} labelled images"))
+        elif max_labels is not None:
+            train, selecting = _draw_labelled(pool.labels, train, val, max_labels, name)
         taken = val[:0] if pairing.overlap is None else pairing.overlap[val]
         pretrain = complement(taken[taken >= 0], len(pairing.pretrain))
-    if pretrain_size is not None:
-        if pretrain_size > len(pretrain):
-            raise refuse("pretrain_size", pretrain_size, f"1 to {len(pretrain)}")
+    if pretrain_size is not None and pretrain_size > len(pretrain):
+        there = f"{name} has {len(pretrain)} pretraining images"
+        say(reduced("data.pretrain_size", pretrain_size, len(pretrain), there))
+    elif pretrain_size is not None:
         same = torch.zeros(len(pretrain), dtype=torch.int64)  # one class: a plain fixed draw
         pretrain = pretrain[stratified(same, pretrain_size, "pretrain_size")]
-    if batch_size > len(pretrain):
-        raise refuse("batch_size", batch_size, f"1 to {len(pretrain)}, the pretraining images")
+    if not len(pretrain):
+        raise ValueError(f"all pretraining images of {name} are held out; lower data.heldout")
     return Splits(pretrain, val, train, selecting)
+
+
+def fitting_batch(batch_size: int, images: int, name: str, free: Collection[str]) -> int:
+    """Return the size of a pretraining batch; halve a default until the images fill a batch.
+
+    Raises:
+        ValueError: A user chose a batch that the images do not fill.
+    """
+    if batch_size <= images:
+        return batch_size
+    if "batch_size" not in free:
+        raise _refusal("batch_size", batch_size, name, f"1 to {images}, the pretraining images")
+    used = batch_size
+    while used > images:
+        used //= 2  # the result still divides evenly among 2, 4 or 8 processes
+    say(reduced("data.batch_size", batch_size, used, f"{name} has {images} pretraining images"))
+    return used
+
+
+def _draw_heldout(pairing: Pairing, name: str, heldout: int | None, free: Collection[str]) -> Tensor:
+    """Return the held-out images as indices into `heldout_pool`, sorted."""
+    pool = heldout_pool(pairing)
+    if heldout is None and pairing.heldout is not None:
+        return pairing.heldout
+    tenth = max(1, len(pool) // 10)
+    count = tenth if heldout is None else heldout
+    kind = "pretraining" if pairing.train is None else "labelled training"
+    if heldout is not None and heldout >= len(pool) > 1 and "heldout" in free:
+        count = tenth
+        say(reduced("data.heldout", heldout, count, f"{name} has {len(pool)} {kind} images"))
+    if count >= len(pool) and heldout is None:
+        raise ValueError(
+            f"data {name} has {len(pool)} {kind} image; one is held out, so at least 2 are needed, or "
+            "data.heldout=0"
+        )
+    if count >= len(pool):
+        allowed = f"0 to {len(pool) - 1}, as there are {len(pool)} {kind} images"
+        raise _refusal("heldout", count, name, allowed)
+    return stratified(pool.labels, count, "heldout", spare=1)
+
+
+def _draw_labelled(
+    labels: Tensor, train: Tensor, val: Tensor, max_labels: int, name: str
+) -> tuple[Tensor, Tensor]:
+    """Draw `max_labels` of the training and held-out images, in the proportion of the two."""
+    classes = len(labels.unique())
+    for_heldout = max(min(1, len(val)), round(max_labels * len(val) / len(labels)))
+    for_train = max_labels - for_heldout
+    if for_train < classes:
+        one_each = f"and at least {classes} (one a class) besides the held-out part"
+        raise _refusal("max_labels", max_labels, name, f"at most {len(labels)}, {one_each}")
+    return (
+        train[stratified(labels[train], for_train, "max_labels")],
+        val[stratified(labels[val], for_heldout, "max_labels")],
+    )
+
+
+def _refusal(key: str, value: object, name: str, allowed: str) -> ValueError:
+    return ValueError(f"data.{key} is {value}; allowed for {name} is {allowed}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.data._pairing import Pairing, Splits, draw_splits, heldout_pool
+from ssl_lightning.data._pairing import Pairing, Splits, draw_splits, fitting_batch, heldout_pool
 from ssl_lightning.data.io.augment import EvalView
 from ssl_lightning.data.io.folders import usable_images
 from ssl_lightning.data.io.loader import BatchLoader
@@ -41,8 +41,8 @@ class PairedDataModule(pl.LightningDataModule):
         heldout: Number of labelled training images to hold out (without labels: of pretraining images).
             None holds out the published validation split, or a tenth if there is none. With 0 there is no
             validation, and no probe may select anything.
-        max_labels: Labelled images that probes may use, training and held-out together; None for all.
-        pretrain_size: Pretraining images in an epoch; None for all.
+        max_labels: Most labelled images that probes may use, training and held-out together; None for all.
+        pretrain_size: Most pretraining images in an epoch; None for all.
 
     Raises:
         ValueError: A number is out of range; in `setup`, also for the number of images.
@@ -53,6 +53,8 @@ class PairedDataModule(pl.LightningDataModule):
     targets: str = "classes"  # kind of the labels: classes, multilabel, masks or boxes
     eval_view: EvalView | None = None  # evaluation view of an image file, if images are files
     num_workers: int = 2  # processes that decode image files
+    # keywords with a default that nobody chose: `setup` fits batch_size and heldout to few images
+    free: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -133,11 +135,13 @@ class PairedDataModule(pl.LightningDataModule):
         self._splits = draw_splits(
             pairing,
             self.name,
-            batch_size=self.batch_size,
             heldout=self.heldout,
             max_labels=self.max_labels,
             pretrain_size=self.pretrain_size,
+            free=self.free,
         )
+        images = len(self._splits.pretrain)
+        self.batch_size = fitting_batch(self.batch_size, images, self.name, self.free)
         labelled = bool((pairing.pretrain.labels[self._splits.pretrain] >= 0).all())
         self._pairing = pairing
         mean, std = self._statistics()

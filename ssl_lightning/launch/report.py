@@ -16,7 +16,7 @@ def launch_report(cfg: DictConfig) -> None:
     """Read the results named by a composed `conf/report.yaml`, print the table, and write it with the page.
 
     Raises:
-        RunError: The folder or the benchmark does not exist, no run has a figure, or the disk is full.
+        RunError: The folder or the benchmark does not exist, there is no finished run, or the disk is full.
     """
     try:
         benchmark = find_benchmark(cfg.benchmark) if cfg.benchmark else None

@@ -76,3 +76,25 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
         raise ValueError(f"k is {k}; allowed are 1 to {scores.shape[-1]}, all classes")
     best = scores.topk(k, dim=-1).indices  # (..., N, k)
     return (best == labels[:, None]).any(-1).double().mean(-1)
+
+
+def balanced_accuracy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the mean over classes of the accuracy on their samples, and its standard error.
+
+    Classes without a sample do not count.
+
+    Args:
+        scores: `(N, K)`.
+        labels: `(N,)` int64 in 0..K-1; at least one.
+
+    Returns:
+        The mean of p_c in [0, 1], and the root of the sum of p_c (1 - p_c) / n_c over the number of classes;
+        scalars, float64.
+    """
+    classes = scores.shape[1]
+    right = (scores.topk(1, dim=1).indices[:, 0] == labels).double()
+    sizes = labels.bincount(minlength=classes)
+    present = sizes > 0
+    sizes = sizes[present]
+    p = right.new_zeros(classes).index_add_(0, labels, right)[present] / sizes
+    return p.mean(), (p * (1 - p) / sizes).sum().sqrt() / len(p)

@@ -1,8 +1,8 @@
-"""Choice of the training labels of a classifier and of the weights to test."""
+"""Choice of the training labels of a classifier, of the weights to test, and of limits that fit the data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,15 +65,22 @@ class Choice:
             else {"train": train, "heldout": heldout}
         )
 
-    def protocol(self, counts: Mapping[str, int], figure: float | None) -> dict[str, Any]:
+    def protocol(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """Describe the choice for the protocol of a result.
 
         Args:
             counts: As `counts` returns them; other splits are ignored.
-            figure: Held-out score of the tested weights; None without held-out images.
         """
         return {
             "selected_on": "heldout" if self.by_heldout else "nothing",
             "labels": {split: counts[split] for split in ("train", "heldout")},
-            "heldout": figure,
         }
+
+
+def at_most(numbers: Sequence[int], limit: int) -> list[int]:
+    """Return the numbers up to a limit, or the limit itself if all are above it.
+
+    >>> at_most([5, 20, 200], 30), at_most([20, 200], 9)
+    ([5, 20], [9])
+    """
+    return [number for number in numbers if number <= limit] or [limit]

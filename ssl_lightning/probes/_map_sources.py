@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import gather_batches
-from ssl_lightning.ops.knn import topk_accuracy
+from ssl_lightning.probes._accuracy import Scored, measure
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._shared_maps import MapRequest, gather_maps
 from ssl_lightning.probes.base import ProbeContext
@@ -58,9 +58,19 @@ class KeptMaps:
         for rows in order[:used].to(self.x.device).split(self.batch_size):
             yield [self.x[rows].float()], self.labels[rows]
 
+    @torch.no_grad()
+    def scores(self, networks: Sequence[nn.Module], split: str) -> list[Scored]:
+        """Return logits and labels of a split for the classifier of each stage, in eval mode."""
+        x, labels = self.splits[split]
+        found = []
+        for network in networks:
+            network.eval()
+            found.append((torch.cat([network(part.float()) for part in x.split(EVAL_BATCH)]), labels))
+        return found
+
     def accuracies(self, networks: Sequence[nn.Module], split: str) -> list[float]:
-        """Return the top-1 in [0, 1] of the classifier of each stage, in eval mode."""
-        return [accuracy(network, *self.splits[split]) for network in networks]
+        """Return the top-1 in [0, 1] of the classifier of each stage."""
+        return [measure("top1", *each) for each in self.scores(networks, split)]
 
 
 class FreshMaps:
@@ -102,8 +112,8 @@ class FreshMaps:
             yield from zip(by_batch, gather_batches(labels, counts).split(self.batch_size), strict=True)
 
     @torch.no_grad()
-    def accuracies(self, networks: Sequence[nn.Module], split: str) -> list[float]:
-        """Return the top-1 in [0, 1] of the classifier of each stage, in eval mode."""
+    def scores(self, networks: Sequence[nn.Module], split: str) -> list[Scored]:
+        """Return logits and labels of a split for the classifier of each stage, in eval mode."""
         answers: list[list[Tensor]] = [[] for _ in networks]
         truth, counts = [], []
         for network in networks:
@@ -117,15 +127,11 @@ class FreshMaps:
             truth.append(labels.to(self.context.device))
             counts.append(len(images))
         labels = gather_batches(torch.cat(truth), counts)
-        return [float(topk_accuracy(gather_batches(torch.cat(each), counts), labels)) for each in answers]
+        return [(gather_batches(torch.cat(each), counts), labels) for each in answers]
+
+    def accuracies(self, networks: Sequence[nn.Module], split: str) -> list[float]:
+        """Return the top-1 in [0, 1] of the classifier of each stage."""
+        return [measure("top1", *each) for each in self.scores(networks, split)]
 
 
 MapSource = KeptMaps | FreshMaps
-
-
-@torch.no_grad()
-def accuracy(network: nn.Module, x: Tensor, labels: Tensor) -> float:
-    """Return the top-1 in [0, 1] of a classifier on maps, in eval mode."""
-    network.eval()
-    logits = torch.cat([network(part.float()) for part in x.split(EVAL_BATCH)])
-    return float(topk_accuracy(logits, labels))

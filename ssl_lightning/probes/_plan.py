@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.messages import reduced
 from ssl_lightning.core.seeding import generator
 
 OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -24,7 +25,7 @@ class TrainingPlan:
     Args:
         name: Name of the probe, for messages and random streams.
         steps: Optimizer steps.
-        batch_size: Images of a step.
+        batch_size: Images of a step; all images if there are fewer.
         optimizer: "adamw" or "sgd" (momentum 0.9).
         lr: Peak learning rate of the head: linear warm-up over a twentieth of the steps, then a half cosine
             to 0.
@@ -61,24 +62,30 @@ class TrainingPlan:
             )
 
     def check(self, train: int) -> None:
-        """Raise if there are too few training images.
+        """Raise if there are no training images.
 
         Raises:
-            ValueError: The training images do not fill a batch.
+            ValueError: The message names the probe.
         """
-        if train < self.batch_size:
-            raise ValueError(
-                f"probe.{self.name} needs batch_size ({self.batch_size}) training images; there are {train}"
-            )
+        if train < 1:
+            raise ValueError(f"probe {self.name} needs labelled training images; there are none")
+
+    def fitted_limits(self, train: int) -> list[str]:
+        """Describe the reduced batch size; see `BaseProbe.fitted_limits`."""
+        if train >= self.batch_size:
+            return []
+        there = f"there are {train} labelled training images"
+        return [reduced(f"probe.{self.name}.batch_size", self.batch_size, train, there)]
 
     def batches(self, images: int, seed: int) -> Iterator[Tensor]:
-        """Yield indices `(batch_size,)` for each step: a new order each epoch, full batches only."""
-        batches_per_epoch = images // self.batch_size
+        """Yield the indices of a batch for each step: a new order each epoch, full batches only."""
+        size = min(self.batch_size, images)
+        batches_per_epoch = images // size
         for step in range(self.steps):
             epoch, batch = divmod(step, batches_per_epoch)
             if batch == 0:
                 order = torch.randperm(images, generator=generator(seed, self.name, "order", epoch))
-            yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield order[batch * size : (batch + 1) * size]
 
     def train(
         self,
@@ -145,7 +152,7 @@ class TrainingPlan:
             if backbone is None
             else f"fine-tuned, lr {self.trunk_lr:g}, batch-norm statistics kept",
             "steps": self.steps,
-            "batch_size": self.batch_size,
+            "batch_size": min(self.batch_size, images),
             "optimizer": self.optimizer,
             "lr": self.lr,
             "weight_decay": self.weight_decay,

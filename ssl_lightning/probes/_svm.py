@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.features.encode import Features
-from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
+from ssl_lightning.ops.average_precision import average_precision
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.svm import SVMSolver
 from ssl_lightning.probes.base import Probe
@@ -122,13 +122,6 @@ def as_targets(labels: Tensor, num_classes: int) -> Tensor:
     A target is 1 if the image shows the class, 0 if not, -1 if the class ignores it.
     """
     return labels if labels.ndim == 2 else F.one_hot(labels, num_classes)
-
-
-def score(scores: Tensor, labels: Tensor) -> float:
-    """Return top-1 for labels `(N,)`, mean average precision for `(N, K)`, in [0, 1]."""
-    return float(
-        topk_accuracy(scores, labels) if labels.ndim == 1 else mean_average_precision(scores, labels)
-    )
 
 
 def solver(x: Tensor) -> SVMSolver:

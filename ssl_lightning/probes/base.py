@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.messages import say
 from ssl_lightning.features.encode import Features, Loader, encode, map_shapes
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 
@@ -51,6 +52,14 @@ class BaseProbe:
                 "raise data.heldout, or use only probes that select nothing, such as probe=[nonlinear] "
                 "probe.nonlinear.selection=last"
             )
+
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        """Describe the settings that few images reduce, a sentence each; the probe uses the reduced ones.
+
+        Args:
+            counts: As for `check`, which has passed.
+        """
+        return []
 
     def check_backbone(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
         """Raise, before any work, if the probe does not support the backbone.
@@ -179,7 +188,7 @@ def check_probes(
     inputs: Tensor,
     counts: Mapping[str, int],
 ) -> None:
-    """Raise, before any work, if a probe does not support the data or a backbone.
+    """Raise, before any work, if a probe does not support the data or a backbone; say what it reduces.
 
     Args:
         probes: The probes by name.
@@ -197,6 +206,8 @@ def check_probes(
         probe.check(counts)
         for maps in shapes:
             probe.check_backbone(maps, counts)
+        for sentence in probe.fitted_limits(counts):
+            say(sentence)
 
 
 def run_probes(

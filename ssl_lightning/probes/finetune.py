@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.messages import reduced
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, MeanClassifier
-from ssl_lightning.ops.average_precision import mean_average_precision
-from ssl_lightning.ops.knn import topk_accuracy
+from ssl_lightning.probes._accuracy import Scored, measure, records_of
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
@@ -40,7 +40,8 @@ class FineTuneProbe(BackboneProbe):
 
     Args:
         fractions: Fractions of the labelled images, a record each. They are fixed, stratified draws; a larger
-            one contains the smaller ones.
+            one contains the smaller ones. Fractions of fewer than 2 images, or fewer than processes, are
+            skipped.
         classifier: "linear", a linear layer on the mean of the map; or "conv", a NIN block and a linear
             layer (Gidaris et al. 2018, table 3).
         stage: Stage whose map is classified, such as "stage2"; None for the deepest. Deeper stages are not
@@ -116,12 +117,23 @@ class FineTuneProbe(BackboneProbe):
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
         images = self.choice.counts(counts)["train"]
-        least = round(self.fractions[0] * images)
-        if least < 2:
+        if not self._large_enough(images):
+            most = round(self.fractions[-1] * images)
             raise ValueError(
-                f"probe.finetune.fractions begins with {self.fractions[0]:g}, {least} of {images} "
-                "labelled training images; 2 are needed"
+                f"probe.finetune.fractions is {self.fractions}, at most {most} of {images} labelled training "
+                f"images; {fewest_images()} are needed"
             )
+
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        images = self.choice.counts(counts)["train"]
+        used = self._large_enough(images)
+        there = f"there are {images} labelled training images"
+        same = used == self.fractions
+        return [] if same else [reduced("probe.finetune.fractions", self.fractions, used, there)]
+
+    def _large_enough(self, images: int) -> list[float]:
+        """Return the fractions of so many images that suffice to train on."""
+        return [fraction for fraction in self.fractions if round(fraction * images) >= fewest_images()]
 
     def check_backbone(self, maps: Mapping[str, tuple[int, int, int]], counts: Mapping[str, int]) -> None:
         super().check_backbone(maps, counts)
@@ -135,9 +147,10 @@ class FineTuneProbe(BackboneProbe):
             )
 
     def run(self, context: ProbeContext) -> list[Record]:
-        return [self.train(context, fraction) for fraction in self.fractions]
+        images = self.choice.counts(context.data.label_counts)["train"]
+        return [record for fraction in self._large_enough(images) for record in self.train(context, fraction)]
 
-    def train(self, context: ProbeContext, fraction: float) -> Record:
+    def train(self, context: ProbeContext, fraction: float) -> list[Record]:
         """Train a copy of the backbone on a fraction of the labels, and test it."""
         loader: Any = context.data.labelled(
             fraction, self.batch_size, augment=self.augment, heldout=self.choice.with_heldout
@@ -163,13 +176,9 @@ class FineTuneProbe(BackboneProbe):
             trainer.fit(module, train_dataloaders=loader)
         module.to(context.device)
         counts = self.choice.counts(context.data.label_counts) | {"train": len(loader.indices)}
-        heldout: float | None = None
         if self.selects:
             module.load_state_dict(module.best_weights)
-            heldout = module.best
-        elif counts["heldout"]:
-            heldout, _ = module.figure("heldout")
-        value, n = module.figure("test")
+        heldout = module.scores("heldout") if counts["heldout"] else None
         protocol = {
             "classifier": CLASSIFIERS[self.classifier],
             "trained": self.trained(),
@@ -183,11 +192,11 @@ class FineTuneProbe(BackboneProbe):
             "epoch": module.best_epoch if self.selects else epochs,
             "epochs_run": trainer.current_epoch,
             "patience": self.patience * every_n_epochs if self.selects else None,
-            **self.choice.protocol(counts, heldout),
+            **self.choice.protocol(counts),
         }
-        record = Record(module.stage, module.metric, value, n, protocol)
-        self.fitted = FittedClassifier(module.head_config, module.state_dict(), record)
-        return record
+        records = records_of(module.stage, protocol, module.scores("test"), heldout)
+        self.fitted = FittedClassifier(module.head_config, module.state_dict(), records[0])
+        return records
 
     def schedule(self) -> str:
         """Describe the learning rate schedule."""
@@ -233,7 +242,7 @@ class FineTuning(pl.LightningModule):
         self.backbone = copy.deepcopy(context.backbone).requires_grad_(True)
         images, labels = next(iter(context.loaders["test"]))
         inputs = context.probe_input(images[:1].to(context.device).float().div_(255))
-        self.metric = "top1" if labels.ndim == 1 else "map"
+        self.metric = "top1" if labels.ndim == 1 else "map"  # selects the epoch
         self.stage, channels = self.fix_weights(inputs, stage, frozen)
         arguments = {"channels": channels, "num_classes": len(context.class_names)}
         self.head_config = {"_target_": target_of(HEADS[classifier]), **arguments}
@@ -308,7 +317,7 @@ class FineTuning(pl.LightningModule):
             return
         if epoch % self.every_n_epochs and epoch < self.trainer.max_epochs:  # type: ignore[operator]
             return
-        value, _ = self.figure("heldout")
+        value = measure(self.metric, *self.scores("heldout"))
         if value > self.best:
             self.best, self.best_epoch = value, epoch
             self.best_weights = copy.deepcopy(self.state_dict())
@@ -316,8 +325,8 @@ class FineTuning(pl.LightningModule):
             self.trainer.should_stop = True  # the score is the same in every process
 
     @torch.no_grad()
-    def figure(self, split: str) -> tuple[float, int]:
-        """Return top-1 or mean average precision on a split, and its size; the same in every process.
+    def scores(self, split: str) -> Scored:
+        """Return logits and labels of a split; the same in every process.
 
         This is not Lightning's validation, which syncs buffers with each batch and needs equally many
         batches in every process.
@@ -332,8 +341,12 @@ class FineTuning(pl.LightningModule):
                     counts.append(len(images))
         logits = gather_batches(torch.cat(answers), counts)
         labels = gather_batches(torch.cat(truth), counts)
-        score = topk_accuracy if labels.ndim == 1 else mean_average_precision
-        return float(score(logits, labels)), len(labels)
+        return logits, labels
+
+
+def fewest_images() -> int:
+    """Return the fewest images to train on: 2, or one for each process."""
+    return max(2, dist.get_world_size() if dist.is_initialized() else 1)
 
 
 def target_of(made: type) -> str:

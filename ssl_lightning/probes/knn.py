@@ -8,8 +8,11 @@ from functools import partial
 import torch
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.messages import reduced
 from ssl_lightning.features.encode import Features
-from ssl_lightning.ops.knn import knn_scores, topk_accuracy
+from ssl_lightning.ops.knn import knn_scores
+from ssl_lightning.probes._accuracy import records_of
+from ssl_lightning.probes._choice import at_most
 from ssl_lightning.probes.base import Probe
 
 
@@ -20,7 +23,8 @@ class KNNProbe(Probe):
     stage, uses a bank of training images only.
 
     Args:
-        ks: Numbers of neighbours, a record each.
+        ks: Numbers of neighbours, a record each. Numbers above the size of the training split are skipped; if
+            all are above it, one record has all training images as neighbours.
         temperature: The vote of a neighbour has weight exp(cosine / temperature).
         pool: Stage maps are average-pooled to at most pool x pool cells.
 
@@ -43,15 +47,18 @@ class KNNProbe(Probe):
 
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
-        if max(self.ks) > counts["train"]:
-            raise ValueError(
-                f"probe.knn.ks asks for {max(self.ks)} neighbours, but the bank holds "
-                f"{counts['train']} labelled training images; lower it, such as probe.knn.ks=[20]"
-            )
+        if counts["train"] < 1:
+            raise ValueError("the kNN probe needs labelled training images as neighbours; there are none")
+
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        ks, images = at_most(self.ks, counts["train"]), counts["train"]
+        there = f"there are {images} labelled training images"
+        return [] if ks == self.ks else [reduced("probe.knn.ks", self.ks, ks, there)]
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels, records = features.labels, []
-        vote = partial(knn_scores, num_classes=num_classes, ks=self.ks, temperature=self.temperature)
+        ks = at_most(self.ks, len(labels["train"]))
+        vote = partial(knn_scores, num_classes=num_classes, ks=ks, temperature=self.temperature)
         bank_labels = torch.cat([labels["train"], labels["heldout"]])
         for stage in features.stages:
             train, heldout, test = (
@@ -60,9 +67,7 @@ class KNNProbe(Probe):
             bank = torch.cat([train, heldout])
             test_scores = vote(test, bank, bank_labels)
             heldout_scores = vote(heldout, train, labels["train"])
-            values = topk_accuracy(test_scores, labels["test"]).tolist()
-            held = topk_accuracy(heldout_scores, labels["heldout"]).tolist()
-            for k, value, heldout_value in zip(self.ks, values, held, strict=True):
+            for k, of_test, of_heldout in zip(ks, test_scores, heldout_scores, strict=True):
                 protocol = {
                     "k": k,
                     "temperature": self.temperature,
@@ -71,7 +76,8 @@ class KNNProbe(Probe):
                     "dims": train.shape[1],
                     "bank": "train + heldout",
                     "labels": {"train": len(train), "heldout": len(heldout)},
-                    "heldout": heldout_value,
                 }
-                records.append(Record(stage, "top1", value, len(test), protocol))
+                records += records_of(
+                    stage, protocol, (of_test, labels["test"]), (of_heldout, labels["heldout"])
+                )
         return records

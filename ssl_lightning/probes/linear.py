@@ -12,6 +12,7 @@ from ssl_lightning.artifacts.results import Record, best_stage
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
+from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.probes.base import Probe
 
 HEAD = "ssl_lightning.networks.heads.StandardisedLinear"  # of the stored classifier
@@ -125,11 +126,8 @@ class LinearProbe(Probe):
         }
         if not converged:
             protocol["warning"] = f"not converged to {self.tol:g} in {self.max_iter} iterations"
-        records = []
-        for k in (1, 5) if num_classes > 5 else (1,):
-            value = float(topk_accuracy(test_scores, labels["test"], k))
-            held = float(topk_accuracy(heldout_scores, labels["heldout"], k))
-            records.append(Record(stage, f"top{k}", value, len(test), protocol | {"heldout": held}))
+        scored = (test_scores, labels["test"]), (heldout_scores, labels["heldout"])
+        records = records_of(stage, protocol, *scored, more=("top5",) if num_classes > 5 else ())
         head = {
             "_target_": HEAD,
             "channels": train.shape[1] // (grid[0] * grid[1]),

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.results import BALANCED, Record
+from ssl_lightning.core.messages import reduced
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
+from ssl_lightning.probes._accuracy import majority, measure, metrics_of
+from ssl_lightning.probes._choice import at_most
 from ssl_lightning.probes._svm import (
     LinearSVMProbe,
     as_targets,
     fit_cross_validated,
-    score,
     single_threaded_pool,
 )
 
@@ -33,7 +35,8 @@ class LowShotProbe(LinearSVMProbe):
     images. Held-out images are never fitted.
 
     Args:
-        ks: Numbers of images per class; numbers above the size of the smallest class are skipped.
+        ks: Numbers of images per class. Numbers above the size of the smallest class are skipped; if all are
+            above it, one record has that size.
         draws: Draws of each number.
         pool: Stage maps are average-pooled to at most pool x pool cells.
         max_dims: Limit on the number of features; the grid is halved until they fit.
@@ -71,45 +74,39 @@ class LowShotProbe(LinearSVMProbe):
 
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
-        if counts["train"] < 2 * self.ks[0]:
-            raise ValueError(
-                f"probe.lowshot.ks begins with {self.ks[0]} images per class, and there are "
-                f"{counts['train']} labelled training images in all"
-            )
-        self._allowed(counts.get("rarest", self.ks[0]))
+        if counts.get("rarest", counts["train"]) < 1:
+            raise ValueError("the low-shot probe needs a labelled training image of every class")
 
-    def _allowed(self, smallest: int) -> list[int]:
-        """Return the numbers of images per class up to the size of the smallest class."""
-        ks = [k for k in self.ks if k <= smallest]
-        if not ks:
-            raise ValueError(
-                f"probe.lowshot.ks begins with {self.ks[0]} images per class, and the smallest class has "
-                f"{smallest} labelled training images"
-            )
-        return ks
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        smallest = counts.get("rarest", self.ks[-1])
+        ks, there = at_most(self.ks, smallest), f"the smallest class has {smallest} labelled training images"
+        return [] if ks == self.ks else [reduced("probe.lowshot.ks", self.ks, ks, there)]
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels = {split: values.cpu() for split, values in features.labels.items()}
         smallest = int((as_targets(labels["train"], num_classes) == 1).sum(0).min())
-        ks = self._allowed(smallest)
-        metric = "top1" if labels["test"].ndim == 1 else "map"
+        ks = at_most(self.ks, smallest)
         records = []
         with single_threaded_pool() as pool:
             for stage in features.stages:
                 x, protocol = self.unit_features(features, stage)
                 shots = partial(self._shots, x, labels, num_classes)
-                for value, more in reversed(list(pool.map(shots, reversed(ks)))):  # the slowest first
-                    records.append(Record(stage, metric, value, len(x["test"]), protocol | more))
+                for found in reversed(list(pool.map(shots, reversed(ks)))):  # the slowest first
+                    for metric, value, more in found:
+                        records.append(Record(stage, metric, value, len(x["test"]), protocol | more))
         return records
 
     def _shots(
         self, x: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_classes: int, k: int
-    ) -> tuple[float, dict[str, Any]]:
-        """Return the mean test score over the draws of k images per class, and the protocol."""
+    ) -> list[tuple[str, float, dict[str, Any]]]:
+        """Return for each metric its mean test score over draws of k images per class, and the protocol."""
         one_label = labels["train"].ndim == 1
         targets = as_targets(labels["train"], num_classes)
         folds, costs = min(self.folds, k), self.costs if k > 1 else [self.cost]
-        values: dict[str, list[float]] = {"heldout": [], "test": []}
+        metrics = metrics_of(labels["test"])
+        values: dict[tuple[str, str], list[float]] = {
+            (metric, split): [] for metric in metrics for split in ("heldout", "test")
+        }
         chosen, images, converged = [], 0, True
         for number in range(self.draws):
             drawn = draw_images(targets, k, number, one_label=one_label)
@@ -117,22 +114,26 @@ class LowShotProbe(LinearSVMProbe):
             machines = fit_cross_validated(
                 x["train"][rows], drawn[rows], costs, folds, one_label=one_label, max_iter=self.max_iter
             )
-            for split, figures in values.items():
-                figures.append(score(machines.scores(x[split]), labels[split]))
+            for (metric, split), figures in values.items():
+                figures.append(measure(metric, machines.scores(x[split]), labels[split]))
             chosen.append(machines.costs[0].item() if one_label else machines.costs.tolist())
             images, converged = max(images, int(rows.sum())), converged and machines.converged
-        return statistics.mean(values["test"]), {
+        protocol = {
             "k_shot": k,
             "draws": self.draws,
-            "sd": statistics.stdev(values["test"]),
-            "values": values["test"],
             "C": chosen,
             "candidates": costs,
             "selected_on": f"{folds}-fold cross-validation within each draw" if k > 1 else "nothing",
             "labels": {"train": images, "heldout": len(labels["heldout"])},
-            "heldout": statistics.mean(values["heldout"]),
             **self.convergence(converged),
         }
+        found = []
+        for metric in metrics:
+            test, heldout = values[metric, "test"], values[metric, "heldout"]
+            over_draws = {"sd": statistics.stdev(test), "values": test, "heldout": statistics.mean(heldout)}
+            share = {"majority": majority(labels["test"])} if metric == BALANCED else {}
+            found.append((metric, statistics.mean(test), protocol | over_draws | share))
+        return found
 
 
 def draw_images(targets: Tensor, k: int, number: int, *, one_label: bool) -> Tensor:

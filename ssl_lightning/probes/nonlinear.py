@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, ThreeLayerClassifier
+from ssl_lightning.probes._accuracy import Scored, records_of
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps, KeptMaps, MapSource
 from ssl_lightning.probes._shared_maps import MapRequest
@@ -136,12 +137,12 @@ class NonLinearProbe(BackboneProbe):
             trainings.append(Training(with_cuda_graphs(network, sample), self.lr, self.milestones))
         self.train(trainings, source)
         networks = [training.network for training in trainings]
-        heldout: Sequence[float | None] = [None] * len(networks)
+        heldout: Sequence[Scored | None] = [None] * len(networks)
         if source.counts["heldout"]:
-            heldout = source.accuracies(networks, "heldout")
-        test = source.accuracies(networks, "test")
-        records = []
-        for wanted, shape, training, held, value in zip(
+            heldout = source.scores(networks, "heldout")
+        test = source.scores(networks, "test")
+        records: list[Record] = []
+        for wanted, shape, training, of_heldout, of_test in zip(
             source.wanted, source.shapes, trainings, heldout, test, strict=True
         ):
             protocol = {
@@ -156,9 +157,9 @@ class NonLinearProbe(BackboneProbe):
                 "batch_size": source.batch_size,
                 "epochs": self.epochs,
                 "epoch": training.epoch,
-                **self.choice.protocol(source.counts, held),
+                **self.choice.protocol(source.counts),
             }
-            records.append(Record(wanted.stage, "top1", value, source.counts["test"], protocol))
+            records += records_of(wanted.stage, protocol, of_test, of_heldout)
         return records
 
     def build(self, shape: torch.Size, num_classes: int, seed: int) -> nn.Module:

@@ -91,6 +91,9 @@ class SegmentationProbe(BackboneProbe):
         super().check(counts)
         self.plan.check(counts["train"])
 
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        return self.plan.fitted_limits(counts["train"])
+
     def run(self, context: ProbeContext) -> list[Record]:
         info: Any = context.backbone.feature_info
         stages = stage_numbers(

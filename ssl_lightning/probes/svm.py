@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.messages import reduced
 from ssl_lightning.features.encode import Features
-from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, score, solver
+from ssl_lightning.probes._accuracy import records_of
+from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, solver
 
 
 class SVMProbe(LinearSVMProbe):
@@ -22,7 +24,7 @@ class SVMProbe(LinearSVMProbe):
         pool: Stage maps are average-pooled to at most pool x pool cells.
         max_dims: Limit on the number of features; the grid is halved until they fit.
         costs: Candidates of C.
-        folds: Folds of the cross-validation.
+        folds: Folds of the cross-validation, at most one per training image.
         max_iter: Maximum number of solver steps.
 
     Raises:
@@ -44,24 +46,30 @@ class SVMProbe(LinearSVMProbe):
 
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
-        if counts["train"] < self.folds:
+        if counts["train"] < 2:
             raise ValueError(
-                f"probe.svm.folds is {self.folds}; it must be at most {counts['train']}, the number of "
-                "labelled training images"
+                "the SVM probe needs at least 2 labelled training images for its cross-validation; there are "
+                f"{counts['train']}"
             )
+
+    def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
+        images = counts["train"]
+        there = f"there are {images} labelled training images"
+        return [] if images >= self.folds else [reduced("probe.svm.folds", self.folds, images, there)]
 
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels = {split: values.cpu() for split, values in features.labels.items()}
         one_label = labels["train"].ndim == 1
+        folds = min(self.folds, len(labels["train"]))
         targets = {split: as_targets(values, num_classes) for split, values in labels.items()}
-        records = []
+        records: list[Record] = []
         for stage in features.stages:
             x, protocol = self.unit_features(features, stage)
             chosen = fit_cross_validated(
                 x["train"],
                 targets["train"],
                 self.costs,
-                self.folds,
+                folds,
                 one_label=one_label,
                 max_iter=self.max_iter,
             )
@@ -70,12 +78,14 @@ class SVMProbe(LinearSVMProbe):
             protocol |= {
                 "C": chosen.costs[0].item() if one_label else chosen.costs.tolist(),
                 "candidates": self.costs,
-                "selected_on": f"{self.folds}-fold cross-validation on train",
+                "selected_on": f"{folds}-fold cross-validation on train",
                 "refit": True,
                 "labels": {"train": len(x["train"]), "heldout": len(x["heldout"])},
-                "heldout": score(chosen.scores(x["heldout"]), labels["heldout"]),
                 **self.convergence(chosen.converged and final.converged),
             }
-            value = score(final.scores(x["test"]), labels["test"])
-            records.append(Record(stage, "top1" if one_label else "map", value, len(x["test"]), protocol))
+            test, heldout = (
+                (machines.scores(x[split]), labels[split])
+                for machines, split in ((final, "test"), (chosen, "heldout"))
+            )
+            records += records_of(stage, protocol, test, heldout)
         return records

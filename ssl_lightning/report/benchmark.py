@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ssl_lightning.artifacts.results import Measured, Record
+from ssl_lightning.artifacts.results import BALANCED, Measured, Record
 from ssl_lightning.report.summary import UNITS
 
 BEST_STAGE = "best"
@@ -34,8 +34,9 @@ class Column:
     where: Mapping[str, Any] = field(default_factory=dict)
 
     def matches(self, record: Record, probed: str, pretrained: str) -> bool:
-        """Tell whether a record fits; without a metric in `where`, it must be one that a summary shows."""
-        if probed != (self.data or pretrained) or ("metric" not in self.where and record.metric not in UNITS):
+        """Tell whether a record fits; without a metric in `where`, it must be a main one of a summary."""
+        main = record.metric in UNITS and record.metric != BALANCED
+        if probed != (self.data or pretrained) or not (main or "metric" in self.where):
             return False
         return all(_value(record, key) == value for key, value in self.where.items())
 

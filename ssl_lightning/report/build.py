@@ -13,7 +13,7 @@ from ssl_lightning.report import notes
 from ssl_lightning.report.benchmark import Benchmark, Column
 from ssl_lightning.report.collect import Collection, ReportedRun
 from ssl_lightning.report.summary import column, headline
-from ssl_lightning.report.table import Table, compare, group_by, make_rows
+from ssl_lightning.report.table import Duplicates, Row, Table, compare, group_by, make_rows, pretext_rows
 
 FULL = "full"  # budget of runs that name none
 NAMED = tuple(key.name for key in KEYS if key.series == "named")  # facts at the start of a series' label
@@ -49,10 +49,10 @@ def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None
 
 
 def series_tables(found: Collection) -> list[Table]:
-    """Make one table per probed data set, with one row per series of runs.
+    """Make one table per probed data set, with one row per series of runs, and one of runs without figures.
 
     Raises:
-        ValueError: No finished run has a figure; the message lists the runs found.
+        ValueError: There is no finished run; the message lists the runs found.
     """
     series = group_by(found.runs, series_key)
     labels = series_labels(series)
@@ -66,10 +66,16 @@ def series_tables(found: Collection) -> list[Table]:
         table.notes[notes.OTHERS] = notes.left_out(without, f"without a figure on {data}")
         if table.rows:
             tables.append(table)
+    unprobed = {label: [r for r in runs if r.finished and not r.probes] for label, runs in groups.items()}
+    table = _assembled("runs-unprobed", [], groups, *pretext_rows(unprobed), found)
+    table.title = "Runs without figures of probes"
+    table.notes[notes.MEASURED] = notes.pretexts(table.rows)
+    if table.rows:
+        tables.append(table)
     if not tables:
         listed = [f"{run.name} ({run.facts.status})" for run in found.runs]
         listed += [f"{name} ({reason})" for name, reason in found.skipped.items()]
-        raise ValueError(f"no finished run with a figure; found: {', '.join(listed) or 'no results.json'}")
+        raise ValueError(f"no finished run; found: {', '.join(listed) or 'no results.json'}")
     return tables
 
 
@@ -135,7 +141,17 @@ def _table(
     found: Collection,
 ) -> Table:
     finished = {row: [run for run in runs if run.finished] for row, runs in groups.items()}
-    rows, passed = make_rows(finished, columns, pretext)
+    return _assembled(name, columns, groups, *make_rows(finished, columns, pretext), found)
+
+
+def _assembled(
+    name: str,
+    columns: Sequence[Column],
+    groups: Mapping[str, Sequence[ReportedRun]],
+    rows: list[Row],
+    passed: Duplicates,
+    found: Collection,
+) -> Table:
     parts = {
         notes.MEASURED: notes.measured(rows, columns),
         notes.GAIN: notes.gains(rows),

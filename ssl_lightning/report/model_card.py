@@ -8,7 +8,7 @@ from typing import Any
 from ssl_lightning.artifacts.results import Record, Results, best_stage
 from ssl_lightning.artifacts.run_folder import MODEL_CARD
 from ssl_lightning.core.atomic_files import write_file
-from ssl_lightning.report.summary import column, headline
+from ssl_lightning.report.summary import column, headline, unequal_classes
 
 CARD = """\
 # {task} on {data}: {backbone}
@@ -97,6 +97,7 @@ def _figures(records: list[Record]) -> str:
         cells = ["-" if (r := best[state]) is None else f"{r.value:.1%}" for state in (False, True)]
         stage = next(r.stage for r in (best[True], best[False]) if r is not None)
         rows.append(f"| {name} | {branch} | {stage} | {cells[0]} | {cells[1]} |")
+    rows += [f"\n{line}" for line in unequal_classes(records)]
     return "\n".join(rows) if shown else "It was not probed."
 
 

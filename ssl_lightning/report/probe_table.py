@@ -14,7 +14,7 @@ from rich.table import Table
 
 from ssl_lightning.artifacts.results import RANKS, Record, best_stage
 from ssl_lightning.core.untrusted import printable
-from ssl_lightning.report.summary import column, headline
+from ssl_lightning.report.summary import column, headline, unequal_classes
 
 CAPTION = "Test results in %, ± standard error; * best stage, chosen on held-out images"
 SETTINGS = ("k", "k_shot", "fraction")  # entries of a protocol that distinguish results of one probe
@@ -107,7 +107,8 @@ class ProbeTable:
         text = io.StringIO()
         console = Console(file=text, width=WIDTH, color_system=None, force_jupyter=False)
         console.print(table, markup=False)
-        lines = [CAPTION, *(line.rstrip() for line in text.getvalue().splitlines()), *self.notes]
+        lines = [CAPTION, *(line.rstrip() for line in text.getvalue().splitlines())]
+        lines += [*unequal_classes(self.records), *self.notes]
         return "\n".join(map(printable, lines))
 
     def _repr_html_(self) -> str:
@@ -117,7 +118,7 @@ class ProbeTable:
             "<tr>" + "".join(f"<td style='white-space: nowrap'>{escape(cell)}</td>" for cell in row) + "</tr>"
             for row in rows
         )
-        notes = "".join(f"<br>{escape(note)}" for note in self.notes)
+        notes = "".join(f"<br>{escape(note)}" for note in [*unequal_classes(self.records), *self.notes])
         return (
             f"<table><caption>{CAPTION}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             f"<small>{notes.removeprefix('<br>')}</small>"

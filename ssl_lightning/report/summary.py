@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import Record, Results, best_stage
+from ssl_lightning.artifacts.results import BALANCED, Record, Results, best_stage
 from ssl_lightning.core.untrusted import printable
 
 # Metrics in the summary and their name in a column; all but the rank are in %
 UNITS = {
     "top1": "",
+    BALANCED: BALANCED,
     "map": "mAP",
     "miou": "mIoU",
     "coco_map": "COCO mAP",
@@ -50,10 +52,22 @@ def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for table in summary_tables(records, console):
         print_table(table)
+    for line in unequal_classes(records):
+        console.print(line)
     if "encode_s" in probe_s:
         encode_first = sorted(probe_s.items(), key=lambda item: item[0] != "encode_s")
         parts = ", ".join(f"{name.removesuffix('_s')} {s:.1f} s" for name, s in encode_first)
         console.print(f"probes: {parts}")
+
+
+def unequal_classes(records: Iterable[Record]) -> list[str]:
+    """Return a sentence for each test set with unequal classes, with the share of the largest one."""
+    sets = {(r.n, share) for r in records if r.metric == BALANCED and (share := r.protocol.get("majority"))}
+    return [
+        f"Unequal classes: always answering the largest one is right on {share:.1%} of {n:,} test images; "
+        "balanced is the mean accuracy over the classes."
+        for n, share in sorted(sets)
+    ]
 
 
 def print_table(table: Table) -> None:

@@ -44,8 +44,9 @@ class Row:
 
     @property
     def used(self) -> list[ReportedRun]:
-        """All runs with a figure in this row."""
-        found = {pick.run.name: pick.run for cell in self.cells.values() for pick in cell.picks}
+        """All runs of this row."""
+        found = {run.name: run for run in self.runs}
+        found |= {pick.run.name: pick.run for cell in self.cells.values() for pick in cell.picks}
         return [found[name] for name in sorted(found, key=lambda name: (found[name].seed, name))]
 
     @property
@@ -150,6 +151,21 @@ def make_rows(
             if cells:
                 shown = main_runs(cells.values())
                 rows.append(Row(name, branch, cells, shown, pretext.get(name) or _pretext(shown)))
+    return rows, passed
+
+
+def pretext_rows(groups: Mapping[str, Sequence[ReportedRun]]) -> tuple[list[Row], Duplicates]:
+    """Make a row without cells for each group, of the newest run of each seed; see `make_rows`."""
+    rows: list[Row] = []
+    passed: Duplicates = {}
+    for name, runs in groups.items():
+        newest = {run.seed: run for run in sorted(runs, key=lambda run: (run.ended, run.name))}
+        for run in runs:
+            if run is not newest[run.seed]:
+                passed.setdefault(f"{name}, seed {run.seed}", (newest[run.seed].name, []))[1].append(run.name)
+        shown = [newest[seed] for seed in sorted(newest)]
+        if shown:
+            rows.append(Row(name, MAIN_BRANCH, {}, shown, _pretext(shown)))
     return rows, passed
 
 

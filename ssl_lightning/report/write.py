@@ -28,7 +28,7 @@ def make_tables(outputs: Path, benchmark: Path | None, budget: str | None) -> li
         budget: Budget of the benchmark; None makes one table per budget.
 
     Raises:
-        ValueError: The folder or benchmark does not exist, or no run has a figure.
+        ValueError: The folder or benchmark does not exist, or there is no finished run.
     """
     if benchmark is None:
         if budget is not None:
@@ -48,7 +48,7 @@ def write_report(outputs: Path, out: Path, benchmark: Path | None, budget: str |
         budget: Budget of the benchmark; None makes one table per budget.
 
     Raises:
-        ValueError: The folder or benchmark does not exist, or no run has a figure.
+        ValueError: The folder or benchmark does not exist, or there is no finished run.
         DiskFullError: The disk has no room for the report.
     """
     tables = make_tables(outputs, benchmark, budget)

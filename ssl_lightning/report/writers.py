@@ -157,6 +157,9 @@ def csv_text(tables: Sequence[Table]) -> str:
     for table in tables:
         beside = {(c.published.row, c.published.column): c for c in table.comparisons}
         for row in table.rows:
+            if not row.cells:
+                line = {"table": table.name, "row": row.name, "branch": row.branch} | _pretext(row)
+                writer.writerow({key: _plain(key, value) for key, value in line.items()})
             for name, cell in row.cells.items():
                 line = {"table": table.name, "row": row.name, "branch": row.branch, "column": name}
                 line |= _measured(cell) | _published(beside.pop((row.label, name), None))
@@ -190,6 +193,19 @@ def _measured(cell: Cell) -> dict[str, str]:
         "commands": "\n".join(pick.run.facts.command or "" for pick in cell.picks),
         "protocols": json.dumps([pick.record.protocol for pick in cell.picks]),
         "folders": "\n".join(pick.run.name for pick in cell.picks),
+    }
+
+
+def _pretext(row: Row) -> dict[str, str]:
+    """Return the fields of a row without cells: the pretext figure, as the task logs it."""
+    mean = row.pretext_mean()
+    return {
+        "column": row.pretext or "",
+        "mean": "" if mean is None else f"{mean:.4f}",
+        "n_seeds": str(len(row.runs)),
+        "seeds": " ".join(map(str, row.seeds)),
+        "commands": "\n".join(run.facts.command or "" for run in row.runs),
+        "folders": "\n".join(run.name for run in row.runs),
     }
 
 

@@ -18,6 +18,7 @@ from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.config.keys import TRAINER
+from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.config.types import check_length, check_types
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.cuda_graphs import StepGraph, use_graphs
@@ -103,6 +104,7 @@ def build_parts(
     start = StartingPoint(cfg, resumed_from, checkpoint, untrained_records(previous))
     restored = Restored(resumed_from, start.content if resumed_from else None)
     data: PairedDataModule = instantiate(cfg.data)
+    data.free = free_keys(cfg)
     data.prepare_data()
     data.setup()
     task, loaded = start.build(data)
@@ -125,6 +127,14 @@ def build_parts(
         cfg, folder, data, task, loaded, trainer, preparation, probes, skipped, resumed_from, previous,
         restored, throughput, metrics, health,
     )  # fmt: skip
+
+
+def free_keys(cfg: DictConfig) -> frozenset[str]:
+    """Return the keys of `data` that the command line does not give; none for a config without a command."""
+    if "overrides" not in cfg:
+        return frozenset()
+    given = {each.lstrip("+").partition("=")[0] for each in given_overrides(cfg)}
+    return frozenset(key for key in cfg.data if f"data.{key}" not in given)
 
 
 def untrained_records(previous: Results | None) -> list[Record]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -25,7 +25,6 @@ from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.encode import evaluating
 from ssl_lightning.features.prepare import Preparation
 from ssl_lightning.probes.base import BaseProbe, check_probes, run_probes
-from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.report.probe_table import ProbeTable
 from ssl_lightning.run.bare_network import bare_network, own_transform
 from ssl_lightning.run.labelled_data import labelled_data
@@ -186,7 +185,7 @@ def named_probes(
     if isinstance(probes, str | BaseProbe):
         probes = [probes]
     if not isinstance(probes, Mapping):
-        named = [(each, configured(each, data)) if isinstance(each, str) else _named(each) for each in probes]
+        named = [(each, configured(each)) if isinstance(each, str) else _named(each) for each in probes]
         if twice := [name for place, (name, _) in enumerate(named) if name in dict(named[:place])]:
             raise ValueError(
                 f"probes has {twice[0]} twice; give the probes names: probes={{'a': ..., 'b': ...}}"
@@ -203,7 +202,7 @@ def named_probes(
     return dict(probes)
 
 
-def configured(name: str, data: PairedDataModule) -> BaseProbe:
+def configured(name: str) -> BaseProbe:
     """Make the probe of a file in `conf/probe`.
 
     Raises:
@@ -211,13 +210,7 @@ def configured(name: str, data: PairedDataModule) -> BaseProbe:
     """
     if name not in probe_names():
         raise ValueError(f"probes has {name!r}; allowed are {', '.join(probe_names())}, and probe objects")
-    found: BaseProbe = instantiate(OmegaConf.load(conf_dir() / "probe" / f"{name}.yaml"))
-    bank = data.label_counts["train"]
-    if isinstance(found, KNNProbe) and max(found.ks) > bank:
-        ks = [k for k in found.ks if k <= bank] or [bank]
-        log.warning("kNN votes with k=%s: there are %d labelled training images", ks, bank)
-        return KNNProbe(ks=ks, temperature=found.temperature, pool=found.pool)
-    return found
+    return cast(BaseProbe, instantiate(OmegaConf.load(conf_dir() / "probe" / f"{name}.yaml")))
 
 
 def probe_names() -> list[str]:

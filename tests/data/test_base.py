@@ -91,10 +91,7 @@ def test_loaders_take_their_part_from_the_process_group(monkeypatch):
     [
         ({"heldout": 320}, r"data.heldout is 320; allowed for fake is 0 to 319"),
         ({"heldout": -1}, "data.heldout is -1; it must be at least 0"),
-        ({"heldout": None, "num_train": 9}, r"data.heldout is 0; allowed for fake is 1 to 8"),
         ({"max_labels": 4}, "data.max_labels is 4; allowed for fake is at most 320"),
-        ({"max_labels": 321}, "data.max_labels is 321"),
-        ({"pretrain_size": 257}, "data.pretrain_size is 257; allowed for fake is 1 to 256"),
         ({"batch_size": 257}, "data.batch_size is 257; allowed for fake is 1 to 256"),
         ({"channels": 2}, "data.channels is 2"),
         ({"mean": [0.5, 0.5, 0.5]}, "must both be given"),
@@ -106,6 +103,37 @@ def test_loaders_take_their_part_from_the_process_group(monkeypatch):
 def test_numbers_out_of_range_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         Fake(**changes).setup()
+
+
+def test_limits_above_the_number_of_images_have_no_effect_and_are_said(caplog):
+    whole, limited = Fake(), Fake(max_labels=400, pretrain_size=1000)
+    for data in (whole, limited):
+        data.setup()
+    for split in ("pretrain", "val", "train", "heldout"):
+        assert torch.equal(getattr(limited._splits, split), getattr(whole._splits, split))
+    assert [record.getMessage() for record in caplog.records] == [
+        "data.max_labels is 400; 320 is used, since fake has 320 labelled images",
+        "data.pretrain_size is 1000; 256 is used, since fake has 256 pretraining images",
+    ]
+
+
+@pytest.mark.parametrize(("images", "batch", "heldout"), [(320, 32, 64), (70, 4, 64), (64, 32, 6), (5, 4, 1)])
+def test_defaults_that_nobody_chose_fit_few_images(images, batch, heldout, caplog):
+    data = Fake(num_train=images)
+    data.free = frozenset({"batch_size", "heldout"})
+    data.setup()
+    assert (data.batch_size, len(data._splits.val)) == (batch, heldout)
+    assert [len(x) for x, _ in data.train_dataloader()] == [batch] * ((images - heldout) // batch)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert ("data.batch_size is 32" in said, "data.heldout is 64" in said) == (batch < 32, heldout < 64)
+
+
+@pytest.mark.parametrize("images", [4, 5, 9, 10, 36])
+def test_without_a_number_a_tenth_but_at_least_one_image_is_held_out(images):
+    data = Fake(num_train=images, heldout=None, batch_size=1)
+    data.setup()
+    assert len(data._splits.val) == max(1, images // 10)
+    assert len(data._splits.pretrain) == images - len(data._splits.val)
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("data/*.yaml")), ids=lambda path: path.stem)

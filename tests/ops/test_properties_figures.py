@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_lightning.ops.array_cache import read_array, write_array
 from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
-from ssl_lightning.ops.knn import knn_scores, topk_accuracy
+from ssl_lightning.ops.knn import balanced_accuracy, knn_scores, topk_accuracy
 from ssl_lightning.ops.logistic import cross_entropy_residual, fit_logistic, second_moments
 from ssl_lightning.ops.rank import dead_channels, effective_rank
 from ssl_lightning.ops.svm import SVMSolver
@@ -110,6 +110,22 @@ def test_topk_accuracy(count: int, classes: int, k: int, dtype: Any, layout: str
     for part, figure in zip(scores.tolist(), found.tolist(), strict=True):
         ranks = [sum(other > row[y] for other in row) for row, y in zip(part, labels.tolist(), strict=True)]
         assert figure == pytest.approx(np.mean([rank < k for rank in ranks]))
+
+
+@pytest.mark.slow
+@drawn()
+@given(st.integers(1, 30), st.integers(1, 5), TYPES, LAID, SEEDS)
+def test_balanced_accuracy(count: int, classes: int, dtype: Any, layout: str, seed: int) -> None:
+    scores = laid_out(torch.rand(count, classes, generator=generator(seed)).argsort(-1).to(dtype), layout)
+    labels = labels_of(count, classes, seed)
+    with unchanged(scores, labels):
+        value, error = balanced_accuracy(scores, labels)
+    right = [row.index(max(row)) == y for row, y in zip(scores.tolist(), labels.tolist(), strict=True)]
+    parts = [[hit for hit, y in zip(right, labels.tolist(), strict=True) if y == c] for c in range(classes)]
+    shares = [(np.mean(part), len(part)) for part in parts if part]
+    assert float(value) == pytest.approx(np.mean([p for p, _ in shares]))
+    variance = sum(p * (1 - p) / n for p, n in shares) / len(shares) ** 2
+    assert float(error) == pytest.approx(np.sqrt(variance))
 
 
 # --- precision ---

@@ -138,15 +138,16 @@ def test_a_conv_classifier_and_the_stages_up_to_its_own_are_trained(monkeypatch:
 def test_the_last_weights_are_tested_where_nothing_is_selected(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = caught(monkeypatch)
     figures: list[str] = []
-    figure = FineTuning.figure
-    monkeypatch.setattr(FineTuning, "figure", lambda self, s: (figures.append(s), figure(self, s))[1])
+    scores = FineTuning.scores
+    monkeypatch.setattr(FineTuning, "scores", lambda self, s: (figures.append(s), scores(self, s))[1])
     options: dict[str, Any] = {"epochs": 3, "patience": 1, "selection": "last", "head_lr": 1e-12, "lr": 0.0}
     (record,) = tune(backbone(), make(), milestones=[0.5], **options)  # no improvement, and no early stop
     protocol = record.protocol
     assert [protocol[key] for key in ("epoch", "epochs_run", "selected_on")] == [3, 3, "nothing"]
     assert protocol["labels"] == {"train": 48, "heldout": 24}
-    assert figures == ["heldout", "test"]  # once, at the end
-    assert protocol["heldout"] == figure(trained[-1], "heldout")[0]
+    assert sorted(figures) == ["heldout", "test"]  # once, at the end
+    logits, labels = scores(trained[-1], "heldout")
+    assert protocol["heldout"] == float((logits.argmax(1) == labels).double().mean())
     assert trained[-1].optimizers().param_groups[0]["lr"] == pytest.approx(2e-13)  # type: ignore[union-attr]
 
 
@@ -218,5 +219,12 @@ def test_bad_values_are_refused(options: dict) -> None:
 
 
 def test_too_few_labels_are_refused_beforehand() -> None:
-    with pytest.raises(ValueError, match=r"begins with 0\.01, 1 of 130 labelled training images"):
-        FineTuneProbe().check({"train": 130, "heldout": 10, "test": 10})
+    counts = {"train": 130, "heldout": 10, "test": 10}
+    FineTuneProbe().check(counts)
+    (said,) = FineTuneProbe().fitted_limits(counts)
+    assert said == (
+        "probe.finetune.fractions is [0.01, 0.1, 1.0]; [0.1, 1.0] is used, since there are 130 labelled "
+        "training images"
+    )
+    with pytest.raises(ValueError, match=r"is \[0\.01\], at most 1 of 130 labelled training images; 2 are"):
+        FineTuneProbe(fractions=[0.01]).check(counts)

@@ -41,10 +41,18 @@ def test_figures_are_scikit_learns(features: Features, temperature: float) -> No
         assert 0.3 < record.value < 0.99
 
 
-def test_more_neighbours_than_labels_are_refused_beforehand() -> None:
-    with pytest.raises(ValueError, match=r"200 neighbours, but the bank holds 150"):
-        KNNProbe().check({"train": 150, "heldout": 50, "test": 1})
-    KNNProbe(ks=[150]).check({"train": 150, "heldout": 50, "test": 1})
+@pytest.mark.parametrize(("ks", "used"), [((20, 200), [20]), ((150,), [150]), ((160, 200), [150])])
+def test_more_neighbours_than_labels_are_left_out(features: Features, ks: tuple, used: list) -> None:
+    few = KNNProbe(ks=ks)
+    counts = {"train": 150, "heldout": 50, "test": 1}
+    few.check(counts)
+    said = few.fitted_limits(counts)
+    assert [r.protocol["k"] for r in few.run(features, num_classes=CLASSES)] == used
+    assert said == ([] if list(ks) == used else [
+        f"probe.knn.ks is {list(ks)}; {used} is used, since there are 150 labelled training images"
+    ])  # fmt: skip
+    with pytest.raises(ValueError, match="there are none"):
+        few.check({"train": 0, "heldout": 50, "test": 1})
 
 
 @pytest.mark.parametrize("options", [{"ks": []}, {"ks": [0]}, {"pool": 0}, {"temperature": 0.0}])

@@ -105,8 +105,12 @@ def test_numbers_that_the_smallest_class_does_not_have_are_left_out() -> None:
     assert records[0].protocol["candidates"] == [16.0]
     assert records[0].protocol["selected_on"] == "nothing"
     assert records[1].protocol["selected_on"].startswith("2-fold")
-    with pytest.raises(ValueError, match="begins with 30 images per class, and the smallest class has 20"):
-        LowShotProbe(ks=[30]).run(make(), num_classes=CLASSES)
+    (record,) = LowShotProbe(ks=[30], draws=2).run(make(), num_classes=CLASSES)
+    assert record.protocol["k_shot"] == 20  # all images of the smallest class
+    (said,) = LowShotProbe(ks=[4, 30]).fitted_limits({"train": 60, "rarest": 20})
+    assert said == (
+        "probe.lowshot.ks is [4, 30]; [4] is used, since the smallest class has 20 labelled training images"
+    )
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -123,6 +127,6 @@ def test_bad_values_are_refused(options: dict) -> None:
         LowShotProbe(**options)
 
 
-def test_too_few_labels_are_refused_beforehand() -> None:
-    with pytest.raises(ValueError, match="begins with 8 images per class, and there are 15"):
-        LowShotProbe(ks=[8]).check({"train": 15, "heldout": 1, "test": 1})
+def test_a_class_without_an_image_is_refused_beforehand() -> None:
+    with pytest.raises(ValueError, match="needs a labelled training image of every class"):
+        LowShotProbe(ks=[8]).check({"train": 15, "heldout": 1, "test": 1, "rarest": 0})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.probes._map_sources import KeptMaps, accuracy
+from ssl_lightning.probes._map_sources import KeptMaps
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.nonlinear import NonLinearProbe, Training
@@ -57,6 +57,12 @@ def probe_all(data: Fake, backbone: nn.Module, **probes: NonLinearProbe) -> list
 def probe_once(data: Fake, **options: Any) -> Record:
     (record,) = probe_all(data, Backbone(), nonlinear=NonLinearProbe(**options))
     return record
+
+
+@torch.no_grad()
+def accuracy(network: nn.Module, x: Tensor, labels: Tensor) -> float:
+    network.eval()
+    return (network(x.float()).argmax(1) == labels).double().mean().item()
 
 
 class Watched(Training):

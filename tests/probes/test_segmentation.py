@@ -183,9 +183,13 @@ def test_bad_values_are_refused(options: dict, message: str) -> None:
         SegmentationProbe(**options)
 
 
-def test_too_few_images_and_unknown_stages_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"batch_size \(8\).*there are 3"):
-        SegmentationProbe().check({"train": 3, "heldout": 4, "test": 4})
+def test_few_images_make_a_smaller_batch_and_unknown_stages_are_refused(tmp_path: Path) -> None:
+    (said,) = SegmentationProbe().fitted_limits({"train": 3, "heldout": 4, "test": 4})
+    assert said.startswith("probe.segmentation.batch_size is 8; 3 is used, since there are 3 labelled")
+    (record,) = run(splits(), tmp_path, batch_size=100, steps=3)
+    assert record.protocol["batch_size"] == SIZES["train"]
+    with pytest.raises(ValueError, match="there are none"):
+        SegmentationProbe().check({"train": 0, "heldout": 4, "test": 4})
     with pytest.raises(ValueError, match=r"stages is \[1, 3\]; this backbone has the stages 1 to 2"):
         run(splits(), tmp_path, stages=[1, 3])
 

@@ -179,5 +179,17 @@ def test_a_machine_that_was_not_solved_is_said() -> None:
 def test_bad_values_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=rf"probe\.svm\.{next(iter(options))}"):
         SVMProbe(**options)
-    with pytest.raises(ValueError, match="folds is 3; it must be at most 2"):
-        SVMProbe().check({"train": 2, "heldout": 1, "test": 1})
+
+
+def test_few_images_have_fewer_folds() -> None:
+    features = make()
+    few = torch.tensor([0, 1, 2, 3])
+    features.labels["train"] = features.labels["train"][few]
+    for key, x in features.pooled["train"].items():
+        features.pooled["train"][key] = x[few]
+    probe = SVMProbe(folds=5)
+    (said,) = probe.fitted_limits({"train": 4, "heldout": 1, "test": 1})
+    assert said == "probe.svm.folds is 5; 4 is used, since there are 4 labelled training images"
+    assert probe.run(features, num_classes=CLASSES)[0].protocol["selected_on"].startswith("4-fold")
+    with pytest.raises(ValueError, match="needs at least 2 labelled training images"):
+        probe.check({"train": 1, "heldout": 1, "test": 1})

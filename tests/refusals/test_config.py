@@ -6,6 +6,7 @@ that the error reaches the terminal.
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,6 @@ CASES = {
     "data.mean=[0.5,0.5,0.5] data.std=[a,b,c]": "data.std is .*each a finite number",
     "data.heldout=48": "data.heldout is 48; allowed for fake is 0 to 47",
     "data.max_labels=1": "data.max_labels is 1; .*at least 4 .one a class.",
-    "data.pretrain_size=1000": "data.pretrain_size is 1000; allowed for fake is 1 to 32",
     "data.pretrain_size=4": "data.batch_size is 8; allowed for fake is 1 to 4",
     "data.crop_padding=16": "crop_padding is 16; it must be below the image size 16",
     "data.flip=sometimes": "data.flip is 'sometimes'; allowed is true or false",
@@ -181,10 +181,7 @@ CASES = {
     "probe=[linear] probe.linear.l2=0.1": "probe.linear.l2 is 0.1; allowed is a list",
     "probe=[linear] probe.linear.l2=[-1]": r"probe.linear.l2 is \[-1\]; .*all above 0",
     "probe=[linear] probe.linear.refit=maybe": "probe.linear.refit is 'maybe'; allowed is true or false",
-    "probe=[knn] probe.knn.ks=[200]": "asks for 200 neighbours, but the bank holds 32",
     "probe=[knn] probe.knn.temperature=-1": "probe.knn.temperature is -1; it must be above 0",
-    "probe=[svm] probe.svm.folds=100": "probe.svm.folds is 100; it must be at most 32",
-    "probe=[lowshot] probe.lowshot.ks=[1000]": "begins with 1000 images per class, and there are 32",
     "probe=[nonlinear] probe.nonlinear.stage=stage9": "'stage9'; the backbone has stage1, stage2, stage3",
     "data.heldout=0 probe=[linear]": "LinearProbe needs held-out images to select on, and data.heldout is 0",
     "data.heldout=0 probe=[nonlinear]": "NonLinearProbe needs held-out images to select on",
@@ -197,7 +194,7 @@ CASES = {
     ),
     "probe=[rankme] probe.rankme.images=0": "probe.rankme.images is 0; a rank needs at least 2",
     "probe=[finetune] probe.finetune.fractions=[2]": r"fractions is \[2\]; .*all in \(0, 1\]",
-    "probe=[finetune] probe.finetune.fractions=[0.001]": "begins with 0.001, 0 of 32 labelled",
+    "probe=[finetune] probe.finetune.fractions=[0.001]": r"is \[0.001\], at most 0 of 32 labelled",
     "probe=[embedding] probe.embedding.folder=/nowhere": "/nowhere, which is not a folder",
     "probe=[segmentation]": "needs labels of the kind masks, and data fake has classes",
     "probe=[detection]": "needs labels of the kind boxes, and data fake has classes",
@@ -251,6 +248,38 @@ def test_fitting_values_are_accepted(tmp_path: Path) -> None:
     """Show that the checks accept the tiny run, so that they refuse only the additions of a case."""
     with pytest.raises(AssertionError, match="are accepted"):
         refused(["seed=3"], tmp_path / "run")
+
+
+LIMITS = {
+    "data.max_labels=400": "data.max_labels is 400; 48 is used, since fake has 48 labelled images",
+    "data.pretrain_size=1000": "data.pretrain_size is 1000; 32 is used, .* 32 pretraining images",
+    "probe=[knn] probe.knn.ks=[20,200]": r"probe.knn.ks is \[20, 200\]; \[20\] is used, .* 32 labelled",
+    "probe=[svm] probe.svm.folds=100": "probe.svm.folds is 100; 32 is used",
+    "probe=[lowshot] probe.lowshot.ks=[1000]": r"probe.lowshot.ks is \[1000\]; \[8\] is used",
+    "probe=[finetune]": r"probe.finetune.fractions is \[0.01, 0.1, 1.0\]; \[0.1, 1.0\] is used",
+}
+
+
+@pytest.mark.parametrize("given", LIMITS)
+def test_limits_above_the_number_of_images_are_said_once(
+    given: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.disable(logging.NOTSET)
+    build_parts(composed([*TINY, *DATA, "backbone.widths=[4,4,4]", *given.split(" ")], tmp_path), tmp_path)
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "ssl_lightning.core.messages"]
+    assert re.search(LIMITS[given], said), said
+
+
+def test_defaults_fit_few_images_and_the_values_of_the_command_line_stay(tmp_path: Path) -> None:
+    few = [*TINY, "data.num_train=20", "data.num_test=8", "data.image_size=16", "backbone.widths=[4,4,4]"]
+    cfg = composed(few, tmp_path)
+    cfg.overrides = few
+    parts = build_parts(cfg, tmp_path)
+    assert (parts.data.batch_size, parts.data.pretrain_images) == (16, 18)  # of 32, and 64 held-out images
+    cfg = composed([*few, "data.batch_size=32"], tmp_path)
+    cfg.overrides = [*few, "data.batch_size=32"]
+    with pytest.raises(ValueError, match=r"data\.batch_size is 32; allowed for fake is 1 to 18"):
+        build_parts(cfg, tmp_path)
 
 
 AT_THE_TERMINAL = ["data.batch_size=many", "task=rotaton", "trainer.max_epochs=0", "data=folder"]

@@ -5,7 +5,8 @@ from dataclasses import replace
 from rich.console import Console
 
 from ssl_lightning.artifacts.results import Record
-from ssl_lightning.report.summary import summary_table, summary_tables
+from ssl_lightning.report.probe_table import ProbeTable
+from ssl_lightning.report.summary import summary_table, summary_tables, unequal_classes
 
 
 def record(stage: str, trained: bool, value: float, heldout: float | None, metric: str = "top1") -> Record:
@@ -92,3 +93,21 @@ def test_figures_of_masks_and_boxes_say_what_they_are() -> None:
     head, line = shown(rows)
     assert [part.strip() for part in head.split("detection ")[1:]] == ["COCO mAP", "AP50", "VOC07 AP50"]
     assert line.split()[1:] == ["20.0*", "40.0*", "50.0*"]
+
+
+def test_the_share_of_the_largest_class_stands_below_unequal_figures() -> None:
+    rows = [record("stage1", True, 0.909, 0.9), record("stage1", True, 0.5, 0.5, metric="balanced")]
+    rows[1].protocol.update(majority=0.909, standard_error=0.03)
+    head, line = shown(rows)
+    assert "knn k=20   knn k=20 balanced" in head
+    assert line.split()[1:] == ["90.9*", "50.0*"]
+    (said,) = unequal_classes([*rows, *rows])
+    assert said.startswith(
+        "Unequal classes: always answering the largest one is right on 90.9% of 1,000 test"
+    )
+    assert unequal_classes(rows[:1]) == []
+    assert rows[1].standard_error == 0.03
+    text = repr(ProbeTable(rows, ["images: 9"]))
+    assert "50.0 ± 3.0*" in text
+    assert text.splitlines()[-2:] == [said, "images: 9"]
+    assert said in ProbeTable(rows)._repr_html_()

@@ -1,5 +1,7 @@
 """Tables against figures by hand: means, deviations, gains, published figures, notes."""
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.cells import RANDOM, TREATED, UNTRAINED, Cell
 from ssl_lightning.report.collect import collect
 from ssl_lightning.report.table import Row, Table
+from ssl_lightning.report.writers import csv_text
 
 
 def table(tmp_path: Path, budget: str | None = None) -> Table:
@@ -269,10 +272,45 @@ def test_each_data_that_was_probed_is_a_table(tmp_path: Path, leave: Any, make: 
     assert tables[1].notes[notes.OTHERS] == ["1 run without a figure on stl10."]
 
 
+def test_runs_without_labels_show_their_pretexts(tmp_path: Path, leave: Any, make: Any) -> None:
+    for seed, value in ((0, 0.3), (1, 0.5)):
+        leave(f"a{seed}", [], seed=seed, pretext={"val/acc": value}, data="folder")
+    leave("b", [], task="inpainting", pretext={"val/loss": 2.0, "val/hole_psnr": 14.5}, data="folder")
+    leave("off", [], task="jigsaw", status="failed")
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    assert [(row.name.split(" ")[0], row.seeds, row.pretext) for row in found.rows] == [
+        ("rotation", [0, 1], "val/acc"), ("inpainting", [0], "val/hole_psnr"),
+    ]  # fmt: skip
+    assert [row.pretext_mean() for row in found.rows] == [pytest.approx(0.4), 14.5]
+    (measured, advice) = found.notes[notes.MEASURED]
+    assert "they do not compare tasks" in measured
+    assert "run=<run folder> data.train_dir=<folder>" in advice
+    assert "failed" in found.notes[notes.UNFINISHED][0]
+    rows = list(csv.DictReader(io.StringIO(csv_text([found]))))
+    assert [(row["column"], row["mean"], row["seeds"]) for row in rows] == [
+        ("val/acc", "0.4000", "0 1"), ("val/hole_psnr", "14.5000", "0"),
+    ]  # fmt: skip
+    leave("probed", [make(0.5)], task="jigsaw")
+    assert [each.name for each in series_tables(collect(tmp_path / "outputs"))] == [
+        "runs-cifar10", "runs-unprobed",
+    ]  # fmt: skip
+
+
+def test_unequal_classes_are_a_column_and_a_note(tmp_path: Path, leave: Any, make: Any) -> None:
+    leave("a", [make(0.909), make(0.5, metric="balanced", majority=0.909)])
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    assert found.columns == ["linear", "linear balanced"]
+    assert [cell.mean for cell in found.rows[0].cells.values()] == [pytest.approx(90.9), pytest.approx(50)]
+    assert any(
+        "always answering the largest one is right on 90.9%" in note for note in found.notes[notes.MEASURED]
+    )
+    assert notes.SEVERAL not in {kind for kind, said in found.notes.items() if said}
+
+
 def test_no_figure_at_all_names_what_there_is(tmp_path: Path, leave: Any, make: Any) -> None:
     (leave("broken", []) / "results.json").write_text("{")
     leave("off", [make(0.5)], status="failed")
-    with pytest.raises(ValueError, match=r"no finished run with a figure.*off \(failed\), broken \(broken: "):
+    with pytest.raises(ValueError, match=r"no finished run.*off \(failed\), broken \(broken: "):
         series_tables(collect(tmp_path / "outputs"))
 
 

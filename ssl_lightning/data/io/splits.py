@@ -8,7 +8,7 @@ from torch import Tensor
 from ssl_lightning.core.seeding import generator
 
 
-def stratified(labels: Tensor, count: int, stream: str) -> Tensor:
+def stratified(labels: Tensor, count: int, stream: str, *, spare: int = 0) -> Tensor:
     """Draw `count` images, stratified by class; the draw is the same in every run.
 
     Shares are rounded by largest remainder. Draws of one stream are nested within each class.
@@ -17,6 +17,7 @@ def stratified(labels: Tensor, count: int, stream: str) -> Tensor:
         labels: (N,) int64, the class of each image; or (N, K) of 1, 0 and -1, see `rarest_class`.
         count: Size of the draw, 0 to N.
         stream: Name of the draw.
+        spare: Images of each class that the draw leaves out, if the other images suffice.
 
     Returns:
         Sorted indices (count,) int64.
@@ -30,6 +31,10 @@ def stratified(labels: Tensor, count: int, stream: str) -> Tensor:
     rest = count - int(take.sum())
     # Stable, so that equal remainders go to the lower label on every machine
     take[(share - take).argsort(descending=True, stable=True)[:rest]] += 1
+    room = (sizes - spare).clamp(min=0)
+    for _ in range(int((take - room).clamp(min=0).sum()) if count <= int(room.sum()) else 0):
+        take[(take - room).argmax()] -= 1
+        take[(room - take).argmax()] += 1
     order = torch.randperm(len(labels), generator=generator("fixed", stream))
     ordered = labels[order]
     drawn = [order[ordered == c][:n] for c, n in zip(classes, take.tolist(), strict=True)]

@@ -89,6 +89,7 @@ class ImageData(PairedDataModule):
         **base: Any,
     ) -> None:
         super().__init__(image_size=1 if image_size is None else image_size, **base)
+        self.free = frozenset({"batch_size"} - base.keys())
         if (labelled_train is None) != (test is None):
             missing = "test" if test is None else "labelled_train"
             raise ValueError(

@@ -23,6 +23,15 @@ def test_shares_that_do_not_divide_still_add_up(count):
     assert (labels[drawn].bincount(minlength=3) - labels.bincount() * count / 10).abs().max() < 1
 
 
+def test_a_class_keeps_its_last_image_if_others_suffice():
+    labels = torch.tensor([0] * 3 + [1, 2, 3, 4, 5, 6])
+    drawn = stratified(labels, 2, "x", spare=1)
+    assert labels[drawn].tolist() == [0, 0]
+    assert len(stratified(labels, 3, "x", spare=1)) == 3  # only two can be spared
+    large = torch.arange(100) % 4
+    assert torch.equal(stratified(large, 10, "x", spare=1), stratified(large, 10, "x"))
+
+
 def test_the_draw_depends_on_its_name_alone():
     labels = torch.arange(100) % 4
     first = stratified(labels, 20, "x")

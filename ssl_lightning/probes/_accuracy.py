@@ -1,0 +1,76 @@
+"""Figures of a classifier by the labels of the test images: top-1, balanced accuracy, average precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ssl_lightning.artifacts.results import BALANCED, Protocol, Record
+from ssl_lightning.ops.average_precision import mean_average_precision
+from ssl_lightning.ops.knn import balanced_accuracy, topk_accuracy
+
+Scored = tuple[Tensor, Tensor]  # scores (N, K); labels (N,), or (N, K) of 1, 0 and -1
+UNEQUAL = 1.5  # times the images of the smallest class that the largest one has at most, if classes are equal
+
+
+def metrics_of(labels: Tensor) -> tuple[str, ...]:
+    """Return the metrics for the test labels; balanced accuracy is one of them if classes are unequal.
+
+    Args:
+        labels: `(N,)` classes, or `(N, K)` of 1, 0 and -1.
+    """
+    if labels.ndim == 2:
+        return ("map",)
+    sizes = labels.unique(return_counts=True)[1]
+    return ("top1", BALANCED) if sizes.max() > UNEQUAL * sizes.min() else ("top1",)
+
+
+def records_of(
+    stage: str, protocol: Protocol, test: Scored, heldout: Scored | None, more: tuple[str, ...] = ()
+) -> list[Record]:
+    """Return a record for each metric of the test labels.
+
+    Args:
+        stage: Name of the stage.
+        protocol: Protocol of the records, without `heldout`.
+        test: Scores and labels of the test images.
+        heldout: The same of the held-out images; None without them.
+        more: Further metrics, such as "top5".
+    """
+    return [
+        Record(
+            stage,
+            metric,
+            measure(metric, *test),
+            len(test[1]),
+            protocol
+            | {"heldout": None if heldout is None else measure(metric, *heldout)}
+            | details(metric, *test),
+        )
+        for metric in (*metrics_of(test[1]), *more)
+    ]
+
+
+def measure(metric: str, scores: Tensor, labels: Tensor) -> float:
+    """Return a figure in [0, 1] of scores `(N, K)` for labels as for `metrics_of`."""
+    if metric == "map":
+        return float(mean_average_precision(scores, labels))
+    if metric == BALANCED:
+        return float(balanced_accuracy(scores, labels)[0])
+    return float(topk_accuracy(scores, labels, int(metric.removeprefix("top"))))
+
+
+def details(metric: str, scores: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return protocol entries of a balanced accuracy: its standard error, and the share of the largest class.
+
+    Other metrics have none.
+    """
+    if metric != BALANCED:
+        return {}
+    return {"standard_error": float(balanced_accuracy(scores, labels)[1]), "majority": majority(labels)}
+
+
+def majority(labels: Tensor) -> float:
+    """Return the share of the largest class, the top-1 of always answering it."""
+    return int(labels.bincount().max()) / len(labels)
