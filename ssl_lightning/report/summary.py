@@ -45,6 +45,8 @@ def print_summary(results: Results, folder: Path) -> None:
         f"{run.wall_s:.0f} s in total, {run.images_per_s:,.0f} images/s in pretraining, peak memory {memory}"
     )
     console.print(f"run folder: {folder}", markup=False)
+    if run.verdict is not None:
+        console.print(printable(f"verdict: {run.verdict}"), markup=False)
 
 
 def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
