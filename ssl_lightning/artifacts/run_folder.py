@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from pathlib import Path
 
 CONFIG = "config.yaml"  # the resolved config of the run
-NEXT_CONFIG = ".next-config.yaml.tmp"  # config of a resume, until it has passed all checks
+NEXT_CONFIG = ".next-config.yaml.tmp"  # config of a start or a resume, until it has passed all checks
 EVALUATION = "evaluation.yaml"  # config of the last evaluate.py run=
+HYDRA = ".hydra"  # folder of the composed config and the overrides
 RESULTS = "results.json"
 METRICS = "metrics.csv"
 ERROR = "error.txt"
@@ -19,6 +22,7 @@ CLASSIFIERS = "classifier_*"  # every file of `classifier_files`
 PANEL, PANELS, STRIP = "panel.png", "panels", "strip.png"
 
 PARENT_PIPE = "SSL_LIGHTNING_PARENT_PIPE"  # environment variable: a pipe that closes when the launcher ends
+REFUSED = os.EX_CONFIG  # exit code of a rank that refused the config before any work
 NOT_FIRST = os.EX_TEMPFAIL  # exit code of a rank that failed after another rank, most likely because of it
 UNREPORTED = os.EX_IOERR  # exit code of a rank that could not write error.txt and printed its error
 
@@ -30,5 +34,16 @@ def classifier_files(folder: Path, probe: str, branch: str) -> tuple[Path, Path]
 
 
 def accept_config(folder: Path) -> None:
-    """Replace the config of a resumed run by the next one, after all checks."""
+    """Make the next config the config of the run, after all checks."""
     os.replace(folder / NEXT_CONFIG, folder / CONFIG)
+
+
+def discard_refused(folder: Path) -> None:
+    """Remove the config that a worker refused and, if the folder holds no run, all that the start wrote."""
+    (folder / NEXT_CONFIG).unlink(missing_ok=True)
+    if (folder / CONFIG).exists():
+        return
+    shutil.rmtree(folder / HYDRA, ignore_errors=True)
+    (folder / LOCK).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folder is absent, or holds other files
+        folder.rmdir()

@@ -76,8 +76,15 @@ class OnlineKNN(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = self._data(trainer)
-        if data is None:
-            return
+        if data is not None:
+            self.check_data(data)
+
+    def check_data(self, data: Any) -> None:
+        """Raise if a data module of this package lacks the labels.
+
+        Raises:
+            ValueError: It has labels of another kind, or holds out no images.
+        """
         if data.has_downstream and data.targets != "classes":
             raise ValueError(
                 f"callbacks.online_knn votes on classes, and data {data.name} has {data.targets}; "

@@ -72,6 +72,8 @@ DEVICES = Range(
     lambda n: n in ("auto", -1) or n >= 1,
     "auto or a whole number, 1 or more; to choose GPUs, set CUDA_VISIBLE_DEVICES",
 )
+# Lightning's other strategies start processes themselves, or store checkpoints in their own way
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "fsdp")
 NOT_EMPTY = Range(lambda text: text != "", "text that is not empty: the last part of the run folder")
 
 KEYS = (
@@ -101,7 +103,7 @@ KEYS = (
         probes=True,
     ),
     Key("trainer.num_nodes", int, ONE_OR_MORE, science=False, resume=True, probes=True),
-    Key("trainer.strategy", str, science=False, resume=True, probes=True),
+    Key("trainer.strategy", Literal[STRATEGIES], science=False, resume=True, probes=True),
     Key(
         "trainer.launcher", Literal["local", "slurm", "torchrun"], science=False, resume=True, lightning=False
     ),

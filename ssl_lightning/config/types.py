@@ -18,6 +18,15 @@ NAMES = {int: "a whole number", float: "a finite number", bool: "true or false",
 UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, Sequence)
 MAPPINGS = (dict, Mapping)
+# Arguments of Lightning's Trainer that `engine.trainer` sets, and what to use instead
+SET_HERE = {
+    "callbacks": "use the group callbacks=[...]",
+    "logger": "use the group logger=[...]",
+    "enable_checkpointing": "callbacks=[progress] leaves checkpoints out",
+} | dict.fromkeys(
+    ("plugins", "num_sanity_val_steps", "use_distributed_sampler", "enable_model_summary", "barebones"),
+    "the run sets it itself",
+)
 HYDRA_KEYS = ("_target_", "_partial_")
 
 
@@ -34,6 +43,8 @@ def check_types(config: Mapping[str, Any]) -> None:
 
     check_special(config)
     trainer = config.get("trainer", {})
+    if ours := [key for key in SET_HERE if key in trainer]:
+        raise ValueError(f"trainer.{ours[0]} cannot be given; {SET_HERE[ours[0]]}")
     _refuse_unknown(trainer, {*TRAINER, *inspect.signature(pl.Trainer).parameters}, "trainer.")
     for key, value in config.items():
         if key != "trainer" and isinstance(value, Mapping):
@@ -120,11 +131,19 @@ def _check_targets(node: Mapping[str, Any], place: str) -> None:
     """Check the arguments of every `_target_` in nested dictionaries."""
     if "_target_" in node:
         values = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
-        kinds, anything = accepted(get_object(node["_target_"]))
+        kinds, anything = accepted(_target(node["_target_"], place))
         check_values(values, kinds, place, anything)
     for key, value in node.items():
         if isinstance(value, Mapping):
             _check_targets(value, f"{place}{key}.")
+
+
+def _target(name: str, place: str) -> Any:
+    try:
+        return get_object(name)
+    except ImportError as error:
+        why = str(error.__cause__ or error).strip().rpartition("\n")[2]
+        raise ValueError(f"{place}_target_ is {name!r}, which cannot be imported here: {why}") from error
 
 
 def check_values(

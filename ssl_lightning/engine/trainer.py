@@ -15,9 +15,11 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import Strategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ssl_lightning.artifacts.checkpoints import AtomicCheckpointIO
 from ssl_lightning.artifacts.run_folder import PARENT_PIPE
+from ssl_lightning.core.errors import without_hint
 from ssl_lightning.engine.fsdp import PRECISIONS, FullySharded
 
 T = TypeVar("T")
@@ -52,7 +54,8 @@ def make_trainer(
         **options: Further keywords of `pytorch_lightning.Trainer`.
 
     Raises:
-        ValueError: "fsdp" does not support the precision or the kind of training.
+        ValueError: "fsdp" does not support the precision or the kind of training, or Lightning refuses an
+            option.
     """
     on_gpu = accelerator != "cpu" and torch.cuda.is_available()
     if devices in ("auto", -1):
@@ -68,21 +71,24 @@ def make_trainer(
     plugins: list[Any] = [AtomicCheckpointIO()]
     if PARENT_PIPE in os.environ:  # else Lightning would use the ranks of a surrounding SLURM job
         plugins.append(LightningEnvironment())
-    return pl.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=chosen,
-        precision=precision,  # type: ignore[arg-type]
-        plugins=plugins,
-        callbacks=watching,
-        logger=list(logger),
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # our loaders split every batch by rank
-        enable_model_summary=False,
-        enable_checkpointing=any(isinstance(c, Checkpoint) for c in watching),
-        **options,
-    )
+    try:
+        return pl.Trainer(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=chosen,
+            precision=precision,  # type: ignore[arg-type]
+            plugins=plugins,
+            callbacks=watching,
+            logger=list(logger),
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our loaders split every batch by rank
+            enable_model_summary=False,
+            enable_checkpointing=any(isinstance(c, Checkpoint) for c in watching),
+            **options,
+        )
+    except (MisconfigurationException, ImportError) as error:
+        raise ValueError(f"Lightning's Trainer refuses its options: {without_hint(error)}") from error
 
 
 def sharded(processes: int, precision: str, *, several: bool) -> Strategy:

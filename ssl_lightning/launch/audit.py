@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.entry import child_environment, command_line
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.previous_runs import finished_facts
+from ssl_lightning.launch.train import locked_new
 from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_audit
 
 PLAN_NAME = "audit.json"
@@ -44,11 +46,11 @@ def run_audit(cfg: DictConfig) -> list[Row]:
     given = [o for o in overrides if not o.lstrip("+").startswith(OWN) and _key(o) not in SET]
     rows = {ALL: [], **guards_off(cfg.task._target_, cfg.audit.guards)}
     plan = {"overrides": given, "rows": rows, "seeds": list(cfg.audit.seeds)}
-    remember(folder / PLAN_NAME, plan)
-    found = {
-        name: [run_row(folder, name, seed, [*given, *off]) for seed in cfg.audit.seeds]
-        for name, off in rows.items()
-    }
+    with locked_new(folder, cfg, may_exist=True) as (folder, _), planned(folder / PLAN_NAME, plan):
+        found = {
+            name: [run_row(folder, name, seed, [*given, *off]) for seed in cfg.audit.seeds]
+            for name, off in rows.items()
+        }
     table = audit_rows(found, {name: " ".join(off) for name, off in rows.items()})
     command = " ".join([command_line("audit"), *map(shlex.quote, overrides)])
     write_audit(folder / "AUDIT.md", table, command)
@@ -76,6 +78,17 @@ def guards_off(target: str, chosen: Sequence[str] | None) -> dict[str, list[str]
         name: [f"task.{key}={'null' if value is None else value}" for key, value in guards[name].items()]
         for name in (chosen or guards)
     }
+
+
+@contextlib.contextmanager
+def planned(path: Path, plan: dict[str, Any]) -> Iterator[None]:
+    """Remember the plan of an audit, and forget it if the first run is refused, so that its name is free."""
+    remember(path, plan)
+    try:
+        yield
+    finally:
+        if not any(path.parent.glob(f"*/{CONFIG}")):
+            path.unlink()
 
 
 def remember(path: Path, plan: dict[str, Any]) -> None:

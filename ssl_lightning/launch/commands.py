@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import use_plugins
+from ssl_lightning.core.errors import RunError, print_error
+
+FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own variable: with 1 it raises errors and prints nothing about them
 
 
 def train_main(arguments: Sequence[str]) -> int:
@@ -61,7 +70,7 @@ def export_main(arguments: Sequence[str]) -> int:
 def _compose_and_run(
     task: Callable[[Any], Any], name: str, arguments: Sequence[str], *, stored: bool = False
 ) -> int:
-    """Run Hydra's command line, which exits with status 1 on an error.
+    """Run Hydra's command line; return its exit status, after an error in one line.
 
     Args:
         task: Takes the composed config. Hydra names the job after its module.
@@ -72,5 +81,32 @@ def _compose_and_run(
     use_plugins()
     sys.argv[1:] = arguments  # Hydra reads them there
     path = None if stored else str(conf_dir())
-    hydra.main(version_base="1.3", config_path=path, config_name=name)(task)()
+    wanted = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=path, config_name=name)(_in_one_line(task))()
+    except (HydraException, OmegaConfBaseException) as error:
+        if wanted == "1":
+            raise
+        text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
+        return print_error(RunError(text))
+    except OSError as error:
+        if wanted == "1":
+            raise
+        return print_error(RunError(f"{error}; output_dir= names the parent of the run folders"))
     return 0
+
+
+def _in_one_line(task: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make a single job print its expected error and exit; Hydra would print its overrides before it."""
+
+    @functools.wraps(task)
+    def run(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except RunError as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # the other jobs of the sweep still run
+            raise SystemExit(print_error(error)) from None
+
+    return run

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_lightning.artifacts.run_folder import CHECKPOINTS, CONFIG, EVALUATION
+from ssl_lightning.artifacts.run_folder import CHECKPOINTS, CONFIG, EVALUATION, NEXT_CONFIG
 from ssl_lightning.config.composition import drop_unchosen, resolve
 from ssl_lightning.config.identity import leaves
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.cluster import check_name
+from ssl_lightning.launch.cluster import check_name, restarts
 from ssl_lightning.launch.previous_runs import read_objective
+from ssl_lightning.launch.ranks import start_ranks
 from ssl_lightning.launch.resume import check_loaded, read_config
-from ssl_lightning.launch.train import check_start, save_config, start_run
+from ssl_lightning.launch.train import (
+    NEXT,
+    check_start,
+    locked_new,
+    run_locked,
+    save_config,
+    start_run,
+    with_overrides,
+)
 
 # Keys given with run=: taken in place of the run's own, or refused
 TAKEN = tuple(key.name for key in KEYS if key.evaluate == "taken")
@@ -35,6 +46,8 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     cfg, given = drop_unchosen(cfg, hydra), list(hydra.overrides.task)
+    if hydra.mode is RunMode.MULTIRUN:
+        cfg.name = f"{cfg.name}_{hydra.job.num}"  # a folder for each job
     folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()
     if cfg.run:
         resolved = evaluation_config(folder, cfg, given)
@@ -45,10 +58,18 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
             "error: nothing to evaluate; give run=<run folder>, weights=<file>, or for a timm model "
             f"backbone.pretrained=true (an untrained backbone: {command_line('train')} task=random)"
         )
-    resolved = resolve(cfg)
-    resolved.update(overrides=given, run_dir=str(folder))
-    check_name(check_start(resolved), given)
-    start_run(folder, resolved, lambda: save_config(resolved, folder))
+    cfg.run_dir = str(folder)
+    place = check_start(resolve(cfg))
+    check_name(place, given)
+    if not place.is_first:
+        start_ranks(folder, place, NEXT)
+        return read_objective(folder, cfg.objective)
+    restarted = restarts(os.environ) > 0
+    with locked_new(folder, cfg, may_exist=restarted, use="add to its results with run=") as (
+        folder,
+        cfg,
+    ):
+        run_locked(folder, place, lambda: save_config(with_overrides(cfg, given), folder, NEXT_CONFIG), NEXT)
     return read_objective(folder, cfg.objective)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ssl_lightning.artifacts.run_folder import ERROR, NOT_FIRST, PARENT_PIPE, UNREPORTED
+from ssl_lightning.artifacts.run_folder import ERROR, NOT_FIRST, PARENT_PIPE, REFUSED, UNREPORTED
 from ssl_lightning.core.cpu import ALLOCATOR, available_cores
 from ssl_lightning.core.entry import child_environment
 from ssl_lightning.core.errors import RunError
@@ -80,6 +80,8 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     code = workers[failed].returncode
     if code == NOT_FIRST and not place.is_alone:
         raise SystemExit(1)  # the launcher of the first failure reports it
+    if any(worker.returncode == REFUSED for worker in workers):
+        raise RunError(taken_refusal(folder))
     raise RunError(failure_message(folder, place.first + failed, code))
 
 
@@ -135,6 +137,14 @@ def signals_raised() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def taken_refusal(folder: Path) -> str:
+    """Return why the first rank refused the config, and remove its report: nothing ran, so nothing stays."""
+    report = folder / ERROR
+    message, _, _ = report.read_text().partition("\n\n")
+    report.unlink()
+    return f"error: {message}"
 
 
 def failure_message(folder: Path, rank: int, code: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -20,11 +19,9 @@ from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.config.trust import CACHES, check_links, check_trusted, given_overrides, load_config
 from ssl_lightning.core.cache import cache_root
-from ssl_lightning.core.errors import RunError
-from ssl_lightning.core.untrusted import printable
-from ssl_lightning.launch.train import check_start, save_config, start_run
+from ssl_lightning.core.errors import RunError, print_error
+from ssl_lightning.launch.train import NEXT, check_start, save_config, start_run
 
-MODE = "resume"  # of the worker process
 # Length, hardware, paths and logging; none of these keys changes the result of a step
 MAY_CHANGE = tuple(key.name for key in KEYS if key.resume)
 
@@ -47,17 +44,11 @@ def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
         folder = Path(name).expanduser().resolve()
         overrides = [a for a in arguments if not is_resume([a])]
         cfg = resumed_config(folder, overrides, config_dir)
-        place = check_start(cfg)
+        check_start(cfg)
         check_checkpoint(folder, cfg)
-        try:
-            start_run(folder, cfg, lambda: save_config(cfg, folder, NEXT_CONFIG), MODE)
-        finally:
-            if place.is_first:
-                (folder / NEXT_CONFIG).unlink(missing_ok=True)  # still there if the run was refused
+        start_run(folder, cfg, lambda: save_config(cfg, folder, NEXT_CONFIG), NEXT)
     except (RunError, ValueError, OSError) as error:
-        text = printable(str(error))
-        print(text if text.startswith("error:") else f"error: {text}", file=sys.stderr)
-        return 1
+        return print_error(error)
     return 0
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 # Every entry imports this module, so it must not import torch, which takes seconds
 import contextlib
+import copy
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from ssl_lightning.artifacts.run_folder import CONFIG, LOCK
+from ssl_lightning.artifacts.run_folder import CONFIG, HYDRA, LOCK, NEXT_CONFIG, discard_refused
 from ssl_lightning.config.composition import drop_unchosen, resolve
 from ssl_lightning.config.types import check_special
 from ssl_lightning.core.atomic_files import DiskFullError, naming_full_disk, remove_leftovers, write_file
@@ -31,6 +33,12 @@ from ssl_lightning.launch.cluster import (
 from ssl_lightning.launch.previous_runs import check_same_run, finished_facts, finished_run, read_objective
 from ssl_lightning.launch.ranks import start_ranks
 
+NEXT = "next"  # mode of the worker process: run the next config, which becomes the config after all checks
+
+
+class TakenError(RunError):
+    """Another run has the folder."""
+
 
 def launch(cfg: DictConfig) -> float | None:
     """Run one composed job to its end.
@@ -46,29 +54,116 @@ def launch(cfg: DictConfig) -> float | None:
         RunError: The config does not resolve, the folder already holds a run, or a process failed.
     """
     hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir).resolve()
-    cfg = drop_unchosen(cfg, hydra)
+    created = Path(hydra.runtime.output_dir).resolve()
+    try:
+        folder = launch_in(created, drop_unchosen(cfg, hydra))
+    finally:
+        with contextlib.suppress(OSError):
+            created.rmdir()  # by Hydra; it is empty if nothing ran
+    return read_objective(folder, cfg.objective)
+
+
+def launch_in(folder: Path, cfg: DictConfig) -> Path:
+    """Launch a run in a folder, unless it is finished or skipped; return the folder of its results."""
+    overrides = list(HydraConfig.get().overrides.task)
     resolved = resolve(cfg)
-    resolved.overrides = list(hydra.overrides.task)  # for resume and the model card
     place = check_start(resolved)
-    check_name(place, resolved.overrides)
+    check_name(place, overrides)
     check_benchmark(resolved)
     if cfg.skip_finished and (done := finished_run(resolved)):
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # Hydra has just created it
         print(f"skipped: {done} holds the finished results of this config", flush=True)
-        return read_objective(done, cfg.objective)
-    if place.is_first and (folder / CONFIG).exists() and not restarts(os.environ):
-        if not cfg.go_on:
-            raise RunError(
-                f"error: {folder} already holds a run; resume it with resume={folder}, or give another name="
-            )
+        return done
+    restarted = restarts(os.environ) > 0
+    if cfg.go_on and place.is_first and (folder / CONFIG).exists() and not restarted:
         check_same_run(folder, resolved)
     if cfg.go_on and finished_facts(folder):
         print(f"skipped: {folder} is finished", flush=True)
-        return read_objective(folder, cfg.objective)
-    start_run(folder, resolved, lambda: save_composed(cfg, resolved, folder))
-    return read_objective(folder, cfg.objective)
+        return folder
+    if not place.is_first:
+        start_ranks(folder, place, NEXT)
+        return folder
+    with locked_new(folder, cfg, may_exist=cfg.go_on or restarted) as (folder, cfg):
+        run_locked(folder, place, lambda: save_composed(cfg, with_overrides(cfg, overrides), folder), NEXT)
+    return folder
+
+
+def with_overrides(cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """Resolve a config and add the overrides of the command line, for `resume` and the model card."""
+    resolved = resolve(cfg)
+    resolved.overrides = overrides
+    return resolved
+
+
+@contextlib.contextmanager
+def locked_new(
+    folder: Path, cfg: DictConfig, *, may_exist: bool, use: str = "resume it with resume="
+) -> Iterator[tuple[Path, DictConfig]]:
+    """Hold the lock of the folder of a new run.
+
+    A name that follows from the time is not unique. If another run has it, this run gets the next free name:
+    `<name>-2`, `<name>-3`, and so on.
+
+    Args:
+        folder: The run folder, as composed.
+        cfg: Composed, not resolved.
+        may_exist: Whether the folder may hold this run already.
+        use: What to do with a run that has the folder, before its path.
+
+    Yields:
+        The folder, and the config with its name.
+
+    Raises:
+        TakenError: Another run has the folder.
+    """
+    with contextlib.ExitStack() as stack:
+        for number in itertools.count(1):
+            suffix = "" if number == 1 else f"-{number}"
+            place = folder.with_name(folder.name + suffix)
+            try:
+                stack.enter_context(holding(place))
+                if not may_exist and (place / CONFIG).exists():
+                    raise TakenError(
+                        f"error: {place} already holds a run; {use}{place}, or give another name="
+                    )
+                break
+            except TakenError:
+                if not is_named_by_time(cfg, folder):
+                    raise
+        yield place, renamed(cfg, place, suffix) if suffix else cfg
+
+
+@contextlib.contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; afterwards remove what a refused run left.
+
+    Raises:
+        TakenError: Another process runs in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TakenError(f"error: another process is running in {folder}") from None
+    try:
+        yield
+    finally:
+        discard_refused(folder)
+        lock.release()
+
+
+def is_named_by_time(cfg: DictConfig, folder: Path) -> bool:
+    """Whether the name of a run folder follows from the time, as by default."""
+    name = OmegaConf.to_container(cfg)["name"]  # type: ignore[call-overload, index]
+    return "${now:" in str(name) and str(cfg.name) in folder.name
+
+
+def renamed(cfg: DictConfig, folder: Path, suffix: str) -> DictConfig:
+    """Return a copy of a config, not resolved, whose run has another folder and a longer name."""
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.name, cfg.run_dir = f"{cfg.name}{suffix}", str(folder)
+    return cfg
 
 
 def save_config(cfg: DictConfig | ListConfig, folder: Path, name: str = CONFIG) -> None:
@@ -82,15 +177,15 @@ def save_composed(cfg: DictConfig, resolved: DictConfig, folder: Path) -> None:
 
     Hydra itself would write them before the lock is taken, possibly into the folder of another run.
     """
-    save_config(resolved, folder)
+    save_config(resolved, folder, NEXT_CONFIG)
     hydra = HydraConfig.get()
-    save_config(cfg, folder / ".hydra")
-    save_config(OmegaConf.create({"hydra": hydra}), folder / ".hydra", "hydra.yaml")
-    save_config(OmegaConf.create(hydra.overrides.task), folder / ".hydra", "overrides.yaml")
+    save_config(cfg, folder / HYDRA)
+    save_config(OmegaConf.create({"hydra": hydra}), folder / HYDRA, "hydra.yaml")
+    save_config(OmegaConf.create(hydra.overrides.task), folder / HYDRA, "overrides.yaml")
 
 
 def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode: str) -> None:
-    """Lock and prepare a run folder, then run the workers on it.
+    """Lock and prepare the folder of an existing run, then run the workers on it.
 
     On several machines only the first launcher locks and prepares the folder. The workers of the other
     launchers wait for its worker, and get the config from it.
@@ -107,21 +202,19 @@ def start_run(folder: Path, cfg: DictConfig, prepare: Callable[[], None], *mode:
     place = check_start(cfg)
     if not place.is_first:
         return start_ranks(folder, place, *mode)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(f"error: another process is running in {folder}") from None
+    with holding(folder):
+        run_locked(folder, place, prepare, *mode)
+
+
+def run_locked(folder: Path, place: Place, prepare: Callable[[], None], *mode: str) -> None:
+    """Prepare a locked run folder, then run the workers on it; see `start_run`."""
     try:
         remove_leftovers(folder)
         with naming_full_disk(folder, "Make room, then run the same command again"):
             prepare()
-        start_ranks(folder, place, *mode)
     except DiskFullError as error:
         raise RunError(f"error: {error}") from None
-    finally:
-        lock.release()
+    start_ranks(folder, place, *mode)
 
 
 def check_start(cfg: DictConfig) -> Place:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -96,6 +97,23 @@ def deepest_map_size(backbone: nn.Module, channels: int, image_size: int) -> tup
     for part, training in modes.items():
         part.training = training
     return height, width
+
+
+@contextmanager
+def explaining_download(model_name: str) -> Iterator[None]:
+    """Explain an error of the network while the published weights of a model are fetched.
+
+    Raises:
+        ValueError: The weights are neither in the cache nor reachable.
+    """
+    try:
+        yield
+    except OSError as error:
+        why = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"the published weights of {model_name} are not in the cache and cannot be downloaded ({why}); "
+            "give a file by init_from= and backbone.pretrained=false"
+        ) from error
 
 
 def check_in_channels(in_channels: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ssl_lightning.networks.adapter import as_backbone
-from ssl_lightning.networks.features import check_in_channels
+from ssl_lightning.networks.features import check_in_channels, explaining_download
 from ssl_lightning.networks.recipes import recorded
 
 # Options of timm that name files or addresses; timm would read or download them without our checks
@@ -53,11 +53,11 @@ def create_timm(
     if "out_indices" in given:
         given["out_indices"] = tuple(given["out_indices"])  # Hydra passes its own list type
     try:
-        return as_backbone(
-            timm.create_model(
+        with explaining_download(model_name):
+            net = timm.create_model(
                 model_name, features_only=True, in_chans=in_channels, pretrained=pretrained, **given
             )
-        )
+        return as_backbone(net)
     except BUILD_ERRORS as error:
         # timm has no single error for "no stage maps" or for an option unknown to the model
         with contextlib.suppress(*BUILD_ERRORS):

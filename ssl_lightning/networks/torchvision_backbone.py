@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from ssl_lightning.networks.adapter import as_backbone
-from ssl_lightning.networks.features import check_in_channels
+from ssl_lightning.networks.features import check_in_channels, explaining_download
 from ssl_lightning.networks.recipes import recorded
 
 
@@ -57,7 +57,10 @@ def create_torchvision(
         )
     given = _of_size(model_name, image_size) | {k: v for k, v in options.items() if v is not None}
     try:
-        model = torchvision.models.get_model(model_name, weights="DEFAULT" if pretrained else None, **given)
+        with explaining_download(model_name):
+            model = torchvision.models.get_model(
+                model_name, weights="DEFAULT" if pretrained else None, **given
+            )
     except (AssertionError, RuntimeError, TypeError) as error:  # an option unknown to the model
         with_options = f" with {given}" if given else ""
         raise ValueError(f"torchvision cannot build {model_name!r}{with_options}: {error}") from error

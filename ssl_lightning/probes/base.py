@@ -74,6 +74,17 @@ class BaseProbe:
         if self.stage is not None:
             self.check_stage(self.stage, maps)
 
+    def check_images(self, data: Images) -> None:
+        """Raise, before any work, if images that the probe reads beyond the splits cannot be read.
+
+        Args:
+            data: As the probe gets it (`ProbeContext.data`).
+
+        Raises:
+            ValueError or OSError: A folder of the probe holds no image.
+            BadImagesError: Too many files cannot be decoded.
+        """
+
     def check_stage(self, stage: str, maps: Mapping[str, tuple[int, int, int]]) -> None:
         """Raise if the backbone does not have a stage."""
         if stage not in maps:

@@ -17,7 +17,7 @@ from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import class_labels, encode
-from ssl_lightning.probes.base import BackboneProbe, ImageLoader, ProbeContext
+from ssl_lightning.probes.base import BackboneProbe, ImageLoader, Images, ProbeContext
 
 
 class EmbeddingProbe(BackboneProbe):
@@ -60,6 +60,10 @@ class EmbeddingProbe(BackboneProbe):
     def check(self, counts: Mapping[str, int]) -> None:
         if self.folder is not None and not Path(self.folder).expanduser().is_dir():
             raise ValueError(f"probe.embedding.folder is {self.folder}, which is not a folder")
+
+    def check_images(self, data: Images) -> None:
+        if self.folder is not None:
+            data.images_in(self.folder)  # decodes every file once, and remembers the good ones
 
     def run(self, context: ProbeContext) -> list[Record]:
         loader = self.images(context)

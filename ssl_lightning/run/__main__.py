@@ -23,7 +23,9 @@ from ssl_lightning.artifacts.run_folder import (
     NEXT_CONFIG,
     NOT_FIRST,
     PARENT_PIPE,
+    REFUSED,
     UNREPORTED,
+    accept_config,
 )
 from ssl_lightning.config.trust import check_links, check_trusted, load_config
 from ssl_lightning.core.atomic_files import naming_full_disk
@@ -48,7 +50,7 @@ def main() -> int:
     A failure leaves a one-line message and the traceback in `error.txt`.
     """
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
-    config = {"train": CONFIG, "resume": NEXT_CONFIG, "evaluate": EVALUATION}.get(mode)
+    config = {"train": CONFIG, "next": NEXT_CONFIG, "evaluate": EVALUATION}.get(mode)
     first = os.environ.get("RANK", "0") == "0"  # other ranks may not see the folder yet
     if (
         len(sys.argv) not in (2, 3)
@@ -63,6 +65,14 @@ def main() -> int:
     folder = Path(sys.argv[1])
     STOP.install()
     die_with_parent()
+    refuses = True
+
+    def accept() -> None:
+        nonlocal refuses
+        refuses = False
+        if mode == "next" and first:
+            accept_config(folder)
+
     try:
         from ssl_lightning.engine.determinism import deterministic
         from ssl_lightning.engine.trainer import of_first_process
@@ -83,19 +93,20 @@ def main() -> int:
         wanted = cfg.get("deterministic") is True
         with naming_full_disk(folder, f"Make room, then {again}"), deterministic(wanted):
             if mode == "evaluate":
-                evaluate.evaluate(cfg, folder)
+                evaluate.evaluate(cfg, folder, accept)
             else:
-                execute.run(cfg, folder, resumes=mode == "resume")
+                execute.run(cfg, folder, accept)
     except Exception as error:
         if STOP.signum is not None and not first:
             STOP.exit()  # rank 0 stopped, and this rank lost the connection
-        return leave_report(folder, error)
+        return leave_report(folder, error, refuses=refuses)
     return 0
 
 
 def keep_quiet() -> None:
-    """Silence warnings of Lightning that no user can act on; Lightning must already be imported."""
+    """Silence messages of Lightning and Hydra that no user can act on; Lightning must already be imported."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # its import sets INFO
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # its errors are raised too
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 
@@ -109,8 +120,14 @@ def show_messages() -> None:
     log.setLevel(logging.INFO)
 
 
-def leave_report(folder: Path, error: Exception) -> int:
-    """Write the first failure as message, empty line and traceback; return the exit status."""
+def leave_report(folder: Path, error: Exception, *, refuses: bool) -> int:
+    """Write the first failure as message, empty line and traceback; return the exit status.
+
+    Args:
+        folder: The run folder.
+        error: The failure.
+        refuses: Whether it came before any work.
+    """
     cause: BaseException = error
     while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
         cause = cause.__cause__  # Hydra wraps errors of constructors
@@ -118,7 +135,7 @@ def leave_report(folder: Path, error: Exception) -> int:
     message = printable(str(cause) if expected else f"{type(cause).__name__}: {cause}")
     text = "".join(traceback.format_exception(error))
     report = folder / ERROR
-    first, status = True, 1
+    first, status = True, REFUSED if refuses and expected else 1
     try:
         with open(report, "x") as file:
             file.write(message.strip().replace("\n\n", "\n") + "\n\n" + text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -18,8 +19,13 @@ from ssl_lightning.run.probe import probe_task
 from ssl_lightning.run.writer import RunWriter, command
 
 
-def evaluate(cfg: DictConfig, folder: Path) -> None:
+def evaluate(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda: None) -> None:
     """Probe the backbone of an existing run, and add the results to its `results.json`.
+
+    Args:
+        cfg: Resolved.
+        folder: The run folder.
+        accept: Called once every check has passed, before any work.
 
     Raises:
         ValueError: The checkpoint is absent, torn, or of another network; no file is written.
@@ -33,6 +39,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> None:
     parts = build_parts(cfg, folder, resume=False, checkpoint=path)
     if not parts.probes:
         raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
+    accept()
     writer = RunWriter(parts, time.perf_counter())
     writer.print_header()
     probed = probe_task(parts, parts.task)

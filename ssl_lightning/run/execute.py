@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.classifiers import remove_classifiers
-from ssl_lightning.artifacts.run_folder import accept_config
 from ssl_lightning.artifacts.weights import save_backbone
 from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.engine.trainer import join_processes
@@ -22,7 +22,7 @@ from ssl_lightning.run.writer import RunWriter
 from ssl_lightning.tasks.base import PretextTask
 
 
-def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
+def run(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda: None) -> None:
     """Run one resolved config; write checkpoints, pictures and `results.json` into `folder`.
 
     If the folder has a checkpoint, the run resumes from it.
@@ -30,7 +30,7 @@ def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
     Args:
         cfg: Resolved.
         folder: The run folder.
-        resumes: Whether the config replaces the one in the folder after it passes every check.
+        accept: Called once every check has passed, before any work.
 
     Raises:
         ValueError: The parts do not fit each other; nothing was trained or written.
@@ -40,8 +40,7 @@ def run(cfg: DictConfig, folder: Path, *, resumes: bool = False) -> None:
     parts = build_parts(cfg, folder)
     check_columns(parts)
     writer = RunWriter(parts, began)
-    if resumes and parts.trainer.is_global_zero:
-        accept_config(folder)
+    accept()
     writer.print_header()
     try:
         execute(parts, writer)

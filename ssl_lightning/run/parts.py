@@ -15,6 +15,7 @@ from ssl_lightning.artifacts.checkpoints import resume_point
 from ssl_lightning.artifacts.results import Record, Results, earlier_results
 from ssl_lightning.callbacks.health import GradientWatch, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
+from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.config.keys import TRAINER
@@ -29,6 +30,13 @@ from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.prepare import Preparation
 from ssl_lightning.probes.base import BaseProbe, check_probes
 from ssl_lightning.run.build import StartingPoint, check_compiler
+from ssl_lightning.run.checks import (
+    build_all,
+    check_backbone,
+    check_monitors,
+    check_objective,
+    check_validation,
+)
 from ssl_lightning.tasks.base import PretextTask, to_float
 
 OURS = tuple(name for name, key in TRAINER.items() if not key.lightning)  # keys unknown to Lightning
@@ -97,6 +105,8 @@ def build_parts(
         ValueError: A value is wrong, a file is broken, or the parts do not fit each other.
     """
     check_types(cast(dict[str, Any], OmegaConf.to_container(cfg)))
+    chosen = build_all(cfg, "callbacks", "callbacks=[checkpoint,progress]").values()
+    loggers = build_all(cfg, "logger", "logger=[csv]").values()
     resumed_from = resume_point(folder) if resume else None
     previous = earlier_results(folder) if resumed_from else None
     check_optimizer(instantiate(cfg.optimizer), instantiate(cfg.scheduler))
@@ -108,21 +118,26 @@ def build_parts(
     data.prepare_data()
     data.setup()
     task, loaded = start.build(data)
+    preparation: Preparation = instantiate(cfg.encoding)
+    scores = check_backbone(cfg, task, preparation.feed(task))
     throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
     metrics = Metrics(throughput)
     # the guard precedes the metrics, so that a run does not report the figures of a failed validation
-    chosen = instantiate(cfg.callbacks).values()
     callbacks = [restored, throughput, health, metrics, *chosen, GradientWatch(health)]
     options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
     if not data.holds_out:
         options["limit_val_batches"] = 0  # Lightning would warn of an empty loader
-    trainer = make_trainer(
-        **task.trainer_options(options), callbacks=callbacks, logger=instantiate(cfg.logger).values()
-    )
+    trainer = make_trainer(**task.trainer_options(options), callbacks=callbacks, logger=loggers)
     data.place(trainer.strategy.root_device)
     task = fit_to_hardware(cfg, task, trainer, data)
-    preparation: Preparation = instantiate(cfg.encoding)
+    if task.needs_training:
+        validates = data.holds_out and cfg.trainer.limit_val_batches != 0
+        check_monitors(callbacks, scores, validates=validates)
+        for callback in chosen:
+            if isinstance(callback, OnlineKNN):
+                callback.check_data(data)
     probes, skipped = fitting_probes(cfg, task, data, preparation)
+    check_objective(cfg.get("objective"), scores, probes, holds_out=data.holds_out)
     return Parts(
         cfg, folder, data, task, loaded, trainer, preparation, probes, skipped, resumed_from, previous,
         restored, throughput, metrics, health,
@@ -164,6 +179,7 @@ def fit_to_hardware(
         batch_size=data.batch_size,
         processes=trainer.world_size,
     )
+    check_validation(data, trainer.world_size, cfg.trainer.limit_val_batches)
     if trainer.world_size > 1 and cfg.trainer.sync_batchnorm:
         task = cast(PretextTask, synchronise_batch_norm(task, on_gpu=device.type == "cuda"))
     if cfg.get("compile"):
@@ -203,6 +219,8 @@ def fitting_probes(
         )
     inputs = preparation.feed(task)(to_float(data.train_sample(1)))
     check_probes(chosen, task.branches(), inputs, data.label_counts)
+    for probe in chosen.values():
+        probe.check_images(data)
     return chosen, skipped
 
 
