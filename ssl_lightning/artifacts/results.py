@@ -206,6 +206,7 @@ class RunFacts:
         epochs: Epochs of pretraining.
         wall_s: Seconds of the run, over all resumes.
         images_per_s: Speed of pretraining, 0 without one.
+        pretrain_images: Number of pretraining images of an epoch.
         probe_s: Seconds per probe, and of the encode pass.
         peak_memory_gb: Peak memory by place: host, gpu.
         resumed: Number of resumes.
@@ -231,6 +232,7 @@ class RunFacts:
     epochs: Count
     wall_s: Amount
     images_per_s: Amount
+    pretrain_images: Count | None = None
     probe_s: dict[str, Amount] = field(default_factory=dict)
     peak_memory_gb: dict[str, Amount] = field(default_factory=dict)
     resumed: Count = 0

@@ -93,6 +93,7 @@ class RunWriter:
             epochs=trainer.current_epoch if parts.task.needs_training else 0,
             wall_s=(before.wall_s if before else 0.0) + time.perf_counter() - self.began,
             images_per_s=parts.throughput.images_per_s,
+            pretrain_images=parts.data.pretrain_images,
             probe_s=self.probe_s,
             peak_memory_gb=peak_memory_gb(),
             resumed=(before.resumed if before else 0) + 1 if parts.resumed_from else 0,
