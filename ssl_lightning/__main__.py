@@ -14,6 +14,7 @@ from ssl_lightning.core.entry import ENTRY, command_line
 COMMANDS = {
     "train": ("launch.commands", "train_main", "pretrain a backbone by a pretext task, then probe it"),
     "evaluate": ("launch.commands", "evaluate_main", "probe the backbone of a run or of a file"),
+    "compare": ("launch.commands", "compare_main", "find the pretext task that suits your images"),
     "report": ("launch.commands", "report_main", "write the table and the page of stored runs"),
     "audit": ("launch.commands", "audit_main", "find the shortcuts that the guards of a task prevent"),
     "export": ("launch.commands", "export_main", "write the backbone of a run for another library"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.audit import guards_off, remember
+from ssl_lightning.launch.audit import guards_off
+from ssl_lightning.launch.rows import remember
 
 ROOT = Path(__file__).parent.parent
 JIGSAW = "ssl_lightning.tasks.jigsaw.Jigsaw"
@@ -39,10 +40,10 @@ def test_bad_audits_are_refused(tmp_path: Path) -> None:
         guards_off("ssl_lightning.tasks.rotation.Rotation", None)
     with pytest.raises(RunError, match=r"audit\.guards has edges; the task has gap, standardise"):
         guards_off(JIGSAW, ["edges"])
-    remember(tmp_path / "audit.json", {"seeds": [0]})
-    remember(tmp_path / "audit.json", {"seeds": [0]})
-    with pytest.raises(RunError, match="an audit of another command"):
-        remember(tmp_path / "audit.json", {"seeds": [1]})
+    remember("audit", tmp_path / "audit.json", {"seeds": [0]})
+    remember("audit", tmp_path / "audit.json", {"seeds": [0]})
+    with pytest.raises(RunError, match="is the audit of another command"):
+        remember("audit", tmp_path / "audit.json", {"seeds": [1]})
 
 
 def test_a_seed_is_not_passed_over(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_a_complete_run(tmp_path: Path) -> None:
         assert (folder / name).stat().st_size > 0, name
     assert "untrained" in done.stdout
     assert f"run folder: {folder}" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"verdict: {results.run.verdict}"
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ from ssl_lightning.artifacts.typed_json import NEEDED, Limits, from_json, refusa
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.untrusted import check_schema, read_json
 
-# The fields of this module define results.json. After a change of them, raise SCHEMA and run
-# `python -m ssl_lightning.report.results_schema` to rewrite the JSON schema.
+# The fields of this module define results.json. After a change of them, run
+# `python -m ssl_lightning.report.results_schema` to rewrite the JSON schema; raise SCHEMA too, unless the
+# change only adds an optional field.
 SCHEMA: Final = 2
 MAX_BYTES = 1 << 25  # of a results.json; a run writes about 50 kB
 BALANCED = "balanced"  # metric: mean accuracy over the classes, beside top1 if they are unequal in number
@@ -172,6 +173,25 @@ class Health:
         return self.verdict in BAD_VERDICTS or self.zero_grad_share > MAX_ZERO_GRAD_SHARE
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Answer to the question whether pretraining helped (`report.verdict`).
+
+    Args:
+        kind: The answer in a few words.
+        text: Figures behind it, and what to try next.
+    """
+
+    kind: Literal[
+        "learned", "no better than before", "worse than before", "collapsed", "pretext trivial",
+        "pretext not learned", "too few images to tell", "not compared",
+    ]  # fmt: skip
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
     """Facts about a run; None if an older version did not write them.
@@ -186,6 +206,7 @@ class RunFacts:
         epochs: Epochs of pretraining.
         wall_s: Seconds of the run, over all resumes.
         images_per_s: Speed of pretraining, 0 without one.
+        pretrain_images: Number of pretraining images of an epoch.
         probe_s: Seconds per probe, and of the encode pass.
         peak_memory_gb: Peak memory by place: host, gpu.
         resumed: Number of resumes.
@@ -198,6 +219,7 @@ class RunFacts:
         ended: Time of the end, ISO 8601.
         labels: Labels used to train the backbone; "none" for a self-supervised one.
         health: Gradients of the training.
+        verdict: Whether pretraining helped, of a finished run that trained.
         status: How the run ended.
     """
 
@@ -210,6 +232,7 @@ class RunFacts:
     epochs: Count
     wall_s: Amount
     images_per_s: Amount
+    pretrain_images: Count | None = None
     probe_s: dict[str, Amount] = field(default_factory=dict)
     peak_memory_gb: dict[str, Amount] = field(default_factory=dict)
     resumed: Count = 0
@@ -222,6 +245,7 @@ class RunFacts:
     ended: Time | None = None
     labels: str | None = None
     health: Health | None = None
+    verdict: Verdict | None = None
     status: Status
 
 

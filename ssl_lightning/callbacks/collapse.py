@@ -73,6 +73,7 @@ class Collapse(Callback):
         if every_n_epochs < 1:
             raise ValueError(f"callbacks.collapse.every_n_epochs is {every_n_epochs}; it must be above 0")
         self.images, self.every_n_epochs = images, every_n_epochs
+        self.collapsed: list[str] = []  # branches, by the last line of this process
         self._watches = True
         self._stock: list[tuple[Tensor, Tensor]] = []  # batches without a data module of this package
 
@@ -139,6 +140,7 @@ class Collapse(Callback):
 
     def report(self, trainer: pl.Trainer, found: Mapping[str, FeatureHealth]) -> None:
         """Print the line, and send the figures to the loggers."""
+        self.collapsed = collapsed_branches(found)
         print(line(trainer.current_epoch + 1, found), flush=True)
         row: dict[str, float] = {}
         for name, health in found.items():
@@ -155,6 +157,11 @@ def feature_health(x: Tensor) -> FeatureHealth:
     return FeatureHealth(float(effective_rank(x)), min(x.shape), dead, x.shape[1])
 
 
+def collapsed_branches(found: Mapping[str, FeatureHealth]) -> list[str]:
+    """Return the names of the branches with collapsed features."""
+    return [name for name, health in found.items() if health.collapsed]
+
+
 def line(epoch: int, found: Mapping[str, FeatureHealth]) -> str:
     """Format the health of each branch after an epoch.
 
@@ -162,7 +169,7 @@ def line(epoch: int, found: Mapping[str, FeatureHealth]) -> str:
     'epoch 2: features backbone rank 35.9 of 96, 3 of 96 channels dead'
     """
     text = "; ".join(f"{name} {health}" for name, health in found.items())
-    collapsed = [name for name, health in found.items() if health.collapsed]
+    collapsed = collapsed_branches(found)
     if not collapsed:
         return f"epoch {epoch}: features {text}"
     return (

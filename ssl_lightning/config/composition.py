@@ -32,7 +32,7 @@ def compose(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     """Compose and resolve a config without a command line, such as in a notebook; nothing is written.
 
     Args:
-        name: train, evaluate or audit.
+        name: train, evaluate, audit or compare.
         overrides: In Hydra's grammar, as on the command line.
 
     Returns:

@@ -15,7 +15,7 @@ def command_form() -> str:
 
 
 def command_line(name: str) -> str:
-    """Return the shell command of that name: train, evaluate, report, audit or bench.
+    """Return the shell command of that name: train, evaluate, compare, report, audit or bench.
 
     >>> import pytest
     >>> with pytest.MonkeyPatch.context() as patch:

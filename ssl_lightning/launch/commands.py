@@ -1,4 +1,4 @@
-"""Commands that Hydra composes: train, evaluate, report, audit, export; imports no torch."""
+"""Commands that Hydra composes: train, evaluate, compare, report, audit, export; imports no torch."""
 
 from __future__ import annotations
 
@@ -61,6 +61,13 @@ def audit_main(arguments: Sequence[str]) -> int:
     from ssl_lightning.launch.audit import run_audit
 
     return _compose_and_run(run_audit, "audit", arguments)
+
+
+def compare_main(arguments: Sequence[str]) -> int:
+    """Compare the pretext tasks on one data set; return the exit status."""
+    from ssl_lightning.launch.compare import run_compare
+
+    return _compose_and_run(run_compare, "compare", arguments)
 
 
 def export_main(arguments: Sequence[str]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import Record, Results, best_stage
+from ssl_lightning.artifacts.results import Results
 from ssl_lightning.core.atomic_files import write_file
+from ssl_lightning.report.figures import SIGMAS, Figure, difference, mean_figure, probe_figure
 from ssl_lightning.report.summary import print_table
 
 ALL = "all guards"
-SIGMAS = 2.0  # a difference counts if it exceeds this many standard errors
 SHORTCUT = "SHORTCUT FOUND"
 EASIER = "easier, features as good"
 BETTER_OFF = "features better without"
@@ -28,19 +26,6 @@ NOTE = (
     "accuracy is higher and the features are worse. The network then learned how images were cut, not what "
     "they show."
 )
-
-
-@dataclass(frozen=True)
-class Figure:
-    """An accuracy, averaged over seeds.
-
-    Args:
-        value: In [0, 1].
-        error: Standard error, the larger of the sample's and the seeds'.
-    """
-
-    value: float
-    error: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +59,8 @@ def audit_rows(results: Mapping[str, Sequence[Results]], off: Mapping[str, str])
     """
     rows: list[Row] = []
     for name, runs in results.items():
-        row = Row(name, off[name], _pretext(runs), _probe(runs, True), _probe(runs, False))
+        probe, untrained = (probe_figure(runs, trained=trained) for trained in (True, False))
+        row = Row(name, off[name], _pretext(runs), probe, untrained)
         verdict = verdict_on(rows[0], row) if rows else ""
         rows.append(Row(row.name, row.off, row.pretext, row.probe, row.untrained, verdict))
     return rows
@@ -82,10 +68,10 @@ def audit_rows(results: Mapping[str, Sequence[Results]], off: Mapping[str, str])
 
 def verdict_on(guarded: Row, without: Row) -> str:
     """Judge a guard by the differences that exceed the noise."""
-    easier = _difference(without.pretext, guarded.pretext)
+    easier = difference(without.pretext, guarded.pretext)
     if guarded.probe is None or without.probe is None:
         return "no labels, so no verdict" if easier else NONE
-    features = _difference(without.probe, guarded.probe)
+    features = difference(without.probe, guarded.probe)
     if features < 0:
         return SHORTCUT if easier > 0 else NEEDED
     if features > 0:
@@ -93,38 +79,10 @@ def verdict_on(guarded: Row, without: Row) -> str:
     return EASIER if easier > 0 else NONE
 
 
-def _difference(one: Figure, other: Figure) -> int:
-    """Return 1 if `one` is larger beyond the noise, -1 if smaller, 0 otherwise."""
-    difference = one.value - other.value
-    if abs(difference) <= SIGMAS * math.hypot(one.error, other.error):
-        return 0
-    return 1 if difference > 0 else -1
-
-
-def _figure(values: Sequence[float], n: int) -> Figure:
-    mean = statistics.fmean(values)
-    of_sample = math.sqrt(max(mean * (1 - mean), 0.0) / n)  # not over the seeds: all share the images
-    of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return Figure(mean, max(of_sample, of_seeds))
-
-
 def _pretext(runs: Sequence[Results]) -> Figure:
     records = [r for run in runs for r in run.probes if r.metric == "top1"]
     n = min((r.protocol["labels"]["heldout"] for r in records), default=1000)
-    return _figure([run.pretext["val/acc"] for run in runs], n)
-
-
-def _probe(runs: Sequence[Results], trained: bool) -> Figure | None:
-    best: list[Record] = []
-    for run in runs:
-        rows = [r for r in run.probes if r.trained == trained and r.metric == "top1"]
-        names = dict.fromkeys(r.probe for r in rows)
-        chosen = "linear" if "linear" in names else next(iter(names), None)
-        record = best_stage([r for r in rows if r.probe == chosen and r.branch == "backbone"])
-        if record is None:
-            return None
-        best.append(record)
-    return _figure([r.value for r in best], best[0].n)
+    return mean_figure([run.pretext["val/acc"] for run in runs], n)
 
 
 def print_audit(rows: Sequence[Row]) -> None:

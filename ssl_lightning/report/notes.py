@@ -11,6 +11,7 @@ from ssl_lightning.report.summary import unequal_classes
 from ssl_lightning.report.table import Duplicates, Row
 
 MEASURED, GAIN, MISSING, SEEDS = "How it was measured", "Gains", "Missing", "Seeds"
+VERDICTS = "Verdicts"
 UNFINISHED, DUPLICATES, SEVERAL = "Not finished", "Duplicates", "Several figures"
 OTHERS, SKIPPED = "Left out", "Not read"
 
@@ -87,6 +88,16 @@ def seeds(rows: Sequence[Row]) -> list[str]:
         if len(cell.picks) < len(row.seeds)
     ]
     return lines + ([f"Figures with fewer seeds than their row: {'; '.join(partly)}."] if partly else [])
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """List the runs that did not learn features that help, with the reason."""
+    judged = [(row.label, run, run.facts.verdict) for row in rows for run in row.used]
+    return [
+        f"{label}, seed {run.seed}: {verdict}."
+        for label, run, verdict in judged
+        if verdict is not None and verdict.kind not in ("learned", "not compared")
+    ]
 
 
 def unfinished(named: Mapping[str, Sequence[ReportedRun]]) -> list[str]:

@@ -46,6 +46,8 @@ def print_summary(results: Results, folder: Path, phases: dict[str, float]) -> N
     )
     print_times(phases)
     console.print(f"run folder: {folder}", markup=False)
+    if run.verdict is not None:
+        console.print(printable(f"verdict: {run.verdict}"), markup=False)
 
 
 def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -51,13 +52,21 @@ def write_report(outputs: Path, out: Path, benchmark: Path | None, budget: str |
         ValueError: The folder or benchmark does not exist, or there is no finished run.
         DiskFullError: The disk has no room for the report.
     """
-    tables = make_tables(outputs, benchmark, budget)
+    write_tables(make_tables(outputs, benchmark, budget), out)
+
+
+def write_tables(tables: Sequence[Table], out: Path) -> None:
+    """Print tables and write all files of their report.
+
+    Raises:
+        DiskFullError: The disk has no room for the report.
+    """
     pictures = {table.name: draw_all(table) for table in tables}
     files: dict[str, str | bytes] = {
         "table.md": "\n".join(map(markdown, tables)),
         "table.csv": csv_text(tables),
         "table.tex": "\n".join(map(latex, tables)),
-        PAGE: render(tables, pictures),
+        PAGE: render(list(tables), pictures),
     }
     for name, drawn in pictures.items():
         files |= {f"{name}-{picture.name}.png": picture.png for picture in drawn}

@@ -21,9 +21,11 @@ from ssl_lightning.artifacts.results import (
     Results,
     RunFacts,
     Status,
+    Verdict,
     write_results,
 )
 from ssl_lightning.artifacts.run_folder import RESULTS
+from ssl_lightning.callbacks.collapse import Collapse
 from ssl_lightning.config.identity import config_sha256, series_sha256
 from ssl_lightning.config.keys import DATA
 from ssl_lightning.config.trust import given_overrides
@@ -32,6 +34,7 @@ from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.report.model_card import write_model_card
 from ssl_lightning.report.summary import print_header
+from ssl_lightning.report.verdict import judge
 from ssl_lightning.run.parts import Parts
 from ssl_lightning.run.probe import Probed
 
@@ -105,6 +108,7 @@ class RunWriter:
             epochs=trainer.current_epoch if parts.task.needs_training else 0,
             wall_s=(before.wall_s if before else 0.0) + time.perf_counter() - self.began,
             images_per_s=parts.throughput.images_per_s,
+            pretrain_images=parts.data.pretrain_images,
             probe_s=self.probe_s,
             peak_memory_gb=peak_memory_gb(),
             resumed=(before.resumed if before else 0) + 1 if parts.resumed_from else 0,
@@ -119,7 +123,17 @@ class RunWriter:
             health=parts.health.health() if parts.task.needs_training else None,
             status=status,
         )
-        return Results(facts, parts.metrics.validation, self.records)
+        results = Results(facts, parts.metrics.validation, self.records)
+        return replace(results, run=replace(facts, verdict=self.verdict(results)))
+
+    def verdict(self, results: Results) -> Verdict | None:
+        """Judge a finished run that trained."""
+        parts = self.parts
+        if results.run.status != "finished" or not parts.task.needs_training:
+            return None
+        watches = [each for each in parts.trainer.callbacks if isinstance(each, Collapse)]  # type: ignore[attr-defined]
+        collapsed = watches[0].collapsed if watches else []
+        return judge(results, chance=parts.task.chance, collapsed=collapsed, loaded=bool(parts.loaded))
 
     def export_config(self) -> dict[str, Any]:
         """Return the content of `backbone.json`: architecture and input of the backbone."""

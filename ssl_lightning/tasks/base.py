@@ -74,6 +74,7 @@ class PretextTask(pl.LightningModule):
 
     needs_training = True  # False for a control that is probed at its initial weights
     needs_labels = False  # True for a control that learns from the labels of the pretraining images
+    chance: float | None = None  # accuracy of guessing, of a task with an accuracy; known after `build`
     views_per_image = 1  # images that enter the backbone per pretraining image: the effective batch
     # True if the backbone never saw full images, so that its batch-norm statistics do not fit them
     recalibrate = False

@@ -63,6 +63,7 @@ class ContextPrediction(PretextTask):
 
     recalibrate = True
     recordable = True
+    chance = 1 / len(NEIGHBOURS)
     guards = MappingProxyType(
         {
             "gap": {"gap": 0, "jitter": 0},

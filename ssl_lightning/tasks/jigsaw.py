@@ -125,6 +125,7 @@ class Jigsaw(PretextTask):
         self.permutations = self._make_orders(self.grid.count)
         # (P, n); in the checkpoint, because they define the classes
         self.register_buffer("orders", self.permutations.orders)
+        self.chance = 1 / len(self.orders)
         embedding, hidden = self._widths
         self.embed = TileEmbedding(self.backbone, embedding)
         self.head = SequenceClassifier(self.grid.count, embedding, hidden, len(self.orders))

@@ -29,6 +29,7 @@ class Rotation(PretextTask):
     """
 
     recordable = True
+    chance = 1 / NUM_ROTATIONS
 
     def __init__(
         self, backbone: nn.Module, spec: ImageSpec | None = None, *, copies: int = 4, **base: Any

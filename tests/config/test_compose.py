@@ -41,7 +41,7 @@ def test_it_equals_the_config_of_a_run(tmp_path: Path) -> None:
     assert compose("train", given) == expected
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "audit"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "audit", "compare"])
 def test_every_config_of_a_run_composes_and_nothing_of_hydra_stays(name: str, tmp_path: Path) -> None:
     HydraConfig.instance().cfg = None
     cfg = compose(name, [f"output_dir={tmp_path}"])

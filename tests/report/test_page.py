@@ -79,6 +79,18 @@ def test_a_run_that_learned_nothing_is_marked(
     assert '<small class="bad">bad training</small>' in page
 
 
+def test_verdicts_stand_in_the_page_and_bad_ones_in_the_notes(
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
+) -> None:
+    for seed, kind in enumerate(("learned", "worse than before")):
+        leave(f"run-{seed}", [make(0.5)], seed=seed, verdict={"kind": kind, "text": "some figures"})
+    (table,) = make_tables(tmp_path / "outputs", small_table, None)
+    assert table.notes["Verdicts"] == ["rotation, seed 1: worse than before: some figures."]
+    page = render([table], {table.name: []})
+    for kind in ("learned", "worse than before"):
+        assert f"<p>Verdict: {kind}: some figures</p>" in page
+
+
 def test_every_link_leads_somewhere_in_the_page(page: str) -> None:
     reader = Reader(page)
     ids = [attributes["id"] for _, attributes in reader.tags if "id" in attributes]

@@ -1,0 +1,75 @@
+"""Settings of each pretext task that follow from the data: optimizer, batch size, learning rate, length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CONTINUED = 0.1  # share of the learning rate for weights that were already trained
+SMALLEST_BATCH = 8
+STEPS_AN_EPOCH = 8  # fewest, where the batch can be smaller
+VALIDATIONS = 4  # in a run of several epochs
+
+WIDTHS = ("task.discriminator_width=16", "task.decoder_width=16")
+GAN = ("scheduler=cosine", "optimizer.betas=[0.5,0.999]", *WIDTHS)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of a task for enough images.
+
+    Args:
+        optimizer: Option of the group.
+        lr: Learning rate at this batch size.
+        batch_size: Images of a step.
+        more: Other overrides.
+    """
+
+    optimizer: str
+    lr: float
+    batch_size: int = 64
+    more: tuple[str, ...] = ()
+
+    def overrides(self, images: int, *, continued: bool = False) -> list[str]:
+        """Return the overrides for a number of pretraining images.
+
+        The batch is halved until an epoch has 8 steps, down to 8 images. The learning rate shrinks with it
+        (the linear scaling rule, Goyal et al. 2017), and is a tenth where given weights are trained further.
+        """
+        batch = self.batch_size
+        while batch > SMALLEST_BATCH and images < STEPS_AN_EPOCH * batch:
+            batch //= 2
+        lr = self.lr * batch / self.batch_size * (CONTINUED if continued else 1.0)
+        first = [f"optimizer={self.optimizer}", f"data.batch_size={batch}"]
+        return [*first, *self.more, f"optimizer.lr={lr:.4g}"]
+
+
+# With 45,000 images these are conf/experiment/cifar10_*.yaml (tests/config/test_task_settings.py)
+SETTINGS = {
+    "rotation": Settings("sgd", 0.05, 16),  # four views of each image
+    "jigsaw": Settings("sgd", 0.05),
+    "context_prediction": Settings("sgd", 0.05),
+    "colorization": Settings("adamw", 0.002),
+    "inpainting": Settings("adam", 0.002, more=GAN),
+    "super_resolution": Settings(
+        "adam", 0.002, more=(*GAN, "task.adversarial_weight=0.01", "task.instance_noise=1.0")
+    ),
+}
+
+
+def length(seen: int, images: int, batch_size: int) -> list[str]:
+    """Return the overrides for a training that sees about this many images.
+
+    Args:
+        seen: Images that enter the training, counted once per epoch.
+        images: Pretraining images.
+        batch_size: Images of a step.
+
+    >>> length(640, 6400, 64), length(25_600, 6400, 64)
+    (['trainer.max_epochs=1', 'trainer.limit_train_batches=10'], ['trainer.max_epochs=4'])
+    """
+    steps, an_epoch = max(1, round(seen / batch_size)), max(1, images // batch_size)
+    if steps < an_epoch:
+        return ["trainer.max_epochs=1", f"trainer.limit_train_batches={steps}"]
+    epochs = round(steps / an_epoch)
+    every = [f"trainer.check_val_every_n_epoch={epochs // VALIDATIONS}"] if epochs >= 2 * VALIDATIONS else []
+    return [f"trainer.max_epochs={epochs}", *every]

@@ -1,0 +1,236 @@
+"""TaskComparison of pretext tasks on one data set, within a given time: which task suits these images?"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from ssl_lightning.artifacts.results import Results
+from ssl_lightning.config.task_settings import SETTINGS, length
+from ssl_lightning.core.atomic_files import write_file
+from ssl_lightning.core.entry import command_line
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.report import find_benchmark
+from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row
+from ssl_lightning.launch.train import locked_new
+from ssl_lightning.report.benchmark import load_benchmark
+from ssl_lightning.report.build import benchmark_tables
+from ssl_lightning.report.collect import collect
+from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
+from ssl_lightning.report.table import Table
+from ssl_lightning.report.write import write_tables
+
+PLAN_NAME, ROUNDS_NAME = "compare.json", "rounds.json"
+OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
+FIXED = (  # keys that the comparison sets for each row
+    "task", "optimizer", "scheduler", "experiment", "benchmark", "budget", "probe", "seed", "folder",
+    "trainer.max_epochs", "trainer.max_steps", "probe_untrained",
+)  # fmt: skip
+FIRST_IMAGES = 200  # images per minute of the comparison that each task sees in round 1, at 64 px
+LATER = (0.25, 0.9)  # shares of the time left that rounds 2 and 3 plan for
+FINALISTS = 2
+
+
+def run_compare(cfg: DictConfig) -> None:
+    """Run the unfinished rows of a comparison, then print its table and conclusion and write its page.
+
+    Raises:
+        RunError: A key or a task cannot be compared, the folder holds another comparison, or no task ran.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
+    check(overrides, float(cfg.minutes), tasks, seeds)
+    given = [o for o in overrides if key_of(o) not in OWN]
+    plan = {"overrides": given, "tasks": tasks, "seeds": seeds, "minutes": cfg.minutes}
+    with (
+        locked_new(folder, cfg, may_exist=True) as (folder, _),
+        planned("comparison", folder / PLAN_NAME, plan),
+    ):
+        comparison = TaskComparison(
+            folder, given, 60 * float(cfg.minutes), seeds, cfg.data.get("image_size") or 32
+        )
+        comparison.run(tasks, labels=not cfg.init_from)
+    write_tables(comparison.tables(), folder / "report")
+    command = " ".join([command_line("compare"), *map(shlex.quote, overrides)])
+    text = conclusion(comparison.labels_alone, comparison.rounds, comparison.refused)
+    text = f"{text}\n\n{comparison.use()}"
+    write_file(folder / "COMPARE.md", f"# Which pretext task?\n\n`{command}`\n\n{text}\n")
+    print(f"\n{text}\n\ncomparison: {folder / 'COMPARE.md'}")
+
+
+def check(overrides: Sequence[str], minutes: float, tasks: Sequence[str], seeds: int) -> None:
+    """Check the command line of a comparison.
+
+    Raises:
+        RunError: The message names the key, and what is allowed.
+    """
+    if fixed := [key for key in map(key_of, overrides) if key in FIXED or key.startswith("optimizer.")]:
+        raise RunError(
+            f"error: {fixed[0]}= cannot be given to a comparison, which sets it for each task; "
+            "choose tasks by compare.tasks=[...]"
+        )
+    if not 0 < minutes < math.inf:
+        raise RunError(f"error: minutes is {minutes:g}; allowed is a number above 0")
+    if seeds < 1:
+        raise RunError(f"error: compare.seeds is {seeds}; allowed is a whole number, 1 or more")
+    if wrong := [task for task in tasks if task not in SETTINGS]:
+        raise RunError(f"error: compare.tasks has {', '.join(wrong)}; allowed are {', '.join(SETTINGS)}")
+    if not tasks:
+        raise RunError(f"error: compare.tasks is empty; allowed are {', '.join(SETTINGS)}")
+
+
+@dataclass
+class TaskComparison:
+    """State of a comparison: finished runs, and the lengths that were decided.
+
+    Decisions are stored before their runs start, so an interrupted comparison continues with them.
+
+    Args:
+        folder: Folder of all runs.
+        given: Overrides of all runs.
+        seconds: Planned length.
+        seeds: Runs of each finalist.
+        image_size: Pixels; larger images get shorter first runs.
+    """
+
+    folder: Path
+    given: list[str]
+    seconds: float
+    seeds: int
+    image_size: int
+    before: Results | None = None
+    labels_alone: Results | None = None
+    rounds: list[TaskRound] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        path = self.folder / ROUNDS_NAME
+        self.stored: dict[str, Any] = {"seconds": {}, "rounds": {}}
+        if path.exists():
+            self.stored = json.loads(path.read_text())
+
+    def run(self, tasks: Sequence[str], *, labels: bool) -> None:
+        """Run all rounds.
+
+        Args:
+            tasks: Names of the pretext tasks.
+            labels: Whether to train a network on the labels alone; useless beside given weights.
+        """
+        self.before = self.row("before", 0, ["task=random"])
+        probed = bool(self.before.probes)
+        if probed and labels:
+            tuning = ["task=random", "probe=[finetune]", "probe.finetune.fractions=[1.0]"]
+            self.labels_alone = self.row("labels alone", 0, tuning)
+        first = FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2
+        self.run_round(dict.fromkeys(tasks, max(1, round(first))), 1)
+        if not self.rounds[0].runs:
+            raise RunError(f"error: no task could be trained: {'; '.join(self.refused)}")
+        most = math.ceil(len(tasks) / 2) if probed else len(tasks)
+        self.next_round(most, 1)
+        if probed:
+            self.next_round(FINALISTS, self.seeds)
+
+    def next_round(self, most: int, seeds: int) -> None:
+        """Train the tasks that are not behind for longer, with as many seeds as the time left allows.
+
+        Args:
+            most: Largest number of tasks.
+            seeds: Largest number of seeds.
+        """
+        number = len(self.rounds) + 1
+        stored = self.stored["rounds"].get(str(number))
+        if stored is None:
+            chosen, last = contenders(self.rounds[-1], most), self.rounds[-1].seen
+            left = (self.seconds - sum(self.stored["seconds"].values())) * LATER[number - 2]
+            stored = {"seeds": 0}  # no time for longer runs
+            for runs in range(seeds, 0, -1):
+                seen = {task: self.affordable(task, left / (len(chosen) * runs)) for task in chosen}
+                if all(seen[task] > last[task] for task in chosen):
+                    stored = {"seeds": runs, "images": seen}
+                    break
+            self.stored["rounds"][str(number)] = stored
+            self.store()
+        if stored["seeds"]:
+            self.run_round(stored["images"], number, stored["seeds"])
+
+    def run_round(self, seen: Mapping[str, int], number: int, seeds: int = 1) -> None:
+        """Train tasks on so many images each."""
+        used = sum(self.stored["seconds"].values()) / self.seconds
+        print(f"\nround {number}: {', '.join(seen)}; {used:.0%} of the time is used", flush=True)
+        found: dict[str, list[Results]] = {}
+        for task, images in seen.items():
+            for seed in range(seeds):
+                try:
+                    done = self.row(f"{task} round {number}", seed, self.overrides(task, images))
+                except RunError as error:
+                    if number > 1:
+                        raise
+                    self.refused.append(task)
+                    print(error, flush=True)
+                    break
+                found.setdefault(task, []).append(done)
+        self.rounds.append(TaskRound({task: seen[task] for task in found}, found))
+
+    def overrides(self, task: str, seen: int) -> list[str]:
+        """Return the overrides of a task that sees so many images."""
+        images = cast(int, cast(Results, self.before).run.pretrain_images)
+        continued = any(key_of(o) == "init_from" for o in self.given)
+        chosen = SETTINGS[task].overrides(images, continued=continued)
+        batch = next(int(o.partition("=")[2]) for o in chosen if key_of(o) == "data.batch_size")
+        return [f"task={task}", *chosen, *length(seen, images, batch)]
+
+    def affordable(self, task: str, seconds: float) -> int:
+        """Return how many images a task can see in this time, by its last run."""
+        done = self.rounds[-1].runs[task][0].run
+        fixed = max(0.0, self.stored["seconds"][f"{task} round {len(self.rounds)} 0"] - self.training(task))
+        return max(1, round(done.images_per_s * (seconds - fixed)))
+
+    def training(self, task: str) -> float:
+        """Return the seconds of the training steps of a task's last run."""
+        speed = self.rounds[-1].runs[task][0].run.images_per_s
+        return self.rounds[-1].seen[task] / speed if speed else 0.0
+
+    def row(self, name: str, seed: int, overrides: Sequence[str]) -> Results:
+        """Run or resume one row, and store its seconds."""
+        began = time.monotonic()
+        facts = ["+benchmark=compare", f"benchmark.row='{name}'"]
+        done = run_row("comparison", self.folder, name, seed, [*facts, *self.given, *overrides])
+        key = f"{name} {seed}"
+        if key not in self.stored["seconds"]:
+            self.stored["seconds"][key] = max(time.monotonic() - began, done.run.wall_s)
+            self.store()
+        return done
+
+    def use(self) -> str:
+        """Return the lines of Python that use the backbone of the winner."""
+        last = self.rounds[-1]
+        winner = contenders(last, len(last.runs))[0]
+        run = self.folder / row_folder(f"{winner} round {len(self.rounds)}", 0)
+        model = "load_classifier" if last.runs[winner][0].probes else "load_backbone"
+        return (
+            f"    import ssl_lightning\n    model = ssl_lightning.{model}({str(run)!r})\n"
+            "    output = model(model.transform(image)[None])  # of a PIL image"
+        )
+
+    def tables(self) -> list[Table]:
+        """Make the table: the backbone before training, the labels alone, then each task round by round."""
+        first = ["before", "labels alone"]
+        rows = [f"{task} round {n}" for n, each in enumerate(self.rounds, 1) for task in each.runs]
+        benchmark = replace(load_benchmark(find_benchmark("compare")), rows=[*first, *sorted(rows)])
+        tables = benchmark_tables(collect(self.folder), benchmark, None)
+        for table in tables:
+            table.title = benchmark.title
+        return tables
+
+    def store(self) -> None:
+        write_file(self.folder / ROUNDS_NAME, json.dumps(self.stored, indent=1) + "\n")

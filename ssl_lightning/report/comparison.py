@@ -1,0 +1,124 @@
+"""Conclusion of a comparison of pretext tasks, in words: which task won, by how much, and how to use it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ssl_lightning.artifacts.results import Results
+from ssl_lightning.report.figures import Figure, difference, probe_figure
+
+TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
+LABEL = (
+    "Without labels nobody knows which features help. Label about 10 images a class, in one folder a class, "
+    "and give them as data.train_dir= and data.test_dir=."
+)
+
+
+@dataclass(frozen=True)
+class TaskRound:
+    """Runs of one round.
+
+    Args:
+        seen: Images that each task saw in training.
+        runs: Results of each task, one for each seed.
+    """
+
+    seen: Mapping[str, int]
+    runs: Mapping[str, Sequence[Results]]
+
+
+def contenders(last: TaskRound, most: int) -> list[str]:
+    """Choose the tasks that go on, by their figures on held-out images.
+
+    A task that is below the best beyond the noise is out. Without labels, all go on.
+
+    Args:
+        last: The round that ended.
+        most: Largest number of tasks.
+    """
+    figures = {task: probe_figure(runs, trained=True, heldout=True) for task, runs in last.runs.items()}
+    known = {task: figure for task, figure in figures.items() if figure is not None}
+    if not known:
+        return list(last.runs)[:most]
+    order = sorted(known, key=lambda task: -known[task].value)
+    return [task for task in order[:most] if difference(known[task], known[order[0]]) == 0]
+
+
+def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refused: Sequence[str]) -> str:
+    """Say which task won, by how much, and how to use its backbone.
+
+    Args:
+        labels_alone: Results of the network that was trained on the labels alone, if there is one.
+        rounds: Rounds in order; the figures of the last count.
+        refused: Tasks that these images do not allow.
+    """
+    last = rounds[-1]
+    figures = {task: probe_figure(runs, trained=True) for task, runs in last.runs.items()}
+    scored = {task: figure for task, figure in figures.items() if figure is not None}
+    if scored:
+        winner = contenders(last, len(scored))[0]
+        sentences = [*_labelled(last, scored, winner), *_growth(rounds, winner)]
+        if labels_alone is not None and (alone := probe_figure([labels_alone], trained=False)):
+            sentences.append(f"The labels alone reach {_percent(alone)}.")
+            if difference(alone, scored[winner]) > 0:
+                sentences.append("That is more: for these labels, so short a pretraining is not worth it.")
+    else:
+        sentences = [_unlabelled(last)]
+    if refused:
+        sentences.append(f"Not trained, for the reason above: {', '.join(map(_title, refused))}.")
+    return " ".join(sentences)
+
+
+def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> list[str]:
+    best, runs = scored[winner], last.runs[winner]
+    untrained = probe_figure(runs, trained=False)
+    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    sentences = [f"{_title(winner).capitalize()}: linear probe {_percent(best)} ({seeds})."]
+    if untrained is not None:
+        gain = f"{_points(best, untrained)} over the untrained backbone, {seeds}"
+        sentences = [f"{_title(winner).capitalize()}: linear probe {_percent(best)} ({gain})."]
+        if difference(best, untrained) <= 0:
+            sentences.insert(0, "No task is better than the untrained backbone, beyond the noise.")
+    for task, figure in scored.items():
+        if task == winner:
+            continue
+        if difference(best, figure) > 0:
+            sentences.append(f"{_title(task).capitalize()} is {_points(best, figure, sign='')} behind.")
+        else:
+            sentences.append(f"{_title(task).capitalize()} cannot be told apart from it: {_percent(figure)}.")
+    return sentences
+
+
+def _growth(rounds: Sequence[TaskRound], winner: str) -> list[str]:
+    """Say whether the winner still improved in the last round."""
+    if len(rounds) < 2 or winner not in rounds[-2].runs:
+        return []
+    earlier, later = (probe_figure(each.runs[winner][:1], trained=True) for each in rounds[-2:])
+    if earlier is None or later is None or rounds[-1].seen[winner] <= rounds[-2].seen[winner]:
+        return []
+    times = rounds[-1].seen[winner] / rounds[-2].seen[winner]
+    helps = {1: "still helps", 0: "changes nothing beyond the noise", -1: "hurts"}[difference(later, earlier)]
+    return [f"More training {helps}: {_points(later, earlier)} for {times:.1f} times the images."]
+
+
+def _unlabelled(last: TaskRound) -> str:
+    verdicts = [
+        f"{_title(task).capitalize()}: {runs[0].run.verdict or 'no figure'}."
+        for task, runs in last.runs.items()
+    ]
+    return " ".join([*verdicts, LABEL])
+
+
+def _title(task: str) -> str:
+    return TITLES.get(task, task)
+
+
+def _percent(figure: Figure) -> str:
+    return f"{100 * figure.value:.1f} ± {100 * figure.error:.1f} %"
+
+
+def _points(one: Figure, other: Figure, sign: str = "+") -> str:
+    error = math.hypot(one.error, other.error)
+    return f"{100 * (one.value - other.value):{sign}.1f} ± {100 * error:.1f} points"

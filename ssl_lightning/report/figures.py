@@ -1,0 +1,70 @@
+"""Accuracies with their errors, averaged over the seeds of a row."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ssl_lightning.artifacts.results import Record, Results, best_stage
+
+SIGMAS = 2.0  # a difference counts if it exceeds this many standard errors
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An accuracy, averaged over seeds.
+
+    Args:
+        value: In [0, 1].
+        error: Standard error, the larger of the sample's and the seeds'.
+    """
+
+    value: float
+    error: float
+
+
+def mean_figure(values: Sequence[float], n: int) -> Figure:
+    """Average the accuracies of the seeds, each over the same n images."""
+    mean = statistics.fmean(values)
+    of_sample = math.sqrt(max(mean * (1 - mean), 0.0) / n)  # not over the seeds: all share the images
+    of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return Figure(mean, max(of_sample, of_seeds))
+
+
+def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = False) -> Figure | None:
+    """Average the top-1 accuracy of the linear probe, or without one of the first probe, over runs.
+
+    Held-out images choose the stage of each run.
+
+    Args:
+        runs: One run for each seed.
+        trained: Whether the backbone was pretrained.
+        heldout: Whether to return the figure on held-out images, which may select, instead of test images.
+
+    Returns:
+        None if a run has no such figure.
+    """
+    best: list[Record] = []
+    for run in runs:
+        rows = [r for r in run.probes if r.trained == trained and r.metric == "top1"]
+        names = dict.fromkeys(r.probe for r in rows)
+        chosen = "linear" if "linear" in names else next(iter(names), None)
+        record = best_stage([r for r in rows if r.probe == chosen and r.branch == "backbone"])
+        if record is None or (heldout and record.heldout is None):
+            return None
+        best.append(record)
+    if not best:
+        return None
+    if heldout:
+        return mean_figure([float(r.heldout or 0) for r in best], best[0].protocol["labels"]["heldout"])
+    return mean_figure([r.value for r in best], best[0].n)
+
+
+def difference(one: Figure, other: Figure) -> int:
+    """Return 1 if `one` is larger beyond the noise, -1 if smaller, 0 otherwise."""
+    gap = one.value - other.value
+    if abs(gap) <= SIGMAS * math.hypot(one.error, other.error):
+        return 0
+    return 1 if gap > 0 else -1

@@ -1,0 +1,129 @@
+"""Verdict of a run: did pretraining help, judged from the figures of the run alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ssl_lightning.artifacts.results import BALANCED, Record, Results, Verdict, best_stage
+from ssl_lightning.report.summary import UNITS, column
+
+ERRORS = 2.0  # a difference below two standard errors may be chance
+FLAT = 0.01  # smallest difference that counts where no standard error is known
+TOO_WIDE = 0.05  # two standard errors above this tell too little
+SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
+NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned
+JUDGING = tuple(metric for metric in UNITS if metric != "rankme")
+FIRST = ("linear", "knn", "finetune")  # probes that judge, before all others
+
+
+def judge(
+    results: Results, *, chance: float | None = None, collapsed: Sequence[str] = (), loaded: bool = False
+) -> Verdict:
+    """Judge whether pretraining improved the backbone.
+
+    The figure is the test figure of the best stage, chosen on held-out images, before and after pretraining:
+    of the linear probe, or else of the next probe that the run has. The error of the gain takes both figures
+    as independent. Both come from the same test images, so the true error is smaller.
+
+    Args:
+        results: Results of a finished run that trained.
+        chance: Accuracy of guessing in the pretext task; None for a task without an accuracy.
+        collapsed: Branches whose features collapsed at the end of the training.
+        loaded: Whether the run started from given weights, not from random ones.
+    """
+    pretext = _pretext(results, chance)
+    before, after = _pair(results.probes, "backbone")
+    if collapsed:
+        what = f"the features of {' and '.join(collapsed)} hardly differ between images"
+        gain = f"; {_gain(before, after, loaded)}" if before and after else ""
+        return Verdict("collapsed", f"{what}{gain}. Try a lower optimizer.lr")
+    if before is None or after is None:
+        return _without_gain(results, pretext)
+    difference, error = _difference(before, after)
+    text = _gain(before, after, loaded)
+    if pretext is not None and difference <= error:
+        return Verdict(pretext.kind, f"{pretext.text}; {text}")
+    if difference > error:
+        return Verdict("learned", f"{text}{_others(results, loaded)}")
+    if difference < -error:
+        return Verdict("worse than before", f"{text}. Try a lower optimizer.lr, or another task")
+    if error > TOO_WIDE:
+        return Verdict("too few images to tell", f"{text}, measured on {after.n:,} test images")
+    return Verdict("no better than before", f"{text}. Train longer, or try another task")
+
+
+def _pretext(results: Results, chance: float | None) -> Verdict | None:
+    """Judge the pretext task by its accuracy on held-out images; None if it teaches, or has no accuracy."""
+    accuracy = results.pretext.get("val/acc")
+    if chance is None or accuracy is None or results.run.labels not in (None, "none"):
+        return None
+    shown = f"val/acc {accuracy:.1%}, guessing gives {chance:.1%}"
+    if accuracy >= SOLVED:
+        return Verdict("pretext trivial", f"the task is solved and teaches no more: {shown}")
+    if accuracy < NEAR_CHANCE * chance:
+        return Verdict("pretext not learned", f"the task is hardly better than guessing: {shown}")
+    return None
+
+
+def _without_gain(results: Results, pretext: Verdict | None) -> Verdict:
+    """Judge a run without figures before and after pretraining by its pretext task."""
+    labelled = any(record.trained for record in results.probes)
+    missing = "set probe_untrained=true" if labelled else "label about 10 images a class and probe again"
+    advice = f"to see whether the features help, {missing}"
+    if pretext is not None:
+        return Verdict(pretext.kind, f"{pretext.text}; {advice}")
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in results.pretext.items())
+    return Verdict("not compared", f"{shown or 'no validation'}; {advice}")
+
+
+def _pair(records: Sequence[Record], branch: str) -> tuple[Record | None, Record | None]:
+    """Return the figures of the judging probe before and after pretraining, at their best stages.
+
+    Where the classes are unequal in number, its balanced accuracy judges.
+    """
+    own = [r for r in records if r.branch == branch and r.metric in JUDGING and r.evaluation is None]
+    found = []
+    for name in dict.fromkeys(column(r) for r in own if "k_shot" not in r.protocol):
+        of = [r for r in own if column(r) == name]
+        before, after = (best_stage([r for r in of if r.trained == state]) for state in (False, True))
+        if before is not None and after is not None:
+            found.append((before, after))
+
+    def order(pair: tuple[Record, Record]) -> tuple[int, bool]:
+        probe = pair[1].probe
+        place = FIRST.index(probe) if probe in FIRST else len(FIRST)
+        return place, pair[1].metric != BALANCED
+
+    return min(found, key=order, default=(None, None))
+
+
+def _difference(before: Record, after: Record) -> tuple[float, float]:
+    """Return the gain, and the size below which it may be chance."""
+    errors = before.standard_error, after.standard_error
+    if errors[0] is None or errors[1] is None:
+        return after.value - before.value, FLAT
+    return after.value - before.value, ERRORS * math.hypot(errors[0], errors[1])
+
+
+def _gain(before: Record, after: Record, loaded: bool) -> str:
+    difference, error = _difference(before, after)
+    known = after.standard_error is not None
+    plus = f" ± {100 * error / ERRORS:.1f}" if known else ""
+    than = "weights it started from" if loaded else "untrained backbone"
+    place = "above" if difference >= 0 else "below"
+    metric = UNITS[after.metric] or "top-1"
+    return (
+        f"{column(after).removesuffix(metric).strip()} {metric} {after.value:.1%} is "
+        f"{100 * abs(difference):.1f}{plus} points {place} the {than}"
+    )
+
+
+def _others(results: Results, loaded: bool) -> str:
+    """Add the gain of every other branch, such as a discriminator."""
+    texts = []
+    for branch in dict.fromkeys(r.branch for r in results.probes if r.branch != "backbone"):
+        before, after = _pair(results.probes, branch)
+        if before is not None and after is not None:
+            texts.append(f"; {branch}: {_gain(before, after, loaded)}")
+    return "".join(texts)

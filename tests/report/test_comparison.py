@@ -1,0 +1,78 @@
+"""Conclusion of a comparison: who goes on, and what is said."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ssl_lightning.artifacts.results import Record, Results, Verdict
+from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
+from tests.artifacts.test_results import FACTS
+
+
+def run(test: float, heldout: float, untrained: float = 0.3, n: int = 10_000) -> Results:
+    def record(value: float, trained: bool) -> Record:
+        protocol = {"heldout": heldout if trained else untrained, "labels": {"heldout": 1000}}
+        return Record(
+            "stage1", "top1", value, n, protocol, probe="linear", branch="backbone", trained=trained
+        )
+
+    return Results(FACTS, {"val/loss": 1.0}, [record(untrained, False), record(test, True)])
+
+
+def of(seen: int = 1000, **runs: Sequence[Results]) -> TaskRound:
+    return TaskRound(dict.fromkeys(runs, seen), runs)
+
+
+def test_heldout_figures_decide_who_goes_on() -> None:
+    last = of(rotation=[run(0.4, 0.60)], jigsaw=[run(0.9, 0.50)], colorization=[run(0.4, 0.59)])
+    assert contenders(last, 3) == ["rotation", "colorization"]  # jigsaw is 10 points behind, error 2.2
+    assert contenders(last, 1) == ["rotation"]
+
+
+def test_without_labels_all_go_on() -> None:
+    bare = Results(FACTS, {"val/loss": 1.0}, [])
+    assert contenders(of(rotation=[bare], jigsaw=[bare]), 2) == ["rotation", "jigsaw"]
+
+
+def test_the_winner_its_gain_and_the_distance_of_the_others() -> None:
+    rotation, colorization = [run(0.60, 0.61), run(0.62, 0.6)], [run(0.605, 0.6)] * 2
+    last = of(rotation=rotation, jigsaw=[run(0.5, 0.5)] * 2, colorization=colorization)
+    text = conclusion(None, [last], [])
+    gain = "+31.0 ± 1.1 points over the untrained backbone, 2 seeds"
+    assert text.startswith(f"Rotation: linear probe 61.0 ± 1.0 % ({gain}).")
+    assert "Jigsaw is 11.0 ± 1.1 points behind." in text
+    assert "Colorization cannot be told apart from it: 60.5 ± 0.5 %." in text
+
+
+def test_nothing_helps() -> None:
+    text = conclusion(None, [of(rotation=[run(0.302, 0.3)])], ["colorization"])
+    assert text.startswith("No task is better than the untrained backbone, beyond the noise.")
+    assert text.endswith("Not trained, for the reason above: colorization.")
+
+
+def test_growth_over_the_rounds() -> None:
+    def text(later: float) -> str:
+        return conclusion(None, [of(rotation=[run(0.5, 0.5)]), of(3000, rotation=[run(later, later)])], [])
+
+    assert "More training still helps: +5.0 ± 0.7 points for 3.0 times the images." in text(0.55)
+    assert "More training changes nothing beyond the noise" in text(0.505)
+    assert "More training hurts" in text(0.45)
+
+
+def test_labels_alone() -> None:
+    def text(value: float) -> str:
+        alone = run(0.9, 0.9, untrained=value)
+        return conclusion(alone, [of(rotation=[run(0.5, 0.5)])], [])
+
+    assert "The labels alone reach 40.0 ± 0.5 %." in text(0.4)
+    assert "so short a pretraining is not worth it" in text(0.6)
+    assert "so short a pretraining is not worth it" not in text(0.4)
+
+
+def test_without_labels_the_pretext_tasks_are_judged() -> None:
+    def bare(kind: Any, words: str) -> Results:
+        return Results(replace(FACTS, verdict=Verdict(kind, words)), {"val/loss": 1.0}, [])
+
+    text = conclusion(None, [of(rotation=[bare("pretext trivial", "solved")])], [])
+    assert text.startswith("Rotation: pretext trivial: solved. ")
+    assert "Label about 10 images a class" in text

@@ -1,0 +1,114 @@
+"""Verdict of a run: every answer, and the error of a gain."""
+
+import hashlib
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ssl_lightning.artifacts.results import Record, Results, RunFacts, Verdict
+from ssl_lightning.report.verdict import judge
+
+FACTS = RunFacts(
+    task="rotation", data="cifar10", backbone="convnet", seed=0, epochs=1, wall_s=1.0, images_per_s=1.0,
+    git="", versions={}, config_sha256=hashlib.sha256().hexdigest(), labels="none", status="finished",
+)  # fmt: skip
+CHANCE = 0.25
+
+
+def record(value: float, trained: bool, stage: str = "stage1", n: int = 10_000, **more: Any) -> Record:
+    top = {key: more.pop(key) for key in ("probe", "branch", "metric") if key in more}
+    names = {"probe": "linear", "branch": "backbone"} | {k: v for k, v in top.items() if k != "metric"}
+    protocol = {"heldout": value, **more}
+    return Record(stage, top.get("metric", "top1"), value, n, protocol, trained=trained, **names)
+
+
+def results(*records: Record, accuracy: float = 0.7, labels: str = "none") -> Results:
+    return Results(replace(FACTS, labels=labels), {"val/acc": accuracy}, list(records))
+
+
+def pair(before: float, after: float, **more: Any) -> tuple[Record, Record]:
+    return record(before, False, **more), record(after, True, **more)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "n", "accuracy", "kind"),
+    [
+        (0.45, 0.60, 10_000, 0.7, "learned"),
+        (0.45, 0.60, 10_000, 0.999, "learned"),  # solved, and it helped
+        (0.45, 0.452, 10_000, 0.7, "no better than before"),
+        (0.45, 0.40, 10_000, 0.7, "worse than before"),
+        (0.45, 0.40, 10_000, 1.0, "pretext trivial"),
+        (0.45, 0.452, 10_000, 0.26, "pretext not learned"),
+        (0.40, 0.50, 50, 0.7, "too few images to tell"),
+    ],
+)
+def test_the_answers(before: float, after: float, n: int, accuracy: float, kind: str) -> None:
+    judged = judge(results(*pair(before, after, n=n), accuracy=accuracy), chance=CHANCE)
+    assert judged.kind == kind
+
+
+def test_the_text_gives_the_gain_and_its_error() -> None:
+    judged = judge(results(*pair(0.45, 0.60)), chance=CHANCE)
+    error = 100 * math.sqrt((0.45 * 0.55 + 0.60 * 0.40) / 10_000)
+    assert judged.text == f"linear top-1 60.0% is 15.0 ± {error:.1f} points above the untrained backbone"
+    loaded = judge(results(*pair(0.45, 0.60)), loaded=True)
+    assert loaded.text.endswith("points above the weights it started from")
+
+
+def test_collapsed_features_come_first() -> None:
+    judged = judge(results(*pair(0.45, 0.60)), chance=CHANCE, collapsed=["backbone"])
+    assert judged.kind == "collapsed"
+    assert "15.0" in judged.text
+
+
+def test_heldout_figures_choose_the_stages() -> None:
+    rows = [
+        replace(record(0.9, True, "stage1"), protocol={"heldout": 0.1}),
+        replace(record(0.5, True, "stage2"), protocol={"heldout": 0.5}),
+        record(0.4, False, "stage1"),
+    ]
+    assert "top-1 50.0% is 10.0" in judge(results(*rows)).text
+
+
+def test_the_linear_probe_judges_before_others_and_balanced_accuracy_before_top1() -> None:
+    knn, linear = pair(0.5, 0.4, probe="knn", k=20), pair(0.4, 0.5)
+    assert judge(results(*knn, *linear)).text.startswith("linear top-1")
+    assert judge(results(*knn)).text.startswith("knn k=20 top-1")
+    balanced = pair(0.3, 0.2, metric="balanced", standard_error=0.01)
+    judged = judge(results(*linear, *balanced))
+    assert judged.kind == "worse than before"
+    assert judged.text.startswith("linear balanced 20.0%")
+
+
+def test_figures_without_an_error_count_from_one_point_on() -> None:
+    def kind(gain: float) -> str:
+        return judge(results(*pair(0.2, 0.2 + gain, probe="segmentation", metric="miou"))).kind
+
+    assert [kind(gain) for gain in (0.02, 0.005, -0.02)] == [
+        "learned", "no better than before", "worse than before",
+    ]  # fmt: skip
+
+
+def test_other_branches_are_named() -> None:
+    rows = [*pair(0.45, 0.60), *pair(0.4, 0.42, branch="discriminator")]
+    assert "; discriminator: linear top-1 42.0% is 2.0" in judge(results(*rows)).text
+
+
+def test_without_labels_the_pretext_task_is_judged() -> None:
+    assert judge(results(accuracy=0.26), chance=CHANCE).kind == "pretext not learned"
+    assert judge(results(accuracy=1.0), chance=CHANCE).kind == "pretext trivial"
+    judged = judge(results(accuracy=0.7), chance=CHANCE)
+    assert judged == Verdict(
+        "not compared",
+        "val/acc 0.7; to see whether the features help, label about 10 images a class and probe again",
+    )
+    judged = judge(results(record(0.6, True)), chance=CHANCE)
+    assert judged.text.endswith("set probe_untrained=true")
+
+
+def test_supervised_training_has_no_trivial_pretext() -> None:
+    rows = pair(0.45, 0.44)
+    judged = judge(results(*rows, accuracy=1.0, labels="those of the pretraining images"), chance=0.1)
+    assert judged.kind == "no better than before"
