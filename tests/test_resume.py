@@ -262,20 +262,16 @@ def test_length_hardware_and_logging_may_change_and_the_folder_may_move(folder: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", [["task=rotation"], ["task=inpainting", *ADVERSARIAL]], ids=["one", "gan"]
-)
-def test_a_run_of_so_many_steps_is_extended_and_equals_a_longer_one(
-    tmp_path: Path, options: list[str]
-) -> None:
-    long = [*RUN, *options, "trainer.max_epochs=-1", "scheduler=constant", "trainer.val_check_interval=1.0"]
+def test_a_run_of_so_many_steps_is_extended_and_equals_a_longer_one(tmp_path: Path) -> None:
+    long = [*RUN, "trainer.max_epochs=-1", "scheduler=constant", "trainer.val_check_interval=1.0"]
     long += ["trainer.precision=32-true"]
-    task = options[0].partition("=")[2]
     finish(start(tmp_path, *long, "trainer.max_steps=40", "name=long"))
     finish(start(tmp_path, *long, "trainer.max_steps=12", "name=short"))  # ends within an epoch
-    folder = folder_of(tmp_path, "short", task)
+    folder = folder_of(tmp_path, "short")
     finish(start(tmp_path, f"resume={folder}", "trainer.max_steps=40"))
-    assert digest(folder) == digest(folder_of(tmp_path, "long", task))
+    found, expected = digest(folder), digest(folder_of(tmp_path, "long"))
+    del found["rows"], expected["rows"]  # the end at step 12 has a row of its own
+    assert found == expected
     assert "is at step 40" in finish(start(tmp_path, f"resume={folder}", "trainer.max_steps=30"), ok=False)
     assert not (folder / "error.txt").exists()
 
