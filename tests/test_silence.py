@@ -166,7 +166,8 @@ def test_packing_and_its_check(works: list[progress.Work], folder: Path, tmp_pat
 
 
 def test_reading_a_dataset(works: list[progress.Work]) -> None:
-    items = [(np.zeros((8, 8, 3), np.uint8), number % 2) for number in range(12)]
+    draws = np.random.default_rng(0)
+    items = [(draws.integers(0, 256, (8, 8, 3), np.uint8), number % 2) for number in range(12)]
     ImageData(items, labelled_train=items, test=items[:4], image_size=8, batch_size=4).setup()
     assert counts(works) == ["read labelled_train: 12 images", "read test: 4 images"]  # one list is read once
 

@@ -17,6 +17,7 @@ from ssl_lightning.bench.__main__ import SECTIONS
 from ssl_lightning.config.composition import compose
 from ssl_lightning.config.types import check_types
 from ssl_lightning.data.pack.__main__ import _parser as pack_parser
+from ssl_lightning.launch import compare
 from ssl_lightning.launch.evaluate import evaluation_config
 from ssl_lightning.launch.resume import resumed_config
 from tests._composed import CONF
@@ -108,10 +109,18 @@ def check_audit(given: list[str]) -> None:
     check(cfg)
 
 
+def check_compare(given: list[str]) -> None:
+    cfg = compose("compare", given)
+    own, minutes = cfg.pop("compare"), cfg.pop("minutes")
+    compare.check(given, minutes, own.tasks, own.seeds)
+    check(cfg)
+
+
 CHECKS = {
     "train": check_train,
     "evaluate": check_evaluate,
     "audit": check_audit,
+    "compare": check_compare,
     "report": check_report,
     "export": check_export,
     "bench": check_bench,
@@ -175,7 +184,8 @@ NEEDED = (
     "backbone=timm",
     "probe=[nonlinear,knn]",
 )
-NO_KEYS = ("features_only", "n", "style", "stages")  # arguments of timm, of as_backbone, and markup
+# arguments of timm, of as_backbone and of ImageData, and markup
+NO_KEYS = ("features_only", "n", "style", "stages", "channels", "value_range")
 
 
 def known_keys() -> set[str]:
@@ -187,6 +197,7 @@ def known_keys() -> set[str]:
         group, content = path.parent.name, OmegaConf.load(path)
         place = f"probe.{path.stem}" if group == "probe" else group
         known |= {f"{place}.{key}" for key in content}
+    known |= {f"compare.{key}" for key in OmegaConf.load(CONF / "compare.yaml").compare}
     known |= {f"encoding.{key}" for key in OmegaConf.load(CONF / "train.yaml").encoding}
     return known
 

@@ -93,20 +93,25 @@ def _compose_and_run(
     path = None if stored else str(conf_dir())
     wanted = os.environ.get(FULL_ERROR)
     os.environ[FULL_ERROR] = "1"
-    try:
-        with failed_jobs_named() as jobs:
+    with failed_jobs_named() as jobs:
+        try:
             watched = jobs.watch(_in_one_line(task))
             hydra.main(version_base="1.3", config_path=path, config_name=name)(watched)()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
-        if wanted == "1":
-            raise
-        if isinstance(error, RunError):  # of a job of a sweep
-            return print_error(error)
-        text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
-        if isinstance(error, OSError):  # Hydra makes the run folder
-            text += "; output_dir= names the parent of the run folders"
-        return print_error(RunError(f"error: {text}"))
+        except (HydraException, OmegaConfBaseException, OSError) as error:
+            if wanted == "1":
+                raise
+            return print_error(_shortened(error))
     return 0
+
+
+def _shortened(error: Exception) -> RunError:
+    """Return an error of Hydra, or of a job of a sweep, without Hydra's search path."""
+    if isinstance(error, RunError):
+        return error
+    text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
+    if isinstance(error, OSError):  # Hydra makes the run folder
+        text += "; output_dir= names the parent of the run folders"
+    return RunError(f"error: {text}")
 
 
 def _in_one_line(task: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -22,7 +22,7 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row
 from ssl_lightning.launch.train import locked_new
-from ssl_lightning.report.benchmark import load_benchmark
+from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables
 from ssl_lightning.report.collect import collect
 from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
@@ -226,7 +226,9 @@ class TaskComparison:
         """Make the table: the backbone before training, the labels alone, then each task round by round."""
         first = ["before", "labels alone"]
         rows = [f"{task} round {n}" for n, each in enumerate(self.rounds, 1) for task in each.runs]
-        benchmark = replace(load_benchmark(find_benchmark("compare")), rows=[*first, *sorted(rows)])
+        benchmark = load_benchmark(find_benchmark("compare"))
+        columns = [*benchmark.columns, Column("fine-tuned", where={"probe": "finetune", "metric": "top1"})]
+        benchmark = replace(benchmark, rows=[*first, *sorted(rows)], columns=columns)
         tables = benchmark_tables(collect(self.folder), benchmark, None)
         for table in tables:
             table.title = benchmark.title
