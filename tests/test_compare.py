@@ -30,6 +30,8 @@ def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ("task=rotation", r"task= cannot be given to a comparison, .* choose tasks by compare\.tasks"),
         ("optimizer.lr=1", r"optimizer\.lr= cannot be given"),
+        ("+task.copies=1", r"task\.copies= cannot be given"),
+        ("data.batch_size=8", r"data\.batch_size= cannot be given"),
         ("seed=1", "seed= cannot be given"),
         ("trainer.max_epochs=3", r"trainer\.max_epochs= cannot be given"),
     ],

@@ -31,10 +31,8 @@ from ssl_lightning.report.write import write_tables
 
 PLAN_NAME, ROUNDS_NAME = "compare.json", "rounds.json"
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
-FIXED = (  # keys that the comparison sets for each row
-    "task", "optimizer", "scheduler", "experiment", "benchmark", "budget", "probe", "seed", "folder",
-    "trainer.max_epochs", "trainer.max_steps", "probe_untrained",
-)  # fmt: skip
+GROUPS = ("task", "optimizer", "scheduler", "probe", "benchmark", "experiment", "budget")
+FIXED = ("data.batch_size", "seed", "folder", "trainer.max_epochs", "trainer.max_steps", "probe_untrained")
 FIRST_IMAGES = 200  # images per minute of the comparison that each task sees in round 1, at 64 px
 LATER = (0.25, 0.9)  # shares of the time left that rounds 2 and 3 plan for
 FINALISTS = 2
@@ -74,7 +72,8 @@ def check(overrides: Sequence[str], minutes: float, tasks: Sequence[str], seeds:
     Raises:
         RunError: The message names the key, and what is allowed.
     """
-    if fixed := [key for key in map(key_of, overrides) if key in FIXED or key.startswith("optimizer.")]:
+    keys = [key_of(override) for override in overrides]
+    if fixed := [key for key in keys if key in FIXED or key.partition(".")[0] in GROUPS]:
         raise RunError(
             f"error: {fixed[0]}= cannot be given to a comparison, which sets it for each task; "
             "choose tasks by compare.tasks=[...]"
@@ -130,11 +129,11 @@ class TaskComparison:
         probed = bool(self.before.probes)
         if probed and labels:
             tuning = ["task=random", "probe=[finetune]", "probe.finetune.fractions=[1.0]"]
-            self.labels_alone = self.row("labels alone", 0, tuning)
+            self.labels_alone = self.tried("labels alone", 0, tuning)
         first = FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2
         self.run_round(dict.fromkeys(tasks, max(1, round(first))), 1)
         if not self.rounds[0].runs:
-            raise RunError(f"error: no task could be trained: {'; '.join(self.refused)}")
+            raise RunError("error: no task could be trained, for the reasons above")
         most = math.ceil(len(tasks) / 2) if probed else len(tasks)
         self.next_round(most, 1)
         if probed:
@@ -164,19 +163,15 @@ class TaskComparison:
             self.run_round(stored["images"], number, stored["seeds"])
 
     def run_round(self, seen: Mapping[str, int], number: int, seeds: int = 1) -> None:
-        """Train tasks on so many images each."""
+        """Train tasks on so many images each; a task that fails in the first round is out."""
+        start = self.tried if number == 1 else self.row
         used = sum(self.stored["seconds"].values()) / self.seconds
         print(f"\nround {number}: {', '.join(seen)}; {used:.0%} of the time is used", flush=True)
         found: dict[str, list[Results]] = {}
         for task, images in seen.items():
             for seed in range(seeds):
-                try:
-                    done = self.row(f"{task} round {number}", seed, self.overrides(task, images))
-                except RunError as error:
-                    if number > 1:
-                        raise
-                    self.refused.append(task)
-                    print(error, flush=True)
+                done = start(f"{task} round {number}", seed, self.overrides(task, images))
+                if done is None:
                     break
                 found.setdefault(task, []).append(done)
         self.rounds.append(TaskRound({task: seen[task] for task in found}, found))
@@ -199,6 +194,15 @@ class TaskComparison:
         """Return the seconds of the training steps of a task's last run."""
         speed = self.rounds[-1].runs[task][0].run.images_per_s
         return self.rounds[-1].seen[task] / speed if speed else 0.0
+
+    def tried(self, name: str, seed: int, overrides: Sequence[str]) -> Results | None:
+        """Run or resume one row; note it if it fails, such as a task that these images do not allow."""
+        try:
+            return self.row(name, seed, overrides)
+        except RunError as error:
+            print(error, flush=True)
+            self.refused.append(name.removesuffix(" round 1"))
+            return None
 
     def row(self, name: str, seed: int, overrides: Sequence[str]) -> Results:
         """Run or resume one row, and store its seconds."""
