@@ -27,6 +27,7 @@ RANKS = ("rankme",)  # metrics that are ranks; all others are fractions
 RANK = Limits("a rank, 1 or more", minimum=1)
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
 Status = Literal["finished", "failed", "interrupted"]
+UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
 BAD_VERDICTS = ("dead", "diverged")
 MAX_ZERO_GRAD_SHARE = 0.5  # a run with more steps of zero gradients learned nothing
 

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import BALANCED, Record, Results, best_stage
+from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS, Record, Results, best_stage
 from ssl_lightning.core.untrusted import printable
 
 # Metrics in the summary and their name in a column; all but the rank are in %
@@ -24,6 +24,9 @@ UNITS = {
     "rankme": "(rank)",
 }
 
+PRETRAINED = ("untrained", "trained")  # names of the figures before and after pretraining
+CONTINUED = ("as it came", "continued")  # the same for a backbone that started from given weights
+
 
 def print_header(facts: dict[str, str]) -> None:
     """Print the facts of a run, one per line."""
@@ -37,7 +40,8 @@ def print_summary(results: Results, folder: Path, phases: dict[str, float]) -> N
     """Print stage by probe, untrained against trained, then times and the run folder."""
     console = Console(highlight=False, soft_wrap=True)
     run = results.run
-    print_probes(results.probes, run.probe_s)
+    continues = run.labels == UNKNOWN_LABELS and len({r.trained for r in results.probes}) == 2
+    print_probes(results.probes, run.probe_s, CONTINUED if continues else PRETRAINED)
     for name, value in results.pretext.items():
         console.print(f"pretext {name} {value:.4f}")
     memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run.peak_memory_gb.items())
@@ -50,10 +54,12 @@ def print_summary(results: Results, folder: Path, phases: dict[str, float]) -> N
         console.print(printable(f"verdict: {run.verdict}"), markup=False)
 
 
-def print_probes(records: list[Record], probe_s: dict[str, float]) -> None:
+def print_probes(
+    records: list[Record], probe_s: dict[str, float], states: tuple[str, str] = PRETRAINED
+) -> None:
     """Print the table of figures, and the seconds of the encode pass and of each probe."""
     console = Console(highlight=False, soft_wrap=True)
-    for table in summary_tables(records, console):
+    for table in summary_tables(records, console, states):
         print_table(table)
     for line in unequal_classes(records):
         console.print(line)
@@ -90,15 +96,17 @@ def print_table(table: Table) -> None:
     console.print(table)
 
 
-def summary_tables(records: list[Record], console: Console) -> list[Table]:
+def summary_tables(
+    records: list[Record], console: Console, states: tuple[str, str] = PRETRAINED
+) -> list[Table]:
     """Make the table of a run, split into parts that fit the width of the console."""
     parts: list[Table] = []
     group: list[str] = []
     shown, unbound = headline(records), console.options.update(width=10_000)
     for name in dict.fromkeys(map(column, shown)):
-        wider = summary_table([r for r in shown if column(r) in [*group, name]])
+        wider = summary_table([r for r in shown if column(r) in [*group, name]], states)
         if group and console.measure(wider, options=unbound).maximum > console.width:
-            group, wider = [], summary_table([r for r in shown if column(r) == name])
+            group, wider = [], summary_table([r for r in shown if column(r) == name], states)
             wider.title = None
             parts.append(wider)
         elif parts:
@@ -110,18 +118,16 @@ def summary_tables(records: list[Record], console: Console) -> list[Table]:
     return parts
 
 
-def summary_table(records: list[Record]) -> Table:
+def summary_table(records: list[Record], states: tuple[str, str] = PRETRAINED) -> Table:
     """Make the table of a run: one row per branch and stage, one column per probe.
 
     A cell holds the test figure before and after pretraining and the gain, in points. A * marks the stage
     with the best held-out figure of each probe; without held-out figures, no stage is marked.
     """
     shown = headline(records)
-    states = [
-        name for name, on in (("untrained", False), ("trained", True)) if any(r.trained == on for r in shown)
-    ]
+    there = [name for on, name in enumerate(states) if any(r.trained == on for r in shown)]
     what = "figures" if any(r.metric != "top1" for r in shown) else "top-1"
-    title = f"Test {what} in %, {' → '.join(states)}; * best stage, chosen on held-out images"
+    title = f"Test {what} in %, {' → '.join(there)}; * best stage, chosen on held-out images"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("backbone", no_wrap=True)
     columns = list(dict.fromkeys(column(r) for r in shown))

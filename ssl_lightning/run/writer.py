@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from ssl_lightning.artifacts.classifiers import save_classifier
 from ssl_lightning.artifacts.provenance import git_revision, versions
 from ssl_lightning.artifacts.results import (
+    UNKNOWN_LABELS,
     BenchmarkRow,
     Record,
     Results,
@@ -38,7 +39,6 @@ from ssl_lightning.report.verdict import judge
 from ssl_lightning.run.parts import Parts
 from ssl_lightning.run.probe import Probed
 
-UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
 PLACES = tuple(name for name, key in DATA.items() if key.place != "written")  # keys of data sources
 
 

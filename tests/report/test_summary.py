@@ -1,19 +1,22 @@
 """Table at the end of a run."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.results import UNKNOWN_LABELS, Record, Results
 from ssl_lightning.report.probe_table import ProbeTable
 from ssl_lightning.report.summary import (
     print_probes,
+    print_summary,
     print_times,
     summary_table,
     summary_tables,
     unequal_classes,
 )
+from tests.artifacts.test_results import FACTS
 
 
 def record(stage: str, trained: bool, value: float, heldout: float | None, metric: str = "top1") -> Record:
@@ -40,6 +43,15 @@ def test_figures_gain_and_the_stage_chosen_on_heldout_images() -> None:
     assert "knn k=20" in head
     assert "40.0* → 50.5  +10.5" in first
     assert "45.0  → 49.5*  +4.5" in second
+
+
+def test_given_weights_are_named_as_they_came(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [record("stage1", False, 0.40, 0.42), record("stage1", True, 0.50, 0.5)]
+    facts = replace(FACTS, labels=UNKNOWN_LABELS)
+    print_summary(Results(facts, {}, rows), tmp_path, {})
+    assert "Test top-1 in %, as it came → continued;" in capsys.readouterr().out
+    print_summary(Results(facts, {}, rows[1:]), tmp_path, {})  # weights that were only probed
+    assert "Test top-1 in %, trained;" in capsys.readouterr().out
 
 
 def test_a_control_has_one_figure_and_no_gain() -> None:
