@@ -10,6 +10,7 @@ from pathlib import Path
 CONFIG = "config.yaml"  # the resolved config of the run
 NEXT_CONFIG = ".next-config.yaml.tmp"  # config of a start or a resume, until it has passed all checks
 EVALUATION = "evaluation.yaml"  # config of the last evaluate.py run=
+NEXT_EVALUATION = ".next-evaluation.yaml.tmp"  # the same, until it has passed all checks
 HYDRA = ".hydra"  # folder of the composed config and the overrides
 RESULTS = "results.json"
 METRICS = "metrics.csv"
@@ -35,8 +36,10 @@ def classifier_files(folder: Path, probe: str, branch: str) -> tuple[Path, Path]
 
 
 def accept_config(folder: Path) -> None:
-    """Make the next config the config of the run, after all checks."""
-    os.replace(folder / NEXT_CONFIG, folder / CONFIG)
+    """Make the next config the config of the run or of its evaluation, after all checks."""
+    for written, name in ((NEXT_CONFIG, CONFIG), (NEXT_EVALUATION, EVALUATION)):
+        if (folder / written).exists():
+            os.replace(folder / written, folder / name)
 
 
 def discard_refused(folder: Path) -> None:

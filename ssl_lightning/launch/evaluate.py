@@ -15,8 +15,8 @@ from ssl_lightning.artifacts.run_folder import (
     BACKBONE_CONFIG,
     CHECKPOINTS,
     CONFIG,
-    EVALUATION,
     NEXT_CONFIG,
+    NEXT_EVALUATION,
 )
 from ssl_lightning.config.composition import drop_unchosen, resolve
 from ssl_lightning.config.identity import leaves
@@ -41,7 +41,7 @@ from ssl_lightning.launch.train import (
 # Keys given with run=: taken in place of the run's own, or refused
 TAKEN = tuple(key.name for key in KEYS if key.evaluate == "taken")
 REFUSED = tuple(key.name for key in KEYS if key.evaluate == "refused")
-MODE = "evaluate"
+MODE = "next-evaluate"  # of the worker process
 MAX_BYTES = 1 << 20  # of a backbone.json
 COLOURS = ("RGB", "grey")  # input colours whose mean and deviation those of the images are
 ANY = "++"  # Hydra's mark of an override of any key, known or not
@@ -63,7 +63,11 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
     folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()
     if cfg.run:
         resolved = evaluation_config(folder, cfg, given)
-        start_run(folder, resolved, lambda: save_config(resolved, folder, EVALUATION), MODE)
+        try:
+            start_run(folder, resolved, lambda: save_config(resolved, folder, NEXT_EVALUATION), MODE)
+        finally:
+            if check_start(resolved).is_first:
+                (folder / NEXT_EVALUATION).unlink(missing_ok=True)  # still there if it was refused
         return read_objective(folder, cfg.objective)
     if cfg.weights is None and not cfg.backbone.get("pretrained"):
         raise RunError(

@@ -51,7 +51,7 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     Raises:
         RunError: A worker failed; the message comes from the worker.
     """
-    report = folder / (EVALUATION_ERROR if "evaluate" in mode else ERROR)
+    report = folder / (EVALUATION_ERROR if any(each.endswith("evaluate") for each in mode) else ERROR)
     if place.is_first:
         report.unlink(missing_ok=True)
     if place.port is None:

@@ -22,6 +22,7 @@ from ssl_lightning.artifacts.run_folder import (
     EVALUATION,
     EVALUATION_ERROR,
     NEXT_CONFIG,
+    NEXT_EVALUATION,
     NOT_FIRST,
     PARENT_PIPE,
     REFUSED,
@@ -53,7 +54,13 @@ def main() -> int:
     launcher removes.
     """
     mode = sys.argv[2] if len(sys.argv) == 3 else "train"
-    config = {"train": CONFIG, "next": NEXT_CONFIG, "evaluate": EVALUATION}.get(mode)
+    config = {
+        "train": CONFIG,
+        "next": NEXT_CONFIG,
+        "evaluate": EVALUATION,
+        "next-evaluate": NEXT_EVALUATION,
+    }.get(mode)
+    evaluates = mode.endswith("evaluate")
     first = os.environ.get("RANK", "0") == "0"  # other ranks may not see the folder yet
     if (
         len(sys.argv) not in (2, 3)
@@ -73,7 +80,7 @@ def main() -> int:
     def accept() -> None:
         nonlocal refuses
         refuses = False
-        if mode == "next" and first:
+        if mode.startswith("next") and first:
             accept_config(folder)
 
     try:
@@ -86,7 +93,7 @@ def main() -> int:
         if PARENT_PIPE not in os.environ:  # no launcher has checked the folder
             check_links(folder)
             check_trusted(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
-        resumes = mode != "evaluate" and "resume" in cfg  # the config of an evaluation has no `resume`
+        resumes = not evaluates and "resume" in cfg  # the config of an evaluation has no `resume`
         again = (
             f"resume with: {command_line('train')} resume={folder}"
             if resumes
@@ -98,14 +105,14 @@ def main() -> int:
             naming_full_disk(folder, f"Make room, then {again}"),
             deterministic(wanted),
         ):
-            if mode == "evaluate":
+            if evaluates:
                 evaluate.evaluate(cfg, folder, accept)
             else:
                 execute.run(cfg, folder, accept)
     except Exception as error:
         if STOP.signum is not None and not first:
             STOP.exit()  # rank 0 stopped, and this rank lost the connection
-        report = folder / (EVALUATION_ERROR if mode == "evaluate" else ERROR)
+        report = folder / (EVALUATION_ERROR if evaluates else ERROR)
         return leave_report(report, error, refuses=refuses)
     return 0
 

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from ssl_lightning.artifacts.run_folder import BACKBONE_CONFIG, ERROR, EVALUATION_ERROR, RESULTS
+from ssl_lightning.artifacts.run_folder import BACKBONE_CONFIG, ERROR, EVALUATION, EVALUATION_ERROR, RESULTS
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.evaluate import as_given, evaluation_config, with_data_of_run
 from ssl_lightning.launch.ranks import failure_message
@@ -116,7 +116,7 @@ def test_a_small_run_without_labels_is_reported_and_gets_labels_later(tmp_path: 
     before = sorted(folder.iterdir())
     refused = call(tmp_path, "evaluate", f"run={folder}", "data.train_dir=train")
     assert "data.train_dir is train and data.test_dir is None; the probes need both" in refused.stderr
-    assert {path.name for path in {*folder.iterdir()} - {*before}} <= {"evaluation.yaml"}
+    assert sorted(folder.iterdir()) == before
     # the command that the report suggests
     assert "evaluate run=<run folder> data.train_dir=<folder> data.test_dir=<folder>" in shown
     done = call(tmp_path, "evaluate", f"run={folder}", "data.train_dir=train", "data.test_dir=test")
@@ -124,6 +124,9 @@ def test_a_small_run_without_labels_is_reported_and_gets_labels_later(tmp_path: 
     assert (
         "Unequal classes: always answering the largest one is right on 87.0% of 23 test images" in done.stdout
     )
+    evaluation = (folder / EVALUATION).read_bytes()
+    assert call(tmp_path, "evaluate", f"run={folder}", "data.train_dir=gone").returncode == 1
+    assert (folder / EVALUATION).read_bytes() == evaluation
     results: dict[str, Any] = json.loads((folder / RESULTS).read_text())
     assert {record["metric"] for record in results["probes"]} == {"top1", "balanced"}
     assert {record["n"] for record in results["probes"]} == {23}
