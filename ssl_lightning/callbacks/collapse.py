@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from ssl_lightning.callbacks.online_knn import OnlineKNN
 from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.features.encode import ClassLabels, encode
 from ssl_lightning.ops.rank import dead_channels, effective_rank
+
+log = logging.getLogger(__name__)
 
 FEWEST = 16  # images needed to judge a rank
 LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
@@ -55,7 +58,10 @@ class Collapse(Callback):
     into a warning, and the run continues. The callback changes no weight, statistic or random number.
 
     If `OnlineKNN` encodes these images too, they are encoded only once. With 1 to 15 held-out images the
-    callback only prints at the start that it reports nothing.
+    callback only says at the start that it reports nothing.
+
+    The lines go to the logger of this module, at level INFO, or WARNING for a collapse. Our commands show
+    both. Another program shows the warnings, and the rest once it configures logging.
 
     Args:
         images: Number of held-out images, or all if there are fewer; it bounds the rank.
@@ -86,9 +92,8 @@ class Collapse(Callback):
         fewest = max(FEWEST, trainer.world_size)
         self._watches = count >= fewest
         if not self._watches and trainer.is_global_zero:
-            print(
-                f"features are not watched for collapse: {count} held-out images, {fewest} are needed",
-                flush=True,
+            log.info(
+                "features are not watched for collapse: %d held-out images, %d are needed", count, fewest
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -139,9 +144,10 @@ class Collapse(Callback):
         return pooled
 
     def report(self, trainer: pl.Trainer, found: Mapping[str, FeatureHealth]) -> None:
-        """Print the line, and send the figures to the loggers."""
+        """Log the line, and send the figures to the loggers."""
         self.collapsed = collapsed_branches(found)
-        print(line(trainer.current_epoch + 1, found), flush=True)
+        level = logging.WARNING if self.collapsed else logging.INFO
+        log.log(level, line(trainer.current_epoch + 1, found))
         row: dict[str, float] = {}
         for name, health in found.items():
             row |= {f"features/{name}/rank": health.rank, f"features/{name}/dead_channels": health.dead}

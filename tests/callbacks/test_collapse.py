@@ -1,6 +1,7 @@
 """Collapse report: against numpy, on collapsed backbones, and without effect on training."""
 
 import csv
+import logging
 import os
 import subprocess
 import sys
@@ -22,6 +23,12 @@ from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks.rotation import Rotation
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _all_messages(caplog: pytest.LogCaptureFixture) -> None:
+    logging.disable(logging.NOTSET)  # Hydra's `disabled` logging, in a test before, disables all
+    caplog.set_level(logging.INFO, logger="ssl_lightning")
 
 
 def fake(**changes: Any) -> Fake:
@@ -71,7 +78,7 @@ def fit(folder: Path, *callbacks: Any) -> tuple[Rotation, Tensor, list[dict[str,
 
 
 def test_training_stays_bit_equal_and_figures_equal_numpys(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bare, bare_rng, _ = fit(tmp_path / "bare")
     watched, rng, rows = fit(tmp_path / "watched", Collapse(images=32))
@@ -84,13 +91,10 @@ def test_training_stays_bit_equal_and_figures_equal_numpys(
     rank, dead = by_hand(watched, sample)
     assert float(rows[-1]["features/backbone/rank"]) == pytest.approx(rank, rel=1e-5)
     assert int(rows[-1]["features/backbone/dead_channels"]) == dead
-    assert (
-        f"epoch 2: features backbone rank {rank:.1f} of 10, {dead} of 10 channels dead"
-        in capsys.readouterr().out
-    )
+    assert f"epoch 2: features backbone rank {rank:.1f} of 10, {dead} of 10 channels dead" in caplog.messages
 
 
-def test_a_collapsed_backbone_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_collapsed_backbone_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     data = fake()
     task = task_on(data)
     watch, trainer = Collapse(images=32), after_an_epoch(data)
@@ -100,16 +104,19 @@ def test_a_collapsed_backbone_is_reported(capsys: pytest.CaptureFixture[str]) ->
         norm.bias[:3] = torch.tensor([-1.0, 0.0, 0.1])  # two are 0 after the ReLU, one is always 0.1
         norm.weight[3:] = 50  # else this 0.1 dominates all images in so small and untrained a backbone
         watch.on_train_epoch_end(trainer, task)
-        assert "epoch 1: features backbone rank " in (output := capsys.readouterr().out)
-        assert output.endswith("of 10, 3 of 10 channels dead\n")
+        assert caplog.messages[-1].startswith("epoch 1: features backbone rank ")
+        assert caplog.messages[-1].endswith("of 10, 3 of 10 channels dead")
+        assert watch.collapsed == []
         norm.weight[:6] = 0
         watch.on_train_epoch_end(trainer, task)
-        assert "warning: features of backbone have collapsed" in (output := capsys.readouterr().out)
-        assert "6 of 10 channels dead" in output
+        assert "warning: features of backbone have collapsed" in caplog.messages[-1]
+        assert "6 of 10 channels dead" in caplog.messages[-1]
+        assert watch.collapsed == ["backbone"]
         norm.weight.fill_(0)
         norm.bias.fill_(0.5)
         watch.on_train_epoch_end(trainer, task)
-        assert "collapsed: backbone rank 1.0 of 10, 10 of 10 channels dead" in capsys.readouterr().out
+        assert "collapsed: backbone rank 1.0 of 10, 10 of 10 channels dead" in caplog.messages[-1]
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "WARNING"]
 
 
 def test_images_are_encoded_once_and_the_online_figure_is_unchanged() -> None:
@@ -143,14 +150,12 @@ def test_images_cover_all_classes_of_a_sorted_split() -> None:
     assert sorted(loader.sample(999).indices.tolist()) == sorted(loader.indices.tolist())
 
 
-def test_too_few_images_are_announced_and_nothing_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_images_are_announced_and_nothing_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     data = fake(heldout=15)
     trainer, watch = after_an_epoch(data), Collapse()
     watch.on_train_start(trainer, task_on(data))
     watch.on_train_epoch_end(trainer, task_on(data))
-    assert capsys.readouterr().out == (
-        "features are not watched for collapse: 15 held-out images, 16 are needed\n"
-    )
+    assert caplog.messages == ["features are not watched for collapse: 15 held-out images, 16 are needed"]
     with pytest.raises(ValueError, match=r"callbacks.collapse.images is 15; allowed are 16 and more"):
         Collapse(images=15)
     with pytest.raises(ValueError, match=r"every_n_epochs is 0"):

@@ -1,5 +1,6 @@
 """Callbacks in a stock Trainer with stock loaders."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,10 @@ def fit(folder: Path, *callbacks: pl.Callback, train: Any = None, val: Any = "gi
 
 
 def test_every_callback_works_and_changes_no_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    logging.disable(logging.NOTSET)  # Hydra's `disabled` logging, in a test before, disables all
+    caplog.set_level(logging.INFO, logger="ssl_lightning")
     bare, bare_state = fit(tmp_path / "bare"), torch.get_rng_state()
     throughput, guard, logger = Throughput(), HealthGuard(), CSVLogger(tmp_path / "logs")
     watched = fit(
@@ -74,7 +77,7 @@ def test_every_callback_works_and_changes_no_training(
     assert (guard.health().min_grad_norm or 0) > 0
     assert {p.name for p in (tmp_path / "watched").iterdir()} >= {"panel.png", "panels"}
     assert len(list((tmp_path / "watched/panels").glob("epoch_*.png"))) == 2
-    assert "epoch 2: features backbone rank" in capsys.readouterr().out
+    assert "epoch 2: features backbone rank" in caplog.text
     logged = Path(logger.log_dir, "metrics.csv").read_text()
     assert "online/backbone/knn_top1" in logged
     assert "features/backbone/rank" in logged
