@@ -95,7 +95,7 @@ def _compose_and_run(
     os.environ[FULL_ERROR] = "1"
     with failed_jobs_named() as jobs:
         try:
-            watched = jobs.watch(_in_one_line(task))
+            watched = jobs.watch(_in_one_line(task, wanted))
             hydra.main(version_base="1.3", config_path=path, config_name=name)(watched)()
         except (HydraException, OmegaConfBaseException, OSError) as error:
             if wanted == "1":
@@ -114,16 +114,26 @@ def _shortened(error: Exception) -> RunError:
     return RunError(f"error: {text}")
 
 
-def _in_one_line(task: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Make a single job print its expected error and exit; Hydra would print its overrides before it."""
+def _in_one_line(task: Callable[[Any], Any], wanted: str | None) -> Callable[[Any], Any]:
+    """Make a single job print its expected error and exit; Hydra would print its overrides before it.
+
+    Args:
+        task: Takes the composed config.
+        wanted: The user's own value of Hydra's variable, which the processes of the task inherit.
+    """
 
     @functools.wraps(task)
     def run(cfg: DictConfig) -> Any:
+        os.environ.pop(FULL_ERROR)
+        if wanted is not None:
+            os.environ[FULL_ERROR] = wanted
         try:
             return task(cfg)
         except RunError as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # the other jobs of the sweep still run
             raise SystemExit(print_error(error)) from None
+        finally:
+            os.environ[FULL_ERROR] = "1"
 
     return run

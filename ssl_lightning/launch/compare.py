@@ -23,7 +23,7 @@ from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row
 from ssl_lightning.launch.train import locked_new
 from ssl_lightning.report.benchmark import Column, load_benchmark
-from ssl_lightning.report.build import benchmark_tables
+from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
 from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
 from ssl_lightning.report.table import Table
@@ -49,6 +49,8 @@ def run_compare(cfg: DictConfig) -> None:
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
     check(overrides, float(cfg.minutes), tasks, seeds)
     given = [o for o in overrides if key_of(o) not in OWN]
+    labelled = "train_dir" not in cfg.data or cfg.data.train_dir is not None
+    given += [] if labelled else ["probe=[]"]
     plan = {"overrides": given, "tasks": tasks, "seeds": seeds, "minutes": cfg.minutes}
     with (
         locked_new(folder, cfg, may_exist=True) as (folder, _),
@@ -227,7 +229,12 @@ class TaskComparison:
         )
 
     def tables(self) -> list[Table]:
-        """Make the table: the backbone before training, the labels alone, then each task round by round."""
+        """Make the table: the backbone before training, the labels alone, then each task round by round.
+
+        Without labels it shows the figures of the pretext tasks.
+        """
+        if not (self.before and self.before.probes):
+            return series_tables(collect(self.folder))
         first = ["before", "labels alone"]
         rows = [f"{task} round {n}" for n, each in enumerate(self.rounds, 1) for task in each.runs]
         benchmark = load_benchmark(find_benchmark("compare"))
