@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.compare import check
+from ssl_lightning.launch.compare import check_command
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
     "data=fake", "data.num_train=160", "data.num_test=64", "data.heldout=32", "trainer=cpu",
-    "encoding.images=32", "minutes=0.3", "compare.tasks=[rotation,jigsaw]", "compare.seeds=1", "logger=[]",
-    "callbacks=[checkpoint]",
+    "encoding.images=32", "minutes=0.3", "compare.tasks=[rotation,jigsaw]", "compare.seeds=1",
 ]  # fmt: skip
 
 
@@ -38,7 +37,7 @@ def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 )
 def test_keys_of_single_tasks_are_refused(override: str, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        check([override], 30, ["rotation"], 3)
+        check_command([override], 30, ["rotation"], 3)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +52,7 @@ def test_keys_of_single_tasks_are_refused(override: str, message: str) -> None:
 )
 def test_wrong_values_are_refused(minutes: float, tasks: list[str], seeds: int, message: str) -> None:
     with pytest.raises(RunError, match=message):
-        check([], minutes, tasks, seeds)
+        check_command([], minutes, tasks, seeds)
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def check_audit(given: list[str]) -> None:
 def check_compare(given: list[str]) -> None:
     cfg = compose("compare", given)
     own, minutes = cfg.pop("compare"), cfg.pop("minutes")
-    compare.check(given, minutes, own.tasks, own.seeds)
+    compare.check_command(given, minutes, own.tasks, own.seeds)
     check(cfg)
 
 

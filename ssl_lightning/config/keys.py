@@ -38,6 +38,7 @@ class Key:
         evaluate: Whether `evaluate.py run=` ignores the key, prefers it to the run's value, or refuses it.
         audit_sets: Whether `audit.py` sets it for each row.
         audit_use: Replacement to suggest when `audit.py` refuses this key; empty if it takes the key.
+        compare_sets: Whether `compare.py` sets it for each row and refuses it.
         series: Whether a report's label of a series shows an override of the key, hides it because runs of a
             series may differ in it, or begins with its value (`named`).
         lightning: For keys of `trainer`: whether Lightning's Trainer takes the key.
@@ -53,6 +54,7 @@ class Key:
     evaluate: Literal["ignored", "taken", "refused"] = "ignored"
     audit_sets: bool = False
     audit_use: str = ""
+    compare_sets: bool = False
     series: Literal["shown", "hidden", "named"] = "shown"
     lightning: bool = True
     probes: bool = False
@@ -79,19 +81,21 @@ PREFIXES = Range(lambda _: True, 'a mapping without quoted keys, such as {module
 
 KEYS = (
     # Groups of conf/
-    Key("task", Mapping, evaluate="refused", series="named"),
+    Key("task", Mapping, evaluate="refused", series="named", compare_sets=True),
     Key("data", Mapping, place="read", evaluate="taken", series="named"),
     Key("backbone", Mapping, evaluate="refused", series="named"),
-    Key("optimizer", Mapping, evaluate="refused"),
-    Key("scheduler", Mapping, evaluate="refused"),
+    Key("optimizer", Mapping, evaluate="refused", compare_sets=True),
+    Key("scheduler", Mapping, evaluate="refused", compare_sets=True),
     Key("trainer", Mapping, evaluate="taken"),
-    Key("probe", Mapping, evaluate="taken"),
+    Key("probe", Mapping, evaluate="taken", compare_sets=True),
     Key("encoding", Mapping, evaluate="taken"),
-    Key("budget", series="hidden"),  # a choice on the command line; the config has no such key
-    Key("benchmark", Mapping, science=False),
+    Key(
+        "budget", series="hidden", compare_sets=True
+    ),  # a choice on the command line; the config has no such key
+    Key("benchmark", Mapping, science=False, compare_sets=True),
     # Length
-    Key("trainer.max_epochs", int, EPOCHS, resume=True),
-    Key("trainer.max_steps", int, STEPS, resume=True),
+    Key("trainer.max_epochs", int, EPOCHS, resume=True, compare_sets=True),
+    Key("trainer.max_steps", int, STEPS, resume=True, compare_sets=True),
     Key("trainer.limit_train_batches", int | float | None, Range(is_part, PART)),
     Key("trainer.limit_val_batches", int | float | None, Range(lambda n: n == 0 or is_part(n), f"0, {PART}")),
     # Hardware
@@ -120,6 +124,7 @@ KEYS = (
     Key("trainer.enable_progress_bar", bool),
     # Paths and processes of the groups
     Key("data.root", science=False, resume=True, place="cache"),
+    Key("data.batch_size", compare_sets=True),
     Key("data.dir", place="read"),
     Key("data.pretrain_dir", place="read"),
     Key("data.train_dir", place="read"),
@@ -134,13 +139,13 @@ KEYS = (
     Key("callbacks", Mapping, science=False, resume=True),
     Key("objective", str | None, science=False, resume=True),
     # Computation
-    Key("seed", int, evaluate="refused", audit_use="audit.seeds=[...]", series="hidden"),
+    Key("seed", int, evaluate="refused", audit_use="audit.seeds=[...]", series="hidden", compare_sets=True),
     Key("diverged", float | None, science=False, resume=True),
     Key("deterministic", bool, science=False, evaluate="taken"),
     Key("channels_last", bool),
     Key("compile", bool, science=False, resume=True),
     Key("cuda_graphs", Literal["auto"] | bool, science=False, resume=True),
-    Key("probe_untrained", bool, audit_sets=True),
+    Key("probe_untrained", bool, audit_sets=True, compare_sets=True),
     # Initial weights
     Key("init_from", str | None, place="read"),
     Key("prefix_map", Mapping[str, str | None] | None, PREFIXES, place="read", evaluate="refused"),
@@ -158,12 +163,12 @@ KEYS = (
         series="hidden",
     ),
     Key("output_dir", str, science=False, place="unused", audit_sets=True, series="hidden"),
-    Key("folder", str, science=False, place="unused", audit_use="name=", series="hidden"),
-    Key("run_dir", str, science=False, audit_use="name=", series="hidden"),
+    Key("folder", str, science=False, place="unused", audit_use="name=", series="hidden", compare_sets=True),
+    Key("run_dir", str, science=False, audit_use="name=", compare_sets=True, series="hidden"),
     Key("choices", Mapping),
     Key("overrides", Sequence[str], science=False, place="read"),
     # Existing runs
-    Key("resume", str | None, place="unused", audit_use="the same name=", series="hidden"),
+    Key("resume", str | None, place="unused", audit_use="the same name=", compare_sets=True, series="hidden"),
     Key("run", str | None, place="unused"),
     Key("skip_finished", bool, science=False, series="hidden"),
     Key("go_on", bool, science=False),

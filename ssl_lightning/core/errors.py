@@ -19,10 +19,10 @@ class RunError(CompactHydraException):
         super().__init__(printable(message))
 
 
-def without_hint(error: BaseException) -> str:
-    """Return the first line of an error of Lightning, without its advice.
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error of a library, without its advice.
 
-    >>> without_hint(ImportError("Requirement 'x>=1' not met. HINT: Try running `pip install -U 'x>=1'`"))
+    >>> first_line(ImportError("Requirement 'x>=1' not met. HINT: Try running `pip install -U 'x>=1'`"))
     "Requirement 'x>=1' not met"
     """
     return str(error).partition(" HINT:")[0].strip().partition("\n")[0].rstrip(".")

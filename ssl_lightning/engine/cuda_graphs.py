@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.errors import first_line
+
 WARM_UP = 3  # passes before recording, while libraries choose kernels and allocate workspaces
 PRECISIONS = ("bf16-mixed", "32-true")  # float16 scales the loss by a changing number
 
@@ -112,10 +114,9 @@ class StepGraph:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                why = str(error).strip().partition("\n")[0]
                 raise ValueError(
-                    f"cuda_graphs cannot record the step of {type(self.task).__name__} ({why}); "
-                    "set it to false"
+                    f"cuda_graphs cannot record the step of {type(self.task).__name__} "
+                    f"({first_line(error)}); set it to false"
                 ) from error
         return graph
 

@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ssl_lightning.artifacts.checkpoints import AtomicCheckpointIO
 from ssl_lightning.artifacts.run_folder import PARENT_PIPE
-from ssl_lightning.core.errors import without_hint
+from ssl_lightning.core.errors import first_line
 from ssl_lightning.engine.fsdp import PRECISIONS, FullySharded
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def make_trainer(
             **options,
         )
     except (MisconfigurationException, ImportError) as error:
-        raise ValueError(f"Lightning's Trainer refuses its options: {without_hint(error)}") from error
+        raise ValueError(f"Lightning's Trainer refuses its options: {first_line(error)}") from error
 
 
 def sharded(processes: int, precision: str, *, several: bool) -> Strategy:

@@ -9,12 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.results import Results
+from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.task_settings import SETTINGS, length
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.entry import command_line
@@ -31,8 +32,8 @@ from ssl_lightning.report.write import write_tables
 
 PLAN_NAME, ROUNDS_NAME = "compare.json", "rounds.json"
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
-GROUPS = ("task", "optimizer", "scheduler", "probe", "benchmark", "experiment", "budget")
-FIXED = ("data.batch_size", "seed", "folder", "trainer.max_epochs", "trainer.max_steps", "probe_untrained")
+# keys that the comparison sets for each row; an experiment sets some of them
+FIXED = (*(key.name for key in KEYS if key.compare_sets), "experiment")
 FIRST_IMAGES = 200  # images per minute of the comparison that each task sees in round 1, at 64 px
 LATER = (0.25, 0.9)  # shares of the time left that rounds 2 and 3 plan for
 FINALISTS = 2
@@ -47,7 +48,7 @@ def run_compare(cfg: DictConfig) -> None:
     overrides = list(HydraConfig.get().overrides.task)
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
-    check(overrides, float(cfg.minutes), tasks, seeds)
+    check_command(overrides, float(cfg.minutes), tasks, seeds)
     given = [o for o in overrides if key_of(o) not in OWN]
     labelled = "train_dir" not in cfg.data or cfg.data.train_dir is not None
     given += [] if labelled else ["probe=[]"]
@@ -68,14 +69,14 @@ def run_compare(cfg: DictConfig) -> None:
     print(f"\n{text}\n\ncomparison: {folder / 'COMPARE.md'}")
 
 
-def check(overrides: Sequence[str], minutes: float, tasks: Sequence[str], seeds: int) -> None:
+def check_command(overrides: Sequence[str], minutes: float, tasks: Sequence[str], seeds: int) -> None:
     """Check the command line of a comparison.
 
     Raises:
         RunError: The message names the key, and what is allowed.
     """
     keys = [key_of(override) for override in overrides]
-    if fixed := [key for key in keys if key in FIXED or key.partition(".")[0] in GROUPS]:
+    if fixed := [key for key in keys if f"{key}.".startswith(tuple(f"{each}." for each in FIXED))]:
         raise RunError(
             f"error: {fixed[0]}= cannot be given to a comparison, which sets it for each task; "
             "choose tasks by compare.tasks=[...]"
@@ -109,7 +110,8 @@ class TaskComparison:
     seconds: float
     seeds: int
     image_size: int
-    before: Results | None = None
+    images: int = 0  # of an epoch
+    probed: bool = False  # whether there are labels
     labels_alone: Results | None = None
     rounds: list[TaskRound] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -127,18 +129,18 @@ class TaskComparison:
             tasks: Names of the pretext tasks.
             labels: Whether to train a network on the labels alone; useless beside given weights.
         """
-        self.before = self.row("before", 0, ["task=random"])
-        probed = bool(self.before.probes)
-        if probed and labels:
+        before = self.row("before", 0, ["task=random"])
+        self.images, self.probed = before.run.pretrain_images or 0, bool(before.probes)
+        if self.probed and labels:
             tuning = ["task=random", "probe=[finetune]", "probe.finetune.fractions=[1.0]"]
             self.labels_alone = self.tried("labels alone", 0, tuning)
         first = FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2
         self.run_round(dict.fromkeys(tasks, max(1, round(first))), 1)
         if not self.rounds[0].runs:
             raise RunError("error: no task could be trained, for the reasons above")
-        most = math.ceil(len(tasks) / 2) if probed else len(tasks)
+        most = math.ceil(len(tasks) / 2) if self.probed else len(tasks)
         self.next_round(most, 1)
-        if probed:
+        if self.probed:
             self.next_round(FINALISTS, self.seeds)
 
     def next_round(self, most: int, seeds: int) -> None:
@@ -180,11 +182,10 @@ class TaskComparison:
 
     def overrides(self, task: str, seen: int) -> list[str]:
         """Return the overrides of a task that sees so many images."""
-        images = cast(int, cast(Results, self.before).run.pretrain_images)
         continued = any(key_of(o) == "init_from" for o in self.given)
-        chosen = SETTINGS[task].overrides(images, continued=continued)
+        chosen = SETTINGS[task].overrides(self.images, continued=continued)
         batch = next(int(o.partition("=")[2]) for o in chosen if key_of(o) == "data.batch_size")
-        return [f"task={task}", *chosen, *length(seen, images, batch)]
+        return [f"task={task}", *chosen, *length(seen, self.images, batch)]
 
     def affordable(self, task: str, seconds: float) -> int:
         """Return how many images a task can see in this time, by its last run."""
@@ -233,7 +234,7 @@ class TaskComparison:
 
         Without labels it shows the figures of the pretext tasks.
         """
-        if not (self.before and self.before.probes):
+        if not self.probed:
             return series_tables(collect(self.folder))
         first = ["before", "labels alone"]
         rows = [f"{task} round {n}" for n, each in enumerate(self.rounds, 1) for task in each.runs]

@@ -43,7 +43,7 @@ TAKEN = tuple(key.name for key in KEYS if key.evaluate == "taken")
 REFUSED = tuple(key.name for key in KEYS if key.evaluate == "refused")
 MODE = "next-evaluate"  # of the worker process
 MAX_BYTES = 1 << 20  # of a backbone.json
-COLOURS = ("RGB", "grey")  # input colours whose mean and deviation those of the images are
+COLOURS = ("RGB", "grey")  # input colours with the mean and deviation of the images
 ANY = "++"  # Hydra's mark of an override of any key, known or not
 
 
@@ -136,7 +136,7 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
 def changed_data(stored: DictConfig, cfg: DictConfig, given: list[str], folder: Path) -> DictConfig:
     """Return the data of a run with the keys that the command line changes.
 
-    Mean and deviation stay those of the run, even if other images would be measured.
+    The run keeps its mean and deviation, also for other images.
 
     Args:
         stored: Config of the run.

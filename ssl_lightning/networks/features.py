@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.core.errors import first_line
 from ssl_lightning.networks.recipes import ATTRIBUTE
 from ssl_lightning.networks.small_maps import PaddedConv2d
 
@@ -109,9 +110,9 @@ def explaining_download(model_name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        why = str(error).strip().partition("\n")[0]
         raise ValueError(
-            f"the published weights of {model_name} are not in the cache and cannot be downloaded ({why}); "
+            f"the published weights of {model_name} are not in the cache and cannot be downloaded "
+            f"({first_line(error)}); "
             "give a file by init_from= and backbone.pretrained=false"
         ) from error
 

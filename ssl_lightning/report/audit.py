@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ssl_lightning.artifacts.results import Results
 from ssl_lightning.core.atomic_files import write_file
-from ssl_lightning.report.figures import SIGMAS, Figure, difference, mean_figure, probe_figure
+from ssl_lightning.report.accuracy import SIGMAS, Figure, difference, mean_figure, probe_figure
 from ssl_lightning.report.summary import print_table
 
 ALL = "all guards"

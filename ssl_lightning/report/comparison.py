@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ssl_lightning.artifacts.results import Results
-from ssl_lightning.report.figures import Figure, difference, probe_figure
+from ssl_lightning.artifacts.results import BALANCED, Results
+from ssl_lightning.report.accuracy import Figure, difference, judging_metric, probe_figure
 
 TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
 LABEL = (
@@ -75,10 +75,11 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     best, runs = scored[winner], last.runs[winner]
     untrained = probe_figure(runs, trained=False)
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
-    sentences = [f"{_title(winner).capitalize()}: linear probe {_percent(best)} ({seeds})."]
+    probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
+    sentences = [f"{_title(winner).capitalize()}: {probe} {_percent(best)} ({seeds})."]
     if untrained is not None:
         gain = f"{_points(best, untrained)} over the untrained backbone, {seeds}"
-        sentences = [f"{_title(winner).capitalize()}: linear probe {_percent(best)} ({gain})."]
+        sentences = [f"{_title(winner).capitalize()}: {probe} {_percent(best)} ({gain})."]
         if difference(best, untrained) <= 0:
             sentences.insert(0, "No task is better than the untrained backbone, beyond the noise.")
     for task, figure in scored.items():

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ssl_lightning.artifacts.results import BALANCED, Record, Results, Verdict, best_stage
+from ssl_lightning.report.accuracy import SIGMAS
 from ssl_lightning.report.summary import UNITS, column
 
-ERRORS = 2.0  # a difference below two standard errors may be chance
 FLAT = 0.01  # smallest difference that counts where no standard error is known
 TOO_WIDE = 0.05  # two standard errors above this tell too little
 SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
@@ -103,13 +103,13 @@ def _difference(before: Record, after: Record) -> tuple[float, float]:
     errors = before.standard_error, after.standard_error
     if errors[0] is None or errors[1] is None:
         return after.value - before.value, FLAT
-    return after.value - before.value, ERRORS * math.hypot(errors[0], errors[1])
+    return after.value - before.value, SIGMAS * math.hypot(errors[0], errors[1])
 
 
 def _gain(before: Record, after: Record, loaded: bool) -> str:
     difference, error = _difference(before, after)
     known = after.standard_error is not None
-    plus = f" ± {100 * error / ERRORS:.1f}" if known else ""
+    plus = f" ± {100 * error / SIGMAS:.1f}" if known else ""
     than = "weights it started from" if loaded else "untrained backbone"
     place = "above" if difference >= 0 else "below"
     metric = UNITS[after.metric] or "top-1"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.callbacks.checkpoint import Checkpoint
 from ssl_lightning.config.identity import leaves
-from ssl_lightning.core.errors import without_hint
+from ssl_lightning.core.errors import first_line
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.features.encode import evaluating, map_shapes
 from ssl_lightning.probes.base import BaseProbe
@@ -48,7 +48,7 @@ def build_all(cfg: DictConfig, group: str, fallback: str) -> dict[str, Any]:
     except InstantiationException as error:
         if not isinstance(error.__cause__, ImportError):
             raise
-        why = without_hint(error.__cause__)
+        why = first_line(error.__cause__)
         raise ValueError(
             f"{group} needs a package that is not installed here ({why}); install it, or use {fallback}"
         ) from error

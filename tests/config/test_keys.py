@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from ssl_lightning.config import identity, trust
 from ssl_lightning.config.keys import DATA, KEYS, TOP, TRAINER
 from ssl_lightning.config.types import check_special
-from ssl_lightning.launch import audit, evaluate, resume
+from ssl_lightning.launch import audit, compare, evaluate, resume
 from ssl_lightning.report import build
 from ssl_lightning.run.parts import OURS
 from ssl_lightning.run.probe import HARDWARE
@@ -101,6 +101,13 @@ def test_keys_that_an_audit_sets_and_refuses() -> None:
         "run_dir": "name=",
         "resume": "the same name=",
     }
+
+
+def test_keys_that_a_comparison_sets() -> None:
+    assert set(compare.FIXED) == {
+        "task", "optimizer", "scheduler", "probe", "budget", "benchmark", "experiment", "seed", "folder",
+        "run_dir", "resume", "probe_untrained", "data.batch_size", "trainer.max_epochs", "trainer.max_steps",
+    }  # fmt: skip
 
 
 def test_keys_that_a_label_of_a_series_hides() -> None:

@@ -44,6 +44,24 @@ def test_the_winner_its_gain_and_the_distance_of_the_others() -> None:
     assert "Colorization cannot be told apart from it: 60.5 ± 0.5 %." in text
 
 
+def test_balanced_accuracy_judges_unequal_classes() -> None:
+    def with_balanced(value: float) -> Results:
+        both = run(0.9, 0.9)
+        more = [
+            replace(
+                r, metric="balanced", value=value if r.trained else 0.5,
+                protocol=r.protocol | {"standard_error": 0.03, "heldout": value if r.trained else 0.5},
+            )
+            for r in both.probes
+        ]  # fmt: skip
+        return replace(both, probes=[*both.probes, *more])
+
+    last = of(rotation=[with_balanced(0.5)], jigsaw=[with_balanced(0.8)])
+    assert contenders(last, 2) == ["jigsaw"]
+    text = conclusion(None, [last], [])
+    assert text.startswith("Jigsaw: linear probe, balanced accuracy 80.0 ± 3.0 % (+30.0 ± 4.2 points")
+
+
 def test_nothing_helps() -> None:
     text = conclusion(None, [of(rotation=[run(0.302, 0.3)])], ["colorization"])
     assert text.startswith("No task is better than the untrained backbone, beyond the noise.")

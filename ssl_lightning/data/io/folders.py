@@ -338,7 +338,7 @@ def _check(
 
 
 def _changed(facts: Facts) -> dict[str, Any]:
-    """Return the facts that differ from those of an ordinary image, for a short record."""
+    """Return the facts in which an image differs from an ordinary one, for a short record."""
     return {name: value for name, value in vars(facts).items() if value != getattr(PLAIN, name)}
 
 

@@ -17,8 +17,9 @@ from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import MAX_PIXELS, PairedDataModule, check_channels
 from ssl_lightning.data.io.eight_bit import check_value_range
 from ssl_lightning.data.io.sources import ArraySource, FileSource, ImageSource, default_workers
-from ssl_lightning.data.objects.any_images import AnyImages, FolderImages, Views, open_images
+from ssl_lightning.data.objects.any_images import AnyImages, FolderImages, open_images
 from ssl_lightning.data.objects.labels import number_labels
+from ssl_lightning.data.objects.views import Views
 
 MAX_MEMORY = 1 << 30
 

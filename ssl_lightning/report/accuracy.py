@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssl_lightning.artifacts.results import Record, Results, best_stage
+from ssl_lightning.artifacts.results import BALANCED, Record, Results, best_stage
 
 SIGMAS = 2.0  # a difference counts if it exceeds this many standard errors
 
@@ -25,18 +25,26 @@ class Figure:
     error: float
 
 
-def mean_figure(values: Sequence[float], n: int) -> Figure:
-    """Average the accuracies of the seeds, each over the same n images."""
+def mean_figure(values: Sequence[float], n: int, of_sample: float | None = None) -> Figure:
+    """Average the accuracies of the seeds, each over the same n images.
+
+    Args:
+        values: Accuracy of each seed.
+        n: Number of images.
+        of_sample: Standard error over the images; None: that of a plain accuracy.
+    """
     mean = statistics.fmean(values)
-    of_sample = math.sqrt(max(mean * (1 - mean), 0.0) / n)  # not over the seeds: all share the images
+    if of_sample is None:  # not over the seeds: all share the images
+        of_sample = math.sqrt(max(mean * (1 - mean), 0.0) / n)
     of_seeds = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return Figure(mean, max(of_sample, of_seeds))
 
 
 def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = False) -> Figure | None:
-    """Average the top-1 accuracy of the linear probe, or without one of the first probe, over runs.
+    """Average the accuracy of the linear probe, or without one of the first probe, over runs.
 
-    Held-out images choose the stage of each run.
+    It is the top-1, or the balanced accuracy if the classes are unequal in number. Held-out images choose the
+    stage of each run.
 
     Args:
         runs: One run for each seed.
@@ -48,7 +56,7 @@ def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = Fals
     """
     best: list[Record] = []
     for run in runs:
-        rows = [r for r in run.probes if r.trained == trained and r.metric == "top1"]
+        rows = [r for r in run.probes if r.trained == trained and r.metric == judging_metric(run)]
         names = dict.fromkeys(r.probe for r in rows)
         chosen = "linear" if "linear" in names else next(iter(names), None)
         record = best_stage([r for r in rows if r.probe == chosen and r.branch == "backbone"])
@@ -59,7 +67,13 @@ def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = Fals
         return None
     if heldout:
         return mean_figure([float(r.heldout or 0) for r in best], best[0].protocol["labels"]["heldout"])
-    return mean_figure([r.value for r in best], best[0].n)
+    errors = [r.standard_error for r in best if r.metric == BALANCED and r.standard_error is not None]
+    return mean_figure([r.value for r in best], best[0].n, statistics.fmean(errors) if errors else None)
+
+
+def judging_metric(run: Results) -> str:
+    """Return the metric that judges: top-1, or balanced accuracy if the classes are unequal in number."""
+    return BALANCED if any(r.metric == BALANCED for r in run.probes) else "top1"
 
 
 def difference(one: Figure, other: Figure) -> int:
