@@ -1,4 +1,4 @@
-"""TaskComparison of pretext tasks on one data set, within a given time: which task suits these images?"""
+"""Comparison of pretext tasks on one data set, within a given time: which task suits these images?"""
 
 from __future__ import annotations
 
