@@ -37,6 +37,8 @@ FIXED = (*(key.name for key in KEYS if key.compare_sets), "experiment")
 FIRST_IMAGES = 200  # images per minute of the comparison that each task sees in round 1, at 64 px
 LATER = (0.25, 0.9)  # shares of the time left that rounds 2 and 3 plan for
 FINALISTS = 2
+LABELS_ALONE = 2  # images that the network trained on labels alone sees, relative to a task in round 1
+MOST_EPOCHS, MOST_STEPS, BATCH = 20, 500, 64  # as in conf/probe/finetune.yaml
 
 
 def run_compare(cfg: DictConfig) -> None:
@@ -91,6 +93,26 @@ def check_command(overrides: Sequence[str], minutes: float, tasks: Sequence[str]
         raise RunError(f"error: compare.tasks is empty; allowed are {', '.join(SETTINGS)}")
 
 
+def labels_length(first: int, labels: int) -> list[str]:
+    """Return the overrides for the length of the training on the labels alone.
+
+    Args:
+        first: Images that each task sees in round 1.
+        labels: Labelled training images.
+
+    >>> labels_length(8000, 100)
+    ['probe.finetune.epochs=20', 'probe.finetune.min_steps=250']
+    >>> labels_length(8000, 5000)
+    ['probe.finetune.epochs=3', 'probe.finetune.min_steps=250']
+    """
+    seen = LABELS_ALONE * first
+    epochs = min(MOST_EPOCHS, max(1, seen // labels))
+    return [
+        f"probe.finetune.epochs={epochs}",
+        f"probe.finetune.min_steps={min(MOST_STEPS, max(1, seen // BATCH))}",
+    ]
+
+
 @dataclass
 class TaskComparison:
     """State of a comparison: finished runs, and the lengths that were decided.
@@ -131,11 +153,12 @@ class TaskComparison:
         """
         before = self.row("before", 0, ["task=random"])
         self.images, self.probed = before.run.pretrain_images or 0, bool(before.probes)
+        first = max(1, round(FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2))
         if self.probed and labels:
+            number = before.probes[0].protocol["labels"]["train"]
             tuning = ["task=random", "probe=[finetune]", "probe.finetune.fractions=[1.0]"]
-            self.labels_alone = self.tried("labels alone", 0, tuning)
-        first = FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2
-        self.run_round(dict.fromkeys(tasks, max(1, round(first))), 1)
+            self.labels_alone = self.tried("labels alone", 0, [*tuning, *labels_length(first, number)])
+        self.run_round(dict.fromkeys(tasks, first), 1)
         if not self.rounds[0].runs:
             raise RunError("error: no task could be trained, for the reasons above")
         most = math.ceil(len(tasks) / 2) if self.probed else len(tasks)
@@ -210,7 +233,7 @@ class TaskComparison:
     def row(self, name: str, seed: int, overrides: Sequence[str]) -> Results:
         """Run or resume one row, and store its seconds."""
         began = time.monotonic()
-        facts = ["+benchmark=compare", f"benchmark.row='{name}'"]
+        facts = ["+benchmark=compare", "hydra.mode=RUN", f"benchmark.row='{name}'"]
         done = run_row("comparison", self.folder, name, seed, [*facts, *self.given, *overrides])
         key = f"{name} {seed}"
         if key not in self.stored["seconds"]:
