@@ -102,6 +102,12 @@ class Record(Measured):
         return cast(float | None, self.protocol.get("heldout"))
 
     @property
+    def heldout_images(self) -> int:
+        """Number of images of the held-out figure: those of all folds, if a cross-validation selected."""
+        labels = self.protocol["labels"]
+        return int(labels["heldout"] + (labels["train"] if "folds" in self.protocol else 0))
+
+    @property
     def standard_error(self) -> float | None:
         """Standard error of an accuracy, sqrt(p (1 - p) / n) over its n images; None for other metrics.
 

@@ -15,7 +15,7 @@ MAX_LOGITS = 2**28  # elements at once (1 GiB in float32); further strengths fol
 
 @dataclass(frozen=True)
 class LogisticFit:
-    """Classifiers for R strengths of the penalty.
+    """Classifiers for R strengths of the penalty; fits of F parts have the shape (R, F, ...).
 
     Args:
         weight: `(R, K, D)`.
@@ -44,6 +44,7 @@ def fit_logistic(
     tol: float = 1e-4,
     init: tuple[Tensor, Tensor] | None = None,
     moments: Tensor | None = None,
+    parts: Tensor | None = None,
 ) -> LogisticFit:
     """Fit one classifier per strength of the penalty.
 
@@ -62,10 +63,12 @@ def fit_logistic(
         tol: The fit stops if no entry of the gradient is larger in absolute value (as in scikit-learn).
         init: Weight `(K, D)` and bias `(K,)` to start from; None: zeros.
         moments: `second_moments` of x, or of most of x: they only set the first direction.
+        parts: `(F, N)` bool, the samples of F separate fits, such as the training sets of a cross-validation.
+            All are solved side by side too. None: one fit to all samples.
 
     Raises:
-        ValueError: Shapes do not match, there are no samples, a strength is not above 0, or `num_classes` is
-            below 2.
+        ValueError: Shapes do not match, there are no samples (in a part), a strength is not above 0, or
+            `num_classes` is below 2.
     """
     if x.ndim != 2 or labels.shape != x.shape[:1] or not len(x):
         raise ValueError(
@@ -75,47 +78,68 @@ def fit_logistic(
         raise ValueError(f"l2 is {list(l2)}; at least one strength is needed, all above 0")
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2")
+    if parts is not None and (parts.shape[1:] != x.shape[:1] or not parts.any(1).all()):
+        raise ValueError(f"parts is {tuple(parts.shape)}; it must be (F, {len(x)}), each with a sample")
+    weight = None if parts is None else parts.to(x.dtype) / parts.sum(1, keepdim=True)  # (F, N)
+    fits = 1 if weight is None else len(weight)
     start = x.new_zeros(num_classes, x.shape[1] + 1)
     if init is not None:
         start = torch.cat([init[0], init[1][:, None]], 1).to(start)
+    start = start.expand(fits, -1, -1)  # (F, K, D + 1)
     gram = second_moments(x) if moments is None else moments
-    together = max(1, MAX_LOGITS // (num_classes * len(x)))
-    parts = []
+    together = max(1, MAX_LOGITS // (num_classes * len(x) * fits))
+    solved = []
     for first in range(0, len(l2), together):
         penalty = x.new_tensor(l2[first : first + together])
-        parts.append(
-            _lbfgs(x, labels, penalty, gram, start.expand(len(penalty), -1, -1).clone(), max_iter, tol)
-        )
-        start = parts[-1][0][-1]  # warm start: similar strengths have similar solutions
-    theta, loss, gradient, iterations = (torch.cat(column) for column in zip(*parts, strict=True))
+        theta = start.repeat(len(penalty), 1, 1)  # (R * F, K, D + 1)
+        solved.append(_lbfgs(x, labels, penalty, gram, theta, max_iter, tol, weight))
+        start = solved[-1][0][-fits:]  # warm start: similar strengths have similar solutions
+    columns = [torch.cat(column) for column in zip(*solved, strict=True)]
+    if parts is not None:
+        columns = [column.unflatten(0, (len(l2), fits)) for column in columns]
+    theta, loss, gradient, iterations = columns
     return LogisticFit(theta[..., :-1], theta[..., -1], loss, gradient, iterations, gradient <= tol)
 
 
-def cross_entropy_residual(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy_residual(
+    logits: Tensor, labels: Tensor, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Compute mean cross-entropy and its gradient with respect to the logits, in closed form.
 
     Args:
         logits: `(R, K, N)`: with samples innermost, reductions over classes are vectorised over samples (4
             times as fast as with ten classes innermost).
         labels: `(N,)` int64 in 0..K-1.
+        weight: `(R, N)` weights of the samples, at least 0 with sum 1; None weighs all alike.
 
     Returns:
-        Loss `(R,)` in nats, and `(softmax - one-hot) / N`, `(R, K, N)`.
+        Loss `(R,)` in nats, and `(softmax - one-hot) * weight`, `(R, K, N)`.
     """
     index = labels.expand(len(logits), 1, -1)  # (R, 1, N)
     top = logits.amax(1, keepdim=True)
     residual = (logits - top).exp_()
     total = residual.sum(1, keepdim=True)
-    loss = (total.log() + top - logits.gather(1, index)).mean((1, 2))
+    loss = total.log() + top - logits.gather(1, index)  # (R, 1, N)
     residual.div_(total)
     residual.scatter_add_(1, index, residual.new_full((), -1.0).expand(index.shape))
-    return loss, residual.div_(logits.shape[2])
+    if weight is None:
+        return loss.mean((1, 2)), residual.div_(logits.shape[2])
+    return (loss[:, 0] * weight).sum(1), residual.mul_(weight[:, None])
 
 
 def _lbfgs(
-    x: Tensor, labels: Tensor, l2: Tensor, gram: Tensor, theta: Tensor, max_iter: int, tol: float
+    x: Tensor,
+    labels: Tensor,
+    l2: Tensor,
+    gram: Tensor,
+    theta: Tensor,
+    max_iter: int,
+    tol: float,
+    weight: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Minimise from theta `(R, K, D + 1)`, bias last; return theta, loss, largest gradient, iterations.
+    """Minimise from theta `(R * F, K, D + 1)`, bias last; return theta, loss, largest gradient, iterations.
+
+    The F fits of a strength follow each other; `weight` is `(F, N)`, or None for one fit of all samples.
 
     L-BFGS (Nocedal & Wright 2006, alg. 7.4) starts from the exact inverse Hessian at zero weights. Its only
     expensive part is the Gram matrix of the features. Convolutional features are strongly correlated: without
@@ -123,10 +147,13 @@ def _lbfgs(
     """
     penalty = torch.ones_like(theta[:1]) * l2[:, None, None]  # (R, K, D + 1)
     penalty[..., -1] = 0
-    curvature = _inverse(gram / theta.shape[1], penalty[:, 0])
+    curvature = _inverse(gram / theta.shape[1], penalty[:, 0])  # (R, D + 1, D + 1), shared by the F fits
+    fits = len(theta) // len(l2)
+    penalty = penalty.repeat_interleave(fits, 0)
+    weight = None if weight is None else weight.repeat(len(l2), 1)  # (R * F, N)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
     logits = _product(theta, x)
-    loss, gradient = _objective(logits, labels, x, theta, penalty)
+    loss, gradient = _objective(logits, labels, x, theta, penalty, weight)
     active = gradient.abs().amax((1, 2)) > tol
     iterations = torch.zeros_like(active, dtype=torch.int64)
     noise = 8 * torch.finfo(x.dtype).eps
@@ -140,7 +167,7 @@ def _lbfgs(
         step = active.to(x.dtype)[:, None, None]
         for _ in range(MAX_TRIALS):
             new_theta, new_logits = theta + step * direction, logits + step * moved_logits
-            new_loss, new_gradient = _objective(new_logits, labels, x, new_theta, penalty)
+            new_loss, new_gradient = _objective(new_logits, labels, x, new_theta, penalty, weight)
             new_slope = _dot(new_gradient, direction)
             # judged mainly by the slope, since rounding hides small differences of the loss
             accepted = (new_slope <= -0.5 * slope) & (new_loss <= loss + noise * loss.abs())
@@ -161,10 +188,10 @@ def _lbfgs(
 
 
 def _objective(
-    logits: Tensor, labels: Tensor, x: Tensor, theta: Tensor, penalty: Tensor
+    logits: Tensor, labels: Tensor, x: Tensor, theta: Tensor, penalty: Tensor, weight: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Compute the penalised loss `(R,)` and its gradient `(R, K, D + 1)`."""
-    loss, residual = cross_entropy_residual(logits, labels)
+    loss, residual = cross_entropy_residual(logits, labels, weight)
     by_weight = (residual.flatten(0, 1) @ x).unflatten(0, residual.shape[:2])
     gradient = torch.cat([by_weight, residual.sum(2, keepdim=True)], 2)
     decay = penalty * theta
@@ -179,7 +206,7 @@ def _product(theta: Tensor, x: Tensor) -> Tensor:
 
 
 def _inverse_hessian(gradient: Tensor, start: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Run the two-loop recursion for all strengths, from the inverse Hessian `start`, `(R, D + 1, D + 1)`.
+    """Run the two-loop recursion for all fits, from the inverse Hessian `start`, `(R, D + 1, D + 1)`.
 
     Pairs without curvature (sy = 0) are ignored.
     """
@@ -187,15 +214,20 @@ def _inverse_hessian(gradient: Tensor, start: Tensor, pairs: list[tuple[Tensor, 
     for s, y, sy in reversed(pairs):
         alphas.append(torch.where(sy > 0, _dot(s, q) / sy, 0.0)[:, None, None])
         q = q - alphas[-1] * y
-    r = q @ start
+    r = _times(q, start)
     if pairs:  # scale to the latest curvature, as L-BFGS does with the identity
         _, y, sy = pairs[-1]
-        scale = sy / _dot(y, y @ start)
+        scale = sy / _dot(y, _times(y, start))
         r = r * torch.where(sy > 0, scale, 1.0)[:, None, None]
     for (s, y, sy), alpha in zip(pairs, reversed(alphas), strict=True):
         beta = torch.where(sy > 0, _dot(y, r) / sy, 0.0)[:, None, None]
         r = r + (alpha - beta) * s
     return r
+
+
+def _times(theta: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply `(R * F, K, D + 1)` with `(R, D + 1, D + 1)`: the F fits of a strength share its matrix."""
+    return (theta.reshape(len(matrices), -1, theta.shape[2]) @ matrices).view_as(theta)
 
 
 def second_moments(x: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.messages import fitted
@@ -14,6 +15,7 @@ from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import knn_scores
 from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.probes._choice import at_most
+from ssl_lightning.probes._folds import out_of_fold, selecting_folds, selection
 from ssl_lightning.probes.base import Probe
 
 
@@ -21,7 +23,8 @@ class KNNProbe(Probe):
     """Top-1 of a cosine-weighted nearest-neighbour vote (Wu et al. 2018), without fitting or selection.
 
     The bank for the test images holds training and held-out images. The held-out score, which may select a
-    stage, uses a bank of training images only.
+    stage, uses a bank of training images only. If fewer than 500 images are held out, it is the score of five
+    folds of both splits: each image asks the images of the other folds, at most all of them.
 
     Args:
         ks: Numbers of neighbours, a record each. Numbers above the size of the training split are skipped; if
@@ -58,16 +61,20 @@ class KNNProbe(Probe):
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels, records = features.labels, []
         ks = at_most(self.ks, len(labels["train"]))
-        vote = partial(knn_scores, num_classes=num_classes, ks=ks, temperature=self.temperature)
+        vote = partial(knn_scores, num_classes=num_classes, temperature=self.temperature)
+        part = selecting_folds(labels)
         bank_labels = torch.cat([labels["train"], labels["heldout"]])
         for stage in tracked(features.stages, "vote", "stages"):
             train, heldout, test = (
                 features.get(split, stage, self.pool) for split in ("train", "heldout", "test")
             )
             bank = torch.cat([train, heldout])
-            test_scores = vote(test, bank, bank_labels)
-            heldout_scores = vote(heldout, train, labels["train"])
-            for k, of_test, of_heldout in zip(ks, test_scores, heldout_scores, strict=True):
+            test_scores = vote(test, bank, bank_labels, ks=ks)
+            if part is None:
+                unseen = vote(heldout, train, labels["train"], ks=ks), labels["heldout"]
+            else:
+                unseen = votes_of_folds(vote, bank, bank_labels, part, ks), bank_labels
+            for k, of_test, of_heldout in zip(ks, test_scores, unseen[0], strict=True):
                 protocol = {
                     "k": k,
                     "temperature": self.temperature,
@@ -76,8 +83,19 @@ class KNNProbe(Probe):
                     "dims": train.shape[1],
                     "bank": "train + heldout",
                     "labels": {"train": len(train), "heldout": len(heldout)},
+                    **(selection(part) if part is not None else {}),
                 }
-                records += records_of(
-                    stage, protocol, (of_test, labels["test"]), (of_heldout, labels["heldout"])
-                )
+                records += records_of(stage, protocol, (of_test, labels["test"]), (of_heldout, unseen[1]))
         return records
+
+
+def votes_of_folds(
+    vote: Callable[..., Tensor], bank: Tensor, labels: Tensor, part: Tensor, ks: Sequence[int]
+) -> Tensor:
+    """Return votes `(len(ks), N, K)` of the images of the other folds on each image."""
+
+    def score(_fold: int, rows: Tensor) -> Tensor:
+        others = bank[~rows]
+        return vote(bank[rows], others, labels[~rows], ks=[min(k, len(others)) for k in ks])
+
+    return out_of_fold(part, score)

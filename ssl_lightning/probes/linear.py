@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
 from ssl_lightning.probes._accuracy import records_of
+from ssl_lightning.probes._folds import out_of_fold, selecting_folds, selection, training_parts
 from ssl_lightning.probes.base import Probe
 
 HEAD = "ssl_lightning.networks.heads.StandardisedLinear"  # of the stored classifier
@@ -23,7 +25,9 @@ class LinearProbe(Probe):
     """Top-1 (and top-5 above five classes) of a linear classifier, solved to its optimum.
 
     Features are standardised with the statistics of the training split. The held-out top-1 selects the
-    penalty; the stronger one wins a tie. Then the classifier is fitted again on both splits.
+    penalty; the stronger one wins a tie. Then the classifier is fitted again on both splits. If fewer than
+    500 images are held out, five folds of both splits select instead, and the held-out figure is the top-1
+    over all these images, each scored by the classifier of the other folds.
 
     Args:
         pool: Stage maps are average-pooled to at most pool x pool cells.
@@ -34,7 +38,8 @@ class LinearProbe(Probe):
         tol: Convergence threshold on the largest entry of the gradient.
         select_tol: The threshold while selecting the penalty, if `refit` is true: held-out top-1 settles
             long before the weights.
-        refit: Fit again on training and held-out images with the selected penalty.
+        refit: Fit again on training and held-out images with the selected penalty. Without it, the held-out
+            images select however few they are.
 
     Raises:
         ValueError: A number is out of range.
@@ -89,23 +94,29 @@ class LinearProbe(Probe):
         self, features: Features, stage: str, num_classes: int
     ) -> tuple[list[Record], FittedClassifier]:
         """Fit the classifier of one stage; return its results, and the classifier."""
-        labels = features.labels
+        labels = torch.cat([features.labels["train"], features.labels["heldout"]])
+        part = selecting_folds(features.labels) if self.refit else None
         pool = next((p for p in self.pools if features.dims(stage, p) <= self.max_dims), 1)
         train, heldout, test = (features.get(split, stage, pool) for split in ("train", "heldout", "test"))
-        shift, scale = standardisation(train)
-        both = torch.cat([train, heldout]).sub_(shift).mul_(scale)  # (N_train + N_heldout, D)
-        x, x_heldout = both[: len(train)], both[len(train) :]
-        moments = second_moments(x)
-        fit = self._fit(x, labels["train"], num_classes, self.l2, moments, tol=self.select_tol)
-        by_heldout = scores(fit, x_heldout)  # (R, N, K)
-        by_l2 = topk_accuracy(by_heldout, labels["heldout"]).tolist()
+        x = torch.cat([train, heldout])  # (N_train + N_heldout, D)
+        first, last = (len(train), len(train)) if part is None else (0, len(x))  # select from, fit up to
+        shift, scale = standardisation(x[:last])
+        x.sub_(shift).mul_(scale)
+        moments = second_moments(x[:last])
+        parts = None if part is None else training_parts(part)
+        fit = self._fit(
+            x[:last], labels[:last], num_classes, self.l2, moments, tol=self.select_tol, parts=parts
+        )
+        unseen = scores(fit, x[first:]) if part is None else scores_of_folds(fit, x, part)  # (R, N, K)
+        by_l2 = topk_accuracy(unseen, labels[first:]).tolist()
         best = by_l2.index(max(by_l2))  # the first of equal ones; penalties are in falling order
-        chosen, heldout_scores = self.l2[best], by_heldout[best]
+        chosen, heldout_scores = self.l2[best], unseen[best]
         iterations, converged = int(fit.iterations.max()), bool(fit.converged.all())
         if self.refit:
             init = (fit.weight[best], fit.bias[best])
-            all_labels = torch.cat([labels["train"], labels["heldout"]])
-            fit = self._fit(both, all_labels, num_classes, [chosen], moments, init, tol=self.tol)
+            if part is not None:
+                init = (init[0].mean(0), init[1].mean(0))
+            fit = self._fit(x, labels, num_classes, [chosen], moments, init, tol=self.tol)
             converged &= bool(fit.converged.all())
             best = 0
         test_scores = scores(fit, (test - shift) * scale)[best]
@@ -114,10 +125,10 @@ class LinearProbe(Probe):
             "classifier": "multinomial logistic regression, L-BFGS",
             "pool": list(grid),
             "dims": train.shape[1],
-            "standardised": "train",
+            "standardised": "train" if part is None else "train + heldout",
             "l2": chosen,
             "candidates": dict(zip(map(str, self.l2), by_l2, strict=True)),
-            "selected_on": "heldout",
+            **selection(part),
             "refit": self.refit,
             "labels": {"train": len(train), "heldout": len(heldout)},
             "iterations": iterations,
@@ -127,7 +138,7 @@ class LinearProbe(Probe):
         }
         if not converged:
             protocol["warning"] = f"not converged to {self.tol:g} in {self.max_iter} iterations"
-        scored = (test_scores, labels["test"]), (heldout_scores, labels["heldout"])
+        scored = (test_scores, features.labels["test"]), (heldout_scores, labels[first:])
         records = records_of(stage, protocol, *scored, more=("top5",) if num_classes > 5 else ())
         head = {
             "_target_": HEAD,
@@ -154,15 +165,33 @@ class LinearProbe(Probe):
         init: tuple[Tensor, Tensor] | None = None,
         *,
         tol: float,
+        parts: Tensor | None = None,
     ) -> LogisticFit:
         return fit_logistic(
-            x, labels, num_classes, l2, max_iter=self.max_iter, tol=tol, init=init, moments=moments
+            x,
+            labels,
+            num_classes,
+            l2,
+            max_iter=self.max_iter,
+            tol=tol,
+            init=init,
+            moments=moments,
+            parts=parts,
         )
 
 
 def scores(fit: LogisticFit, x: Tensor) -> Tensor:
     """Return logits `(R, N, K)` of every fitted classifier on `(N, D)` features."""
     return torch.einsum("rkd,nd->rnk", fit.weight, x) + fit.bias[:, None]
+
+
+def scores_of_folds(fit: LogisticFit, x: Tensor, part: Tensor) -> Tensor:
+    """Return logits `(R, N, K)` of each image by the classifiers that were not fitted to its fold."""
+
+    def score(fold: int, rows: Tensor) -> Tensor:
+        return scores(replace(fit, weight=fit.weight[:, fold], bias=fit.bias[:, fold]), x[rows])
+
+    return out_of_fold(part, score)
 
 
 def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:

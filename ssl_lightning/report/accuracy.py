@@ -66,7 +66,7 @@ def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = Fals
     if not best:
         return None
     if heldout:
-        return mean_figure([float(r.heldout or 0) for r in best], best[0].protocol["labels"]["heldout"])
+        return mean_figure([float(r.heldout or 0) for r in best], best[0].heldout_images)
     errors = [r.standard_error for r in best if r.metric == BALANCED and r.standard_error is not None]
     return mean_figure([r.value for r in best], best[0].n, statistics.fmean(errors) if errors else None)
 

@@ -173,3 +173,25 @@ def test_bad_values_are_refused(change: dict, match: str) -> None:
     x, labels = problem()
     with pytest.raises(ValueError, match=match):
         fit_logistic(**{"x": x, "labels": labels, "num_classes": K, "l2": [0.1]} | change)
+
+
+def test_parts_are_solved_as_if_each_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = problem()
+    part = torch.arange(N) % 3
+    parts = part != torch.arange(3)[:, None]  # (F, N)
+    fit = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10, parts=parts)
+    assert fit.weight.shape == (len(STRENGTHS), 3, K, D)
+    assert fit.converged.all()
+    monkeypatch.setattr(logistic, "MAX_LOGITS", 1)
+    in_turn = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10, parts=parts)
+    for fold, rows in enumerate(parts):
+        alone = fit_logistic(x[rows], labels[rows], K, STRENGTHS, tol=1e-10)
+        torch.testing.assert_close(fit.loss[:, fold], alone.loss, rtol=0, atol=1e-12)
+        allowed = apart(x[rows], labels[rows], alone, 1e-10)
+        assert_within(fit.weight[:, fold], alone.weight, allowed)
+        assert_within(in_turn.weight[:, fold], alone.weight, allowed)
+
+
+def test_parts_without_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"parts is \(2, 400\); it must be \(F, 400\), each with a sample"):
+        fit_logistic(*problem(), K, [1.0], parts=torch.arange(2)[:, None].expand(2, N) == 1)

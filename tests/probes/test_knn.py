@@ -7,6 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
+from ssl_lightning.probes import _folds
 from ssl_lightning.probes.knn import KNNProbe
 
 CLASSES = 4
@@ -25,7 +26,10 @@ def features() -> Features:
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
-def test_figures_are_scikit_learns(features: Features, temperature: float) -> None:
+def test_figures_are_scikit_learns(
+    features: Features, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_folds, "FEW", SIZES["heldout"])
     x = {split: features.get(split, "stage1", 1).numpy() for split in SIZES}
     y = {split: labels.numpy() for split, labels in features.labels.items()}
     both = np.concatenate([x["train"], x["heldout"]]), np.concatenate([y["train"], y["heldout"]])
@@ -39,6 +43,23 @@ def test_figures_are_scikit_learns(features: Features, temperature: float) -> No
         heldout = model.fit(x["train"], y["train"]).score(x["heldout"], y["heldout"])
         assert protocol["heldout"] == pytest.approx(heldout, abs=1e-9)
         assert 0.3 < record.value < 0.99
+
+
+def test_few_heldout_images_vote_by_folds(features: Features) -> None:
+    x = torch.cat([features.get(s, "stage1", 1) for s in ("train", "heldout")]).numpy()
+    y = torch.cat([features.labels[s] for s in ("train", "heldout")])
+    part = _folds.assign_folds(y, 5).numpy()
+    y = y.numpy()
+    for record, neighbours in zip(
+        KNNProbe(ks=[7, 150], temperature=0.5).run(features, num_classes=CLASSES), (7, 150), strict=True
+    ):
+        model = KNeighborsClassifier(neighbours, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.5))
+        right = [
+            (model.fit(x[part != f], y[part != f]).predict(x[part == f]) == y[part == f]).sum()
+            for f in range(5)
+        ]
+        assert record.heldout == pytest.approx(sum(right) / 200, abs=1e-9)
+        assert (record.protocol["folds"], record.heldout_images) == (5, 200)
 
 
 @pytest.mark.parametrize(("ks", "used"), [((20, 200), [20]), ((150,), [150]), ((160, 200), [150])])

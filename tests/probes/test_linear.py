@@ -1,4 +1,4 @@
-"""Linear probe: against scikit-learn; the test split selects nothing."""
+"""Linear probe: against scikit-learn, selection by folds too; the test split selects nothing."""
 
 from dataclasses import replace
 
@@ -10,10 +10,16 @@ from torch import Tensor
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
+from ssl_lightning.probes import _folds
 from ssl_lightning.probes.linear import LinearProbe, standardisation
 
 CLASSES = 6
 SIZES = {"train": 300, "heldout": 100, "test": 200}
+
+
+@pytest.fixture
+def _enough_heldout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_folds, "FEW", SIZES["heldout"])
 
 
 def make(noise: float = 1.5, classes: int = CLASSES) -> Features:
@@ -33,6 +39,7 @@ def with_maps(features: Features, change) -> Features:
     return replace(features, pooled=pooled)
 
 
+@pytest.mark.usefixtures("_enough_heldout")
 @pytest.mark.parametrize("refit", [True, False])
 def test_figures_are_scikit_learns(refit: bool) -> None:
     features, l2 = make(), 0.01
@@ -52,6 +59,46 @@ def test_figures_are_scikit_learns(refit: bool) -> None:
     assert 0.4 < records["top1"].value < 0.95  # the test needs a task that is neither hopeless nor trivial
 
 
+def test_few_heldout_images_leave_the_selection_to_folds() -> None:
+    features, candidates = make(2.5), [1.0, 1e-2, 1e-4]
+    record = LinearProbe(l2=candidates, tol=1e-6, select_tol=1e-6).run(features, num_classes=CLASSES)[0]
+    x = torch.cat([features.get(s, "stage1", 2) for s in ("train", "heldout")]).numpy()
+    y = torch.cat([features.labels[s] for s in ("train", "heldout")]).numpy()
+    x_test, y_test = features.get("test", "stage1", 2).numpy(), features.labels["test"].numpy()
+    part = _folds.assign_folds(torch.from_numpy(y), 5).numpy()
+    mean, std = x.mean(0), x.std(0)
+
+    def right(l2: float, rows: np.ndarray, to: np.ndarray, labels: np.ndarray) -> int:
+        model = LogisticRegression(C=1 / (rows.sum() * l2), max_iter=5000, tol=1e-8)
+        return (model.fit((x[rows] - mean) / std, y[rows]).predict((to - mean) / std) == labels).sum()
+
+    for l2 in candidates:
+        expected = sum(right(l2, part != f, x[part == f], y[part == f]) for f in range(5)) / len(y)
+        assert record.protocol["candidates"][str(l2)] == pytest.approx(expected, abs=1 / 400)
+    assert record.protocol["candidates"][str(record.protocol["l2"])] == record.heldout
+    assert record.heldout == max(record.protocol["candidates"].values())
+    tested = right(record.protocol["l2"], part >= 0, x_test, y_test) / len(y_test)  # fitted to all labels
+    assert record.value == pytest.approx(tested, abs=1 / 200)
+    assert record.protocol["selected_on"] == "5-fold cross-validation on train + heldout"
+    assert (record.protocol["folds"], record.heldout_images) == (5, 400)
+
+
+def test_enough_heldout_images_select_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_folds, "FEW", SIZES["heldout"])
+    (record, _) = LinearProbe().run(make(), num_classes=CLASSES)
+    assert "folds" not in record.protocol
+    assert (record.protocol["selected_on"], record.heldout_images) == ("heldout", 100)
+
+
+def test_one_image_a_class_is_enough_for_folds() -> None:
+    few = {split: torch.arange(3) for split in SIZES}
+    features = replace(make(0.01, classes=3), labels=few)
+    features = with_maps(features, lambda x: x[:3])
+    (record,) = LinearProbe().run(features, num_classes=3)
+    assert (record.value, record.heldout) == (1.0, 1.0)  # the other three images show what is left out
+
+
+@pytest.mark.usefixtures("_enough_heldout")
 def test_the_penalty_is_the_best_on_heldout_images() -> None:
     features, candidates = make(2.5), [30.0, 1.0, 1e-2, 1e-4]
     chosen = LinearProbe(l2=candidates).run(features, num_classes=CLASSES)[0].protocol
