@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -16,14 +17,15 @@ sys.path.insert(0, str(ROOT))
 from ssl_lightning.config.keys import KEYS  # noqa: E402
 
 PAGE = "config.md"
-GROUPS = "task data backbone probe trainer optimizer scheduler callbacks logger".split()
+GROUPS = ["task", "data", "backbone", "probe", "trainer", "optimizer", "scheduler", "callbacks", "logger"]
 COMMENT = re.compile(r"\s#\s+(.*)$")
 PLAIN = {bool: "bool", int: "int", float: "float", str: "str", list: "list", dict: "dict"}
 KINDS = {key.name: key.kind for key in KEYS if key.kind is not None}
 INTRODUCTION = """# Config keys
 
-Each command has the keys of its own file and of the groups that it composes. `python train.py task=jigsaw task.grid=2`
-chooses an option and sets one of its keys. Types come from the constructors; a dash stands for a third-party one.
+Each command has the keys of its own file and of the groups that it composes:
+`python train.py task=jigsaw task.grid=2` chooses an option and sets one of its keys. Types come from the
+constructors; a dash stands for an unknown one.
 `???` marks a key that you must give, and `${...}` takes another key's value.
 """
 
@@ -48,30 +50,22 @@ def page() -> str:
 
 
 def section(path: Path, title: str, prefix: str, package: griffe.Object) -> list[str]:
-    """Return the lines of a file: its title, its first comment, and its keys."""
+    """Return the lines of a file: its title, the comment that it begins with, and its keys."""
     text = path.read_text()
-    about = [line.removeprefix("# ") for line in text.splitlines() if re.match(r"# (?!@)", line)]
-    leading = about[: len(about) if not text.startswith("#") else first_comment(text)]
-    rows = [
-        f"| `{prefix}{key}` | {cell(type_of(prefix + key, value, annotation))} | {cell(default)} | {comment} |"
-        for key, value, default, comment, annotation in keys(text, package)
-    ]
-    table = ["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""] if rows else []
-    return [
-        f"### {title}\n",
-        *(leading and text.startswith("#") and [" ".join(leading) + ".\n"] or []),
-        *table,
-    ]
+    lines = [f"### {title}\n", about(text) + "\n"]
+    rows = []
+    for key, value, default, comment, annotation in keys(text, package):
+        name = prefix + key
+        rows.append(f"| `{name}` | {cell(type_of(name, value, annotation))} | {cell(default)} | {comment} |")
+    if rows:
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+    return lines
 
 
-def first_comment(text: str) -> int:
-    """Return the number of lines of the comment that a file begins with, without its package line."""
-    count = 0
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        count += not line.startswith("# @")
-    return count
+def about(text: str) -> str:
+    """Return the comment that a file begins with, without its package line."""
+    comments = list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    return " ".join(line.removeprefix("# ") for line in comments if not line.startswith("# @"))
 
 
 def keys(text: str, package: griffe.Object) -> Iterator[tuple[str, yaml.Node, str, str, str]]:
