@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 ARGS ?=
 
-.PHONY: help setup train test faults soak lint wheel-test lock clean
+.PHONY: help setup train test faults soak lint wheel-test docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## Show this
@@ -41,9 +41,19 @@ lint: setup ## Check style, types and the examples in docstrings
 wheel-test: setup ## Build the wheel and run it in an environment of its own (2 minutes)
 	.ci/wheel $(BIN)
 
+docs: .venv-docs/.ready ## Build the documentation into site/, in an environment of its own
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+
+.venv-docs/.ready: docs/requirements.lock
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r docs/requirements.lock
+	touch $@
+
 lock: setup ## Pin the newest allowed packages into requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --extra export \
 		--generate-hashes --no-emit-index-url --custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" docs/requirements.in -o docs/requirements.lock
 
 clean: ## Remove .venv and caches; outputs and data stay
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf .venv .venv-docs site build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info
