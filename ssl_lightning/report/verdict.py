@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ssl_lightning.artifacts.results import BALANCED, Record, Results, Verdict, best_stage
+from ssl_lightning.artifacts.results import BALANCED, SPECTRAL, Record, Results, Verdict, best_stage
 from ssl_lightning.report.accuracy import SIGMAS
 from ssl_lightning.report.summary import UNITS, column
 
@@ -13,7 +13,8 @@ FLAT = 0.01  # smallest difference that counts where no standard error is known
 TOO_WIDE = 0.05  # two standard errors above this tell too little
 SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
 NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned
-JUDGING = tuple(metric for metric in UNITS if metric != "rankme")
+JUDGING = tuple(metric for metric in UNITS if metric not in SPECTRAL)
+SLOWER, SPARING = "a lower optimizer.lr", "task.freeze_until=0.1 task.backbone_lr_factor=0.1"
 FIRST = ("linear", "knn", "finetune")  # probes that judge, before all others
 
 
@@ -47,7 +48,7 @@ def judge(
     if difference > error:
         return Verdict("learned", f"{text}{_others(results, loaded)}")
     if difference < -error:
-        return Verdict("worse than before", f"{text}. Try a lower optimizer.lr, or another task")
+        return Verdict("worse than before", f"{text}. Try {SPARING if loaded else SLOWER}, or another task")
     if error > TOO_WIDE:
         return Verdict("too few images to tell", f"{text}, measured on {after.n:,} test images")
     return Verdict("no better than before", f"{text}. Train longer, or try another task")

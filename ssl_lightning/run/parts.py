@@ -38,7 +38,8 @@ from ssl_lightning.run.checks import (
     check_places,
     check_validation,
 )
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import PretextTask
 
 FITTING = {  # probes for a kind of labels, to suggest
     "classes": "linear", "multilabel": "svm", "masks": "segmentation", "boxes": "detection",

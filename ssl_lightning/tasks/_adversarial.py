@@ -327,6 +327,7 @@ class AdversarialTask(PretextTask):
         excluded = {id(p) for p in discriminator_parameters}
         generator_parameters = [p for p in self.parameters() if id(p) not in excluded]
         steps = self.total_steps()
+        self.frozen_start.begin(steps)
         return (
             self.optimizer_for(generator_parameters, steps),
             self.optimizer_for(
@@ -335,6 +336,7 @@ class AdversarialTask(PretextTask):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
         if self._clip:
             self.clip_gradients(optimizer, gradient_clip_val=self._clip)
 

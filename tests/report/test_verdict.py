@@ -55,6 +55,9 @@ def test_the_text_gives_the_gain_and_its_error() -> None:
     assert judged.text == f"linear top-1 60.0% is 15.0 ± {error:.1f} points above the untrained backbone"
     loaded = judge(results(*pair(0.45, 0.60)), loaded=True)
     assert loaded.text.endswith("points above the weights it started from")
+    ruined = judge(results(*pair(0.60, 0.45)), loaded=True)
+    assert ruined.kind == "worse than before"
+    assert "points below the weights it started from. Try task.freeze_until=0.1 task.backbone_" in ruined.text
 
 
 def test_collapsed_features_come_first() -> None:
