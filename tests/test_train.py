@@ -429,7 +429,8 @@ def test_images_without_labels_have_their_rank_and_their_embedding(tmp_path: Pat
     done = train(tmp_path, *some, "probe=[linear,rankme,embedding]", "objective=probe/rankme/rankme")
     assert "linear skipped: the data have no labelled images" in done.stdout
     results = results_of(tmp_path / "rotation/folder/convnet/run")
-    found = [(r.probe, r.stage, r.trained) for r in results.probes]
+    assert {r.metric for r in results.probes} == {"rankme", "alpha_req", "lidar"}
+    found = [(r.probe, r.stage, r.trained) for r in results.probes if r.metric == "rankme"]
     assert found == [("rankme", f"stage{s}", trained) for trained in (False, True) for s in (1, 2, 3)]
     with np.load(tmp_path / "rotation/folder/convnet/run/embedding.npz") as embedding:
         assert embedding["features"].shape == (36, 128)

@@ -279,11 +279,25 @@ class PairedDataModule(pl.LightningDataModule):
         Args:
             count: Size of a fixed draw; None, or more than there are, for all.
         """
+        return self._loader(self._loaded.pretrain, self._fixed_draw(count), self.eval_batch_size, "pretrain")
+
+    def augmented(self, count: int, view: str) -> BatchLoader:
+        """Return the images of `unlabelled`, augmented as for training, the same in every run.
+
+        Args:
+            count: Size of the fixed draw.
+            view: Name of the random stream; each name gives other views.
+        """
+        source, indices = self._loaded.pretrain, self._fixed_draw(count)
+        return self._loader(source, indices, self.eval_batch_size, view, augment=True, seed=0)
+
+    def _fixed_draw(self, count: int | None) -> Tensor:
+        """Return pretraining images as sorted indices, the same in every run; all if there are no more."""
         indices = self._splits.pretrain
-        if count is not None and count < len(indices):
-            order = torch.randperm(len(indices), generator=generator("fixed", "unlabelled"))
-            indices = indices[order[:count].sort().values]
-        return self._loader(self._loaded.pretrain, indices, self.eval_batch_size, "pretrain")
+        if count is None or count >= len(indices):
+            return indices
+        order = torch.randperm(len(indices), generator=generator("fixed", "unlabelled"))
+        return indices[order[:count].sort().values]
 
     def images_in(self, folder: str) -> BatchLoader:
         """Return the central square of each image file in any folder, at any depth, resized.
@@ -337,6 +351,7 @@ class PairedDataModule(pl.LightningDataModule):
         name: str,
         shuffle: bool = False,
         augment: bool | None = None,
+        seed: int | None = None,
     ) -> BatchLoader:
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -345,7 +360,7 @@ class PairedDataModule(pl.LightningDataModule):
             source,
             indices,
             batch_size,
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
             shuffle=shuffle,
             augment=shuffle if augment is None else augment,
             drop_last=shuffle,

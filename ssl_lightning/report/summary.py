@@ -9,10 +9,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS, Record, Results, best_stage
+from ssl_lightning.artifacts.results import (
+    BALANCED,
+    SPECTRAL,
+    UNKNOWN_LABELS,
+    Record,
+    Results,
+    best_stage,
+)
 from ssl_lightning.core.untrusted import printable
 
-# Metrics in the summary and their name in a column; all but the rank are in %
+# Metrics in the summary and their name in a column; all but those of `SPECTRAL` are in %
 UNITS = {
     "top1": "",
     BALANCED: BALANCED,
@@ -22,6 +29,8 @@ UNITS = {
     "ap50": "AP50",
     "voc07_ap50": "VOC07 AP50",
     "rankme": "(rank)",
+    "alpha_req": "alpha-ReQ",
+    "lidar": "LiDAR",
 }
 
 PRETRAINED = ("untrained", "trained")  # names of the figures before and after pretraining
@@ -173,7 +182,7 @@ def _cell(of_column: list[Record], stage: str) -> str:
         best = best_stage(records)
         for record in records:
             if record.stage == stage:
-                values.append(record.value * (1 if record.metric == "rankme" else 100))
+                values.append(record.value * (1 if record.metric in SPECTRAL else 100))
                 chosen = record is best and record.heldout is not None
                 texts.append(f"{values[-1]:.1f}{'*' if chosen else ' '}")
     gain = [f"{values[1] - values[0]:+5.1f}"] if len(values) == 2 else []
