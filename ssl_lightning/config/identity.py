@@ -21,6 +21,7 @@ RENAMED = {
 # Keys that old configs lack, with the values that change nothing
 ADDED: dict[str, tuple[Any, ...]] = {
     "data.value_range": (None,),
+    "data.near_duplicates": ("ignore", "report"),
     "task.freeze_until": (0,),
     "task.backbone_lr_factor": (1,),
     "probe.rankme.lidar_images": (1000,),

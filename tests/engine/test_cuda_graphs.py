@@ -25,7 +25,11 @@ from tests._composed import composed
 from tests._stand_in import StandIn
 from tests.test_user_loop import assert_moved_alike
 
-MAKERS = {"rotation": Rotation, "inpainting": partial(Inpainting, warmup_steps=3, discriminator_width=4)}
+MAKERS = {
+    "rotation": Rotation,
+    "inpainting": partial(Inpainting, warmup_steps=3, discriminator_width=4),
+    "frozen at first": partial(Rotation, freeze_until=0.5, backbone_lr_factor=0.5),
+}
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
 TASKS += ["super_resolution"]
@@ -120,6 +124,14 @@ def assert_same(one: Loop, other: Loop) -> None:
         return
     found = other.task.state_dict()
     assert not [name for name, value in one.task.state_dict().items() if not torch.equal(value, found[name])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_backbone_that_is_frozen_at_first(device: str, exact: None) -> None:
+    loops = without_and_with("frozen at first", device)
+    for loop in loops:
+        loop.fit()
+    assert_same(*loops)
 
 
 class Zeroing(Callback):
