@@ -68,6 +68,25 @@ def test_nothing_helps() -> None:
     assert text.endswith("Not trained, for the reason above: colorization.")
 
 
+def test_a_better_task_that_was_not_chosen_is_named() -> None:
+    last = of(rotation=[run(0.302, 0.31)], jigsaw=[run(0.33, 0.305)])  # jigsaw: +3 points, error 0.7
+    text = conclusion(None, [last], [])
+    assert text.startswith("Rotation: linear probe 30.2")
+    assert "That is within the noise. It leads on the held-out images, which choose." in text
+    assert "Jigsaw is 2.8 ± 0.7 points above it on test images." in text
+
+
+def test_tasks_left_behind_and_failed_pretexts_are_named() -> None:
+    trivial = replace(
+        run(0.29, 0.3), run=replace(FACTS, verdict=Verdict("pretext trivial", "val/acc 100.0%"))
+    )
+    text = conclusion(
+        None, [of(rotation=[trivial], jigsaw=[run(0.5, 0.5)]), of(2000, jigsaw=[run(0.5, 0.5)])], []
+    )
+    assert "Not trained further after round 1: rotation 29.0 ± 0.5 %." in text
+    assert "Rotation: pretext trivial: val/acc 100.0%." in text
+
+
 def test_growth_over_the_rounds() -> None:
     def text(later: float) -> str:
         return conclusion(None, [of(rotation=[run(0.5, 0.5)]), of(3000, rotation=[run(later, later)])], [])
