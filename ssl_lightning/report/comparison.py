@@ -95,9 +95,7 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
         if order > 0:
             sentences.append(f"{_name(task)} is {_points(best, figure, sign='')} behind.")
         elif order < 0:
-            sentences.append(
-                f"{_name(task)} is {_points(figure, best, sign='')} above it on test images."
-            )
+            sentences.append(f"{_name(task)} is {_points(figure, best, sign='')} above it on test images.")
         else:
             sentences.append(f"{_name(task)} cannot be told apart from it: {_percent(figure)}.")
     return sentences
