@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ssl_lightning.artifacts.results import BALANCED, Results
-from ssl_lightning.report.accuracy import Figure, difference, judging_metric, probe_figure
+from ssl_lightning.report.accuracy import (
+    Figure,
+    difference,
+    error_of_difference,
+    judging_metric,
+    probe_figure,
+)
 
 TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
 TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts
@@ -157,5 +162,5 @@ def _percent(figure: Figure) -> str:
 
 
 def _points(one: Figure, other: Figure, sign: str = "+") -> str:
-    error = math.hypot(one.error, other.error)
+    error = error_of_difference(one, other)
     return f"{100 * (one.value - other.value):{sign}.1f} ± {100 * error:.1f} points"
