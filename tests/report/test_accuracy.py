@@ -1,4 +1,4 @@
-"""Errors of gains: against naive bootstraps and closed forms."""
+"""Errors of gains: against naive bootstraps and closed forms, and the coverage of their intervals."""
 
 import math
 from dataclasses import replace
@@ -9,11 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_lightning.artifacts.results import Record
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.report.accuracy import gain_error, image_error, paired_error
 
 DRAWS = 4000
 ROUNDING = 4 / math.sqrt(2 * DRAWS)  # four standard errors of a deviation estimated from so many draws
+INTERVAL = 1.96  # standard errors on each side of a gain, for 95 %
 
 
 def top1(right: NDArray[np.bool_], **protocol: float) -> Record:
@@ -80,3 +82,27 @@ def test_answers_to_other_images_or_none_count_as_independent() -> None:
         assert gain_error([before], [other]) == pytest.approx(independent)
     iou = replace(before, metric="miou")
     assert gain_error([iou], [iou]) is None
+
+
+@pytest.mark.parametrize(("metric", "share"), [("top1", 0.5), ("balanced", 0.15)])
+def test_the_interval_of_a_gain_holds_the_true_gain(metric: str, share: float) -> None:
+    """Test on a population of 100,000 images that two classifiers of nested features answer."""
+    stream = generator("coverage")
+    labels = (torch.rand(100_000, generator=stream) < share).long()
+    x = torch.randn(100_000, 3, generator=stream) + 0.8 * labels[:, None]
+    scores = [torch.stack([torch.full((len(x),), 0.4 * k), x[:, :k].sum(1)], 1) for k in (1, 3)]
+    right = [(each.argmax(1) == labels).double() for each in scores]
+    groups = [labels == c for c in (0, 1)] if metric == "balanced" else [labels >= 0]
+    true = sum(float((right[1] - right[0])[group].mean()) for group in groups) / len(groups)
+    held, paired, independent = 0, 0.0, 0.0
+    for _ in range(50):
+        rows = torch.randint(len(x), (600,), generator=stream)
+        of = [records_of("stage1", {}, (each[rows], labels[rows]), None) for each in scores]
+        before, after = (next(r for r in records if r.metric == metric) for records in of)
+        error = gain_error([before], [after])
+        assert error is not None
+        held += abs(after.value - before.value - true) <= INTERVAL * error
+        paired += error
+        independent += math.hypot(before.standard_error or 0, after.standard_error or 0)
+    assert held >= 44
+    assert paired < 0.9 * independent
