@@ -18,9 +18,17 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
-ADDED = {"data.value_range": None}  # keys that old configs lack, with the value that changes nothing
+ADDED = {  # keys that old configs lack, with the value that changes nothing
+    "data.value_range": None,
+    "task.adversarial_loss": "non_saturating",
+    "task.discriminator_norm": "batch",
+    "task.discriminator_head": "average",
+    "task.discriminator_steps": 1,
+    "task.discriminator_sees": None,
+    "task.r1": 0.0,
+}
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
-SPLIT = ("trainer", "data")  # groups where only some keys are science
+SPLIT = ("trainer", "data", "task")  # groups where only some keys are science
 
 
 def science(config: dict[str, Any]) -> dict[str, Any]:
