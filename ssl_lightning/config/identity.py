@@ -18,12 +18,18 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
-# Keys that old configs lack, with the values that change nothing
+# Keys that old configs lack, with the values that change nothing, the default first
 ADDED: dict[str, tuple[Any, ...]] = {
     "data.value_range": (None,),
     "data.near_duplicates": ("ignore", "report"),
-    "task.freeze_until": (0,),
-    "task.backbone_lr_factor": (1,),
+    "task.freeze_until": (0.0,),
+    "task.backbone_lr_factor": (1.0,),
+    "task.adversarial_loss": ("non_saturating",),
+    "task.discriminator_norm": ("batch",),
+    "task.discriminator_head": ("average",),
+    "task.discriminator_steps": (1,),
+    "task.discriminator_sees": (None,),
+    "task.r1": (0.0,),
     "probe.rankme.lidar_images": (1000,),
     "probe.rankme.lidar_views": (10,),
 }

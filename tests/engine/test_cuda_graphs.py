@@ -71,6 +71,7 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
         "jigsaw",
         "super_resolution task.discriminator_width=4",
         "super_resolution task.discriminator_width=4 task.warmup_steps=7",
+        "super_resolution task.discriminator_width=4 task.discriminator_norm=spectral task.r1=0.1",
     ],
 )
 def test_a_task_delegates_backward_passes_to_a_graph(task: str, options: list[str], tmp_path: Path) -> None:
@@ -319,9 +320,9 @@ def test_only_recording_errors_are_attributed_to_graphs(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "super_resolution task.discriminator_norm=spectral task.r1=0.1"])
 def test_replayed_steps_equal_plain_steps(task: str, tmp_path: Path, exact: None) -> None:
-    given = [f"task={task}", "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
+    given = [*f"task={task}".split(), "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
     given += ["optimizer=sgd", "optimizer.lr=0.001"]
     given += ["task.warmup_steps=7"] if task == "inpainting" else []
     plain = trained(given, tmp_path / "plain")
