@@ -28,7 +28,7 @@ from tests.test_user_loop import assert_moved_alike
 MAKERS = {"rotation": Rotation, "inpainting": partial(Inpainting, warmup_steps=3, discriminator_width=4)}
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
-TASKS += ["super_resolution"]
+TASKS += ["super_resolution", "combined task.parts=[jigsaw,rotation,colorization]"]
 # 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs
 QUICK = [
     "data=fake", "trainer.max_steps=25", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]",
@@ -67,6 +67,7 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
         "jigsaw",
         "super_resolution task.discriminator_width=4",
         "super_resolution task.discriminator_width=4 task.warmup_steps=7",
+        "combined task.parts=[jigsaw,rotation] +task.options.rotation.copies=1",
     ],
 )
 def test_a_task_delegates_backward_passes_to_a_graph(task: str, options: list[str], tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_only_recording_errors_are_attributed_to_graphs(
 @pytest.mark.gpu
 @pytest.mark.parametrize("task", TASKS)
 def test_replayed_steps_equal_plain_steps(task: str, tmp_path: Path, exact: None) -> None:
-    given = [f"task={task}", "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
+    given = [*f"task={task}".split(), "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
     given += ["optimizer=sgd", "optimizer.lr=0.001"]
     given += ["task.warmup_steps=7"] if task == "inpainting" else []
     plain = trained(given, tmp_path / "plain")
