@@ -6,6 +6,7 @@ from typing import Any
 # public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
     "Colorization": "tasks.colorization",
+    "Combined": "tasks.combined",
     "ContextPrediction": "tasks.context_prediction",
     "ImageData": "data.objects.image_data",
     "Inpainting": "tasks.inpainting",
@@ -25,6 +26,7 @@ _MODULES = {
 
 __all__ = [
     "Colorization",
+    "Combined",
     "ContextPrediction",
     "ImageData",
     "Inpainting",

@@ -198,6 +198,14 @@ class PretextTask(pl.LightningModule):
         """Return the configs, with `_target_`, of branches that the task built itself."""
         return {}
 
+    def networks(self) -> list[nn.Module]:
+        """Return the networks that the task calls, each as a whole: what is compiled and sharded."""
+        return list(self.children())
+
+    def chances(self) -> dict[str, float]:
+        """Return the accuracy of guessing, by the name of the score."""
+        return {} if self.chance is None else {"acc": self.chance}
+
     def receive(self, images: Tensor) -> Tensor:
         """Convert a batch of the loader, `(B, C, H, W)` uint8, to the images of `step`.
 

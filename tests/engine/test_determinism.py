@@ -156,6 +156,7 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
         ["task=colorization"],
         ["task=inpainting", "optimizer=adam"],
         ["task=super_resolution", "optimizer=adam"],
+        ["task=combined", "task.parts=[rotation,jigsaw]"],
         ["task=rotation", "trainer.devices=2"],
         ["task=inpainting", "optimizer=adam", "trainer.devices=2", "trainer.precision=32-true"],
     ],

@@ -125,6 +125,13 @@ CASES = {
     "task=inpainting task.mask=star": "task.mask is 'star'; allowed are center, blocks, region",
     "task=super_resolution task.scale=3": "task.scale is 3; allowed are 2 and 4",
     "task=super_resolution task.input=small": "choose task.input=enlarged",
+    "task=combined task.parts=[rotatoin]": r"task.parts is .*rotatoin.*; allowed are .*, jigsaw, rotation,",
+    "task=combined task.parts=rotation": "task.parts is 'rotation'; allowed is a list, each text",
+    "task=combined task.weights=[1]": r"task.weights is \[1\]; .* each of the 2 task.parts",
+    "task=combined +task.options.rotation.copies=3": "task.options.rotation.copies is 3; allowed are 4",
+    "task=combined +task.options.rotation.grid=3": "task.options.rotation.grid is not a key of task.options",
+    "task=combined task.parts=[rotation,inpainting]": r"inpainting, whose discriminator needs an optimizer",
+    "task=combined data.channels=1": "colorization needs images with colours",
     "task=colorization data.channels=1": "colorization needs images with colours",
     "task=colorization task.target=lab": "task.target is 'lab'; allowed are bins and l2",
     # optimizer and schedule, built only when training starts

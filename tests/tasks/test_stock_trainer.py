@@ -26,6 +26,7 @@ from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.colorization import Colorization
+from ssl_lightning.tasks.combined import Combined
 from ssl_lightning.tasks.context_prediction import ContextPrediction
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
@@ -43,13 +44,21 @@ TASKS: dict[type[PretextTask], tuple[dict[str, Any], int]] = {
     Colorization: ({"width": 8, "prior_images": 8}, 32),
     Inpainting: ({"discriminator_width": 4, "decoder_width": 8}, 32),
     SuperResolution: ({"discriminator_width": 4, "decoder_width": 8}, 32),
+    Combined: (
+        {
+            "parts": ["rotation", "colorization"],
+            "weights": [1.0, 0.5],
+            "options": {"rotation": {"copies": 1}, "colorization": {"width": 8, "prior_images": 8}},
+        },
+        32,
+    ),
     Supervised: ({}, 32),
     Random: ({}, 32),
 }
 NAMES = {
     "rotation": Rotation, "jigsaw": Jigsaw, "context_prediction": ContextPrediction,
     "colorization": Colorization, "inpainting": Inpainting, "super_resolution": SuperResolution,
-    "supervised": Supervised,
+    "supervised": Supervised, "combined": Combined,
 }  # fmt: skip
 OLD_RUN = Path(__file__).parent.parent / "fixtures/run_8a5cf39"
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3))
