@@ -109,6 +109,7 @@ def sha(node: Any) -> str:
         ("inpainting", KILLS or 2, ["trainer.precision=bf16-mixed", *ADVERSARIAL]),
         ("inpainting", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2", *ADVERSARIAL]),
         ("super_resolution", KILLS or 2, ["optimizer=adam", "trainer.accumulate_grad_batches=3"]),
+        ("simclr", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
     ],
     ids=[
         "fp32",
@@ -122,6 +123,7 @@ def sha(node: Any) -> str:
         "gan-bf16",
         "gan-two-processes",
         "gan-accumulated",
+        "simclr-two-processes",
     ],
 )
 def test_killed_runs_end_like_undisturbed_ones(

@@ -72,6 +72,7 @@ def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
     ("task", "options"),
     [
         ("rotation", []),
+        ("simclr", ["task.hidden=32"]),
         (
             "inpainting",
             [

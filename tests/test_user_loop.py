@@ -35,6 +35,7 @@ CASES = {
     "inpainting": ["task.warmup_steps=3", "task.discriminator_width=4", "task.decoder_width=8"],
     "super_resolution": ["task.discriminator_width=4", "task.decoder_width=8"],
     "supervised": [],
+    "simclr": ["task.hidden=32", "task.embedding=16"],
 }
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted

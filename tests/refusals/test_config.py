@@ -125,6 +125,10 @@ CASES = {
     "task=inpainting task.mask=star": "task.mask is 'star'; allowed are center, blocks, region",
     "task=super_resolution task.scale=3": "task.scale is 3; allowed are 2 and 4",
     "task=super_resolution task.input=small": "choose task.input=enlarged",
+    "task=simclr task.temperature=0": "task.temperature is 0.0; it must be above 0",
+    "task=simclr task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0",
+    "task=simclr task.crop_scale=[1,0.2]": r"task.crop_scale is \[1.0, 0.2\]; allowed are 0 < smallest",
+    "task=simclr data.channels=4": "4 channels, whose colours are unknown; set task.saturation=0 task.hue=0",
     "task=colorization data.channels=1": "colorization needs images with colours",
     "task=colorization task.target=lab": "task.target is 'lab'; allowed are bins and l2",
     # optimizer and schedule, built only when training starts
