@@ -121,6 +121,7 @@ def sha(node: Any) -> str:
             KILLS or 2,
             ["trainer.precision=32-true", "trainer.devices=2", "task.parts=[rotation,jigsaw]"],
         ),
+        ("simclr", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
     ],
     ids=[
         "fp32",
@@ -136,6 +137,7 @@ def sha(node: Any) -> str:
         "gan-accumulated",
         "gan-spectral",
         "combined-two-processes",
+        "simclr-two-processes",
     ],
 )
 def test_killed_runs_end_like_undisturbed_ones(

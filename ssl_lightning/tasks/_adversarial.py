@@ -224,7 +224,7 @@ class AdversarialTask(TwoNetworks):
             if not isinstance(self.deviation, Tensor):  # the CUDA graph reads this tensor in every step
                 self.deviation = torch.zeros((), device=images.device)
             self.deviation.fill_(deviation)
-            rounds = self.graph.rounds(images, labels, self._seed("train", batch_idx))
+            rounds = self.graph.rounds(images, labels, self.stream_seed(batch_idx))
         else:
             self.deviation = deviation
             rounds = self.rounds(images, labels, self.training_stream(batch_idx, images.device))

@@ -132,6 +132,10 @@ CASES = {
     "task=combined +task.options.rotation.grid=3": "task.options.rotation.grid is not a key of task.options",
     "task=combined task.parts=[rotation,inpainting]": r"inpainting, whose discriminator needs an optimizer",
     "task=combined data.channels=1": "colorization needs images with colours",
+    "task=simclr task.temperature=0": "task.temperature is 0.0; it must be above 0",
+    "task=simclr task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0",
+    "task=simclr task.crop_scale=[1,0.2]": r"task.crop_scale is \[1.0, 0.2\]; allowed are 0 < smallest",
+    "task=simclr data.channels=4": "4 channels, whose colours are unknown; set task.saturation=0 task.hue=0",
     "task=colorization data.channels=1": "colorization needs images with colours",
     "task=colorization task.target=lab": "task.target is 'lab'; allowed are bins and l2",
     # optimizer and schedule, built only when training starts
