@@ -24,6 +24,7 @@ ADDED = {  # keys that old configs lack, with the value that changes nothing
     "task.discriminator_norm": "batch",
     "task.discriminator_head": "average",
     "task.discriminator_steps": 1,
+    "task.discriminator_augment": [],
     "task.discriminator_sees": None,
     "task.r1": 0.0,
 }
