@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
+from ssl_lightning.artifacts.answers import Answers, with_answers, write_answers
 from ssl_lightning.artifacts.run_folder import RESULTS
-from ssl_lightning.artifacts.typed_json import NEEDED, Limits, from_json, refusal, to_json
+from ssl_lightning.artifacts.typed_json import APART, NEEDED, Limits, from_json, refusal, to_json
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.untrusted import check_schema, read_json
 
@@ -92,9 +93,11 @@ class Record(Measured):
 
     Args:
         protocol: All settings that a comparison needs; `heldout` is the figure on held-out images.
+        answers: Which test images were answered right, of an accuracy; stored in answers.json.
     """
 
     protocol: Protocol
+    answers: Answers | None = field(default=None, kw_only=True, compare=False, repr=False, metadata=APART)
 
     @property
     def heldout(self) -> float | None:
@@ -318,7 +321,7 @@ class Results:
 
 
 def read_results(path: Path, clean: Callable[[Any], Any] = lambda content: content) -> Results:
-    """Read and check a results.json.
+    """Read and check a results.json, and the answers beside it.
 
     Args:
         path: The file.
@@ -328,7 +331,8 @@ def read_results(path: Path, clean: Callable[[Any], Any] = lambda content: conte
         ValueError: The file is broken, foreign or from a newer version; the message does not name the file.
         OSError: The file cannot be read.
     """
-    return Results.from_json(clean(read_json(path, MAX_BYTES)))
+    results = Results.from_json(clean(read_json(path, MAX_BYTES)))
+    return replace(results, probes=with_answers(path.parent, results.probes))
 
 
 def earlier_results(folder: Path) -> Results | None:
@@ -345,7 +349,7 @@ def earlier_results(folder: Path) -> Results | None:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Write a results.json atomically, with one line for each fact, protocol and record."""
+    """Write the answers of a run, then its results.json with one line for each fact, protocol and record."""
     parts = []
     for key, value in results.to_json().items():
         text = json.dumps(value)
@@ -355,6 +359,7 @@ def write_results(path: Path, results: Results) -> None:
         elif isinstance(value, list) and value:
             text = "[\n" + ",\n".join(f"  {json.dumps(each)}" for each in value) + "\n ]"
         parts.append(f" {json.dumps(key)}: {text}")
+    write_answers(path.parent, results.probes)
     write_file(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 

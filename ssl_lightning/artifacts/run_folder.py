@@ -13,6 +13,7 @@ EVALUATION = "evaluation.yaml"  # config of the last evaluate.py run=
 NEXT_EVALUATION = ".next-evaluation.yaml.tmp"  # the same, until it has passed all checks
 HYDRA = ".hydra"  # folder of the composed config and the overrides
 RESULTS = "results.json"
+ANSWERS = "answers.json"  # which test images the probes answered right
 METRICS = "metrics.csv"
 ERROR = "error.txt"  # of a failed run
 EVALUATION_ERROR = ".evaluation-error.txt.tmp"  # of evaluate.py run=, until the launcher has printed it

@@ -62,6 +62,8 @@ def gains(rows: Sequence[Row]) -> list[str]:
         where = "; ".join(f"{label} ({', '.join(names)})" for label, names in of.items())
         where = f" for {where}" if number else ""
         lines.append(f"In points over {over}, per seed{where}.")
+    if any(cell.gain_error is not None for row in rows for cell in row.cells.values()):
+        lines.append("± standard error over test images and seeds; independent figures without answers.json.")
     return lines + ([f"Only for some seeds: {'; '.join(partly)}."] if partly else [])
 
 
