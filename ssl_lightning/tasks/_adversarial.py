@@ -58,7 +58,6 @@ class AdversarialTask(PretextTask):
 
     Args:
         backbone: The backbone.
-        spec: Shape and statistics of the images.
         adversarial_weight: Weight of the adversarial loss beside the generator's own; 0 for no discriminator
             and a single optimizer.
         discriminator_width: Channels of the discriminator's first stage.
