@@ -64,7 +64,6 @@ class AdversarialTask(TwoNetworks):
 
     Args:
         backbone: The backbone.
-        spec: Shape and statistics of the images.
         adversarial_weight: Weight of the adversarial loss beside the generator's own; 0 for no discriminator
             and a single optimizer.
         adversarial_loss: "non_saturating", "hinge" or "least_squares"; see `ops.adversarial`.
