@@ -18,7 +18,7 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
-ADDED = {  # keys that old configs lack, with the value that changes nothing
+ADDED: dict[str, Any] = {  # keys that old configs lack, with the value that changes nothing
     "data.value_range": None,
     "task.adversarial_loss": "non_saturating",
     "task.discriminator_norm": "batch",
