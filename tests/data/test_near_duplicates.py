@@ -115,7 +115,7 @@ def test_the_first_of_equally_near_images_and_the_plain_match_win() -> None:
 
 def test_an_unknown_value_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.near_duplicates is 'yes'; allowed are ignore, report, drop"):
-        Fake(near_duplicates="yes")  # type: ignore[arg-type]
+        Fake(near_duplicates="yes")
 
 
 def test_a_run_lists_them_in_its_folder(
