@@ -72,6 +72,8 @@ def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
     ("task", "options"),
     [
         ("rotation", []),
+        ("combined", ["task.parts=[rotation,colorization]", "task.weights=[1,0.1]"]),
+        ("simclr", ["task.hidden=32"]),
         (
             "inpainting",
             [

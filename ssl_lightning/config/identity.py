@@ -28,6 +28,7 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "task.discriminator_norm": ("batch",),
     "task.discriminator_head": ("average",),
     "task.discriminator_steps": (1,),
+    "task.discriminator_augment": ([],),
     "task.discriminator_sees": (None,),
     "task.r1": (0.0,),
     "probe.rankme.lidar_images": (1000,),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.core.errors import first_line
+from ssl_lightning.core.seeding import RecordedStream
 
 WARM_UP = 3  # passes before recording, while libraries choose kernels and allocate workspaces
 PRECISIONS = ("bf16-mixed", "32-true")  # float16 scales the loss by a changing number
@@ -99,7 +100,7 @@ class StepGraph:
     def _record(self, images: Tensor, labels: Tensor) -> None:
         self._graph = None  # frees its memory for the next one
         self._images, self._labels = images.clone(), labels.clone()  # clones keep the memory format
-        self._stream = torch.Generator(images.device)
+        self._stream = RecordedStream(images.device)
         self._parameters = list(self.task.parameters())
         self._modules = list(self.task.modules())
         self._state = self._current_state()
@@ -110,10 +111,11 @@ class StepGraph:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._stream)
         # dropout draws from the global stream; recording must not advance it
         with torch.random.fork_rng([self._images.device]):
             self._warm_up()
+            for stream in (self._stream, *self._stream.twins.values()):
+                graph.register_generator_state(stream)
             try:
                 # thread_local: other threads keep pinning batches during the capture
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):

@@ -134,7 +134,7 @@ class RunWriter:
             return None
         watches = [each for each in parts.trainer.callbacks if isinstance(each, Collapse)]  # type: ignore[attr-defined]
         collapsed = watches[0].collapsed if watches else []
-        return judge(results, chance=parts.task.chance, collapsed=collapsed, loaded=bool(parts.loaded))
+        return judge(results, chances=parts.task.chances(), collapsed=collapsed, loaded=bool(parts.loaded))
 
     def export_config(self) -> dict[str, Any]:
         """Return the content of `backbone.json`: architecture and input of the backbone."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from ssl_lightning.networks.discriminator import (
 from ssl_lightning.networks.features import deepest_map_size
 from ssl_lightning.networks.heads import FlattenedClassifier, PooledClassifier
 from ssl_lightning.ops.adversarial import LOSSES, discriminator_scores, generator_loss, gradient_penalty
+from ssl_lightning.ops.diff_augment import KINDS, diff_augment
 from ssl_lightning.tasks._batches import explaining_single_images
 from ssl_lightning.tasks._two_networks import TwoNetworks
 from ssl_lightning.tasks.base import Batch
@@ -63,7 +64,6 @@ class AdversarialTask(TwoNetworks):
 
     Args:
         backbone: The backbone.
-        spec: Shape and statistics of the images.
         adversarial_weight: Weight of the adversarial loss beside the generator's own; 0 for no discriminator
             and a single optimizer.
         adversarial_loss: "non_saturating", "hinge" or "least_squares"; see `ops.adversarial`.
@@ -73,6 +73,8 @@ class AdversarialTask(TwoNetworks):
             on all its cells: places too.
         discriminator_lr_factor: Learning rate of the discriminator relative to the generator's.
         discriminator_steps: Steps of the discriminator per step of the generator, on the same pictures.
+        discriminator_augment: Augmentations of both kinds of pictures, some of "colour", "translation" and
+            "cutout" (Zhao et al. 2020); see `ops.diff_augment`.
         r1: Weight of half the squared gradient of the discriminator's logits at real pictures (Mescheder,
             Geiger, Nowozin 2018); 0 for none. Batch norm mixes the gradients of a batch.
         label_smoothing: The target for real pictures is 1 minus this (Salimans et al. 2016, one-sided).
@@ -102,6 +104,7 @@ class AdversarialTask(TwoNetworks):
         discriminator_head: str = "average",
         discriminator_lr_factor: float = 0.1,
         discriminator_steps: int = 1,
+        discriminator_augment: Sequence[str] = (),
         r1: float = 0.0,
         label_smoothing: float = 0.1,
         instance_noise: float = 0.5,
@@ -131,6 +134,11 @@ class AdversarialTask(TwoNetworks):
                 raise ValueError(f"task.{key} is {value!r}; allowed are {', '.join(allowed)}")
         if discriminator_lr_factor <= 0:
             raise ValueError(f"task.discriminator_lr_factor is {discriminator_lr_factor}; it must be above 0")
+        if not set(discriminator_augment) <= set(KINDS):
+            raise ValueError(
+                f"task.discriminator_augment is {list(discriminator_augment)}; allowed are some of "
+                f"{', '.join(KINDS)}, or [] for none"
+            )
         if r1 < 0:
             raise ValueError(f"task.r1 is {r1}; it must be at least 0")
         if not 0 <= label_smoothing < 0.5 or instance_noise < 0:
@@ -141,6 +149,7 @@ class AdversarialTask(TwoNetworks):
         self.adversarial_weight, self.adversarial_loss = adversarial_weight, adversarial_loss
         self.discriminator_lr_factor = discriminator_lr_factor
         self.discriminator_steps, self.r1 = discriminator_steps, r1
+        self.discriminator_augment = tuple(discriminator_augment)
         self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
         self.adversarial = adversarial_weight > 0
         # a further step of the discriminator needs its new weights, which one graph of a batch cannot see
@@ -224,7 +233,7 @@ class AdversarialTask(TwoNetworks):
             if not isinstance(self.deviation, Tensor):  # the CUDA graph reads this tensor in every step
                 self.deviation = torch.zeros((), device=images.device)
             self.deviation.fill_(deviation)
-            rounds = self.graph.rounds(images, labels, self._seed("train", batch_idx))
+            rounds = self.graph.rounds(images, labels, self.stream_seed(batch_idx))
         else:
             self.deviation = deviation
             rounds = self.rounds(images, labels, self.training_stream(batch_idx, images.device))
@@ -252,6 +261,8 @@ class AdversarialTask(TwoNetworks):
             return
         scores = attempt.total_scores()
         shown, made = self.add_noise(attempt.real, attempt.fake, stream)
+        if self.discriminator_augment:
+            shown, made = diff_augment((shown, made), self.discriminator_augment, stream)
         if self.r1:
             shown = shown.detach().requires_grad_()
         real = self.discriminator(shown)

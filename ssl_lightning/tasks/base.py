@@ -86,6 +86,9 @@ class PretextTask(pl.LightningModule):
     # True if `rounds` runs the same operations on every batch, so that `cuda_graphs` may record it: no
     # Python branch on the step, the epoch, or values read from the device
     recordable = False
+    # True if a step draws for the batch of all processes and takes its part, so that results do not depend on
+    # the number of processes; False if each process draws for its own images
+    shares_draws = False
     # Guards against shortcuts: for each, the overrides of the task's keywords that switch it off
     guards: Mapping[str, Mapping[str, Any]] = {}
     labels_seen = "none"  # labels that shape the weights while pretraining, in words: for results.json
@@ -197,6 +200,14 @@ class PretextTask(pl.LightningModule):
     def branch_configs(self) -> dict[str, dict[str, Any]]:
         """Return the configs, with `_target_`, of branches that the task built itself."""
         return {}
+
+    def networks(self) -> list[nn.Module]:
+        """Return the networks that the task calls, each as a whole: what is compiled and sharded."""
+        return list(self.children())
+
+    def chances(self) -> dict[str, float]:
+        """Return the accuracy of guessing, by the name of the score."""
+        return {} if self.chance is None else {"acc": self.chance}
 
     def receive(self, images: Tensor) -> Tensor:
         """Convert a batch of the loader, `(B, C, H, W)` uint8, to the images of `step`.
@@ -355,7 +366,7 @@ class PretextTask(pl.LightningModule):
             with explaining_single_images():
                 scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
         else:
-            _, scores = next(self.graph.rounds(images, labels, self._seed("train", batch_idx)))
+            _, scores = next(self.graph.rounds(images, labels, self.stream_seed(batch_idx)))
         self.log_training(scores)
         return scores["loss"]
 
@@ -373,14 +384,18 @@ class PretextTask(pl.LightningModule):
 
     def fix_dropout(self, batch_idx: int) -> None:
         """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
-        seed = self._seed("dropout", batch_idx)
+        seed = stream_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every kind of device
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
 
     def training_stream(self, batch_idx: int, device: torch.device) -> torch.Generator:
         """Return the random stream of one training batch."""
-        return torch.Generator(device).manual_seed(self._seed("train", batch_idx))
+        return torch.Generator(device).manual_seed(self.stream_seed(batch_idx))
+
+    def stream_seed(self, batch_idx: int) -> int:
+        """Return the seed of the random stream of one training batch."""
+        return stream_seed(self.seed, "train", self.current_epoch, batch_idx, self._drawing_rank())
 
     def log_training(self, scores: Mapping[str, Tensor]) -> None:
         """Keep the scalars of this batch in `scores`, and log them in the steps that are logged.
@@ -395,7 +410,7 @@ class PretextTask(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
         # one stream for all epochs makes validation scores comparable over a run
-        stream = generator(self.seed, "val", batch_idx, self.global_rank, device=images.device)
+        stream = generator(self.seed, "val", batch_idx, self._drawing_rank(), device=images.device)
         scores = self.step(images, labels, stream)
         named = {f"val/{name}": value for name, value in scores.items()}
         loss = {"val/loss": named.pop("val/loss")}
@@ -514,5 +529,6 @@ class PretextTask(pl.LightningModule):
         """Return learning rate over base learning rate for a global batch: 1, or by linear scaling."""
         return 1.0 if self.lr_reference_batch is None else batch / self.lr_reference_batch
 
-    def _seed(self, use: str, batch_idx: int) -> int:
-        return stream_seed(self.seed, use, self.current_epoch, batch_idx, self.global_rank)
+    def _drawing_rank(self) -> int:
+        """Return the rank in the names of random streams."""
+        return 0 if self.shares_draws else self.global_rank

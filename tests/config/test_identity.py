@@ -19,6 +19,7 @@ OTHER = {
     "task.discriminator_norm": "spectral",
     "task.discriminator_head": "flattened",
     "task.discriminator_steps": 2,
+    "task.discriminator_augment": ["cutout"],
     "task.discriminator_sees": "filling",
     "task.r1": 0.5,
     "probe.rankme.lidar_images": 500,

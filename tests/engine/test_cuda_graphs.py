@@ -32,7 +32,7 @@ MAKERS = {
 }
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
-TASKS += ["super_resolution"]
+TASKS += ["super_resolution", "combined task.parts=[jigsaw,rotation,colorization]", "simclr"]
 # 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs
 QUICK = [
     "data=fake", "trainer.max_steps=25", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]",
@@ -72,6 +72,7 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
         "super_resolution task.discriminator_width=4",
         "super_resolution task.discriminator_width=4 task.warmup_steps=7",
         "super_resolution task.discriminator_width=4 task.discriminator_norm=spectral task.r1=0.1",
+        "combined task.parts=[jigsaw,rotation] +task.options.rotation.copies=1",
     ],
 )
 def test_a_task_delegates_backward_passes_to_a_graph(task: str, options: list[str], tmp_path: Path) -> None:

@@ -270,6 +270,21 @@ def test_gradients_are_clipped_for_each_network(tmp_path: Path) -> None:
         assert change.norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
+def test_both_kinds_of_pictures_are_augmented(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(discriminator_augment=["translation", "cutout"])
+    task.warm, seen = True, []
+    forward = task.discriminator.forward
+    monkeypatch.setattr(task.discriminator, "forward", lambda x: (seen.append(x), forward(x))[1])
+    images = torch.rand(4, 3, 16, 16)
+    scores = [found for _, found in task.rounds(images, torch.zeros(4), generator(0))]
+    real, fake, again = seen
+    assert torch.equal(fake, again)  # both networks see the same augmented pictures
+    assert (real == 0).any()
+    assert torch.equal(real == 0, fake == 0)
+    scores[0]["loss"].backward()
+    assert all(p.grad is not None for p in making(task))
+
+
 def test_the_discriminator_may_step_more_often(tmp_path: Path) -> None:
     options = {"max_steps": 5}
     given = {"warmup_steps": 2, "discriminator_steps": 3, "discriminator_lr_factor": 1.0}
@@ -396,6 +411,7 @@ def test_a_discriminator_learns_and_is_fooled() -> None:
         ({"discriminator_head": "max"}, "task.discriminator_head is 'max'; allowed are average, flattened"),
         ({"discriminator_steps": 0}, "task.discriminator_steps is 0"),
         ({"discriminator_steps": 2, "accumulate_grad_batches": 3}, "only one of them may be above 1"),
+        ({"discriminator_augment": ["blur"]}, r"task.discriminator_augment is \['blur'\]; allowed are some"),
         ({"r1": -1}, "task.r1 is -1"),
         ({"warmup_steps": -1}, "task.warmup_steps is -1"),
         ({"discriminator_width": 0}, "width 0"),
