@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ssl_lightning.core.messages import tell
 from ssl_lightning.core.progress import tracked
-from ssl_lightning.data.io.loader import BatchLoader
-from ssl_lightning.ops.near_duplicates import (
+from ssl_lightning.data.io.image_hash import (
     correlations,
     difference_hashes,
     grey_grids,
     nearest_hashes,
     telling,
 )
+from ssl_lightning.data.io.loader import BatchLoader
 
 ACTIONS = ("ignore", "report", "drop")
 BOUND = 4  # most bits of 64 that differ

@@ -11,12 +11,12 @@ from PIL import Image
 from ssl_lightning.data._near_duplicates import match_grids
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.data.folder import Folder
+from ssl_lightning.data.io.image_hash import grey_grids
 from ssl_lightning.data.objects.image_data import ImageData
-from ssl_lightning.ops.near_duplicates import grey_grids
 from ssl_lightning.run.parts import build_parts
 from ssl_lightning.run.writer import RunWriter
 from tests._composed import composed
-from tests.ops.test_near_duplicates import landscapes
+from tests.data._landscapes import landscapes
 
 IMAGES = landscapes(80).permute(0, 2, 3, 1).numpy()
 
@@ -115,7 +115,7 @@ def test_the_first_of_equally_near_images_and_the_plain_match_win() -> None:
 
 def test_an_unknown_value_is_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.near_duplicates is 'yes'; allowed are ignore, report, drop"):
-        Fake(near_duplicates="yes")  # type: ignore[arg-type]
+        Fake(near_duplicates="yes")
 
 
 def test_a_run_lists_them_in_its_folder(

@@ -1,5 +1,6 @@
 """Continued pretraining: a backbone that is frozen at first, and its own learning rate."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tests._stand_in import StandIn
 
 EPOCH = 4  # batches
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=0.01)
-MAKERS = {
+MAKERS: dict[str, Callable[..., PretextTask]] = {
     "rotation": Rotation,
     "inpainting": partial(Inpainting, discriminator_width=4),
     "inpainting with a warm-up": partial(Inpainting, discriminator_width=4, warmup_steps=3),
@@ -49,8 +50,7 @@ class States(pl.Callback):
 
 def task_of(kind: str, **keywords: Any) -> PretextTask:
     torch.manual_seed(0)
-    task: PretextTask = MAKERS[kind](ConvNet(widths=[6, 8], strides=[2, 1]), optimizer=SGD, **keywords)
-    return task
+    return MAKERS[kind](ConvNet(widths=[6, 8], strides=[2, 1]), optimizer=SGD, **keywords)
 
 
 def fit(task: PretextTask, folder: Path, epochs: int = 3, ckpt: Path | None = None, **options: Any) -> States:

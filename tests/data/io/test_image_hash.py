@@ -9,24 +9,14 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.ops import near_duplicates
-from ssl_lightning.ops.near_duplicates import (
+from ssl_lightning.data.io.image_hash import (
     correlations,
     difference_hashes,
     grey_grids,
     nearest_hashes,
     telling,
 )
-
-
-def landscapes(count: int, size: int = 64, seed: str = "landscapes") -> Tensor:
-    """Return images `(count, 3, size, size)` uint8 with the spectrum of photographs: amplitudes of 1/f."""
-    noise = torch.fft.rfft2(torch.randn(count, 3, size, size, generator=generator(seed)))
-    y, x = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
-    images = torch.fft.irfft2(noise / (y**2 + x**2).sqrt().clamp_min(1 / size), s=(size, size))
-    images = images + images.mean(1, keepdim=True)  # channels are alike
-    low, high = (images.flatten(1).quantile(q, 1)[:, None, None, None] for q in (0.02, 0.98))
-    return (255 * (images - low) / (high - low)).clamp(0, 255).byte()
+from tests.data._landscapes import landscapes
 
 
 def test_a_grid_is_the_mean_of_pixels_under_triangles() -> None:
@@ -57,7 +47,7 @@ def test_a_hash_has_a_bit_for_each_rise() -> None:
 def test_the_nearest_hash_is_that_of_a_naive_loop(
     bound: int, pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(near_duplicates, "PAIRS", pairs)
+    monkeypatch.setattr("ssl_lightning.data.io.image_hash.PAIRS", pairs)
     draw = np.random.default_rng(bound)
     base = draw.integers(0, 2**64, 40, np.uint64)
     base[7] = base[3]  # the first of equal ones counts
