@@ -11,7 +11,8 @@ from torch import Tensor
 from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import ImageFiles, check_same_classes, match
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.io.folders import classes_of
+from ssl_lightning.data.io.file_list import FileList
+from ssl_lightning.data.io.scan import classes_of
 from ssl_lightning.data.io.splits import FOLDS, complement, stratified
 
 ENOUGH = 500  # test images: the standard error of an accuracy is at most 2.2 %
@@ -69,34 +70,32 @@ class Folder(ImageFiles):
         if self.train_dir is None:
             return Pairing(self.source(pretrain, None))
         train = self.find(self.train_dir)
-        names, classes = classes_of(self.train_dir, train)
-        train_labels, where = torch.tensor(classes), self.test_dir or self.train_dir
+        names, train_labels = classes_of(self.train_dir, train)
         if self.test_dir is None:
             check_cross_validation(self.train_dir, names, train_labels)
             train, train_labels, test, test_labels = hold_out_test(train, train_labels)
         else:
             test = self.find(self.test_dir)
-            test_names, classes = classes_of(self.test_dir, test)
+            test_names, test_labels = classes_of(self.test_dir, test)
             check_same_classes(self.train_dir, names, self.test_dir, test_names)
-            test_labels = torch.tensor(classes)
-        unseen, overlap = match(pretrain, train, test, where)
+        unseen, overlap = match(pretrain, train, test, self.test_dir or self.train_dir)
         labels = torch.full((len(unseen),), -1)
         labels[overlap[overlap >= 0]] = train_labels[overlap >= 0]
         return Pairing(
             self.source(unseen, labels),
             self.source(train, train_labels),
-            self.source(test, test_labels) if test else None,
+            self.source(test, test_labels) if len(test) else None,
             tuple(names),
             overlap,
         )
 
 
-def hold_out_test(paths: list[Path], labels: Tensor) -> tuple[list[Path], Tensor, list[Path], Tensor]:
-    """Return training images and labels, then a fixed fifth as test; no test if it is below `ENOUGH`."""
-    count = len(paths) // FOLDS
+def hold_out_test(files: FileList, labels: Tensor) -> tuple[FileList, Tensor, FileList, Tensor]:
+    """Return training files and labels, then a fixed fifth as test; no test if it is below `ENOUGH`."""
+    count = len(files) // FOLDS
     tested = stratified(labels, count if count >= ENOUGH else 0, "test")
-    rest = complement(tested, len(paths))
-    return [paths[i] for i in rest], labels[rest], [paths[i] for i in tested], labels[tested]
+    rest = complement(tested, len(files))
+    return files.take(rest.numpy()), labels[rest], files.take(tested.numpy()), labels[tested]
 
 
 def check_cross_validation(folder: Path, names: list[str], labels: Tensor) -> None:

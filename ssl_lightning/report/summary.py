@@ -9,11 +9,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS, Record, Results, best_stage
+from ssl_lightning.artifacts.results import (
+    BALANCED,
+    SPECTRAL,
+    UNKNOWN_LABELS,
+    Record,
+    Results,
+    best_stage,
+)
 from ssl_lightning.core.untrusted import printable
 from ssl_lightning.report.accuracy import gain_error
 
-# Metrics in the summary and their name in a column; all but the rank are in %
+# Metrics in the summary and their name in a column; all but those of `SPECTRAL` are in %
 UNITS = {
     "top1": "",
     BALANCED: BALANCED,
@@ -23,6 +30,8 @@ UNITS = {
     "ap50": "AP50",
     "voc07_ap50": "VOC07 AP50",
     "rankme": "(rank)",
+    "alpha_req": "alpha-ReQ",
+    "lidar": "LiDAR",
 }
 
 PRETRAINED = ("untrained", "trained")  # names of the figures before and after pretraining
@@ -194,4 +203,4 @@ def _cell(of_column: list[Record], stage: str) -> str:
 
 
 def _scale(record: Record) -> int:
-    return 1 if record.metric == "rankme" else 100
+    return 1 if record.metric in SPECTRAL else 100

@@ -107,6 +107,15 @@ def test_few_labelled_images_without_a_test_folder_are_cross_validated(tmp_path)
         assert torch.cat([y for _, y in fold.downstream("test")]).bincount().tolist() == [2, 2]
 
 
+def test_cross_validated_images_can_be_left_out_of_pretraining(tmp_path):
+    train = labelled(tmp_path / "all" / "labelled", 10, 1)
+    tree(tmp_path / "all", [f"{i}.png" for i in range(8)], 2)
+    data = folder(tmp_path, pretrain_dir=tmp_path / "all", train_dir=train, near_duplicates="drop")
+    data.setup()
+    assert len(data._splits.pretrain) == 8
+    assert {each.of for each in data.duplicates_found} == {"test"}
+
+
 def test_of_many_labelled_images_a_fifth_is_the_test(tmp_path, monkeypatch):
     monkeypatch.setattr("ssl_lightning.data.folder.ENOUGH", 4)
     train = labelled(tmp_path / "train", 10, 1)
