@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pytorch_lightning as pl
 import torch
@@ -172,7 +173,8 @@ class PairedDataModule(pl.LightningDataModule):
         """Find near-duplicates, say how many there are, and leave them out of pretraining if asked to."""
         loaders = {"pretrain": self.unlabelled()}
         if self.has_downstream:
-            loaders |= {split: self.downstream(split) for split in SPLITS}
+            compared = SPLITS[1:] if self.test_folds else SPLITS  # with folds, all labelled images are tested
+            loaders |= {split: self.downstream(split) for split in compared}
         else:
             loaders["heldout"] = self.val_dataloader()
         self.duplicates_found = find_near_duplicates(loaders)
@@ -235,7 +237,8 @@ class PairedDataModule(pl.LightningDataModule):
         """Return labelled batches for the probes, in a fixed order, not augmented.
 
         Args:
-            split: `train`, `heldout` (for every selection) or `test` (for the reported figure only).
+            split: `train`, `heldout` (for every selection) or `test` (for the reported figure only). If
+                figures are cross-validated, `test` is all labelled images; see `test_folds`.
             batch_size: Over all processes; None for `eval_batch_size`.
 
         Raises:
@@ -244,23 +247,40 @@ class PairedDataModule(pl.LightningDataModule):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
         pairing = self._loaded
-        if pairing.train is None or pairing.test is None:
+        if pairing.train is None:
             raise ValueError(f"data {self.name} has no labelled images, so there is no {split} split")
-        source, indices = {
-            "train": (pairing.train, self._splits.train),
-            "heldout": (pairing.train, self._splits.heldout),
-            "test": (pairing.test, torch.arange(len(pairing.test))),
-        }[split]
+        source, splits = pairing.train, self._splits
+        if split != "test":
+            indices = splits.train if split == "train" else splits.heldout
+        elif pairing.test is not None:
+            source, indices = pairing.test, torch.arange(len(pairing.test))
+        else:
+            indices = self._labelled_pool(heldout=True) if splits.test is None else splits.test
         return self._loader(source, indices, batch_size or self.eval_batch_size, split)
+
+    @property
+    def test_folds(self) -> list[Self]:
+        """The data with each fifth of the labelled images as test images; empty if there are test images."""
+        pairing = self._loaded
+        if pairing.train is None or pairing.test is not None or self._splits.test is not None:
+            return []
+        folds = []
+        for splits in self._splits.folds(pairing.train.labels):
+            folds.append(copy.copy(self))
+            folds[-1]._splits = splits
+        return folds
 
     @property
     def label_counts(self) -> dict[str, int]:
         """Number of labelled images of each split, and `rarest`: training images of the smallest class.
 
-        Empty without labels; without `rarest` for masks and boxes.
+        Empty without labels; without `rarest` for masks and boxes. If figures are cross-validated, the
+        smallest numbers of a fold.
         """
         if not self.has_downstream:
             return {}
+        if folds := [fold.label_counts for fold in self.test_folds]:
+            return {key: min(fold[key] for fold in folds) for key in folds[0]}
         counts = {split: len(self.downstream(split).indices) for split in SPLITS}
         if self.targets in ("classes", "multilabel"):
             assert self._loaded.train is not None

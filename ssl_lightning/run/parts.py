@@ -242,6 +242,6 @@ def check_columns(parts: Parts) -> None:
     if table and (empty := sorted({column.probe for column in table.columns} & set(parts.skipped))):
         raise ValueError(
             f"benchmark {table.name} shows {', '.join(empty)}, and data {parts.data.name} has no labelled "
-            "images; give data.train_dir= and data.test_dir=, or leave these probes out: "
+            "images; give data.train_dir=, or leave these probes out: "
             f"probe=[{','.join(parts.probes)}]"
         )

@@ -182,8 +182,12 @@ class RunWriter:
             facts["resumed"] = f"from {parts.resumed_from}"
         if parts.skipped:
             facts["probes"] = (
-                f"{', '.join(parts.skipped)} skipped: the data have no labelled images "
-                "(data.train_dir and data.test_dir)"
+                f"{', '.join(parts.skipped)} skipped: the data have no labelled images (data.train_dir)"
+            )
+        if parts.probes and parts.data.has_downstream and (folds := parts.data.test_folds):
+            facts["test"] = (
+                f"figures cross-validated in {len(folds)} folds of all labelled images (no data.test_dir); "
+                "pretraining may see these images, without labels"
             )
         print_header(facts)
 

@@ -86,7 +86,7 @@ CASES = {
     "+data.num_trian=3": "data.num_trian is not a key of data; did you mean num_train",
     "data=folder": r"(?i)missing mandatory value: (data\.)?pretrain_dir",
     "data=folder data.pretrain_dir=/nowhere": "folder /nowhere does not exist",
-    "data=folder data.pretrain_dir=/ data.train_dir=/": "the probes need both",
+    "data=folder data.pretrain_dir=/ data.test_dir=/": "the probes need data.train_dir",
     "data=folder data.pretrain_dir=/ data.max_bad=2": "data.max_bad is 2; allowed is a fraction",
     "data=folder data.pretrain_dir=/ data.crop_scale=[1,0.2]": "crop_scale",
     "data=imagenet data.dir=/nowhere": "folder /nowhere/train does not exist; data.dir must hold",
