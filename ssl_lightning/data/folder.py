@@ -10,7 +10,7 @@ import torch
 from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import ImageFiles, check_both, check_same_classes, match
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.io.folders import classes_of
+from ssl_lightning.data.io.scan import classes_of
 
 
 class Folder(ImageFiles):
@@ -63,11 +63,11 @@ class Folder(ImageFiles):
         check_same_classes(self.train_dir, names, self.test_dir, test_names)
         unseen, overlap = match(pretrain, train, test, self.test_dir)
         labels = torch.full((len(unseen),), -1)
-        labels[overlap[overlap >= 0]] = torch.tensor(train_labels)[overlap >= 0]
+        labels[overlap[overlap >= 0]] = train_labels[overlap >= 0]
         return Pairing(
             self.source(unseen, labels),
-            self.source(train, torch.tensor(train_labels)),
-            self.source(test, torch.tensor(test_labels)),
+            self.source(train, train_labels),
+            self.source(test, test_labels),
             tuple(names),
             overlap,
         )

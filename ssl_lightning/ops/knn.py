@@ -72,10 +72,15 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:
     Raises:
         ValueError: k is below 1 or above K.
     """
+    return right_in_topk(scores, labels, k).double().mean(-1)
+
+
+def right_in_topk(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Tell for each sample whether its class is among the k best scores, `(..., N)`; see `topk_accuracy`."""
     if not 1 <= k <= scores.shape[-1]:
         raise ValueError(f"k is {k}; allowed are 1 to {scores.shape[-1]}, all classes")
     best = scores.topk(k, dim=-1).indices  # (..., N, k)
-    return (best == labels[:, None]).any(-1).double().mean(-1)
+    return (best == labels[:, None]).any(-1)
 
 
 def balanced_accuracy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +97,7 @@ def balanced_accuracy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         scalars, float64.
     """
     classes = scores.shape[1]
-    right = (scores.topk(1, dim=1).indices[:, 0] == labels).double()
+    right = right_in_topk(scores, labels, 1).double()
     sizes = labels.bincount(minlength=classes)
     present = sizes > 0
     sizes = sizes[present]

@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.answers import short_digest
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.messages import tell
@@ -138,6 +139,8 @@ class Images(Protocol):
     def downstream(self, split: str) -> ImageLoader: ...
 
     def unlabelled(self, count: int | None = None) -> ImageLoader: ...
+
+    def augmented(self, count: int, view: str) -> ImageLoader: ...
 
     def images_in(self, folder: str) -> ImageLoader: ...
 
@@ -274,6 +277,7 @@ def run_probes(
     pools = {pool for probe in feature_probes.values() for pool in probe.pools}
     wanted = [each for probe in backbone_probes.values() for each in probe.wanted]
     images = sum(cast(Images, data).label_counts[split] for split in loaders) if wanted else 0
+    names = "\n".join(getattr(loaders.get("test"), "image_names", ())).encode(errors="surrogateescape")
 
     def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
         announce(f"{name} on {branch}")
@@ -283,7 +287,12 @@ def run_probes(
         seconds[f"{name}_s"] += time.perf_counter() - began
         for record in found:
             full_protocol = {**record.protocol, **(protocol or {})}
-            records.append(replace(record, probe=name, branch=branch, protocol=full_protocol))
+            answers = record.answers
+            if answers is not None:
+                answers = replace(answers, test=short_digest(names, answers.labels))
+            records.append(
+                replace(record, probe=name, branch=branch, protocol=full_protocol, answers=answers)
+            )
         fitted, probes[name].fitted = probes[name].fitted, None
         if keep and fitted:
             keep(name, branch, fitted)

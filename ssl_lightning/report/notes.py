@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ssl_lightning.artifacts.results import SPECTRAL
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
@@ -21,11 +22,11 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     if not rows:
         return []
     records = [pick.record for row in rows for cell in row.cells.values() for pick in cell.picks]
-    sizes = sorted({record.n for record in records if record.metric != "rankme"})
+    sizes = sorted({record.n for record in records if record.metric not in SPECTRAL})
     of = f" on {' or '.join(f'{n:,}' for n in sizes)} images" if sizes else ""
     lines = [f"Test figures in %{of}; mean ± standard deviation over seeds."]
-    if any(record.metric == "rankme" for record in records):
-        lines.append("Ranks are plain numbers at the deepest stage.")
+    if any(record.metric in SPECTRAL for record in records):
+        lines.append("Ranks and slopes are plain numbers at the deepest stage.")
     if any(column.stage == BEST_STAGE for column in columns):
         lines.append("Held-out images, never test images, choose the stage for each seed.")
     lines += unequal_classes(records)
@@ -62,6 +63,8 @@ def gains(rows: Sequence[Row]) -> list[str]:
         where = "; ".join(f"{label} ({', '.join(names)})" for label, names in of.items())
         where = f" for {where}" if number else ""
         lines.append(f"In points over {over}, per seed{where}.")
+    if any(cell.gain_error is not None for row in rows for cell in row.cells.values()):
+        lines.append("± standard error over test images and seeds; independent figures without answers.json.")
     return lines + ([f"Only for some seeds: {'; '.join(partly)}."] if partly else [])
 
 

@@ -9,10 +9,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS, Record, Results, best_stage
+from ssl_lightning.artifacts.results import (
+    BALANCED,
+    SPECTRAL,
+    UNKNOWN_LABELS,
+    Record,
+    Results,
+    best_stage,
+)
 from ssl_lightning.core.untrusted import printable
+from ssl_lightning.report.accuracy import gain_error
 
-# Metrics in the summary and their name in a column; all but the rank are in %
+# Metrics in the summary and their name in a column; all but those of `SPECTRAL` are in %
 UNITS = {
     "top1": "",
     BALANCED: BALANCED,
@@ -22,6 +30,8 @@ UNITS = {
     "ap50": "AP50",
     "voc07_ap50": "VOC07 AP50",
     "rankme": "(rank)",
+    "alpha_req": "alpha-ReQ",
+    "lidar": "LiDAR",
 }
 
 PRETRAINED = ("untrained", "trained")  # names of the figures before and after pretraining
@@ -167,14 +177,22 @@ def column(record: Record) -> str:
 
 
 def _cell(of_column: list[Record], stage: str) -> str:
-    values, texts = [], []
+    shown, texts = [], []
     for trained in (False, True):
         records = [r for r in of_column if r.trained == trained]
         best = best_stage(records)
         for record in records:
             if record.stage == stage:
-                values.append(record.value * (1 if record.metric == "rankme" else 100))
+                shown.append(record)
                 chosen = record is best and record.heldout is not None
-                texts.append(f"{values[-1]:.1f}{'*' if chosen else ' '}")
-    gain = [f"{values[1] - values[0]:+5.1f}"] if len(values) == 2 else []
-    return " ".join([" → ".join(texts), *gain])
+                texts.append(f"{_scale(record) * record.value:.1f}{'*' if chosen else ' '}")
+    if len(shown) != 2:
+        return " → ".join(texts)
+    before, after = shown
+    error = gain_error([before], [after])
+    gain = f"{_scale(after) * (after.value - before.value):+5.1f}"
+    return f"{' → '.join(texts)} {gain}" + ("" if error is None else f" ± {100 * error:.1f}")
+
+
+def _scale(record: Record) -> int:
+    return 1 if record.metric in SPECTRAL else 100
