@@ -100,6 +100,5 @@ def type_of(name: str, value: yaml.Node, annotation: str) -> str:
 
 
 def cell(text: str) -> str:
-    """Return text as code in a cell of a table; a dash if it is empty."""
-    escaped = text.replace("|", "\\|")
-    return f"`{escaped}`" if text else "-"
+    """Return text as code in a cell of a table; a dash if it is empty. Code needs no escapes there."""
+    return f"`{text}`" if text else "-"

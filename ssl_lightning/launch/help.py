@@ -34,7 +34,7 @@ def help_text(name: str) -> str:
     if train:
         chosen = defaults((conf_dir() / "train.yaml").read_text())
     groups = {group: option for group, option in chosen.items() if options(group)}
-    words = "key=value group=option ..." if groups else "key=value ..."
+    words = "KEY=VALUE GROUP=OPTION ..." if groups else "KEY=VALUE ..."
     lines = [f"usage: {command_line(name)} {words}", "", *wrapped(described(text)), ""]
     if groups:
         lines.append("Groups, with the default option first:")

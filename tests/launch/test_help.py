@@ -26,7 +26,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_it_is_written_for_the_form_that_the_user_calls(name: str) -> None:
     text = help_text(name)
-    assert text.startswith(f"usage: ssl-lightning {name} key=value")
+    assert text.startswith(f"usage: ssl-lightning {name} KEY=VALUE")
     assert "python " not in text
     assert max(map(len, text.splitlines())) <= 100
 
