@@ -39,11 +39,11 @@ def help_text(name: str) -> str:
     if groups:
         lines.append("Groups, with the default option first:")
         for group, option in groups.items():
-            lines += listed(group, listed(group, option))
+            lines += help_lines(group, listed(group, option))
         lines.append("")
     lines.append("Keys, with their defaults (??? must be given):")
     for key, value, comment in keys(text):
-        lines += listed(f"{key}={value}", comment)
+        lines += help_lines(f"{key}={value}", comment)
     last = f"`{command_line('train')} --help` lists the keys of each run. " if train else ""
     if groups:
         last += (
@@ -106,7 +106,7 @@ def keys(text: str) -> Iterator[tuple[str, str, str]]:
         above = []
 
 
-def listed(name: str, about: str) -> list[str]:
+def help_lines(name: str, about: str) -> list[str]:
     """Return the lines of a group or a key: its name, and beside or below it what it is."""
     lines = indented(about, " " * COLUMN)
     if len(name) > COLUMN - 4:

@@ -113,8 +113,11 @@ class Draws:
 
     def rows(self, first: int, count: int) -> Draws:
         """Return the parameters of `count` images from number `first` on."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Draws(**{name: None if x is None else x[first : first + count] for name, x in values.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        rows: dict[str, Any] = {
+            name: None if x is None else x[first : first + count] for name, x in values.items()
+        }
+        return Draws(**rows)
 
 
 def draw_views(
