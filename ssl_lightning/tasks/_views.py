@@ -20,7 +20,7 @@ from ssl_lightning.tasks.base import Batch, Panel, PretextTask
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchPart:
     """Place of the images of this process in the batch of all processes.
 
     Args:
@@ -107,7 +107,7 @@ class TwoViewTask(PretextTask):
     def receive(self, images: Tensor) -> Tensor:
         return images  # `make_views` takes bytes
 
-    def views(self, images: Tensor, place: Share, stream: torch.Generator) -> Tensor:
+    def views(self, images: Tensor, place: BatchPart, stream: torch.Generator) -> Tensor:
         """Make two views of `(B, C, H, W)` images: `(2, B, C, H, W)`, floats in [0, 1]."""
         size = images.shape[2], images.shape[3]
         draws = [draw_views(place.total, *size, self.strengths, stream) for _ in range(2)]
@@ -120,18 +120,18 @@ class TwoViewTask(PretextTask):
 
     # --- several processes ---
 
-    def place(self, images: Tensor) -> Share:
+    def place(self, images: Tensor) -> BatchPart:
         """Return the place of `(B, ...)` images in the batch of all processes."""
         if not self._in_parallel():
-            return Share((len(images),), 0)
+            return BatchPart((len(images),), 0)
         world, rank = dist.get_world_size(), dist.get_rank()
         if self.training:  # the loader gives all processes batches of one size
-            return Share((len(images),) * world, rank)
+            return BatchPart((len(images),) * world, rank)
         counts = images.new_zeros(world, dtype=torch.int64)
         dist.all_gather(list(counts), torch.tensor(len(images), device=images.device))
-        return Share(tuple(counts.tolist()), rank)
+        return BatchPart(tuple(counts.tolist()), rank)
 
-    def everyone(self, embedded: Tensor, place: Share) -> Tensor:
+    def everyone(self, embedded: Tensor, place: BatchPart) -> Tensor:
         """Gather own embeddings `(V, B, D)` from all processes: `(V, N, D)`, with gradients."""
         if len(place.counts) == 1:
             return embedded
@@ -158,7 +158,7 @@ class TwoViewTask(PretextTask):
 
     def panel(self, images: Tensor) -> Panel:
         """Show two views of each image, whether they are each other's nearest, and their cosine."""
-        place = Share((len(images),), 0)  # only one process draws panels
+        place = BatchPart((len(images),), 0)  # only one process draws panels
         views = self.views(images, place, generator("panel", device=images.device))
         first, second = F.normalize(self.embed(views), dim=2)
         cosines = first @ second.T  # (B, B)
