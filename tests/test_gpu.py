@@ -41,6 +41,8 @@ CASES = {
     "inpainting, center": ["task=inpainting", "task.mask=center"],
     "super-resolution": ["task=super_resolution"],
     "supervised": ["task=supervised"],
+    "Barlow Twins": ["task=barlow_twins"],
+    "VICReg": ["task=vicreg"],
     "SimCLR": ["task=simclr", "task.blur=0.5", "task.solarise=0.2"],
 }
 FAKE = ["data=fake", "trainer=gpu"]
@@ -129,7 +131,8 @@ def test_complete_runs(task: str, precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "task", ["jigsaw", "context_prediction", "colorization", "inpainting", "super_resolution", "simclr"]
+    "task",
+    ["jigsaw", "context_prediction", "colorization", "inpainting", "super_resolution", "simclr", "vicreg"],
 )
 def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) -> None:
     states, probes = [], []

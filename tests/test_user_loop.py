@@ -36,6 +36,8 @@ CASES = {
     "super_resolution": ["task.discriminator_width=4", "task.decoder_width=8"],
     "supervised": [],
     "simclr": ["task.hidden=32", "task.embedding=16"],
+    "barlow_twins": ["task.hidden=32", "task.embedding=16"],
+    "vicreg": ["task.hidden=32", "task.embedding=16"],
 }
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted

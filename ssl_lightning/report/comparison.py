@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from ssl_lightning.artifacts.results import BALANCED, Results
 from ssl_lightning.report.accuracy import Figure, difference, judging_metric, probe_figure
 
-TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
+TITLES = {
+    "super_resolution": "super-resolution",
+    "context_prediction": "context prediction",
+    "simclr": "SimCLR",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+}
 LABEL = (
     "Without labels nobody knows which features help. Label about 10 images a class, in one folder a class, "
     "and give them as data.train_dir= and data.test_dir=."

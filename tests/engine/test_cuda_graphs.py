@@ -28,7 +28,7 @@ from tests.test_user_loop import assert_moved_alike
 MAKERS = {"rotation": Rotation, "inpainting": partial(Inpainting, warmup_steps=3, discriminator_width=4)}
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
-TASKS += ["super_resolution", "simclr"]
+TASKS += ["super_resolution", "simclr", "barlow_twins", "vicreg"]
 # 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs
 QUICK = [
     "data=fake", "trainer.max_steps=25", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]",
