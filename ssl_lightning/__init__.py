@@ -7,6 +7,7 @@ from typing import Any
 _MODULES = {
     "BarlowTwins": "tasks.barlow_twins",
     "Colorization": "tasks.colorization",
+    "Combined": "tasks.combined",
     "ContextPrediction": "tasks.context_prediction",
     "ImageData": "data.objects.image_data",
     "Inpainting": "tasks.inpainting",
@@ -29,6 +30,7 @@ _MODULES = {
 __all__ = [
     "BarlowTwins",
     "Colorization",
+    "Combined",
     "ContextPrediction",
     "ImageData",
     "Inpainting",
@@ -47,7 +49,7 @@ __all__ = [
     "load_classifier",
     "probe",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -82,12 +82,8 @@ def parts(tmp_path: Path, images: Path, *overrides: str) -> Parts:
 @pytest.mark.parametrize(
     "task",
     [
-        "rotation",
-        "jigsaw",
-        "context_prediction",
-        "inpainting",
-        "super_resolution",
-        "supervised",
+        *("rotation", "jigsaw", "context_prediction", "inpainting", "super_resolution", "supervised"),
+        "combined task.parts=[rotation,jigsaw]",
         "simclr task.saturation=0 task.hue=0 task.grey=0",
     ],
 )

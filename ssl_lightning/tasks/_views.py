@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.views import Strengths, draw_views, make_views
-from ssl_lightning.tasks.base import Batch, Panel, PretextTask, to_float
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import Batch, Panel, PretextTask
 
 
 @dataclass(frozen=True)

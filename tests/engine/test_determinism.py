@@ -156,6 +156,7 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
         ["task=colorization"],
         ["task=inpainting", "optimizer=adam"],
         ["task=super_resolution", "optimizer=adam"],
+        ["task=combined", "task.parts=[rotation,jigsaw]"],
         ["task=simclr"],
         ["task=barlow_twins"],
         ["task=vicreg"],

@@ -27,6 +27,7 @@ from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks.barlow_twins import BarlowTwins
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.colorization import Colorization
+from ssl_lightning.tasks.combined import Combined
 from ssl_lightning.tasks.context_prediction import ContextPrediction
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
@@ -46,6 +47,14 @@ TASKS: dict[type[PretextTask], tuple[dict[str, Any], int]] = {
     Colorization: ({"width": 8, "prior_images": 8}, 32),
     Inpainting: ({"discriminator_width": 4, "decoder_width": 8}, 32),
     SuperResolution: ({"discriminator_width": 4, "decoder_width": 8}, 32),
+    Combined: (
+        {
+            "parts": ["rotation", "colorization"],
+            "weights": [1.0, 0.5],
+            "options": {"rotation": {"copies": 1}, "colorization": {"width": 8, "prior_images": 8}},
+        },
+        32,
+    ),
     SimCLR: ({"hidden": 8, "embedding": 4, "jitter": 0.5}, 32),
     BarlowTwins: ({"hidden": 8, "embedding": 4}, 32),
     VICReg: ({"hidden": 8, "embedding": 4}, 32),
@@ -55,6 +64,7 @@ TASKS: dict[type[PretextTask], tuple[dict[str, Any], int]] = {
 NAMES = {
     "rotation": Rotation, "jigsaw": Jigsaw, "context_prediction": ContextPrediction,
     "colorization": Colorization, "inpainting": Inpainting, "super_resolution": SuperResolution,
+    "combined": Combined,
     "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "supervised": Supervised,
 }  # fmt: skip
 OLD_RUN = Path(__file__).parent.parent / "fixtures/run_8a5cf39"
