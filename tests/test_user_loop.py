@@ -41,7 +41,10 @@ CASES = {
         "+task.options.jigsaw={permutations:4,permutations_per_image:4,hidden:64}",
         "+task.options.colorization.width=8",
     ],
-    "simclr": ["task.hidden=32", "task.embedding=16"],
+    "simclr": [
+        "task.hidden=32", "task.embedding=16", "task.temperature=0.2", "task.crop_scale=[0.7,1.0]",
+        "task.jitter=0", "task.grey=0",
+    ],
     "barlow_twins": ["task.hidden=32", "task.embedding=16"],
     "vicreg": ["task.hidden=32", "task.embedding=16"],
 }  # fmt: skip
