@@ -17,7 +17,13 @@ from ssl_lightning.report.accuracy import (
 from ssl_lightning.report.notes import CROSS_VALIDATED
 from ssl_lightning.report.summary import cross_validated
 
-TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
+TITLES = {
+    "super_resolution": "super-resolution",
+    "context_prediction": "context prediction",
+    "simclr": "SimCLR",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+}
 TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts
 LABEL = (
     "Without labels nobody knows which features help. Label about 10 images a class, in one folder a class, "
