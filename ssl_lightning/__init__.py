@@ -13,6 +13,7 @@ _MODULES = {
     "Jigsaw": "tasks.jigsaw",
     "Random": "tasks.random",
     "Rotation": "tasks.rotation",
+    "SimCLR": "tasks.simclr",
     "SuperResolution": "tasks.super_resolution",
     "Supervised": "tasks.supervised",
     "as_backbone": "networks.adapter",
@@ -33,6 +34,7 @@ __all__ = [
     "Jigsaw",
     "Random",
     "Rotation",
+    "SimCLR",
     "SuperResolution",
     "Supervised",
     "as_backbone",
@@ -43,7 +45,7 @@ __all__ = [
     "load_classifier",
     "probe",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

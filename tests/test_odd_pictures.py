@@ -84,6 +84,7 @@ def parts(tmp_path: Path, images: Path, *overrides: str) -> Parts:
     [
         *("rotation", "jigsaw", "context_prediction", "inpainting", "super_resolution", "supervised"),
         "combined task.parts=[rotation,jigsaw]",
+        "simclr task.saturation=0 task.hue=0 task.grey=0",
     ],
 )
 def test_every_task_but_colorization_takes_four_channels(tmp_path: Path, task: str) -> None:

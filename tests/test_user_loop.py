@@ -41,6 +41,7 @@ CASES = {
         "+task.options.jigsaw={permutations:4,permutations_per_image:4,hidden:64}",
         "+task.options.colorization.width=8",
     ],
+    "simclr": ["task.hidden=32", "task.embedding=16"],
 }  # fmt: skip
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted

@@ -43,7 +43,9 @@ class StepGraph:
     backward pass, sets it as the `.grad` of the parameters. Code that sets `.grad` to None or to zeros in
     between (Lightning before each validation, a callback) therefore has the same effect as without a graph.
 
-    A replay reads the weights at their recorded addresses: call `forget` before they move.
+    A replay reads the weights at their recorded addresses: call `forget` before they move. A batch is
+    recorded again if a layer changed between training and evaluation mode, or a parameter began or ceased to
+    require gradients.
 
     Args:
         task: A task on a GPU whose `recordable` is true.
@@ -68,7 +70,7 @@ class StepGraph:
         Raises:
             ValueError: An operation of the step cannot be recorded.
         """
-        if self._graph is None or self._learning != [p.requires_grad for p in self._parameters]:
+        if self._graph is None or self._state != self._current_state():
             self._record(images, labels)
         assert self._graph is not None
         self._images.copy_(images)
@@ -91,12 +93,17 @@ class StepGraph:
         """Record again at the next batch."""
         self._graph = None
 
+    def _current_state(self) -> list[bool]:
+        """Return what learns and what is in training mode: it decides which operations a step runs."""
+        return [*(p.requires_grad for p in self._parameters), *(m.training for m in self._modules)]
+
     def _record(self, images: Tensor, labels: Tensor) -> None:
         self._graph = None  # frees its memory for the next one
         self._images, self._labels = images.clone(), labels.clone()  # clones keep the memory format
         self._stream = RecordedStream(images.device)
         self._parameters = list(self.task.parameters())
-        self._learning = [p.requires_grad for p in self._parameters]
+        self._modules = list(self.task.modules())
+        self._state = self._current_state()
         before = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
         self._graph = self._capture()
         for buffer, value in before:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
+from ssl_lightning.report.accuracy import FLAT, SIGMAS, gain_error
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS
@@ -40,13 +41,13 @@ class Pick:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: one pick per seed. Numbers are as shown: in %, a rank as a plain number."""
+    """One cell of a table: one pick per seed. Numbers are as shown: in %, or plain for a rank and a slope."""
 
     picks: list[Pick]
 
     @property
     def percent(self) -> bool:
-        return bool(self.picks[0].record.metric != "rankme")
+        return self.picks[0].record.metric not in SPECTRAL
 
     @property
     def scale(self) -> float:
@@ -73,6 +74,21 @@ class Cell:
     @property
     def gain(self) -> float | None:
         return statistics.fmean(self.gains) if self.gains else None
+
+    @property
+    def gain_error(self) -> float | None:
+        """Standard error of the gain; None if unknown."""
+        pairs = [(pick.against, pick.record) for pick in self.picks if pick.against]
+        error = gain_error(*zip(*pairs, strict=True)) if pairs else None
+        return None if error is None else self.scale * error
+
+    @property
+    def trend(self) -> int:
+        """1 for a gain beyond the noise, -1 for a loss, 0 for neither; ranks have none."""
+        noise = self.scale * FLAT if self.gain_error is None else SIGMAS * self.gain_error
+        if self.gain is None or not self.percent or abs(self.gain) <= noise:
+            return 0
+        return 1 if self.gain > 0 else -1
 
     @property
     def over(self) -> list[str]:

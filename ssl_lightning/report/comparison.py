@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from ssl_lightning.artifacts.results import BALANCED, Results
-from ssl_lightning.report.accuracy import Figure, difference, judging_metric, probe_figure
+from ssl_lightning.report.accuracy import (
+    Figure,
+    difference,
+    error_of_difference,
+    judging_metric,
+    probe_figure,
+)
+from ssl_lightning.report.notes import CROSS_VALIDATED
+from ssl_lightning.report.summary import cross_validated
 
 TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
 TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts
 LABEL = (
     "Without labels nobody knows which features help. Label about 10 images a class, in one folder a class, "
-    "and give them as data.train_dir= and data.test_dir=."
+    "and give them as data.train_dir=."
 )
 
 
@@ -69,6 +76,8 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     else:
         sentences = [_unlabelled(last)]
     sentences += _failed_pretexts(rounds) if scored else []
+    if any(cross_validated(record) for runs in last.runs.values() for record in runs[0].probes):
+        sentences.append(CROSS_VALIDATED)
     if refused:
         sentences.append(f"Not trained, for the reason above: {', '.join(map(_title, refused))}.")
     return " ".join(sentences)
@@ -95,9 +104,7 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
         if order > 0:
             sentences.append(f"{_name(task)} is {_points(best, figure, sign='')} behind.")
         elif order < 0:
-            sentences.append(
-                f"{_name(task)} is {_points(figure, best, sign='')} above it on test images."
-            )
+            sentences.append(f"{_name(task)} is {_points(figure, best, sign='')} above it on test images.")
         else:
             sentences.append(f"{_name(task)} cannot be told apart from it: {_percent(figure)}.")
     return sentences
@@ -159,5 +166,5 @@ def _percent(figure: Figure) -> str:
 
 
 def _points(one: Figure, other: Figure, sign: str = "+") -> str:
-    error = math.hypot(one.error, other.error)
+    error = error_of_difference(one, other)
     return f"{100 * (one.value - other.value):{sign}.1f} ± {100 * error:.1f} points"

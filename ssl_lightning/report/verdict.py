@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
-from ssl_lightning.artifacts.results import BALANCED, Record, Results, Verdict, best_stage
-from ssl_lightning.report.accuracy import SIGMAS
+from ssl_lightning.artifacts.results import BALANCED, SPECTRAL, Record, Results, Verdict, best_stage
+from ssl_lightning.report.accuracy import FLAT, SIGMAS, gain_error
 from ssl_lightning.report.summary import UNITS, column
 
-FLAT = 0.01  # smallest difference that counts where no standard error is known
 TOO_WIDE = 0.05  # two standard errors above this tell too little
 SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
 NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned
-JUDGING = tuple(metric for metric in UNITS if metric != "rankme")
+JUDGING = tuple(metric for metric in UNITS if metric not in SPECTRAL)
+SLOWER, SPARING = "a lower optimizer.lr", "task.freeze_until=0.1 task.backbone_lr_factor=0.1"
 FIRST = ("linear", "knn", "finetune")  # probes that judge, before all others
 
 
@@ -27,8 +26,8 @@ def judge(
     """Judge whether pretraining improved the backbone.
 
     The figure is the test figure of the best stage, chosen on held-out images, before and after pretraining:
-    of the linear probe, or else of the next probe that the run has. The error of the gain takes both figures
-    as independent. Both come from the same test images, so the true error is smaller.
+    of the linear probe, or else of the next probe that the run has. The error of the gain pairs the answers
+    to each test image (`report.accuracy.paired_error`).
 
     Args:
         results: Results of a finished run that trained.
@@ -51,7 +50,7 @@ def judge(
     if difference > error:
         return Verdict("learned", f"{text}{_others(results, loaded)}")
     if difference < -error:
-        return Verdict("worse than before", f"{text}. Try a lower optimizer.lr, or another task")
+        return Verdict("worse than before", f"{text}. Try {SPARING if loaded else SLOWER}, or another task")
     if error > TOO_WIDE:
         return Verdict("too few images to tell", f"{text}, measured on {after.n:,} test images")
     return Verdict("no better than before", f"{text}. Train longer, or try another task")
@@ -108,10 +107,8 @@ def _pair(records: Sequence[Record], branch: str) -> tuple[Record | None, Record
 
 def _difference(before: Record, after: Record) -> tuple[float, float]:
     """Return the gain, and the size below which it may be chance."""
-    errors = before.standard_error, after.standard_error
-    if errors[0] is None or errors[1] is None:
-        return after.value - before.value, FLAT
-    return after.value - before.value, SIGMAS * math.hypot(errors[0], errors[1])
+    error = gain_error([before], [after])
+    return after.value - before.value, FLAT if error is None else SIGMAS * error
 
 
 def _gain(before: Record, after: Record, loaded: bool) -> str:

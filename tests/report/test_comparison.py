@@ -7,6 +7,7 @@ from typing import Any
 from ssl_lightning.artifacts.results import Record, Results, Verdict
 from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
 from tests.artifacts.test_results import FACTS
+from tests.report.test_verdict import answers
 
 
 def run(test: float, heldout: float, untrained: float = 0.3, n: int = 10_000) -> Results:
@@ -60,6 +61,19 @@ def test_balanced_accuracy_judges_unequal_classes() -> None:
     assert contenders(last, 2) == ["jigsaw"]
     text = conclusion(None, [last], [])
     assert text.startswith("Jigsaw: linear probe, balanced accuracy 80.0 ± 3.0 % (+30.0 ± 4.2 points")
+
+
+def test_distances_pair_the_answers_to_each_image() -> None:
+    def answered(right: int) -> Results:
+        found = run(right / 1000, right / 1000, untrained=0.4, n=1000)
+        before, after = found.probes
+        return replace(
+            found, probes=[replace(before, answers=answers(400)), replace(after, answers=answers(right))]
+        )
+
+    text = conclusion(None, [of(rotation=[answered(600)], jigsaw=[answered(590)])], [])
+    assert "(+20.0 ± 1.3 points over the untrained backbone" in text  # sqrt(200 - 200^2 / 1000) / 1000
+    assert "Jigsaw is 1.0 ± 0.3 points behind." in text
 
 
 def test_nothing_helps() -> None:

@@ -5,8 +5,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ssl_lightning.artifacts.answers import Answers
 from ssl_lightning.artifacts.results import Record, Results, RunFacts, Verdict
 from ssl_lightning.report.verdict import judge
 
@@ -55,6 +57,24 @@ def test_the_text_gives_the_gain_and_its_error() -> None:
     assert judged.text == f"linear top-1 60.0% is 15.0 ± {error:.1f} points above the untrained backbone"
     loaded = judge(results(*pair(0.45, 0.60)), loaded=True)
     assert loaded.text.endswith("points above the weights it started from")
+    ruined = judge(results(*pair(0.60, 0.45)), loaded=True)
+    assert ruined.kind == "worse than before"
+    assert "points below the weights it started from. Try task.freeze_until=0.1 task.backbone_" in ruined.text
+
+
+def test_the_error_pairs_the_answers_to_each_image() -> None:
+    before, after = (
+        replace(row, answers=answers(right)) for row, right in zip(pair(0.5, 0.52), (500, 520), strict=True)
+    )
+    judged = judge(results(replace(before, n=1000), replace(after, n=1000)))
+    # 20 images won and none lost; as of separate images it would be 2.2 points
+    assert judged.text.startswith("linear top-1 52.0% is 2.0 ± 0.4 points above")
+    assert judged.kind == "learned"
+
+
+def answers(right: int) -> Answers:
+    """Return answers to 1,000 images, right on the first ones."""
+    return Answers(np.packbits(np.arange(1000) < right).tobytes(), bytes(4000), "one test")
 
 
 def test_collapsed_features_come_first() -> None:
