@@ -84,51 +84,59 @@ class Combined(PretextTask):
             del part.backbone  # a plain reference, so that checkpoints hold the backbone once
             part.__dict__["backbone"] = self.backbone
             self.parts[name] = part
-        self.recordable = all(part.recordable for part in self.each())
+        self.recordable = all(part.recordable for part in self.tasks.values())
         self.recalibrate = self.leading.recalibrate
         if spec is not None:
             self.build(spec)
 
     def build(self, spec: ImageSpec) -> None:
         super().build(spec)
-        for name, part in zip(self.parts, self.each(), strict=True):
+        for name, part in self.tasks.items():
             with explaining_part(name), torch.random.fork_rng(devices=[]):
                 part.build(spec)
         followers = list(self.parts)[1:]
         self.statistics = nn.ModuleDict({name: OwnStatistics(self.backbone) for name in followers})
-        self.views_per_image = sum(part.views_per_image for part in self.each())
-        seen = [part.labels_seen for part in self.each() if part.labels_seen != "none"]
+        self.views_per_image = sum(part.views_per_image for part in self.tasks.values())
+        seen = [part.labels_seen for part in self.tasks.values() if part.labels_seen != "none"]
         self.labels_seen = ", and ".join(dict.fromkeys(seen)) or "none"
+
+    @property
+    def tasks(self) -> dict[str, PretextTask]:
+        """The parts by name, in order."""
+        return cast(dict[str, PretextTask], dict(self.parts.items()))
 
     @property
     def leading(self) -> PretextTask:
         """The part whose input the probes use."""
-        return self.each()[0]
-
-    def each(self) -> list[PretextTask]:
-        """Return the parts in order."""
-        return cast(list[PretextTask], list(self.parts.values()))
+        return next(iter(self.tasks.values()))
 
     def chances(self) -> dict[str, float]:
-        own = zip(self.parts, self.each(), strict=True)
-        return {f"{name}/{score}": chance for name, part in own for score, chance in part.chances().items()}
+        return {
+            f"{name}/{score}": chance
+            for name, part in self.tasks.items()
+            for score, chance in part.chances().items()
+        }
 
     def networks(self) -> list[nn.Module]:
-        return [self.backbone, *(network for part in self.each() for network in part.children())]
+        return [self.backbone, *(network for part in self.tasks.values() for network in part.children())]
 
     def check_images(self, sample: Callable[[int], Tensor]) -> None:
-        for part in self.each():
+        for part in self.tasks.values():
             part.check_images(sample)
+
+    def check_channels(self) -> None:
+        for part in self.tasks.values():
+            part.check_channels()
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        for part in self.each():
+        for part in self.tasks.values():
             part.trainer = self.trainer
             part.setup(stage)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        for part in self.each():
+        for part in self.tasks.values():
             part.on_fit_start()
 
     def receive(self, images: Tensor) -> Tensor:
@@ -137,7 +145,7 @@ class Combined(PretextTask):
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         losses: list[Tensor] = []
         scores: dict[str, Tensor] = {}
-        for weight, name, part in zip(self.weights, self.parts, self.each(), strict=True):
+        for weight, (name, part) in zip(self.weights, self.tasks.items(), strict=True):
             with self.statistics_of(name):
                 found = part.step(part.receive(images), labels, twin(stream, name))
             losses.append(weight * found["loss"])
@@ -162,7 +170,7 @@ class Combined(PretextTask):
     def panel(self, images: Tensor) -> Panel:
         """Show the panels of the parts side by side."""
         panels = {}
-        for name, part in zip(self.parts, self.each(), strict=True):
+        for name, part in self.tasks.items():
             with self.statistics_of(name):
                 panels[name] = part.panel(images)
         return side_by_side(panels)

@@ -187,6 +187,14 @@ def test_facts_of_the_parts_are_collected() -> None:
     assert owned == {id(p) for p in task.parameters()}
 
 
+def test_the_channels_of_the_backbone_are_those_of_every_part() -> None:
+    grey = ConvNet(in_channels=1, widths=(8, 8), strides=(2, 2))
+    Combined(grey, SPEC, parts=["colorization"]).check_channels()
+    both = Combined(grey, SPEC, parts=["colorization", "rotation"])
+    with pytest.raises(ValueError, match="the backbone takes 1 channels, and Rotation feeds it 3"):
+        both.check_channels()
+
+
 ALLOWED = "colorization, context_prediction, inpainting, jigsaw, rotation, super_resolution"
 REFUSED: dict[str, dict[str, Any]] = {
     rf"task.parts is \['rotatoin'\]; allowed are different names of pretext tasks: .*{ALLOWED[:30]}": {
