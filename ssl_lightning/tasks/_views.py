@@ -141,7 +141,7 @@ class TwoViewTask(PretextTask):
 
     def on_validation_start(self) -> None:
         """Agree on the batches in which all processes have images; only these may gather."""
-        self._shared_batches = float(sum(self.trainer.num_val_batches))  # type: ignore[arg-type]
+        self._shared_batches = float(sum(self.trainer.num_val_batches))
         if dist.is_available() and dist.is_initialized():
             fewest = torch.tensor(self._shared_batches, device=self.device)
             dist.all_reduce(fewest, dist.ReduceOp.MIN)
