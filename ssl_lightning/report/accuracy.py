@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ssl_lightning.artifacts.results import BALANCED, Record, Results, best_stage
 
 SIGMAS = 2.0  # a difference counts if it exceeds this many standard errors
+FLAT = 0.01  # smallest difference that counts where no standard error is known
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,19 @@ def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = Fals
         return None
     if heldout:
         return mean_figure([float(r.heldout or 0) for r in best], best[0].heldout_images)
-    errors = [r.standard_error for r in best if r.metric == BALANCED and r.standard_error is not None]
-    return mean_figure([r.value for r in best], best[0].n, statistics.fmean(errors) if errors else None)
+    return records_figure(best)
+
+
+def records_figure(records: Sequence[Record]) -> Figure:
+    """Average one record of each seed, all of one metric over the same test images.
+
+    Where a metric has no standard error over the images, half of `FLAT` takes its place. Draws of few labels
+    add the error of their mean.
+    """
+    errors = [r.standard_error for r in records if r.standard_error is not None]
+    of_images = statistics.fmean(errors) if errors else FLAT / SIGMAS
+    of_draws = statistics.fmean(_error_of_draws(r) for r in records)
+    return mean_figure([r.value for r in records], records[0].n, math.hypot(of_images, of_draws))
 
 
 def judging_metric(run: Results) -> str:
@@ -82,3 +94,8 @@ def difference(one: Figure, other: Figure) -> int:
     if abs(gap) <= SIGMAS * math.hypot(one.error, other.error):
         return 0
     return 1 if gap > 0 else -1
+
+
+def _error_of_draws(record: Record) -> float:
+    deviation, draws = (record.protocol.get(key) for key in ("sd", "draws"))
+    return deviation / math.sqrt(draws) if deviation and isinstance(draws, int) and draws > 0 else 0.0

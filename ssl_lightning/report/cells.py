@@ -10,6 +10,7 @@ from typing import Any
 
 from ssl_lightning.artifacts.results import Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
+from ssl_lightning.report.accuracy import Figure, difference, records_figure
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS
@@ -73,6 +74,28 @@ class Cell:
     @property
     def gain(self) -> float | None:
         return statistics.fmean(self.gains) if self.gains else None
+
+    @property
+    def figure(self) -> Figure:
+        """Mean with its standard error, not in % but as measured."""
+        return records_figure([pick.record for pick in self.picks])
+
+    @property
+    def pair(self) -> tuple[Figure, Figure] | None:
+        """Untrained and trained figure of the seeds that have both."""
+        pairs = [(pick.against, pick.record) for pick in self.picks if pick.against]
+        if not pairs:
+            return None
+        before, after = zip(*pairs, strict=True)
+        return records_figure(before), records_figure(after)
+
+    @property
+    def direction(self) -> int:
+        """1 if it is above the untrained backbone beyond the noise, -1 if below, else 0."""
+        if self.pair is None or not self.percent:
+            return 0
+        before, after = self.pair
+        return difference(after, before)
 
     @property
     def over(self) -> list[str]:

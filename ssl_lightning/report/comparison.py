@@ -67,7 +67,7 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     else:
         sentences = [_unlabelled(last)]
     if refused:
-        sentences.append(f"Not trained, for the reason above: {', '.join(map(_title, refused))}.")
+        sentences.append(f"Not trained, for the reason above: {', '.join(map(title, refused))}.")
     return " ".join(sentences)
 
 
@@ -76,19 +76,19 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     untrained = probe_figure(runs, trained=False)
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
-    sentences = [f"{_title(winner).capitalize()}: {probe} {_percent(best)} ({seeds})."]
+    sentences = [f"{title(winner).capitalize()}: {probe} {_percent(best)} ({seeds})."]
     if untrained is not None:
-        gain = f"{_points(best, untrained)} over the untrained backbone, {seeds}"
-        sentences = [f"{_title(winner).capitalize()}: {probe} {_percent(best)} ({gain})."]
+        gain = f"{points(best, untrained)} over the untrained backbone, {seeds}"
+        sentences = [f"{title(winner).capitalize()}: {probe} {_percent(best)} ({gain})."]
         if difference(best, untrained) <= 0:
             sentences.insert(0, "No task is better than the untrained backbone, beyond the noise.")
     for task, figure in scored.items():
         if task == winner:
             continue
         if difference(best, figure) > 0:
-            sentences.append(f"{_title(task).capitalize()} is {_points(best, figure, sign='')} behind.")
+            sentences.append(f"{title(task).capitalize()} is {points(best, figure, sign='')} behind.")
         else:
-            sentences.append(f"{_title(task).capitalize()} cannot be told apart from it: {_percent(figure)}.")
+            sentences.append(f"{title(task).capitalize()} cannot be told apart from it: {_percent(figure)}.")
     return sentences
 
 
@@ -101,18 +101,19 @@ def _growth(rounds: Sequence[TaskRound], winner: str) -> list[str]:
         return []
     times = rounds[-1].seen[winner] / rounds[-2].seen[winner]
     helps = {1: "still helps", 0: "changes nothing beyond the noise", -1: "hurts"}[difference(later, earlier)]
-    return [f"More training {helps}: {_points(later, earlier)} for {times:.1f} times the images."]
+    return [f"More training {helps}: {points(later, earlier)} for {times:.1f} times the images."]
 
 
 def _unlabelled(last: TaskRound) -> str:
     verdicts = [
-        f"{_title(task).capitalize()}: {runs[0].run.verdict or 'no figure'}."
+        f"{title(task).capitalize()}: {runs[0].run.verdict or 'no figure'}."
         for task, runs in last.runs.items()
     ]
     return " ".join([*verdicts, LABEL])
 
 
-def _title(task: str) -> str:
+def title(task: str) -> str:
+    """Return the name of a task in a sentence."""
     return TITLES.get(task, task)
 
 
@@ -120,6 +121,7 @@ def _percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} ± {100 * figure.error:.1f} %"
 
 
-def _points(one: Figure, other: Figure, sign: str = "+") -> str:
+def points(one: Figure, other: Figure, sign: str = "+") -> str:
+    """Write the difference of two figures with its standard error."""
     error = math.hypot(one.error, other.error)
     return f"{100 * (one.value - other.value):{sign}.1f} ± {100 * error:.1f} points"

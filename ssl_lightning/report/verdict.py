@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 
 from ssl_lightning.artifacts.results import BALANCED, Record, Results, Verdict, best_stage
-from ssl_lightning.report.accuracy import SIGMAS
+from ssl_lightning.report.accuracy import FLAT, SIGMAS
 from ssl_lightning.report.summary import UNITS, column
 
-FLAT = 0.01  # smallest difference that counts where no standard error is known
 TOO_WIDE = 0.05  # two standard errors above this tell too little
 SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
 NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned

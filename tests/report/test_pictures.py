@@ -9,9 +9,9 @@ from PIL import Image
 
 from ssl_lightning.report import charts
 from ssl_lightning.report.build import series_tables
-from ssl_lightning.report.canvas import chart, grid
+from ssl_lightning.report.canvas import NARROW, WIDE, chart, grid
 from ssl_lightning.report.collect import collect
-from ssl_lightning.report.pictures import MOST, WIDE, draw_all
+from ssl_lightning.report.pictures import MOST, PANEL_WIDTH, draw_all
 from ssl_lightning.report.table import Table
 from ssl_lightning.report.training_log import POINTS, epochs, read_metrics, smooth, thin_points
 
@@ -21,9 +21,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Collect the figures by chart name before they are saved."""
     found: dict[str, Any] = {}
 
-    def keep(name: str, title: str, caption: str, figure: Any) -> Any:
+    def keep(name: str, title: str, caption: str, figure: Any, folded: bool = False) -> Any:
         found[name] = figure
-        return chart(name, title, caption, figure)
+        return chart(name, title, caption, figure, folded)
 
     monkeypatch.setattr(charts, "chart", keep)
     return found
@@ -98,12 +98,12 @@ def test_strips_go_before_panels_and_are_made_small(tmp_path: Path, leave: Any, 
     Image.new("L", (50, 50)).save(panel / "panel.png")
     (torn / "strip.png").write_bytes((both / "strip.png").read_bytes()[:60])
     shown = [picture for picture in draw_all(table(tmp_path)) if not picture.chart]
-    assert [picture.caption.rpartition(" · ")[2] for picture in shown] == [
-        "convnet, over the epochs, seed 0.",
-        "convnet, after the last epoch, seed 0.",
+    assert [(picture.title, picture.caption) for picture in shown] == [
+        ("both, seed 0", "over the epochs"),
+        ("panel, seed 0", "after the last epoch"),
     ]
     with Image.open(io.BytesIO(shown[0].png)) as image:
-        assert image.size == (WIDE, WIDE // 30)
+        assert image.size == (PANEL_WIDTH, PANEL_WIDTH // 30)
         assert image.convert("RGB").getpixel((5, 5)) == (255, 0, 0)
 
 
@@ -126,7 +126,8 @@ def test_long_logs_are_thinned() -> None:
     assert smooth([0.0, 3.0, 0.0]) == [1.5, 1.0, 1.5]
 
 
+@pytest.mark.parametrize("width", [WIDE, NARROW])
 @pytest.mark.parametrize("count", [1, 2, 4, 5, 9, 12])
-def test_a_grid_has_a_chart_for_each(count: int) -> None:
-    figure, axes = grid(count, share=True)
+def test_a_grid_has_a_chart_for_each(count: int, width: float) -> None:
+    figure, axes = grid(count, width, share=True)
     assert len(axes) == len(figure.axes) == count
