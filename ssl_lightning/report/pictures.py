@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image
 
 from ssl_lightning.artifacts.run_folder import PANEL, PANELS, STRIP
 from ssl_lightning.core.untrusted import check_plain
-from ssl_lightning.report.canvas import NARROW, WIDE, Picture
+from ssl_lightning.report.canvas import NARROW, WIDE, Picture, pack
 from ssl_lightning.report.charts import (
     Looks,
     by_stage,
@@ -98,6 +97,4 @@ def read_panel(path: Path, name: str, title: str, caption: str) -> Picture | Non
     except Exception:  # Pillow raises many kinds of errors; the report works without the picture
         return None
     shown.thumbnail((PANEL_WIDTH, 2 * PANEL_WIDTH), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    shown.quantize(256, dither=Image.Dither.NONE).save(data, format="png", optimize=True)
-    return Picture(name, title, caption, data.getvalue(), *shown.size)
+    return Picture(name, title, caption, pack(shown), *shown.size)
