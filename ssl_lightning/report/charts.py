@@ -134,6 +134,7 @@ def over_training(rows: Sequence[Row], looks: Looks, width: float) -> Picture | 
         axis.plot(pretexts, probes, color=its, alpha=0.5, linewidth=1.2)
         sizes = [14 + 22 * place / len(points) for place in range(len(points))]
         axis.scatter(pretexts, probes, s=sizes, color=its, zorder=3)
+        axis.margins(0.14)
         for place in (0, -1):
             axis.annotate(str(points[place][0]), (pretexts[place], probes[place]), fontsize=7,
                           xytext=(4, 4), textcoords="offset points")  # fmt: skip
