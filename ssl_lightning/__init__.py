@@ -6,12 +6,14 @@ from typing import Any
 # public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
     "Colorization": "tasks.colorization",
+    "Combined": "tasks.combined",
     "ContextPrediction": "tasks.context_prediction",
     "ImageData": "data.objects.image_data",
     "Inpainting": "tasks.inpainting",
     "Jigsaw": "tasks.jigsaw",
     "Random": "tasks.random",
     "Rotation": "tasks.rotation",
+    "SimCLR": "tasks.simclr",
     "SuperResolution": "tasks.super_resolution",
     "Supervised": "tasks.supervised",
     "as_backbone": "networks.adapter",
@@ -25,12 +27,14 @@ _MODULES = {
 
 __all__ = [
     "Colorization",
+    "Combined",
     "ContextPrediction",
     "ImageData",
     "Inpainting",
     "Jigsaw",
     "Random",
     "Rotation",
+    "SimCLR",
     "SuperResolution",
     "Supervised",
     "as_backbone",
@@ -41,7 +45,7 @@ __all__ = [
     "load_classifier",
     "probe",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -39,7 +39,8 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scripts_are_short() -> None:
     scripts = sorted(EXAMPLES.glob("*.py"))
-    assert [path.stem for path in scripts] == ["checkpoint", "folder", "new_task", "own_backbone"]
+    names = ["checkpoint", "elpv_folders", "folder", "new_task", "own_backbone"]
+    assert [path.stem for path in scripts] == names
     assert all(len(path.read_text().splitlines()) <= 50 for path in scripts)
 
 
@@ -67,3 +68,21 @@ def test_a_downloaded_checkpoint(labelled: Path, capsys: pytest.CaptureFixture[s
     train, test = str(labelled / "train"), str(labelled / "test")
     main("checkpoint")("resnet18", "resnet18.pth", train, test, image_size=32)
     assert "linear" in capsys.readouterr().out
+
+
+def test_solar_cells_become_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "site/elpv_dataset/data/images"
+    images.mkdir(parents=True)
+    (tmp_path / "site/elpv_dataset/__init__.py").touch()
+    grades = [0.0] * 40 + [1.0] * 20
+    lines = [f"images/cell{number}.png  {grade}  mono" for number, grade in enumerate(grades)]
+    (images.parent / "labels.csv").write_text("\n".join(lines))
+    for number in range(len(grades)):
+        (images / f"cell{number}.png").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    main("elpv_folders")(tmp_path / "out")
+    files = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*.png")]
+    assert len({file.name for file in files}) == len(files) == 60  # no photograph twice
+    parents = [str(file.parent) for file in files]
+    assert [parents.count(f"test/{grade}") for grade in ("sound", "defective")] == [10, 5]
+    assert [parents.count(f"labelled/{grade}") for grade in ("sound", "defective")] == [2, 1]

@@ -26,6 +26,7 @@ TASKS = (
     "colorization",
     "inpainting",
     "super_resolution",
+    "simclr",
 )
 STEPS = 4  # of one epoch; without callbacks, which change no weight (tests/test_user_loop.py)
 

@@ -39,6 +39,12 @@ ADVERSARIAL = [
 ]  # fmt: skip
 
 
+SPECTRAL = [
+    "task.discriminator_norm=spectral", "task.discriminator_head=flattened", "task.adversarial_loss=hinge",
+    "task.discriminator_steps=2", "task.r1=0.1", "task.discriminator_augment=[translation,cutout]",
+]  # fmt: skip
+
+
 def start(output: Path, *overrides: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "train.py"), *overrides]
     if not any(o.startswith("resume=") for o in overrides):
@@ -109,6 +115,13 @@ def sha(node: Any) -> str:
         ("inpainting", KILLS or 2, ["trainer.precision=bf16-mixed", *ADVERSARIAL]),
         ("inpainting", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2", *ADVERSARIAL]),
         ("super_resolution", KILLS or 2, ["optimizer=adam", "trainer.accumulate_grad_batches=3"]),
+        ("super_resolution", KILLS or 2, ["trainer.precision=32-true", *SPECTRAL]),
+        (
+            "combined",
+            KILLS or 2,
+            ["trainer.precision=32-true", "trainer.devices=2", "task.parts=[rotation,jigsaw]"],
+        ),
+        ("simclr", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
     ],
     ids=[
         "fp32",
@@ -122,6 +135,9 @@ def sha(node: Any) -> str:
         "gan-bf16",
         "gan-two-processes",
         "gan-accumulated",
+        "gan-spectral",
+        "combined-two-processes",
+        "simclr-two-processes",
     ],
 )
 def test_killed_runs_end_like_undisturbed_ones(

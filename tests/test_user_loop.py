@@ -35,7 +35,14 @@ CASES = {
     "inpainting": ["task.warmup_steps=3", "task.discriminator_width=4", "task.decoder_width=8"],
     "super_resolution": ["task.discriminator_width=4", "task.decoder_width=8"],
     "supervised": [],
-}
+    "combined": [
+        "task.parts=[rotation,jigsaw,colorization]", "task.weights=[1,0.5,0.2]",
+        "+task.options.rotation.copies=1",
+        "+task.options.jigsaw={permutations:4,permutations_per_image:4,hidden:64}",
+        "+task.options.colorization.width=8",
+    ],
+    "simclr": ["task.hidden=32", "task.embedding=16"],
+}  # fmt: skip
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted
 

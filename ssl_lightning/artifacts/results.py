@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
+from ssl_lightning.artifacts.answers import Answers, with_answers, write_answers
 from ssl_lightning.artifacts.run_folder import RESULTS
-from ssl_lightning.artifacts.typed_json import NEEDED, Limits, from_json, refusal, to_json
+from ssl_lightning.artifacts.typed_json import APART, NEEDED, Limits, from_json, refusal, to_json
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.untrusted import check_schema, read_json
 
@@ -23,8 +24,10 @@ MAX_BYTES = 1 << 25  # of a results.json; a run writes about 50 kB
 BALANCED = "balanced"  # metric: mean accuracy over the classes, beside top1 if they are unequal in number
 # numbers or null in a protocol
 PROTOCOL_NUMBERS = ("heldout", "k", "k_shot", "fraction", "sd", "standard_error", "majority")
-RANKS = ("rankme",)  # metrics that are ranks; all others are fractions
 RANK = Limits("a rank, 1 or more", minimum=1)
+SLOPE = Limits("a slope, 0 or more", minimum=0)
+# Metrics of features without labels, shown as plain numbers; all others are fractions
+SPECTRAL = {"rankme": RANK, "alpha_req": SLOPE, "lidar": RANK}
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
 Status = Literal["finished", "failed", "interrupted"]
 UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
@@ -70,7 +73,7 @@ class Measured:
         stage: Stage of the backbone, such as "stage3".
         split: "test", or "pretrain" for a figure on unlabelled pretraining images.
         metric: Name of the metric, such as "top1".
-        value: In [0, 1]; a rank is at least 1.
+        value: In [0, 1]; a rank is at least 1, and a slope at least 0.
         n: Number of images measured.
         evaluation: Set if `evaluate.py` added the figure to a finished run.
     """
@@ -92,9 +95,11 @@ class Record(Measured):
 
     Args:
         protocol: All settings that a comparison needs; `heldout` is the figure on held-out images.
+        answers: Which test images were answered right, of an accuracy; stored in answers.json.
     """
 
     protocol: Protocol
+    answers: Answers | None = field(default=None, kw_only=True, compare=False, repr=False, metadata=APART)
 
     @property
     def heldout(self) -> float | None:
@@ -318,7 +323,7 @@ class Results:
 
 
 def read_results(path: Path, clean: Callable[[Any], Any] = lambda content: content) -> Results:
-    """Read and check a results.json.
+    """Read and check a results.json, and the answers beside it.
 
     Args:
         path: The file.
@@ -328,7 +333,8 @@ def read_results(path: Path, clean: Callable[[Any], Any] = lambda content: conte
         ValueError: The file is broken, foreign or from a newer version; the message does not name the file.
         OSError: The file cannot be read.
     """
-    return Results.from_json(clean(read_json(path, MAX_BYTES)))
+    results = Results.from_json(clean(read_json(path, MAX_BYTES)))
+    return replace(results, probes=with_answers(path.parent, results.probes))
 
 
 def earlier_results(folder: Path) -> Results | None:
@@ -345,7 +351,7 @@ def earlier_results(folder: Path) -> Results | None:
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Write a results.json atomically, with one line for each fact, protocol and record."""
+    """Write the answers of a run, then its results.json with one line for each fact, protocol and record."""
     parts = []
     for key, value in results.to_json().items():
         text = json.dumps(value)
@@ -355,6 +361,7 @@ def write_results(path: Path, results: Results) -> None:
         elif isinstance(value, list) and value:
             text = "[\n" + ",\n".join(f"  {json.dumps(each)}" for each in value) + "\n ]"
         parts.append(f" {json.dumps(key)}: {text}")
+    write_answers(path.parent, results.probes)
     write_file(path, "{\n" + ",\n".join(parts) + "\n}\n")
 
 
@@ -479,7 +486,7 @@ def _check_figures(record: Record, place: str) -> None:
     """
     for key in PROTOCOL_NUMBERS:
         from_json(float | None, record.protocol.get(key), f"{place}.protocol.{key}")
-    limits = RANK if record.metric in RANKS else FRACTION
+    limits = SPECTRAL.get(record.metric, FRACTION)
     from_json(Annotated[float, limits], record.value, f"{place}.value")
-    if record.metric not in RANKS:
+    if record.metric not in SPECTRAL:
         from_json(Annotated[float, limits] | None, record.heldout, f"{place}.protocol.heldout")

@@ -16,6 +16,7 @@ from ssl_lightning.config.types import describe, fits
 
 LARGEST = 2**63  # of an integer, so that a float can hold it
 NEEDED = {"needed": True}  # metadata of a field that is required in JSON although it has a default
+APART = {"apart": True}  # metadata of a field that JSON does not hold
 JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array"}
 
 
@@ -168,6 +169,7 @@ def _fields(kind: type) -> dict[str, tuple[Any, bool]]:
             ),
         )
         for field in dataclasses.fields(kind)
+        if field.metadata != APART
     }
 
 

@@ -54,10 +54,12 @@ class BareLoop:
     def train_on(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> None:
         """Corrupt, encode, score, backward, step."""
         rounds = self.task.rounds(images, labels, stream)
-        for number in range(len(self.optimizers)):
+        while True:
             with self._clock("forward"), autocast(self.precision, self.task.device.type):
-                name, scores = next(rounds)
-            self._learn(number, scores[name])
+                name, scores = next(rounds, ("", {}))
+            if not scores:
+                return
+            self._learn(0 if name == "loss" else 1, scores[name])
 
     def _learn(self, number: int, loss: Tensor) -> None:
         with self._clock("backward"):

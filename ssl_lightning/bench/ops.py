@@ -20,7 +20,7 @@ from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
 from ssl_lightning.ops.rotation import rotate_four
 from ssl_lightning.ops.tile_grid import CENTRE, TileGrid, jigsaw_grid
 from ssl_lightning.ops.tile_guards import colour_projection, grey_scale, mix_colours, standardise_tiles
-from ssl_lightning.tasks.base import to_float
+from ssl_lightning.tasks._pixels import to_float
 
 GREY, SHIFT = 0.3, 2
 PROCESSES = 5

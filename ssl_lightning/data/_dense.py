@@ -14,6 +14,7 @@ from ssl_lightning.data._pictures import Pictures
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.io.annotations import Boxes
 from ssl_lightning.data.io.dense import DenseFiles
+from ssl_lightning.data.io.file_list import FileList
 from ssl_lightning.data.io.folders import good_images
 from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import FileSource
@@ -66,7 +67,7 @@ class DenseFolders(DenseDataModule, Pictures):
         self.root = cache_root(root)
         self.size = (int(size[0]), int(size[1]))
 
-    def check_pictures(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
+    def check_pictures(self, folder: Path, paths: Sequence[str | Path]) -> list[Path]:
         """Return the pictures after decoding each once.
 
         Raises:
@@ -74,14 +75,14 @@ class DenseFolders(DenseDataModule, Pictures):
         """
         good, _ = good_images(
             folder,
-            paths,
+            FileList.of(paths),
             max_pixels=self.max_pixels,
             max_bad=0,
             cache=self.root / "folders",
             channels=self.channels,
             value_range=self.value_range,
         )
-        return good
+        return [Path(path) for path in good]
 
     def pair(
         self,

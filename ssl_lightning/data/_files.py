@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
@@ -14,8 +14,10 @@ from torch import Tensor
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.progress import watched
 from ssl_lightning.data._pictures import Pictures
-from ssl_lightning.data.io.folders import SAMPLED, evenly, sample_images, scan, usable_images
+from ssl_lightning.data.io.file_list import FileList
+from ssl_lightning.data.io.folders import SAMPLED, evenly, sample_images, usable_images
 from ssl_lightning.data.io.packed import PackedSource
+from ssl_lightning.data.io.scan import scan
 from ssl_lightning.data.io.sources import FileSource
 
 
@@ -63,11 +65,11 @@ class ImageFiles(Pictures):
         needed = self.image_size / min(math.sqrt(self.train_view.scale[0]), self.eval_view.crop_ratio)
         self.cache_side = math.ceil(needed) if cache_side is None else cache_side
 
-    def find(self, folder: Path) -> list[Path]:
+    def find(self, folder: Path) -> FileList:
         """Return the images under a folder, at any depth; leave out the bad ones if `verify` is on."""
-        return self.usable(folder, scan(folder))
+        return self.usable(folder, scan(folder, stamps=self.verify or self.cache))
 
-    def usable(self, folder: Path, paths: Sequence[Path]) -> list[Path]:
+    def usable(self, folder: Path, files: FileList) -> FileList:
         """Return the images that can be decoded; all of them if `verify` is off."""
         pixels: dict[str, Any] = {
             "max_pixels": self.max_pixels,
@@ -75,21 +77,19 @@ class ImageFiles(Pictures):
             "value_range": self.value_range,
         }
         if not self.verify:
-            sample_images({str(path): path for path in evenly(paths, SAMPLED)}, **pixels)
-            return list(paths)
-        return usable_images(folder, paths, max_bad=self.max_bad, cache=self.root / "folders", **pixels)
+            sample_images({path: path for path in evenly(files, SAMPLED)}, **pixels)
+            return files
+        return usable_images(folder, files, max_bad=self.max_bad, cache=self.root / "folders", **pixels)
 
-    def source(self, paths: Sequence[Path], labels: Tensor | None) -> FileSource:
+    def source(self, files: FileList, labels: Tensor | None) -> FileSource:
         """Make a source of files with labels (N,), (N, K) or None; pack the files first if `cache` is on."""
         if not self.cache:
-            return FileSource(paths, labels, **self.decoding)
+            return FileSource(files, labels, **self.decoding)
         where = self.root / "packed"
-        return PackedSource(paths, labels, folder=where, side=self.cache_side, **self.decoding)
+        return PackedSource(files, labels, folder=where, side=self.cache_side, **self.decoding)
 
 
-def match(
-    pretrain: Sequence[Path], train: Sequence[Path], test: Sequence[Path], where: Path
-) -> tuple[list[Path], Tensor]:
+def match(pretrain: FileList, train: FileList, test: FileList, where: Path) -> tuple[FileList, Tensor]:
     """Find labelled images among the pretraining images, by resolved path.
 
     Args:
@@ -108,24 +108,23 @@ def match(
         return _match(pretrain, train, test, where)
 
 
-def _match(
-    pretrain: Sequence[Path], train: Sequence[Path], test: Sequence[Path], where: Path
-) -> tuple[list[Path], Tensor]:
-    tested = {path.resolve() for path in test}
-    both = [path for path in train if path.resolve() in tested]
+def _match(pretrain: FileList, train: FileList, test: FileList, where: Path) -> tuple[FileList, Tensor]:
+    tested, labelled = set(test.real_paths()), list(train.real_paths())
+    both = [path for path, real in zip(train, labelled, strict=True) if real in tested]
     if both:
         raise ValueError(
             f"{len(both)} training images are also test images in {where}, such as {both[0]}; "
             "an image may be in one split only"
         )
-    unseen = [path for path in pretrain if path.resolve() not in tested]
-    if len(unseen) < len(pretrain):
+    unseen = np.array([real not in tested for real in pretrain.real_paths()], bool)
+    if not unseen.all():
         rank_zero_warn(
-            f"{len(pretrain) - len(unseen)} pretraining images are test images in {where}; "
-            "pretraining leaves them out"
+            f"{(~unseen).sum()} pretraining images are test images in {where}; pretraining leaves them out"
         )
-    places = {path.resolve(): index for index, path in enumerate(unseen)}
-    return unseen, torch.tensor([places.get(path.resolve(), -1) for path in train])
+        pretrain = pretrain.take(np.flatnonzero(unseen))
+    wanted = set(labelled)
+    places = {real: index for index, real in enumerate(pretrain.real_paths()) if real in wanted}
+    return pretrain, torch.tensor([places.get(real, -1) for real in labelled])
 
 
 def check_both(train_dir: str | None, test_dir: str | None) -> None:

@@ -12,7 +12,7 @@ from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._dense import DenseFolders, check_class_names
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import check_masks, match_by_stem
-from ssl_lightning.data.io.folders import scan
+from ssl_lightning.data.io.scan import scan
 
 CLASSES = (
     "sky",
@@ -83,6 +83,6 @@ class CamVid(DenseFolders):
     def _split(self, split: str) -> tuple[list[Path], list[Path]]:
         folder, annotated = self.dir / split, self.dir / f"{split}annot"
         images = self.check_pictures(folder, scan(folder))
-        masks = match_by_stem(images, scan(annotated), "mask", annotated, folder)
+        masks = match_by_stem(images, list(map(Path, scan(annotated))), "mask", annotated, folder)
         check_masks(images, masks, len(self.class_names), self.void, self.num_workers)
         return images, masks

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import ImageFiles, check_same_classes
 from ssl_lightning.data._pairing import Pairing
-from ssl_lightning.data.io.folders import classes_of
+from ssl_lightning.data.io.scan import classes_of
 
 
 class ImageNet(ImageFiles):
@@ -61,8 +63,8 @@ class ImageNet(ImageFiles):
         test_names, test_labels = classes_of(test_dir, test)
         check_same_classes(train_dir, names, test_dir, test_names)
         self._listed = {fraction: read_image_list(path, train) for fraction, path in self.lists.items()}
-        images = self.source(train, torch.tensor(train_labels))
-        labelled_test = self.source(test, torch.tensor(test_labels))
+        images = self.source(train, train_labels)
+        labelled_test = self.source(test, test_labels)
         return Pairing(images, images, labelled_test, tuple(names), overlap=torch.arange(len(train)))
 
     def labelled_indices(self, fraction: float, *, heldout: bool = False) -> Tensor:
@@ -73,7 +75,7 @@ class ImageNet(ImageFiles):
         return chosen[torch.isin(chosen, self._labelled_pool(heldout))]
 
 
-def read_image_list(path: Path, images: list[Path]) -> Tensor:
+def read_image_list(path: Path, images: Sequence[str]) -> Tensor:
     """Find the images that a file lists, one name a line.
 
     Returns:
@@ -83,7 +85,7 @@ def read_image_list(path: Path, images: list[Path]) -> Tensor:
         ValueError: The list is empty, or names images that do not exist; gives their number and the first.
     """
     names = [Path(line.strip()).name for line in path.read_text().splitlines() if line.strip()]
-    places = {image.name: place for place, image in enumerate(images)}
+    places = {os.path.basename(image): place for place, image in enumerate(images)}
     missing = [name for name in names if name not in places]
     if missing or not names:
         first = f", such as {missing[0]}" if missing else ""

@@ -13,6 +13,7 @@ from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import ImageFiles, match
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import voc_annotation
+from ssl_lightning.data.io.file_list import FileList
 from ssl_lightning.data.io.voc import CLASSES, list_annotations, list_images, obtain_voc, read_list
 
 
@@ -76,12 +77,13 @@ class VOCClassification(ImageFiles):
             overlap,
         )
 
-    def _split(self, split: str) -> tuple[list[Path], Tensor]:
+    def _split(self, split: str) -> tuple[FileList, Tensor]:
         folder = self._folder()
         names = read_list(folder, "Main", split)
         annotations = dict(zip(list_images(folder, names), list_annotations(folder, names), strict=True))
-        images = self.usable(folder, list(annotations))
-        return images, torch.tensor([read_labels(annotations[path], self.class_names) for path in images])
+        images = self.usable(folder, FileList.of(annotations))
+        labels = [read_labels(annotations[Path(path)], self.class_names) for path in images]
+        return images, torch.tensor(labels)
 
     def _folder(self) -> Path:
         return obtain_voc(self.root, "2007") if self.dir is None else self.dir

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._dense import DenseFolders
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import check_masks, match_by_stem
-from ssl_lightning.data.io.folders import scan
+from ssl_lightning.data.io.scan import scan
 from ssl_lightning.data.io.voc import CLASSES, list_images, obtain_voc, read_list
 
 
@@ -52,7 +53,7 @@ class VOCSegmentation(DenseFolders):
             have = {path.stem for path in (*train, *test)}
             extra = sorted(path for path in (self.sbd_dir / "cls").glob("*.mat") if path.stem not in have)
             where = self.sbd_dir / "img"
-            images = self.check_pictures(self.sbd_dir, match_by_stem(extra, scan(where), "picture", where))
+            images = self.check_pictures(self.sbd_dir, _match(extra, "picture", where))
             check_masks(images, extra, len(CLASSES) + 1, (), self.num_workers)
             train, train_masks = train + images, train_masks + extra
         return self.pair(train, train_masks, test, test_masks, ("background", *CLASSES), heldout=None)
@@ -61,9 +62,13 @@ class VOCSegmentation(DenseFolders):
         folder = self._folder()
         images = self.check_pictures(folder, list_images(folder, read_list(folder, "Segmentation", split)))
         where = folder / "SegmentationClass"
-        masks = match_by_stem(images, scan(where), "mask", where)
+        masks = _match(images, "mask", where)
         check_masks(images, masks, len(CLASSES) + 1, (), self.num_workers)
         return images, masks
 
     def _folder(self) -> Path:
         return obtain_voc(self.root, "2012") if self.dir is None else self.dir
+
+
+def _match(images: Sequence[Path], what: str, where: Path) -> list[Path]:
+    return match_by_stem(images, [Path(path) for path in scan(where)], what, where)

@@ -27,6 +27,40 @@ class PooledClassifier(nn.Module):
         return self.linear(global_average(stages[-1]))
 
 
+class FlattenedClassifier(nn.Module):
+    """One linear layer on all cells of the last stage map, so that places differ (Radford et al. 2016).
+
+    Args:
+        backbone: The backbone whose last stage is classified; only its `feature_info` is read.
+        grid: Rows and columns of that map.
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, backbone: Any, grid: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(backbone.feature_info.channels()[-1] * grid[0] * grid[1], num_classes)
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Map stage maps, the last `(B, D, rows, columns)`, to logits `(B, num_classes)`."""
+        return self.linear(stages[-1].flatten(1))
+
+
+class PooledHead(nn.Module):
+    """Global average pooling of the last stage map, then a network.
+
+    Args:
+        network: Maps `(B, D)` to any output.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Map stage maps, the last `(B, D, H, W)`, to the output of the network."""
+        return self.network(global_average(stages[-1]))
+
+
 class StandardisedLinear(nn.Module):
     """Linear classifier on a stage map, pooled to a grid and standardised: the head of the linear probe.
 

@@ -24,6 +24,22 @@ def centre_mask(batch: int, image_size: int, hole: int, device: torch.device | s
     return mask
 
 
+def square_masks(batch: int, image_size: int, hole: int, generator: torch.Generator) -> Tensor:
+    """Remove one square of `hole` px at a random place of each image.
+
+    Args:
+        batch: B.
+        image_size: S.
+        hole: Side of the square, 1 to S.
+        generator: Draws the positions; the mask is on its device.
+
+    Raises:
+        ValueError: The hole is below 1, or does not fit the image.
+    """
+    _check_hole(hole, image_size, 1)
+    return _squares(batch, image_size, hole, 1, generator)
+
+
 def block_masks(batch: int, image_size: int, hole: int, generator: torch.Generator) -> Tensor:
     """Remove four random squares of half the hole's side, which may overlap.
 
@@ -37,12 +53,7 @@ def block_masks(batch: int, image_size: int, hole: int, generator: torch.Generat
         ValueError: The hole is below 2, or does not fit the image.
     """
     _check_hole(hole, image_size, 2)
-    side, device = hole // 2, generator.device
-    shape = (2, batch, NUM_BLOCKS, 1)
-    corner = torch.randint(image_size - side + 1, shape, generator=generator, device=device)
-    at = torch.arange(image_size, device=device)
-    rows, columns = (corner <= at) & (at < corner + side)  # each (B, blocks, S)
-    return (rows[..., :, None] & columns[..., None, :]).any(1, keepdim=True)
+    return _squares(batch, image_size, hole // 2, NUM_BLOCKS, generator)
 
 
 def region_masks(batch: int, image_size: int, hole: int, generator: torch.Generator) -> Tensor:
@@ -92,3 +103,11 @@ def border_weights(mask: Tensor, overlap: int, weight: float = 10.0) -> Tensor:
 def _check_hole(hole: int, image_size: int, smallest: int) -> None:
     if not smallest <= hole <= image_size:
         raise ValueError(f"hole is {hole} px; allowed are {smallest} to {image_size}, the size of the image")
+
+
+def _squares(batch: int, image_size: int, side: int, count: int, generator: torch.Generator) -> Tensor:
+    shape = (2, batch, count, 1)
+    corner = torch.randint(image_size - side + 1, shape, generator=generator, device=generator.device)
+    at = torch.arange(image_size, device=generator.device)
+    rows, columns = (corner <= at) & (at < corner + side)  # each (B, count, S)
+    return (rows[..., :, None] & columns[..., None, :]).any(1, keepdim=True)

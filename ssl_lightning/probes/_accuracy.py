@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from ssl_lightning.artifacts.answers import Answers, short_digest
 from ssl_lightning.artifacts.results import BALANCED, Protocol, Record
 from ssl_lightning.ops.average_precision import mean_average_precision
-from ssl_lightning.ops.knn import balanced_accuracy, topk_accuracy
+from ssl_lightning.ops.knn import balanced_accuracy, right_in_topk, topk_accuracy
 
 Scored = tuple[Tensor, Tensor]  # scores (N, K); labels (N,), or (N, K) of 1, 0 and -1
 UNEQUAL = 1.5  # times the images of the smallest class that the largest one has at most, if classes are equal
@@ -47,9 +49,20 @@ def records_of(
             protocol
             | {"heldout": None if heldout is None else figure_of(metric, *heldout)}
             | details(metric, *test),
+            answers=answers_of(metric, *test),
         )
         for metric in (*metrics_of(test[1]), *more)
     ]
+
+
+def answers_of(metric: str, scores: Tensor, labels: Tensor) -> Answers | None:
+    """Return which images an accuracy counts as right; None for another metric."""
+    if metric == "map":
+        return None
+    k = 1 if metric == BALANCED else int(metric.removeprefix("top"))
+    right = np.packbits(right_in_topk(scores, labels, k).cpu().numpy()).tobytes()
+    classes = labels.cpu().numpy().astype("<i4").tobytes()
+    return Answers(right, classes, short_digest(classes))
 
 
 def figure_of(metric: str, scores: Tensor, labels: Tensor) -> float:

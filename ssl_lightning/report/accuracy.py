@@ -1,11 +1,14 @@
-"""Accuracies with their errors, averaged over the seeds of a row."""
+"""Accuracies and gains with their errors, averaged over the seeds of a row."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ssl_lightning.artifacts.results import BALANCED, Record, Results, best_stage
 
@@ -20,10 +23,12 @@ class Figure:
     Args:
         value: In [0, 1].
         error: Standard error, the larger of the sample's and the seeds'.
+        records: The accuracies on test images, one for each seed; none for figures on held-out images.
     """
 
     value: float
     error: float
+    records: tuple[Record, ...] = ()
 
 
 def mean_figure(values: Sequence[float], n: int, of_sample: float | None = None) -> Figure:
@@ -68,19 +73,17 @@ def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = Fals
         return None
     if heldout:
         return mean_figure([float(r.heldout or 0) for r in best], best[0].heldout_images)
-    return records_figure(best)
+    return mean_of(best)
 
 
-def records_figure(records: Sequence[Record]) -> Figure:
-    """Average one record of each seed, all of one metric over the same test images.
-
-    Where a metric has no standard error over the images, half of `FLAT` takes its place. Draws of few labels
-    add the error of their mean.
-    """
-    errors = [r.standard_error for r in records if r.standard_error is not None]
-    of_images = statistics.fmean(errors) if errors else FLAT / SIGMAS
-    of_draws = statistics.fmean(_error_of_draws(r) for r in records)
-    return mean_figure([r.value for r in records], records[0].n, math.hypot(of_images, of_draws))
+def mean_of(records: Sequence[Record]) -> Figure:
+    """Average one test figure of each seed; half of `FLAT` is the error where a metric knows none."""
+    errors = [r.standard_error for r in records if r.metric == BALANCED and r.standard_error is not None]
+    of_images = statistics.fmean(errors) if errors else None
+    if all(r.standard_error is None for r in records):
+        of_images = FLAT / SIGMAS
+    figure = mean_figure([r.value for r in records], records[0].n, of_images)
+    return replace(figure, records=tuple(records))
 
 
 def judging_metric(run: Results) -> str:
@@ -91,11 +94,77 @@ def judging_metric(run: Results) -> str:
 def difference(one: Figure, other: Figure) -> int:
     """Return 1 if `one` is larger beyond the noise, -1 if smaller, 0 otherwise."""
     gap = one.value - other.value
-    if abs(gap) <= SIGMAS * math.hypot(one.error, other.error):
+    if abs(gap) <= SIGMAS * error_of_difference(one, other):
         return 0
     return 1 if gap > 0 else -1
 
 
-def _error_of_draws(record: Record) -> float:
-    deviation, draws = (record.protocol.get(key) for key in ("sd", "draws"))
-    return deviation / math.sqrt(draws) if deviation and isinstance(draws, int) and draws > 0 else 0.0
+def error_of_difference(one: Figure, other: Figure) -> float:
+    """Return the standard error of the difference of two accuracies, see `paired_error`."""
+    paired = paired_error(other.records, one.records)
+    return math.hypot(one.error, other.error) if paired is None else paired
+
+
+def gain_error(before: Sequence[Record], after: Sequence[Record]) -> float | None:
+    """Return the standard error of the gain between the seeds of two backbones.
+
+    Accuracies without stored answers count as independent. None for metrics without an error.
+    """
+    if any(r.standard_error is None for r in (*before, *after)):
+        return None
+    return error_of_difference(mean_of(after), mean_of(before))
+
+
+def paired_error(before: Sequence[Record], after: Sequence[Record]) -> float | None:
+    """Return the standard error of a gain in accuracy that was measured on the same test images.
+
+    It is the root of image^2 + seed^2. `image` is the error of the bootstrap over test images, in which the
+    answers of all seeds to an image stay together (`image_error`). `seed` is the standard deviation of the
+    gain over the seeds, divided by the root of their number; if the two have different numbers of seeds, that
+    of each accuracy. Chance that belongs to one image and one seed counts in both: the error is rather large.
+
+    Args:
+        before: Record of each seed.
+        after: The same, of the better backbone; in the order of the seeds.
+
+    Returns:
+        None if answers are absent, or the test images differ.
+    """
+    answers = [r.answers for r in (*before, *after)]
+    known = [each for each in answers if each is not None]
+    metrics = {r.metric for r in (*before, *after)}
+    if len(known) < len(answers) or len({each.test for each in known}) != 1 or len(metrics) != 1:
+        return None
+    classes = np.frombuffer(known[0].labels, "<i4")
+    if metrics != {BALANCED}:
+        classes = np.zeros_like(classes)  # all images count alike
+    image = image_error(_mean_right(after) - _mean_right(before), classes)
+    values = [[r.value for r in records] for records in (before, after)]
+    if len(before) == len(after):
+        values = [[new - old for old, new in zip(*values, strict=True)]]
+    seed = math.hypot(*(statistics.stdev(v) / math.sqrt(len(v)) for v in values if len(v) > 1))
+    return math.hypot(image, seed)
+
+
+def image_error(gains: NDArray[np.float64], classes: NDArray[np.int32]) -> float:
+    """Return the standard deviation of a mean over bootstraps of the images of each class.
+
+    For one class it is sqrt(sum (g - mean g)^2) / n; for gains of -1, 0 and 1 that is
+    sqrt(b + c - (b - c)^2 / n) / n with b images won and c lost. For several it is the same of each class,
+    the root of the sum of squares over the number of classes.
+
+    Args:
+        gains: `(N,)` gain of each image.
+        classes: `(N,)`; the mean is that of the means of the classes.
+    """
+    _, place, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    means = np.bincount(place, gains) / sizes
+    variances = np.bincount(place, (gains - means[place]) ** 2) / sizes
+    return math.sqrt((variances / sizes).sum()) / len(sizes)
+
+
+def _mean_right(records: Sequence[Record]) -> NDArray[np.float64]:
+    """Return for each test image the share of the seeds that answer it right, `(N,)`."""
+    right = [np.frombuffer(r.answers.right, np.uint8) for r in records if r.answers is not None]
+    bits: NDArray[np.float64] = np.unpackbits(right, axis=1, count=records[0].n).mean(0)
+    return bits

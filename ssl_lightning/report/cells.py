@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
-from ssl_lightning.report.accuracy import Figure, difference, records_figure
+from ssl_lightning.report.accuracy import FLAT, SIGMAS, Figure, gain_error, mean_of
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS
@@ -41,13 +41,13 @@ class Pick:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: one pick per seed. Numbers are as shown: in %, a rank as a plain number."""
+    """One cell of a table: one pick per seed. Numbers are as shown: in %, or plain for a rank and a slope."""
 
     picks: list[Pick]
 
     @property
     def percent(self) -> bool:
-        return bool(self.picks[0].record.metric != "rankme")
+        return self.picks[0].record.metric not in SPECTRAL
 
     @property
     def scale(self) -> float:
@@ -78,7 +78,7 @@ class Cell:
     @property
     def figure(self) -> Figure:
         """Mean with its standard error, not in % but as measured."""
-        return records_figure([pick.record for pick in self.picks])
+        return mean_of([pick.record for pick in self.picks])
 
     @property
     def pair(self) -> tuple[Figure, Figure] | None:
@@ -87,15 +87,22 @@ class Cell:
         if not pairs:
             return None
         before, after = zip(*pairs, strict=True)
-        return records_figure(before), records_figure(after)
+        return mean_of(before), mean_of(after)
 
     @property
-    def direction(self) -> int:
-        """1 if it is above the untrained backbone beyond the noise, -1 if below, else 0."""
-        if self.pair is None or not self.percent:
+    def gain_error(self) -> float | None:
+        """Standard error of the gain; None if unknown."""
+        pairs = [(pick.against, pick.record) for pick in self.picks if pick.against]
+        error = gain_error(*zip(*pairs, strict=True)) if pairs else None
+        return None if error is None else self.scale * error
+
+    @property
+    def trend(self) -> int:
+        """1 for a gain beyond the noise, -1 for a loss, 0 for neither; ranks have none."""
+        noise = self.scale * FLAT if self.gain_error is None else SIGMAS * self.gain_error
+        if self.gain is None or not self.percent or abs(self.gain) <= noise:
             return 0
-        before, after = self.pair
-        return difference(after, before)
+        return 1 if self.gain > 0 else -1
 
     @property
     def over(self) -> list[str]:

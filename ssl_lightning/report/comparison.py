@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ssl_lightning.artifacts.results import BALANCED, Results
-from ssl_lightning.report.accuracy import Figure, difference, judging_metric, probe_figure
+from ssl_lightning.report.accuracy import (
+    Figure,
+    difference,
+    error_of_difference,
+    judging_metric,
+    probe_figure,
+)
+from ssl_lightning.report.notes import CROSS_VALIDATED
+from ssl_lightning.report.summary import cross_validated
 
 TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
+TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts
 LABEL = (
     "Without labels nobody knows which features help. Label about 10 images a class, in one folder a class, "
-    "and give them as data.train_dir= and data.test_dir=."
+    "and give them as data.train_dir=."
 )
 
 
@@ -59,13 +68,16 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     scored = {task: figure for task, figure in figures.items() if figure is not None}
     if scored:
         winner = contenders(last, len(scored))[0]
-        sentences = [*_labelled(last, scored, winner), *_growth(rounds, winner)]
+        sentences = [*_labelled(last, scored, winner), *_growth(rounds, winner), *_left_behind(rounds)]
         if labels_alone is not None and (alone := probe_figure([labels_alone], trained=False)):
             sentences.append(f"The labels alone reach {_percent(alone)}.")
             if difference(alone, scored[winner]) > 0:
                 sentences.append("That is more: for these labels, so short a pretraining is not worth it.")
     else:
         sentences = [_unlabelled(last)]
+    sentences += _failed_pretexts(rounds) if scored else []
+    if any(cross_validated(record) for runs in last.runs.values() for record in runs[0].probes):
+        sentences.append(CROSS_VALIDATED)
     if refused:
         sentences.append(f"Not trained, for the reason above: {', '.join(map(title, refused))}.")
     return " ".join(sentences)
@@ -76,20 +88,51 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     untrained = probe_figure(runs, trained=False)
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
-    sentences = [f"{title(winner).capitalize()}: {probe} {_percent(best)} ({seeds})."]
+    sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({seeds})."]
     if untrained is not None:
         gain = f"{points(best, untrained)} over the untrained backbone, {seeds}"
-        sentences = [f"{title(winner).capitalize()}: {probe} {_percent(best)} ({gain})."]
-        if difference(best, untrained) <= 0:
+        sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain})."]
+        better = [task for task, figure in scored.items() if difference(figure, untrained) > 0]
+        if not better:
             sentences.insert(0, "No task is better than the untrained backbone, beyond the noise.")
+        elif winner not in better:
+            sentences.append("That is within the noise. It leads on the held-out images, which choose.")
     for task, figure in scored.items():
         if task == winner:
             continue
-        if difference(best, figure) > 0:
-            sentences.append(f"{title(task).capitalize()} is {points(best, figure, sign='')} behind.")
+        order = difference(best, figure)
+        if order > 0:
+            sentences.append(f"{_name(task)} is {points(best, figure, sign='')} behind.")
+        elif order < 0:
+            sentences.append(f"{_name(task)} is {points(figure, best, sign='')} above it on test images.")
         else:
-            sentences.append(f"{title(task).capitalize()} cannot be told apart from it: {_percent(figure)}.")
+            sentences.append(f"{_name(task)} cannot be told apart from it: {_percent(figure)}.")
     return sentences
+
+
+def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
+    """Name the tasks that were not trained further after each round, with their last figures."""
+    sentences = []
+    for number, (one, following) in enumerate(pairwise(rounds), 1):
+        figures = {task: probe_figure(runs, trained=True) for task, runs in one.runs.items()}
+        out = [
+            f"{title(task)} {_percent(figure)}"
+            for task, figure in figures.items()
+            if task not in following.runs and figure is not None
+        ]
+        if out:
+            sentences.append(f"Not trained further after round {number}: {', '.join(out)}.")
+    return sentences
+
+
+def _failed_pretexts(rounds: Sequence[TaskRound]) -> list[str]:
+    """Repeat the verdict of each task that collapsed, or whose pretext task taught nothing."""
+    last = {task: runs[0].run.verdict for each in rounds for task, runs in each.runs.items()}
+    return [
+        f"{_name(task)}: {verdict}."
+        for task, verdict in last.items()
+        if verdict and verdict.kind in TAUGHT_NOTHING
+    ]
 
 
 def _growth(rounds: Sequence[TaskRound], winner: str) -> list[str]:
@@ -105,10 +148,7 @@ def _growth(rounds: Sequence[TaskRound], winner: str) -> list[str]:
 
 
 def _unlabelled(last: TaskRound) -> str:
-    verdicts = [
-        f"{title(task).capitalize()}: {runs[0].run.verdict or 'no figure'}."
-        for task, runs in last.runs.items()
-    ]
+    verdicts = [f"{_name(task)}: {runs[0].run.verdict or 'no figure'}." for task, runs in last.runs.items()]
     return " ".join([*verdicts, LABEL])
 
 
@@ -117,11 +157,16 @@ def title(task: str) -> str:
     return TITLES.get(task, task)
 
 
+def _name(task: str) -> str:
+    """Return the title of a task at the start of a sentence."""
+    return title(task).capitalize()
+
+
 def _percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} ± {100 * figure.error:.1f} %"
 
 
 def points(one: Figure, other: Figure, sign: str = "+") -> str:
     """Write the difference of two figures with its standard error."""
-    error = math.hypot(one.error, other.error)
+    error = error_of_difference(one, other)
     return f"{100 * (one.value - other.value):{sign}.1f} ± {100 * error:.1f} points"

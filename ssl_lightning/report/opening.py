@@ -36,7 +36,7 @@ def opening(rows: Sequence[Row], columns: Sequence[str]) -> str:
     best, gain = first.cells[column], _gain(first, column)
     tied = [row for row in others if difference(best.figure, row.cells[column].figure) == 0]
     judged = [row.cells[column] for row in order if row.cells[column].pair is not None]
-    if others and judged and all(cell.direction <= 0 for cell in judged):
+    if others and judged and all(cell.trend <= 0 for cell in judged):
         said = f"no task beats {_before(first)} beyond the error. The highest in {column} is "
         said += ", ".join(filter(None, [_figure(first, column), gain]))
     elif tied:
@@ -77,9 +77,9 @@ def _gain(row: Row, column: str) -> str:
     if cell.pair is None:
         return ""
     before, after = cell.pair
-    if cell.direction > 0:
+    if cell.trend > 0:
         return f"{points(after, before, sign='')} above {_before(row)}"
-    if cell.direction < 0:
+    if cell.trend < 0:
         return f"{points(before, after, sign='')} below {_before(row)}"
     return f"{points(after, before)} against {_before(row)}, within the error"
 

@@ -17,8 +17,8 @@ from ssl_lightning.report.table import Comparison, Row, Table
 
 NONE = "-"
 FIELDS = (
-    "table", "row", "branch", "column", "mean", "sd", "n_seeds", "seeds", "values", "gain", "gain_over",
-    "stages", "published", "difference", "source", "commands", "protocols", "folders",
+    "table", "row", "branch", "column", "mean", "sd", "n_seeds", "seeds", "values", "gain", "gain_error",
+    "gain_over", "stages", "published", "difference", "source", "commands", "protocols", "folders",
 )  # fmt: skip
 TEXTS = ("table", "row", "branch", "column", "gain_over", "stages", "source", "commands", "folders")
 FORMULA = tuple("=+-@\t\r")  # first characters of a spreadsheet formula
@@ -39,8 +39,10 @@ def format_figure(cell: Cell | None) -> str:
 
 
 def gain(cell: Cell | None) -> str:
-    """Format a gain with its sign; "" if unknown."""
-    return "" if cell is None or cell.gain is None else signed(cell.gain)
+    """Format a gain with its sign and standard error; "" if unknown."""
+    if cell is None or cell.gain is None:
+        return ""
+    return signed(cell.gain) + ("" if cell.gain_error is None else f" ± {cell.gain_error:.1f}")
 
 
 def signed(points: float | None) -> str:
@@ -97,7 +99,7 @@ def lines(table: Table, escape: Escape = str, mark: Escape = str) -> list[list[s
         for name in table.columns:
             cell = row.cells.get(name)
             text = escape(format_figure(cell))
-            more = f" ({gain(cell)})" if gain(cell) else ""
+            more = f" {escape(f'({gain(cell)})')}" if gain(cell) else ""
             cells.append((mark(text) if is_best(row, cell, bests[name]) else text) + more)
         shown.append(cells)
     return shown
@@ -190,6 +192,7 @@ def _measured(cell: Cell) -> dict[str, str]:
         "seeds": " ".join(str(pick.run.seed) for pick in cell.picks),
         "values": " ".join(f"{value:.4f}" for value in cell.values),
         "gain": "" if cell.gain is None else f"{cell.gain:.4f}",
+        "gain_error": "" if cell.gain_error is None else f"{cell.gain_error:.4f}",
         "gain_over": "; ".join(cell.over),
         "stages": " ".join(cell.stages),
         "commands": "\n".join(pick.run.facts.command or "" for pick in cell.picks),

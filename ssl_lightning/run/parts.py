@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import resume_point
 from ssl_lightning.artifacts.results import Record, Results, earlier_results
+from ssl_lightning.callbacks.discriminator_watch import DiscriminatorWatch
 from ssl_lightning.callbacks.health import GradientWatch, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
 from ssl_lightning.callbacks.online_knn import OnlineKNN
@@ -38,7 +39,8 @@ from ssl_lightning.run.checks import (
     check_places,
     check_validation,
 )
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import PretextTask
 
 FITTING = {  # probes for a kind of labels, to suggest
     "classes": "linear", "multilabel": "svm", "masks": "segmentation", "boxes": "detection",
@@ -129,7 +131,7 @@ def build_parts(
     throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
     metrics = Metrics(throughput)
     # the guard precedes the metrics, so that a run does not report the figures of a failed validation
-    callbacks = [restored, throughput, health, metrics, *chosen, GradientWatch(health)]
+    callbacks = [restored, throughput, health, metrics, DiscriminatorWatch(), *chosen, GradientWatch(health)]
     options = {key: value for key, value in cfg.trainer.items() if key not in OURS}
     if not data.holds_out:
         options["limit_val_batches"] = 0  # Lightning would warn of an empty loader
@@ -240,6 +242,6 @@ def check_columns(parts: Parts) -> None:
     if table and (empty := sorted({column.probe for column in table.columns} & set(parts.skipped))):
         raise ValueError(
             f"benchmark {table.name} shows {', '.join(empty)}, and data {parts.data.name} has no labelled "
-            "images; give data.train_dir= and data.test_dir=, or leave these probes out: "
+            "images; give data.train_dir=, or leave these probes out: "
             f"probe=[{','.join(parts.probes)}]"
         )

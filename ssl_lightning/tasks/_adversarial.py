@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ssl_lightning.core.image_spec import ImageSpec
-from ssl_lightning.networks.discriminator import Discriminator, discriminator_stages, frozen, unrecorded
-from ssl_lightning.networks.heads import PooledClassifier
-from ssl_lightning.ops.adversarial import discriminator_scores, generator_loss
+from ssl_lightning.networks.discriminator import (
+    NORMS,
+    Discriminator,
+    discriminator_stages,
+    frozen,
+    unrecorded,
+)
+from ssl_lightning.networks.features import deepest_map_size
+from ssl_lightning.networks.heads import FlattenedClassifier, PooledClassifier
+from ssl_lightning.ops.adversarial import LOSSES, discriminator_scores, generator_loss, gradient_penalty
+from ssl_lightning.ops.diff_augment import AUGMENTATIONS, diff_augment
 from ssl_lightning.tasks._batches import explaining_single_images
-from ssl_lightning.tasks.base import Batch, PretextTask
+from ssl_lightning.tasks._two_networks import TwoNetworks
+from ssl_lightning.tasks.base import Batch
+
+HEADS = ("average", "flattened")
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class Attempt:
         return self.scores | self.extra | {"loss": loss}
 
 
-class AdversarialTask(PretextTask):
+class AdversarialTask(TwoNetworks):
     """A generator that also has to fool a discriminator (Goodfellow et al. 2014).
 
     A subclass implements `attempt`, and `fake_size` if the discriminator does not see full images. Both
@@ -51,18 +60,23 @@ class AdversarialTask(PretextTask):
 
     Real and fake pictures pass through the discriminator in separate batches. In one batch its batch norm
     would tell one kind by the other. Its running statistics come from real pictures, which are also its
-    input in the probes.
-
-    `Trainer(max_steps=...)` counts the steps of both optimizers, as Lightning does. DDP needs
-    `strategy="ddp_find_unused_parameters_true"`.
+    input in the probes. Spectral norm improves its estimate once per discriminator step, on real pictures.
 
     Args:
         backbone: The backbone.
-        spec: Shape and statistics of the images.
         adversarial_weight: Weight of the adversarial loss beside the generator's own; 0 for no discriminator
             and a single optimizer.
+        adversarial_loss: "non_saturating", "hinge" or "least_squares"; see `ops.adversarial`.
         discriminator_width: Channels of the discriminator's first stage.
+        discriminator_norm: "batch", "spectral" (Miyato et al. 2018) or "none".
+        discriminator_head: "average" decides on the mean of the last stage map: texture. "flattened" decides
+            on all its cells: places too.
         discriminator_lr_factor: Learning rate of the discriminator relative to the generator's.
+        discriminator_steps: Steps of the discriminator per step of the generator, on the same pictures.
+        discriminator_augment: Augmentations of both kinds of pictures, some of "colour", "translation" and
+            "cutout" (Zhao et al. 2020); see `ops.diff_augment`.
+        r1: Weight of half the squared gradient of the discriminator's logits at real pictures (Mescheder,
+            Geiger, Nowozin 2018); 0 for none. Batch norm mixes the gradients of a batch.
         label_smoothing: The target for real pictures is 1 minus this (Salimans et al. 2016, one-sided).
         instance_noise: Deviation of the noise on the discriminator's input, in normalised units. It falls to
             0 over the run (Sønderby et al. 2017) and hides minor differences between real and fake.
@@ -73,7 +87,7 @@ class AdversarialTask(PretextTask):
         **base: The keywords of `PretextTask`.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number or a name is out of range.
     """
 
     recordable = True
@@ -84,8 +98,14 @@ class AdversarialTask(PretextTask):
         backbone: nn.Module,
         *,
         adversarial_weight: float = 0.001,
+        adversarial_loss: str = "non_saturating",
         discriminator_width: int = 32,
+        discriminator_norm: str = "batch",
+        discriminator_head: str = "average",
         discriminator_lr_factor: float = 0.1,
+        discriminator_steps: int = 1,
+        discriminator_augment: Sequence[str] = (),
+        r1: float = 0.0,
         label_smoothing: float = 0.1,
         instance_noise: float = 0.5,
         warmup_steps: int = 0,
@@ -93,43 +113,74 @@ class AdversarialTask(PretextTask):
         gradient_clip_val: float | None = None,
         **base: Any,
     ) -> None:
-        super().__init__(backbone, **base)
+        super().__init__(
+            backbone,
+            alternating=adversarial_weight > 0,
+            warmup_steps=warmup_steps,
+            second_steps=discriminator_steps,
+            second_lr_factor=discriminator_lr_factor,
+            accumulate_grad_batches=accumulate_grad_batches,
+            gradient_clip_val=gradient_clip_val,
+            **base,
+        )
         if not 0 <= adversarial_weight <= 1:
             raise ValueError(f"task.adversarial_weight is {adversarial_weight}; allowed are 0 (off) to 1")
+        for key, value, allowed in (
+            ("adversarial_loss", adversarial_loss, LOSSES),
+            ("discriminator_norm", discriminator_norm, NORMS),
+            ("discriminator_head", discriminator_head, HEADS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"task.{key} is {value!r}; allowed are {', '.join(allowed)}")
         if discriminator_lr_factor <= 0:
             raise ValueError(f"task.discriminator_lr_factor is {discriminator_lr_factor}; it must be above 0")
+        if not set(discriminator_augment) <= set(AUGMENTATIONS):
+            raise ValueError(
+                f"task.discriminator_augment is {list(discriminator_augment)}; allowed are some of "
+                f"{', '.join(AUGMENTATIONS)}, or [] for none"
+            )
+        if r1 < 0:
+            raise ValueError(f"task.r1 is {r1}; it must be at least 0")
         if not 0 <= label_smoothing < 0.5 or instance_noise < 0:
             raise ValueError(
                 f"task.label_smoothing is {label_smoothing} and task.instance_noise {instance_noise}; "
                 "allowed are 0 to below 0.5, and 0 or more"
             )
-        if warmup_steps < 0:
-            raise ValueError(f"task.warmup_steps is {warmup_steps}; it must be at least 0")
-        if accumulate_grad_batches < 1 or (gradient_clip_val is not None and gradient_clip_val <= 0):
-            raise ValueError(
-                f"accumulate_grad_batches is {accumulate_grad_batches} and gradient_clip_val "
-                f"{gradient_clip_val}; allowed are 1 or more, and None or above 0"
-            )
-        self.adversarial_weight, self.warmup_steps = adversarial_weight, warmup_steps
+        self.adversarial_weight, self.adversarial_loss = adversarial_weight, adversarial_loss
         self.discriminator_lr_factor = discriminator_lr_factor
+        self.discriminator_steps, self.r1 = discriminator_steps, r1
+        self.discriminator_augment = tuple(discriminator_augment)
         self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
         self.adversarial = adversarial_weight > 0
-        self.automatic_optimization = not self.adversarial
+        # a further step of the discriminator needs its new weights, which one graph of a batch cannot see
+        self.recordable = discriminator_steps == 1
         self.warm = False  # whether the warm-up is over
         self.deviation: float | Tensor = 0.0  # instance noise of this step
-        self._accumulate, self._clip = accumulate_grad_batches, gradient_clip_val
-        self._discriminator_width = discriminator_width
+        self._discriminator = {"width": discriminator_width, "norm": discriminator_norm}
+        self._head = discriminator_head
 
     def build(self, spec: ImageSpec) -> None:
         super().build(spec)
-        if self.adversarial:
-            self.discriminator_config = {
-                "in_channels": spec.channels,
-                "stages": discriminator_stages(self.fake_size(spec)),
-                "width": self._discriminator_width,
-            }
-            self.discriminator = Discriminator(**self.discriminator_config)
+        if not self.adversarial:
+            return
+        size = self.fake_size(spec)
+        self.discriminator_config: dict[str, Any] = {
+            "in_channels": spec.channels,
+            "stages": discriminator_stages(size),
+            **self._discriminator,
+        }
+        self.discriminator = Discriminator(**self.discriminator_config)
+        self.judge: nn.Module
+        if self._head == "average":
             self.judge = PooledClassifier(self.discriminator, 1)
+        else:
+            grid = deepest_map_size(self.discriminator, spec.channels, size)
+            self.judge = FlattenedClassifier(self.discriminator, grid, 1)
+        if self._discriminator["norm"] == "spectral":
+            spectral_norm(self.judge.linear)
+
+    def second_parameters(self) -> list[nn.Parameter]:
+        return [*self.discriminator.parameters(), *self.judge.parameters()]
 
     def fake_size(self, spec: ImageSpec) -> int:
         """Return height and width of the discriminator's input, which set its number of stages."""
@@ -174,7 +225,7 @@ class AdversarialTask(PretextTask):
             return super().training_step(batch, batch_idx)
         images, labels = batch
         self.fix_dropout(batch_idx)
-        steps = (batch_idx + 1) % self._accumulate == 0 or self.trainer.is_last_batch
+        steps = (batch_idx + 1) % self.accumulated_batches == 0 or self.trainer.is_last_batch
         done = self.steps_done(batch_idx)
         self.warm = done >= self.warmup_steps
         deviation = self.noise_after(done)
@@ -182,14 +233,14 @@ class AdversarialTask(PretextTask):
             if not isinstance(self.deviation, Tensor):  # the CUDA graph reads this tensor in every step
                 self.deviation = torch.zeros((), device=images.device)
             self.deviation.fill_(deviation)
-            rounds = self.graph.rounds(images, labels, self._seed("train", batch_idx))
+            rounds = self.graph.rounds(images, labels, self.stream_seed(batch_idx))
         else:
             self.deviation = deviation
             rounds = self.rounds(images, labels, self.training_stream(batch_idx, images.device))
         scores: dict[str, Tensor] = {}
         with explaining_single_images():
-            for number, (name, found) in enumerate(rounds):
-                self.learn(number, found[name], steps)
+            for name, found in rounds:
+                self.learn(name, found[name], steps)
                 scores |= found
         self.log_training(scores)
         return scores["loss"].detach()
@@ -197,7 +248,10 @@ class AdversarialTask(PretextTask):
     def rounds(
         self, images: Tensor, labels: Tensor, stream: torch.Generator
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield the generator's loss, then the discriminator's, at the weights before the step."""
+        """Yield the generator's loss, then the discriminator's, at the weights before the step.
+
+        Each further step of the discriminator is at the weights after the previous one.
+        """
         if not self.adversarial:
             yield from super().rounds(images, labels, stream)
             return
@@ -207,9 +261,27 @@ class AdversarialTask(PretextTask):
             return
         scores = attempt.total_scores()
         shown, made = self.add_noise(attempt.real, attempt.fake, stream)
+        if self.discriminator_augment:
+            shown, made = diff_augment((shown, made), self.discriminator_augment, stream)
+        if self.r1:
+            shown = shown.detach().requires_grad_()
         real = self.discriminator(shown)
         yield "loss", scores | self.generator_scores(scores["loss"], made, real)
-        yield "disc_loss", self.discriminator_scores(made.detach(), real)
+        for step in range(self.discriminator_steps):
+            real = self.discriminator(shown) if step else real
+            found = self.discriminator_scores(made.detach(), real)
+            yield "disc_loss", self.add_penalty(found, shown, real) if self.r1 else found
+
+    def add_penalty(self, scores: dict[str, Tensor], shown: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
+        """Add R1 to the discriminator's loss.
+
+        Args:
+            scores: Scores of the discriminator.
+            shown: Real pictures that require a gradient, `(N, C, h, w)`.
+            real: Their stage maps, with their graph.
+        """
+        penalty = gradient_penalty(self.judge(real), shown)
+        return scores | {"disc_loss": scores["disc_loss"] + self.r1 / 2 * penalty, "disc_r1": penalty}
 
     def generator_scores(self, loss: Tensor, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
         """Add the discriminator's terms to the generator's own loss.
@@ -219,36 +291,24 @@ class AdversarialTask(PretextTask):
             fake: `(N, C, h, w)` with their graph.
             real: Stage maps of the real pictures.
         """
-        with frozen(self.discriminator, self.judge), unrecorded(self.discriminator):
+        with frozen(self.discriminator, self.judge), unrecorded(self.discriminator, self.judge):
             stages = self.discriminator(fake)
-            adversarial = generator_loss(self.judge(stages))
+            adversarial = generator_loss(self.judge(stages), self.adversarial_loss)
         matching = self.matching_loss(stages, [stage.detach() for stage in real])
         total = loss + self.adversarial_weight * adversarial + sum(matching.values())
         return {"loss": total, "adversarial": adversarial, **matching}
 
     def discriminator_scores(self, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
-        """Score the discriminator: cross-entropy, and its accuracy on each kind.
+        """Score the discriminator: its loss, and its accuracy on each kind.
 
         Args:
             fake: `(N, C, h, w)` without their graph.
             real: Stage maps of the real pictures, with their graph.
         """
-        with unrecorded(self.discriminator):
-            stages = self.discriminator(fake)
-        return discriminator_scores(self.judge(real), self.judge(stages), self.label_smoothing)
-
-    def learn(self, number: int, loss: Tensor, steps: bool) -> None:
-        """Add the gradient of a loss; after the last accumulated batch, step and clear the gradients."""
-        with nullcontext() if steps else self._without_sync():
-            self.manual_backward(loss / self._accumulate)
-        if not steps:
-            return
-        optimizers: Any = self.optimizers()
-        optimizers[number].step()
-        schedules: Any = self.lr_schedulers()
-        if schedules:
-            schedules[number].step()
-        optimizers[number].zero_grad()
+        on_real = self.judge(real)
+        with unrecorded(self.discriminator, self.judge):
+            on_fake = self.judge(self.discriminator(fake))
+        return discriminator_scores(on_real, on_fake, self.label_smoothing, self.adversarial_loss)
 
     def noise_after(self, done: int) -> float:
         """Return the deviation of the instance noise after so many steps: it falls to 0."""
@@ -260,84 +320,3 @@ class AdversarialTask(PretextTask):
             return real, fake
         noise = self.deviation * torch.randn(real.shape, generator=stream, device=real.device)
         return real + noise, fake + noise
-
-    def steps_done(self, batch_idx: int) -> int:
-        """Return the number of generator steps before this batch."""
-        if math.isinf(self.trainer.num_training_batches):
-            return self._generator_steps(self.trainer.global_step)
-        in_epoch = math.ceil(self.trainer.num_training_batches / self._accumulate)
-        return self.current_epoch * in_epoch + batch_idx // self._accumulate
-
-    # --- manual optimization with two optimizers ---
-
-    def trainer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Handle accumulation and clipping, and count the steps of both optimizers, as Lightning does."""
-        left = super().trainer_options(options)
-        if not self.adversarial:
-            return left
-        self._accumulate = left.pop("accumulate_grad_batches", 1)
-        self._clip = left.pop("gradient_clip_val", None)
-        steps = left.get("max_steps", -1)
-        if steps > 0:
-            left["max_steps"] = steps + max(0, steps - self.warmup_steps)
-        return left | {"find_unused_parameters": True}
-
-    @property
-    def accumulated_batches(self) -> int:
-        return self._accumulate if self.adversarial else super().accumulated_batches
-
-    @property
-    def max_steps(self) -> int:
-        return self._generator_steps(super().max_steps) if self.adversarial else super().max_steps
-
-    def _generator_steps(self, both: int) -> int:
-        """Return the number of generator steps among the steps of both optimizers; -1 stays."""
-        return both if both <= self.warmup_steps else math.ceil((both + self.warmup_steps) / 2)
-
-    def configure_callbacks(self) -> Any:
-        """Refuse what two optimizers cannot do; this hook comes before Lightning's own check."""
-        trainer: Any = self.trainer
-        refused = {}
-        if trainer.gradient_clip_val:
-            refused["gradient_clip_val"] = trainer.gradient_clip_val
-        if trainer.accumulate_grad_batches != 1:
-            refused["accumulate_grad_batches"] = trainer.accumulate_grad_batches
-        if self.adversarial and refused:
-            kind, given = type(self).__name__, ", ".join(f"{name}={value}" for name, value in refused.items())
-            raise ValueError(
-                f"Trainer({given}) does not work for the two optimizers of {kind}; give it to the task: "
-                f"{kind}(..., {given})"
-            )
-        return super().configure_callbacks()
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        strategy: Any = self.trainer.strategy
-        is_ddp = self.adversarial and isinstance(strategy, DDPStrategy)
-        if is_ddp and not strategy._ddp_kwargs.get("find_unused_parameters"):
-            raise ValueError(
-                f"{type(self).__name__} trains two networks in turns, so DDP must expect unused parameters: "
-                "give Trainer(strategy='ddp_find_unused_parameters_true')"
-            )
-
-    def configure_optimizers(self) -> Any:
-        if not self.adversarial:
-            return super().configure_optimizers()
-        discriminator_parameters = [*self.discriminator.parameters(), *self.judge.parameters()]
-        excluded = {id(p) for p in discriminator_parameters}
-        generator_parameters = [p for p in self.parameters() if id(p) not in excluded]
-        steps = self.total_steps()
-        return (
-            self.optimizer_for(generator_parameters, steps),
-            self.optimizer_for(
-                discriminator_parameters, max(1, steps - self.warmup_steps), self.discriminator_lr_factor
-            ),
-        )
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._clip:
-            self.clip_gradients(optimizer, gradient_clip_val=self._clip)
-
-    def _without_sync(self) -> AbstractContextManager[Any]:
-        strategy: Any = self.trainer.strategy
-        return strategy.block_backward_sync() if hasattr(strategy, "block_backward_sync") else nullcontext()

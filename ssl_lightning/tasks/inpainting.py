@@ -13,11 +13,13 @@ from ssl_lightning.networks.channelwise import ChannelwiseLinear
 from ssl_lightning.networks.decoder import Decoder
 from ssl_lightning.networks.features import deepest_map_size
 from ssl_lightning.ops.image_quality import masked_mse, psnr
-from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks
+from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks, square_masks
 from ssl_lightning.tasks._adversarial import AdversarialTask, Attempt
 from ssl_lightning.tasks.base import Panel
 
-MASKS = ("center", "blocks", "region")
+MASKS = ("center", "square", "blocks", "region")
+SEEN = (None, "image", "filling")  # by the discriminator
+DRAWN = {"square": square_masks, "blocks": block_masks, "region": region_masks}
 
 
 class Inpainting(AdversarialTask):
@@ -25,16 +27,18 @@ class Inpainting(AdversarialTask):
 
     The backbone sees the image with the data set's mean colour in the hole. A bottleneck connects all
     places of the deepest stage, and a decoder predicts the full picture. The squared error covers the hole
-    and a band around it, with weight 1 - adversarial_weight as in the paper. The discriminator sees the
-    filling alone if all holes are the same square, else the image with the filling in it.
+    and a band around it, with weight 1 - adversarial_weight as in the paper.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        mask: "center" removes a square in the middle, "blocks" four overlapping squares of half its side at
-            random places. "region" removes a random shape of its area (sec. 3.3), which gives the paper's
-            features.
+        mask: "center" removes a square in the middle, "square" one at a random place, "blocks" four squares
+            of half its side at random places, which may overlap. "region" removes a random shape of its area
+            (sec. 3.3), which gives the paper's features.
         hole: Side of that square in pixels; None: half the image, a quarter of its area.
+        discriminator_sees: "image" shows the discriminator the image with the filling in it, whose seam may
+            give it away. "filling" shows the filling alone: cut out if all holes are the same square, else on
+            the mean colour, and real pictures likewise. None: "filling" for "center", else "image".
         overlap: Width in pixels of the predicted band around the hole; None: hole // 16, like 4 of 64 in the
             paper (sec. 4).
         overlap_weight: Weight of the squared error in the band; in the hole it is 1.
@@ -54,6 +58,7 @@ class Inpainting(AdversarialTask):
         hole: int | None = None,
         overlap: int | None = None,
         overlap_weight: float = 10.0,
+        discriminator_sees: str | None = None,
         decoder_width: int = 32,
         **base: Any,
     ) -> None:
@@ -61,8 +66,13 @@ class Inpainting(AdversarialTask):
             raise ValueError(f"task.mask is {mask!r}; allowed are {', '.join(MASKS)}")
         if overlap_weight < 0:
             raise ValueError(f"task.overlap_weight is {overlap_weight}; it must be at least 0")
+        if discriminator_sees not in SEEN:
+            raise ValueError(
+                f"task.discriminator_sees is {discriminator_sees!r}; allowed are image, filling and null"
+            )
         super().__init__(backbone, **base)
         self.mask, self.overlap_weight = mask, overlap_weight
+        self.sees_filling = (discriminator_sees or ("filling" if mask == "center" else "image")) == "filling"
         self._sizes, self._decoder_width = (hole, overlap), decoder_width
         if spec is not None:
             self.build(spec)
@@ -98,7 +108,7 @@ class Inpainting(AdversarialTask):
         return hole, overlap
 
     def fake_size(self, spec: ImageSpec) -> int:
-        return self.hole if self.mask == "center" else spec.image_size
+        return self.hole if self.mask == "center" and self.sees_filling else spec.image_size
 
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
         mask = self.draw_mask(len(images), stream)  # (B, 1, S, S), True in the hole
@@ -114,8 +124,7 @@ class Inpainting(AdversarialTask):
         size = self.spec.image_size
         if self.mask == "center":
             return centre_mask(batch, size, self.hole, stream.device)
-        draw = block_masks if self.mask == "blocks" else region_masks
-        return draw(batch, size, self.hole, stream)
+        return DRAWN[self.mask](batch, size, self.hole, stream)
 
     def restore(self, corrupted: Tensor) -> Tensor:
         """Predict the full picture, `(B, C, S, S)` float32 normalised, from images in [0, 1] with holes."""
@@ -125,8 +134,10 @@ class Inpainting(AdversarialTask):
 
     def show(self, made: Tensor, real: Tensor, mask: Tensor) -> Tensor:
         """Cut or paste the filling for the discriminator: `(B, C, hole, hole)` or `(B, C, S, S)`."""
-        if self.mask != "center":
+        if not self.sees_filling:
             return torch.where(mask, made, real)
+        if self.mask != "center":
+            return torch.where(mask, made, 0.0)  # 0 is the mean colour
         begin = (self.spec.image_size - self.hole) // 2
         inside = slice(begin, begin + self.hole)
         return made[..., inside, inside].contiguous(memory_format=self.image_format)

@@ -21,7 +21,7 @@ from ssl_lightning.ops.resample import resize_bicubic
 from ssl_lightning.tasks._adversarial import AdversarialTask, Attempt
 from ssl_lightning.tasks.base import Panel
 
-SCALES = (2, 4)
+SCALES = (2, 4, 8)
 INPUTS = ("enlarged", "small")
 CONTENTS = ("discriminator", "vgg", None)
 
@@ -35,7 +35,7 @@ class SuperResolution(AdversarialTask):
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        scale: Factor of the shrinking, 2 or 4.
+        scale: Factor of the shrinking, 2, 4 or 8.
         input: "enlarged" feeds the bicubic enlargement to the backbone, for backbones that shrink their
             input. "small" feeds the small image, as SRResNet does, and enlarges the stage map by pixel
             shuffle, for backbones that keep the size.
@@ -69,7 +69,7 @@ class SuperResolution(AdversarialTask):
         **base: Any,
     ) -> None:
         if scale not in SCALES:
-            raise ValueError(f"task.scale is {scale}; allowed are 2 and 4")
+            raise ValueError(f"task.scale is {scale}; allowed are 2, 4 and 8")
         if input not in INPUTS:
             raise ValueError(f"task.input is {input!r}; allowed are {', '.join(INPUTS)}")
         if content not in CONTENTS or content_weight < 0:

@@ -151,6 +151,6 @@ def test_annotations_of_another_size_are_counted(tree: Path) -> None:
 def test_good_pictures_of_all_lists_are_remembered(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data(tree)
     decoded: list[object] = []
-    monkeypatch.setattr(folders, "examine", lambda *given: decoded.append(given))
+    monkeypatch.setattr(folders, "inspect_image", lambda *given: decoded.append(given))
     data(tree)
     assert not decoded

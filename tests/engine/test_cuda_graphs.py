@@ -25,10 +25,14 @@ from tests._composed import composed
 from tests._stand_in import StandIn
 from tests.test_user_loop import assert_moved_alike
 
-MAKERS = {"rotation": Rotation, "inpainting": partial(Inpainting, warmup_steps=3, discriminator_width=4)}
+MAKERS = {
+    "rotation": Rotation,
+    "inpainting": partial(Inpainting, warmup_steps=3, discriminator_width=4),
+    "frozen at first": partial(Rotation, freeze_until=0.5, backbone_lr_factor=0.5),
+}
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
-TASKS += ["super_resolution"]
+TASKS += ["super_resolution", "combined task.parts=[jigsaw,rotation,colorization]", "simclr"]
 # 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs
 QUICK = [
     "data=fake", "trainer.max_steps=25", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]",
@@ -67,6 +71,8 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
         "jigsaw",
         "super_resolution task.discriminator_width=4",
         "super_resolution task.discriminator_width=4 task.warmup_steps=7",
+        "super_resolution task.discriminator_width=4 task.discriminator_norm=spectral task.r1=0.1",
+        "combined task.parts=[jigsaw,rotation] +task.options.rotation.copies=1",
     ],
 )
 def test_a_task_delegates_backward_passes_to_a_graph(task: str, options: list[str], tmp_path: Path) -> None:
@@ -120,6 +126,14 @@ def assert_same(one: Loop, other: Loop) -> None:
         return
     found = other.task.state_dict()
     assert not [name for name, value in one.task.state_dict().items() if not torch.equal(value, found[name])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_backbone_that_is_frozen_at_first(device: str, exact: None) -> None:
+    loops = without_and_with("frozen at first", device)
+    for loop in loops:
+        loop.fit()
+    assert_same(*loops)
 
 
 class Zeroing(Callback):
@@ -307,9 +321,9 @@ def test_only_recording_errors_are_attributed_to_graphs(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "super_resolution task.discriminator_norm=spectral task.r1=0.1"])
 def test_replayed_steps_equal_plain_steps(task: str, tmp_path: Path, exact: None) -> None:
-    given = [f"task={task}", "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
+    given = [*f"task={task}".split(), "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
     given += ["optimizer=sgd", "optimizer.lr=0.001"]
     given += ["task.warmup_steps=7"] if task == "inpainting" else []
     plain = trained(given, tmp_path / "plain")

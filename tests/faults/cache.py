@@ -10,8 +10,8 @@ import numpy as np
 
 from ssl_lightning.data.io.arrays import has_parts, save_verified
 from ssl_lightning.data.io.download import DownloadError, Source, fetch_url, obtain, unpack
-from ssl_lightning.data.io.folders import scan
 from ssl_lightning.data.io.packed import CacheSpaceError, make_pack
+from ssl_lightning.data.io.scan import scan
 
 PARTS = ("first", "second")
 

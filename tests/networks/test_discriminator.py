@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from ssl_lightning.networks.discriminator import Discriminator, discriminator_stages, frozen, unrecorded
+from ssl_lightning.networks.features import deepest_map_size
+from ssl_lightning.networks.heads import FlattenedClassifier
 
 
 def test_four_stages_of_width_64_are_srgans() -> None:
@@ -57,6 +59,54 @@ def test_unrecorded_batches_are_normalised_alike_and_leave_no_statistics() -> No
     assert all(torch.equal(value, before[name]) for name, value in kept.items())
     net(images)  # recorded again afterwards
     assert torch.equal(net.stages[0][3].running_mean, other.stages[0][3].running_mean)
+
+
+def test_spectral_norm_makes_the_largest_singular_value_one() -> None:
+    torch.manual_seed(0)
+    net = Discriminator(stages=2, width=8, norm="spectral")
+    for _ in range(200):  # each pass is an iteration of the power method
+        net(torch.rand(1, 3, 8, 8))
+    net.eval()
+    convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 4
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    for each in convolutions:
+        assert each.bias is not None
+        largest = torch.linalg.svdvals(each.weight.detach().flatten(1)).max().item()
+        assert largest == pytest.approx(1, rel=1e-3)
+
+
+def test_unrecorded_passes_leave_the_singular_vectors() -> None:
+    net = Discriminator(stages=2, width=8, norm="spectral")
+    before, images = copy.deepcopy(net.state_dict()), torch.rand(4, 3, 8, 8)
+    with unrecorded(net):
+        net(images)[-1].sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(p.grad is not None for p in net.parameters())
+    net(images)
+    changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed
+    assert all(name.endswith(("_u", "_v")) for name in changed)
+
+
+def test_without_norm_the_convolutions_have_a_bias() -> None:
+    net = Discriminator(stages=2, width=4, norm="none")
+    assert [type(m) for m in net.stages[0]] == [nn.Conv2d, nn.LeakyReLU] * 2
+    assert all(m.bias is not None for m in net.modules() if isinstance(m, nn.Conv2d))
+    with pytest.raises(ValueError, match="norm of a discriminator is 'layer'; allowed are batch"):
+        Discriminator(norm="layer")
+
+
+def test_a_flattened_head_tells_places_apart() -> None:
+    net = Discriminator(stages=2, width=4)
+    head = FlattenedClassifier(net, deepest_map_size(net, 3, 16), 2)
+    maps, weights = torch.rand(3, 8, 4, 4), [p.detach() for p in head.parameters()]
+    expected = [
+        [sum((each.flatten() * row).tolist()) + float(bias) for row, bias in zip(*weights, strict=True)]
+        for each in maps
+    ]
+    torch.testing.assert_close(head([maps]), torch.tensor(expected))
+    assert (head([maps.flip(3)]) - head([maps])).abs().min() > 1e-4
 
 
 @pytest.mark.parametrize("options", [{"stages": 0}, {"stages": 6}, {"width": 0}, {"max_width": 0}])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks
+from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks, square_masks
 
 
 @pytest.mark.parametrize(("size", "hole", "begin"), [(32, 16, 8), (33, 16, 8), (32, 9, 11), (8, 7, 0)])
@@ -15,6 +15,19 @@ def test_the_centre_is_a_square_in_the_middle(size: int, hole: int, begin: int) 
     assert mask.flatten(1).sum(1).tolist() == [hole * hole] * 3
     rows, columns = mask[1, 0].nonzero().unbind(1)
     assert (rows.min(), rows.max()) == (columns.min(), columns.max()) == (begin, begin + hole - 1)
+
+
+def test_a_square_is_at_any_place_alike() -> None:
+    masks = square_masks(4000, 6, 4, torch.Generator().manual_seed(0))
+    rows, columns = masks.any(3)[:, 0], masks.any(2)[:, 0]  # (B, 6) each
+    assert torch.equal(masks[:, 0], rows[:, :, None] & columns[:, None, :])
+    for side in (rows, columns):
+        assert (side.sum(1) == 4).all()
+        begins = side.int().argmax(1).bincount(minlength=3)
+        assert len(begins) == 3
+        assert (begins - 4000 / 3).abs().max() < 200
+    with pytest.raises(ValueError, match="hole is 7 px; allowed are 1 to 6"):
+        square_masks(1, 6, 7, torch.Generator())
 
 
 def test_blocks_are_four_squares() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score
@@ -122,6 +123,37 @@ def test_every_probe_of_classes_has_it(probe: BaseProbe, tmp_path: Path) -> None
         assert balanced.protocol["majority"] == 30 / 33
         assert 0 <= balanced.value <= 1
         assert balanced.heldout is not None
+        if "k_shot" not in top1.protocol:  # a mean over draws
+            assert right_of(top1).mean() == top1.value
+            assert top1.answers == balanced.answers
+            assert top1.answers.test == firsts[0].answers.test
+
+
+def right_of(record: Record) -> np.ndarray:
+    assert record.answers is not None
+    assert np.array_equal(np.frombuffer(record.answers.labels, "<i4"), np.repeat([0, 1], SIZES))
+    return np.unpackbits(np.frombuffer(record.answers.right, np.uint8), count=record.n)
+
+
+def test_answers_name_their_test_set(tmp_path: Path) -> None:
+    """Not only its labels: other images of the same classes are another set."""
+
+    class Named(list):
+        image_names = ["a", "b"]  # noqa: RUF012
+
+    stream = generator("named")
+    images = torch.randint(256, (4, 3, 8, 8), generator=stream, dtype=torch.uint8)
+    splits = {split: Named([(images, torch.arange(4) % 2)]) for split in ("train", "heldout", "test")}
+    tests = set()
+    for names in (["a", "b"], ["a", "b"], ["a", "c"]):
+        splits["test"].image_names = names
+        (record,) = run_probes(
+            {"backbone": ConvNet(widths=[4], strides=[2])}, lambda x: x, {"knn": KNNProbe(ks=[1])}, splits,
+            class_names=("a", "b"), folder=tmp_path,
+        )[0]  # fmt: skip
+        assert record.answers is not None
+        tests.add(record.answers.test)
+    assert len(tests) == 2
 
 
 def setting(record: Record) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from ssl_lightning.artifacts.results import Record, Results, Verdict
 from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
 from tests.artifacts.test_results import FACTS
+from tests.report.test_verdict import answers
 
 
 def run(test: float, heldout: float, untrained: float = 0.3, n: int = 10_000) -> Results:
@@ -62,10 +63,42 @@ def test_balanced_accuracy_judges_unequal_classes() -> None:
     assert text.startswith("Jigsaw: linear probe, balanced accuracy 80.0 ± 3.0 % (+30.0 ± 4.2 points")
 
 
+def test_distances_pair_the_answers_to_each_image() -> None:
+    def answered(right: int) -> Results:
+        found = run(right / 1000, right / 1000, untrained=0.4, n=1000)
+        before, after = found.probes
+        return replace(
+            found, probes=[replace(before, answers=answers(400)), replace(after, answers=answers(right))]
+        )
+
+    text = conclusion(None, [of(rotation=[answered(600)], jigsaw=[answered(590)])], [])
+    assert "(+20.0 ± 1.3 points over the untrained backbone" in text  # sqrt(200 - 200^2 / 1000) / 1000
+    assert "Jigsaw is 1.0 ± 0.3 points behind." in text
+
+
 def test_nothing_helps() -> None:
     text = conclusion(None, [of(rotation=[run(0.302, 0.3)])], ["colorization"])
     assert text.startswith("No task is better than the untrained backbone, beyond the noise.")
     assert text.endswith("Not trained, for the reason above: colorization.")
+
+
+def test_a_better_task_that_was_not_chosen_is_named() -> None:
+    last = of(rotation=[run(0.302, 0.31)], jigsaw=[run(0.33, 0.305)])  # jigsaw: +3 points, error 0.7
+    text = conclusion(None, [last], [])
+    assert text.startswith("Rotation: linear probe 30.2")
+    assert "That is within the noise. It leads on the held-out images, which choose." in text
+    assert "Jigsaw is 2.8 ± 0.7 points above it on test images." in text
+
+
+def test_tasks_left_behind_and_failed_pretexts_are_named() -> None:
+    trivial = replace(
+        run(0.29, 0.3), run=replace(FACTS, verdict=Verdict("pretext trivial", "val/acc 100.0%"))
+    )
+    text = conclusion(
+        None, [of(rotation=[trivial], jigsaw=[run(0.5, 0.5)]), of(2000, jigsaw=[run(0.5, 0.5)])], []
+    )
+    assert "Not trained further after round 1: rotation 29.0 ± 0.5 %." in text
+    assert "Rotation: pretext trivial: val/acc 100.0%." in text
 
 
 def test_growth_over_the_rounds() -> None:

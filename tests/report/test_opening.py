@@ -113,16 +113,5 @@ def test_runs_without_figures_have_no_opening(tmp_path: Path, leave: Any) -> Non
 
 def test_a_gain_within_its_error_has_no_direction(table: Any) -> None:
     found = table(rotation=0.404, jigsaw=0.5, colorization=0.3)
-    directions = {row.name: row.cells["linear"].direction for row in found.rows}
+    directions = {row.name: row.cells["linear"].trend for row in found.rows}
     assert directions == {"rotation": 0, "jigsaw": 1, "colorization": -1}
-
-
-def test_draws_of_few_labels_add_to_the_error(tmp_path: Path, leave: Any, make: Any) -> None:
-    def shots(value: float, **more: Any) -> dict[str, Any]:
-        return make(value, probe="lowshot", k_shot=1, sd=0.04, draws=4, **more)  # error of the mean: 2 points
-
-    leave("a", [shots(0.25), shots(0.20, trained=False)])
-    (found,) = series_tables(collect(tmp_path / "outputs"))
-    cell = found.rows[0].cells["lowshot 1-shot"]
-    assert cell.figure.error == pytest.approx(math.hypot(0.02, math.sqrt(0.25 * 0.75 / 10_000)))
-    assert cell.direction == 0  # 5 points are less than twice 2.9

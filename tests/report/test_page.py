@@ -58,10 +58,20 @@ def test_the_figures_are_there_with_values_to_sort_by(page: str) -> None:
     cells = [c for c in Reader(page).all("td") if c.get("data-value")]
     assert [c["data-value"] for c in cells if c.get("class") == "num best"] == ["60.0", "60.0"]
     assert '<span class="value">60.0</span><span class="sd"> ± 1.4</span>' in page
-    assert '<span class="gain up">+20.0</span>' in page
+    assert '<span class="gain up">+20.0 ± 1.4</span>' in page
     assert "\u22121.2" in page  # measured - published
     assert "No figure of a finished run: supervised, jigsaw." in page
     assert "python train.py task=rotation seed=1 name=rot-1" in page
+
+
+@pytest.mark.parametrize(("value", "shown"), [(0.41, ""), (0.42, " up"), (0.38, " down")])
+def test_a_gain_within_two_standard_errors_has_no_colour(
+    tmp_path: Path, small_table: Path, leave: Any, make: Any, value: float, shown: str
+) -> None:
+    leave("rot", [make(value), make(0.4, trained=False)])
+    (table,) = make_tables(tmp_path / "outputs", small_table, None)
+    gain = f"{100 * (value - 0.4):+.1f} ± 0.7".replace("-", "\u2212")
+    assert f'<span class="gain{shown}">{gain}</span>' in render([table], {table.name: []})
 
 
 def test_a_run_that_learned_nothing_is_marked(

@@ -41,8 +41,8 @@ def test_figures_gain_and_the_stage_chosen_on_heldout_images() -> None:
     ]
     head, first, second = shown(rows)
     assert "knn k=20" in head
-    assert "40.0* → 50.5  +10.5" in first
-    assert "45.0  → 49.5*  +4.5" in second
+    assert "40.0* → 50.5  +10.5 ± 2.2" in first  # sqrt(0.4 * 0.6 + 0.505 * 0.495) / sqrt(1000)
+    assert "45.0  → 49.5*  +4.5 ± 2.2" in second
 
 
 def test_given_weights_are_named_as_they_came(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

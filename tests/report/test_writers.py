@@ -24,9 +24,9 @@ untrained backbone (2 seeds; ± is the standard error).
 | task | seeds | images/s | pretext | linear | 20-NN | block 1 | transfer |
 |---|---:|---:|---:|---:|---:|---:|---:|
 | random | 1 | - | - | 40.0 | - | 40.0 | - |
-| supervised | 1 | 50 | 70.0 % acc | 80.0 (+40.0) | - | 80.0 (+40.0) | - |
-| rotation | 2 | 1,234 | 70.0 % acc | **60.0 ± 1.4** (+20.0) | - | **60.0 ± 1.4** (+20.0) | - |
-| jigsaw | 1 | 50 | 1.25 loss | 39.0 (-1.0) | 30.2 | 39.0 (-1.0) | - |
+| supervised | 1 | 50 | 70.0 % acc | 80.0 (+40.0 ± 0.6) | - | 80.0 (+40.0 ± 0.6) | - |
+| rotation | 2 | 1,234 | 70.0 % acc | **60.0 ± 1.4** (+20.0 ± 1.4) | - | **60.0 ± 1.4** (+20.0 ± 1.4) | - |
+| jigsaw | 1 | 50 | 1.25 loss | 39.0 (-1.0 ± 0.7) | 30.2 | 39.0 (-1.0 ± 0.7) | - |
 
 Published beside measured, in %; the difference is measured - published, in points:
 
@@ -40,7 +40,8 @@ Published beside measured, in %; the difference is measured - published, in poin
 Held-out images, never test images, choose the stage for each seed. \
 Bold: the row pretrained without labels that leads by more than twice the standard error.
 - Gains: In points over the row random of the same seed, data and backbone, per seed. \
-In points over the same backbone before its first step, per seed for rotation (linear, block 1).
+In points over the same backbone before its first step, per seed for rotation (linear, block 1). \
+± standard error over test images and seeds; independent figures without answers.json.
 - Missing: No figure of a finished run: inpainting. Columns without a figure: transfer.
 - Seeds: Fewer than 2: random 1, supervised 1, jigsaw 1.
 - Duplicates: rotation, seed 1: the newest finished run counts, rot-1; ignored: rot-1-old.
@@ -82,6 +83,7 @@ def test_csv_has_a_line_for_each_figure_with_all_that_it_came_from(outputs: Path
         "mean": "60.0000", "sd": "1.4142", "n_seeds": "2", "values": "61.0000 59.0000", "gain": "20.0000",
         "difference": "-1.2500",
     }  # fmt: skip
+    assert rotation["gain_error"] == "1.4142"  # the root of 1^2 + 1^2, the errors of two means of two seeds
     assert rotation["folders"].splitlines() == ["rot-0", "rot-1"]
     assert rotation["commands"].splitlines()[1] == "python train.py task=rotation seed=1 name=rot-1"
     assert [p["heldout"] for p in json.loads(rotation["protocols"])] == [0.5, 0.5]
@@ -95,8 +97,8 @@ def test_latex_is_a_booktabs_table_whose_names_are_escaped(outputs: Path, leave:
     (table,) = series_tables(collect(outputs))
     text = latex(table)
     name = r"a\_b \& 50\% \#1 \$x\$ \{y\} \textasciitilde{} \textasciicircum{} \textbackslash{}input\{z\}"
-    assert rf"{name} & 1 & 50 & 70.0 \% acc & \textbf{{70.0}} (+30.0) & - \\" in text
-    assert r"60.0 $\pm$ 1.4 (+20.0)" in text
+    assert rf"{name} & 1 & 50 & 70.0 \% acc & \textbf{{70.0}} (+30.0 $\pm$ 0.7) & - \\" in text
+    assert r"60.0 $\pm$ 1.4 (+20.0 $\pm$ 1.4)" in text
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
     assert [line for line in text.splitlines() if line.startswith("%")]
 
@@ -118,7 +120,7 @@ def test_the_terminal_shows_the_same_figures(outputs: Path, small_table: Path) -
         "pretext",
         "linear",
     ]
-    assert list(measured.columns[4].cells)[2] == "[bold]60.0 ± 1.4[/] (+20.0)"
+    assert list(measured.columns[4].cells)[2] == "[bold]60.0 ± 1.4[/] (+20.0 ± 1.4)"
     assert list(published.columns[4].cells) == ["-1.2", "-", "-"]
 
 

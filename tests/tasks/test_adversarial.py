@@ -1,5 +1,6 @@
 """Adversarial tasks: closed forms, gradients of each network, and one Trainer for both."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,66 @@ def test_a_constant_discriminator_in_closed_form(logit: float, smoothing: float)
     assert judged["disc_loss"].item() == pytest.approx((on_real - math.log(1 - p)) / 2, rel=1e-5)
     assert judged["disc_acc_real"].item() == (p > (1 - smoothing) / 2)
     assert judged["disc_acc_fake"].item() == (p < (1 - smoothing) / 2)
+
+
+@pytest.mark.parametrize("loss", ["hinge", "least_squares"])
+@pytest.mark.parametrize("head", ["average", "flattened"])
+def test_other_losses_of_a_constant_discriminator_in_closed_form(loss: str, head: str) -> None:
+    task = make(adversarial_loss=loss, discriminator_head=head, label_smoothing=0.0)
+    nn.init.zeros_(task.judge.linear.weight)
+    nn.init.constant_(task.judge.linear.bias, 0.25)
+    real, fake = torch.randn(2, 6, 3, 8, 8)
+    stages = task.discriminator(real)
+    made = task.generator_scores(torch.tensor(3.0), fake, stages)
+    adversarial = -0.25 if loss == "hinge" else 0.75**2
+    assert made["loss"].item() == pytest.approx(3 + 0.5 * adversarial, rel=1e-5)
+    judged = task.discriminator_scores(fake, stages)
+    expected = 1.0 if loss == "hinge" else (0.75**2 + 0.25**2) / 2
+    assert judged["disc_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_spectral_norm_covers_the_head_and_improves_once_a_step() -> None:
+    task = make(discriminator_norm="spectral", discriminator_head="flattened")
+    names = [name for name, _ in task.named_buffers() if name.endswith("_u")]
+    assert len(names) == 3
+    assert names[-1].startswith("judge")
+
+    def vectors() -> list[Tensor]:
+        return [value.clone() for name, value in task.named_buffers() if name.endswith(("_u", "_v"))]
+
+    real, fake = torch.randn(2, 6, 3, 8, 8)
+    begin = vectors()
+    stages = task.discriminator(real)
+    after = vectors()
+    assert not all(map(torch.equal, begin[:-2], after[:-2]))
+    task.generator_scores(torch.tensor(0.0), fake, stages)
+    assert all(map(torch.equal, after, vectors()))
+    task.discriminator_scores(fake, stages)
+    assert all(map(torch.equal, after[:-2], vectors()[:-2]))  # the head's follow its weight exactly
+
+
+def test_the_penalty_joins_the_discriminators_loss() -> None:
+    task = make(r1=4.0, discriminator_norm="none", discriminator_head="flattened", instance_noise=0.0)
+    plain = make(discriminator_norm="none", discriminator_head="flattened", instance_noise=0.0)
+    task.warm = plain.warm = True
+    images = torch.rand(4, 3, 16, 16)
+    (_, _), (_, found) = task.rounds(images, torch.zeros(4), generator(0))
+    (_, _), (_, expected) = plain.rounds(images, torch.zeros(4), generator(0))
+    pictures = task.attempt(images, generator(0)).real.detach()
+    squares = []
+    for picture in pictures:  # by differences of logits in float64
+        judge, d = copy.deepcopy(task.judge).double(), copy.deepcopy(task.discriminator).double()
+        steps = torch.eye(picture.numel(), dtype=torch.float64).view(-1, *picture.shape) * 1e-6
+        with torch.no_grad():
+            above, below = (judge(d(picture.double() + sign * steps)) for sign in (1, -1))
+        squares.append(((above - below) / 2e-6).square().sum())
+    penalty = float(torch.stack(squares).mean())
+    assert found["disc_r1"].item() == pytest.approx(penalty, rel=1e-3)
+    loss = expected["disc_loss"].item() + 2 * penalty
+    assert found["disc_loss"].item() == pytest.approx(loss, rel=1e-4)
+    found["disc_loss"].backward()
+    assert all(p.grad is None for p in making(task))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in judging(task))
 
 
 def test_the_generators_step_leaves_the_discriminator_alone() -> None:
@@ -209,6 +270,45 @@ def test_gradients_are_clipped_for_each_network(tmp_path: Path) -> None:
         assert change.norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
+def test_both_kinds_of_pictures_are_augmented() -> None:
+    task = make(discriminator_augment=["translation", "cutout"])
+    task.warm = True
+    seen: list[Tensor] = []
+    task.discriminator.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    images = torch.rand(4, 3, 16, 16)
+    scores = [found for _, found in task.rounds(images, torch.zeros(4), generator(0))]
+    real, fake, again = seen
+    assert torch.equal(fake, again)  # both networks see the same augmented pictures
+    assert (real == 0).any()
+    assert torch.equal(real == 0, fake == 0)
+    scores[0]["loss"].backward()
+    assert all(p.grad is not None for p in making(task))
+
+
+def test_the_discriminator_may_step_more_often(tmp_path: Path) -> None:
+    options = {"max_steps": 5}
+    given: dict[str, Any] = {"warmup_steps": 2, "discriminator_steps": 3, "discriminator_lr_factor": 1.0}
+    task, _, _ = fit(tmp_path, options, scheduler=optim.cosine, **given)
+    assert task.steps == [0] * 2 + [0, 1, 1, 1] * 3
+    assert [config.scheduler.last_epoch for config in task.trainer.lr_scheduler_configs] == [5, 9]
+    assert task.total_steps() == 5
+    assert not task.recordable
+    assert make().recordable
+
+
+def test_further_discriminator_steps_see_its_new_weights() -> None:
+    task = make(discriminator_steps=2)
+    task.warm, losses = True, []
+    optimizer = torch.optim.SGD(judging(task), lr=1.0)
+    for name, scores in task.rounds(torch.rand(4, 3, 16, 16), torch.zeros(4), generator(0)):
+        scores[name].backward()
+        if name == "disc_loss":
+            losses.append(scores[name].item())
+            optimizer.step()
+            optimizer.zero_grad()
+    assert losses[1] < losses[0]
+
+
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 5), (2, 5), (4, 3)])
 def test_schedules_and_the_end_count_optimizer_steps(tmp_path: Path, warmup: int, steps: int) -> None:
     task, _, rows = fit(
@@ -306,6 +406,13 @@ def test_a_discriminator_learns_and_is_fooled() -> None:
         ({"discriminator_lr_factor": 0}, "task.discriminator_lr_factor is 0; it must be above 0"),
         ({"label_smoothing": 0.5}, "task.label_smoothing is 0.5"),
         ({"instance_noise": -1}, "task.instance_noise -1"),
+        ({"adversarial_loss": "wgan"}, "task.adversarial_loss is 'wgan'; allowed are non_saturating, hinge"),
+        ({"discriminator_norm": "layer"}, "task.discriminator_norm is 'layer'; allowed are batch, spectral"),
+        ({"discriminator_head": "max"}, "task.discriminator_head is 'max'; allowed are average, flattened"),
+        ({"discriminator_steps": 0}, "task.discriminator_steps is 0"),
+        ({"discriminator_steps": 2, "accumulate_grad_batches": 3}, "only one of them may be above 1"),
+        ({"discriminator_augment": ["blur"]}, r"task.discriminator_augment is \['blur'\]; allowed are some"),
+        ({"r1": -1}, "task.r1 is -1"),
         ({"warmup_steps": -1}, "task.warmup_steps is -1"),
         ({"discriminator_width": 0}, "width 0"),
     ],

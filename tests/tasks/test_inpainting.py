@@ -1,5 +1,6 @@
 """Inpainting: the backbone's input, the loss, learning to fill holes, the panel."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def statistics(spec: ImageSpec = SPEC) -> tuple[Tensor, Tensor]:
     return torch.tensor(spec.mean).view(1, -1, 1, 1), torch.tensor(spec.std).view(1, -1, 1, 1)
 
 
-@pytest.mark.parametrize("mask", ["center", "blocks", "region"])
+@pytest.mark.parametrize("mask", ["center", "square", "blocks", "region"])
 def test_the_loss_by_looking_at_every_pixel(mask: str) -> None:
     task = make(mask=mask, hole=12, overlap=2, adversarial_weight=0.25)
     images = torch.rand(3, 3, 32, 32)
@@ -59,7 +60,7 @@ def test_the_loss_by_looking_at_every_pixel(mask: str) -> None:
     assert attempt.scores["mean_fill_psnr"].item() == pytest.approx(np.mean(-10 * np.log10(plain)), rel=1e-4)
 
 
-@pytest.mark.parametrize("mask", ["center", "blocks", "region"])
+@pytest.mark.parametrize("mask", ["center", "square", "blocks", "region"])
 def test_the_backbone_does_not_see_what_is_removed(mask: str) -> None:
     task = make(mask=mask).eval()
     images = torch.rand(4, 3, 32, 32)
@@ -78,21 +79,28 @@ def test_the_backbone_does_not_see_what_is_removed(mask: str) -> None:
 def test_the_discriminator_is_shown_the_filling() -> None:
     images, made = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32)
     real = (images - statistics()[0]) / statistics()[1]
-    for mask in ("center", "blocks", "region"):
-        task = make(mask=mask, hole=10)
+    for mask, sees in product(("center", "square", "blocks", "region"), (None, "image", "filling")):
+        task = make(mask=mask, hole=10, discriminator_sees=sees)
         task.restore = lambda corrupted: made  # type: ignore[method-assign]
         attempt = task.attempt(images, generator(0))
         removed = task.draw_mask(2, generator(0)).expand(2, 3, 32, 32)
-        if mask == "center":
+        if mask == "center" and sees != "image":
             assert torch.equal(attempt.fake.flatten(), made[removed])
             torch.testing.assert_close(attempt.real.flatten(), real[removed])
             assert attempt.fake.shape == (2, 3, 10, 10)
+        elif sees == "filling":
+            assert torch.equal(attempt.fake[removed], made[removed])
+            torch.testing.assert_close(attempt.real[removed], real[removed])
+            assert not attempt.fake[~removed].any()
+            assert not attempt.real[~removed].any()
         else:
             assert torch.equal(attempt.fake[removed], made[removed])
             torch.testing.assert_close(attempt.fake[~removed], real[~removed])
             torch.testing.assert_close(attempt.real, real)
     assert make(mask="center").discriminator.feature_info.reduction() == [2, 4]
     assert make(mask="region").discriminator.feature_info.reduction() == [2, 4, 8]
+    whole = make(mask="center", discriminator_sees="image")
+    assert whole.discriminator.feature_info.reduction() == [2, 4, 8]
 
 
 def test_the_defaults_are_those_of_the_paper_at_its_size() -> None:
@@ -161,7 +169,7 @@ def test_the_panel_shows_the_hole_and_its_filling() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mask": "centre"}, "task.mask is 'centre'; allowed are center, blocks, region"),
+        ({"mask": "centre"}, "task.mask is 'centre'; allowed are center, square, blocks, region"),
         ({"hole": 32}, r"task.hole is 32 px; allowed are 1 to 31.*data.image_size=32"),
         ({"hole": 40}, "task.hole is 40 px"),
         ({"hole": 0}, "task.hole is 0 px; allowed are 1"),

@@ -33,7 +33,7 @@ def small_srresnet() -> SRResNet:
     return SRResNet(blocks=2, num_stages=2, width=16)
 
 
-@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("scale", [2, 4, 8])
 def test_images_are_degraded_as_pillow_does(scale: int) -> None:
     images = torch.rand(2, 3, 32, 32)
     small, bicubic = make(scale=scale).degrade(images)
@@ -165,7 +165,7 @@ def test_grey_images_become_sharper_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": 3}, "task.scale is 3; allowed are 2 and 4"),
+        ({"scale": 3}, "task.scale is 3; allowed are 2, 4 and 8"),
         ({"input": "large"}, "task.input is 'large'; allowed are enlarged, small"),
         ({"input": "small"}, "1/2 of its input"),
         ({"content": "pixels"}, "task.content is 'pixels'"),

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.data.io.eight_bit import raw_mode
-from ssl_lightning.data.io.folders import SHOWN, open_image
+from ssl_lightning.data.io.folders import open_image
+from ssl_lightning.data.io.scan import SHOWN
 
 MAX_XML = 8_000_000  # bytes of an annotation
 SCALED = {"L;2": 85, "L;4": 17}  # Pillow spreads grey of 2 and 4 bits over 0 to 255

@@ -1,15 +1,13 @@
-"""Trees of image files: search, decoding, and a check of all files before work starts."""
+"""Image files: decoding, and a check of all files of a folder before work starts."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -22,26 +20,26 @@ from PIL import Image, UnidentifiedImageError
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.cpu import available_cores
-from ssl_lightning.core.progress import tracked
-from ssl_lightning.core.untrusted import check_folder, check_plain, printable
+from ssl_lightning.core.progress import watched
+from ssl_lightning.core.untrusted import check_plain, printable
 from ssl_lightning.data.io.eight_bit import (
     Facts,
     UnknownRangeError,
     describe_facts,
     eight_bit,
-    examine,
+    inspect_image,
     tiff_layout,
 )
+from ssl_lightning.data.io.file_list import MISSING, FileList
+from ssl_lightning.data.io.good_files import BAD, PLAIN, GoodFiles, read_good_files, write_good_files
+from ssl_lightning.data.io.scan import SHOWN, scan
 
-EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"])
 # Formats by content. Pillow knows dozens more and passes some to external programs (PostScript to
 # Ghostscript), regardless of the extension
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-SHOWN = 10  # bad files that a message names
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SAMPLED = 64  # files that are decoded before work starts if not all are
-PLAIN = Facts()  # of an ordinary image
+CHUNK = 64  # files that a thread checks at a time
 T = TypeVar("T")
 
 # `_open` raises it as an error; Pillow logs it for each file besides
@@ -50,74 +48,6 @@ logging.getLogger("PIL.TiffImagePlugin").addFilter(lambda record: "More samples"
 
 class BadImagesError(RuntimeError):
     """Too many files of a folder cannot be decoded."""
-
-
-def scan(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the image files under `folder`, at any depth, in the same order on every machine.
-
-    Hidden files and folders are skipped. Each link is followed once. A warning counts the files with other
-    endings.
-
-    Raises:
-        FileNotFoundError: The folder does not exist, or holds no image.
-        NotADirectoryError: It is a file.
-    """
-    root = Path(folder).expanduser()
-    check_folder(root)
-    found: list[Path] = []
-    others: Counter[str] = Counter()
-    seen: set[str] = set()
-    walk = os.walk(root, followlinks=True)
-    for parent, folders, names in tracked(walk, f"list {root}", "folders"):
-        real = os.path.realpath(parent)
-        if real in seen:  # a link back up the tree
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if name.startswith("."):
-                continue
-            ending = os.path.splitext(name)[1].lower()
-            if ending in EXTENSIONS:
-                found.append(Path(parent, name))
-            else:
-                others[ending] += 1
-    kinds = " ".join(sorted(extension[1:] for extension in EXTENSIONS))
-    if not found:
-        held = f"; it holds {_endings(others)}" if others else ""
-        raise FileNotFoundError(f"folder {root} holds no image; looked for {kinds}, at any depth{held}")
-    if others:
-        rank_zero_warn(
-            f"{others.total()} files in {root} are not read: {_endings(others)}; {len(found)} files have "
-            f"endings that are read ({kinds})"
-        )
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def classes_of(root: str | os.PathLike[str], paths: Sequence[Path]) -> tuple[list[str], list[int]]:
-    """Return the sorted class names and the class of each path: the first folder below `root` names it.
-
-    A warning names the folders below `root` without an image.
-
-    Raises:
-        ValueError: Images lie in `root` itself and so have no class.
-    """
-    folder = Path(root).expanduser()
-    parts = [path.relative_to(folder).parts for path in paths]
-    bare = [path[0] for path in parts if len(path) == 1]
-    if bare:
-        raise ValueError(
-            f"{len(bare)} images lie in {root} itself and have no label: {_first(bare)}; "
-            "put each image into a folder named after its class"
-        )
-    names = sorted({path[0] for path in parts})
-    below = (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    empty = sorted(set(below) - set(names))
-    if empty:
-        rank_zero_warn(f"{len(empty)} folders in {root} hold no image and are no class: {_first(empty)}")
-    number = {name: index for index, name in enumerate(names)}
-    return names, [number[path[0]] for path in parts]
 
 
 @contextlib.contextmanager
@@ -179,14 +109,14 @@ def as_tensor(image: Image.Image) -> Tensor:
 
 def good_images(
     folder: Path,
-    paths: Sequence[Path],
+    files: FileList,
     *,
     max_pixels: int,
     max_bad: float,
     cache: Path,
     channels: int = 3,
     value_range: tuple[float, float] | None = None,
-) -> tuple[list[Path], dict[Path, str]]:
+) -> tuple[FileList, dict[str, str]]:
     """Decode every image once; return the good ones, and the reason for each bad one.
 
     A record in `cache` holds size, modification time and `Facts` of each good file, so the next start decodes
@@ -195,7 +125,7 @@ def good_images(
 
     Args:
         folder: Folder of the images; the record is named after it.
-        paths: The images, under `folder`.
+        files: The images, under `folder`.
         max_pixels: Larger pictures are bad.
         max_bad: Largest fraction of bad files that is skipped.
         cache: Folder of the records.
@@ -205,45 +135,51 @@ def good_images(
         BadImagesError: More than `max_bad` of the files are bad; names the first ten.
     """
     reading = max_pixels, max(channels, 3), value_range  # grey files are as good as their RGB
-    key = f"{folder.expanduser().resolve()}|{reading}|facts"
-    record = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    key = f"{folder.expanduser().resolve()}|{reading}"
+    record = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # without a writable cache it is slower, but works
             cache.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(record.with_suffix(".lock")))  # one process checks, the others read
-        known = _read_record(record)
-        each = tracked(paths, f"look for changes in {folder}", "files", alone=True)
-        stamps = {str(path): stamp(path) for path in each}
-        unknown = [path for path in paths if known.get(str(path), (None, {}))[0] != stamps[str(path)]]
-        facts, bad = _check(folder, unknown, *reading)
-        if unknown:
-            known |= {str(path): (stamps[str(path)], _changed(found)) for path, found in facts.items()}
+        known = read_good_files(record)
+        names, stamps = files.names_in(folder), files.stamps(f"look for changes in {folder}")
+        rows = known.rows(names)
+        same = (rows >= 0) & (stamps != MISSING).all(1)
+        same[same] = (known.stamps[rows[same]] == stamps[same]).all(1)
+        facts = {place: known.facts[row] for place, row in _recorded(known, rows, same)}
+        found, bad = _check(folder, files, np.flatnonzero(~same), *reading)
+        facts |= found
+        stamps = stamps.copy()
+        stamps[list(bad)] = BAD
+        if (rows < 0).any() or (stamps != known.stamps[rows]).any():
+            checked = GoodFiles(names, stamps, facts) + known.outside(names, folder.expanduser())
             with contextlib.suppress(OSError):
-                _write_record(record, known)
-    if len(bad) > max_bad * len(paths):
+                write_good_files(record, checked)
+    reasons = {files[place]: reason for place, reason in bad.items()}
+    if len(bad) > max_bad * len(files):
         raise BadImagesError(
-            f"{len(bad)} of {len(paths)} images in {folder} cannot be decoded; allowed is a fraction "
-            f"max_bad {max_bad:g}:\n{describe_bad(bad)}"
+            f"{len(bad)} of {len(files)} images in {folder} cannot be decoded; allowed is a fraction "
+            f"max_bad {max_bad:g}:\n{describe_bad(reasons)}"
         )
-    good = [path for path in paths if path not in bad]
-    changed = (known[str(path)][1] for path in good)
-    warn_of_facts(folder, [Facts(**each) if each else PLAIN for each in changed], channels, value_range)
-    return good, bad
+    plain = [PLAIN] * (len(files) - len(bad) - len(facts))
+    warn_of_facts(folder, [*facts.values(), *plain], channels, value_range)
+    good = np.delete(np.arange(len(files)), list(bad))
+    return files.take(good) if bad else files, reasons
 
 
-def usable_images(folder: Path, paths: Sequence[Path] | None = None, **options: Any) -> list[Path]:
+def usable_images(folder: Path, files: FileList | None = None, **options: Any) -> FileList:
     """Return the images under a folder that can be decoded; a warning names the others.
 
     Args:
         folder: The folder.
-        paths: The images; None for all, see `scan`.
+        files: The images; None for all, see `scan`.
         **options: The keywords of `good_images`, which names the errors too.
     """
-    paths = scan(folder) if paths is None else paths
-    good, bad = good_images(folder, paths, **options)
+    files = scan(folder, stamps=True) if files is None else files
+    good, bad = good_images(folder, files, **options)
     if bad:
         rank_zero_warn(
-            f"{len(bad)} of {len(paths)} images in {folder} cannot be decoded and are skipped:\n"
+            f"{len(bad)} of {len(files)} images in {folder} cannot be decoded and are skipped:\n"
             + describe_bad(bad)
         )
     return good
@@ -269,7 +205,7 @@ def sample_images(
     for name, file in files.items():
         try:
             with open_image(file, max_pixels) as image:
-                found.append(examine(image, channels, value_range)[1])
+                found.append(inspect_image(image, channels, value_range))
         except OSError:  # reading it for a batch raises it again
             continue
         except ValueError as error:
@@ -290,9 +226,9 @@ def evenly(items: Sequence[T], count: int) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
-def describe_bad(bad: dict[Path, str]) -> str:
+def describe_bad(bad: Mapping[str, str]) -> str:
     """Return a line for each reason with its first file, and the number of further files, for ten reasons."""
-    by_reason: dict[str, list[Path]] = {}
+    by_reason: dict[str, list[str]] = {}
     for path, reason in bad.items():
         by_reason.setdefault(reason, []).append(path)
     lines = []
@@ -310,66 +246,50 @@ def _name(text: object) -> str:
 
 def _check(
     folder: Path,
-    paths: Sequence[Path],
+    files: FileList,
+    rows: np.ndarray,
     max_pixels: int,
     channels: int,
     value_range: tuple[float, float] | None,
-) -> tuple[dict[Path, Facts], dict[Path, str]]:
-    """Decode images; return the facts of the good ones, and the reason for each bad one."""
+) -> tuple[dict[int, Facts], dict[int, str]]:
+    """Decode the images at `rows` once.
 
-    def check(path: Path) -> Facts | Exception:
+    Returns:
+        Facts of the good ones that are no ordinary images, and the reason for each bad one, by row.
+    """
+
+    def check(path: str) -> Facts | Exception:
         try:
             with open_image(path, max_pixels) as image:
-                return examine(image, channels, value_range)[1]
+                return inspect_image(image, channels, value_range)
         except Exception as error:  # decoders raise nearly everything on broken files
             return error
 
-    with ThreadPoolExecutor(min(16, available_cores())) as pool:  # Pillow releases the GIL
-        results: Iterable[Facts | Exception] = pool.map(check, paths)
-        counted = tracked(results, f"check {folder}", "images", total=len(paths), alone=True)
-        found = dict(zip(paths, counted, strict=True))
-    facts = {path: result for path, result in found.items() if isinstance(result, Facts)}
-    errors = {path: result for path, result in found.items() if isinstance(result, Exception)}
+    def check_chunk(start: int) -> list[tuple[int, Facts | Exception]]:
+        results = [(row, check(files[row])) for row in rows[start : start + CHUNK].tolist()]
+        return [(row, result) for row, result in results if result != PLAIN]
+
+    facts: dict[int, Facts] = {}
+    errors: dict[int, Exception] = {}
+    with (
+        watched(f"check {folder}", len(rows), "images", alone=True) as progress,
+        ThreadPoolExecutor(min(16, available_cores())) as pool,  # Pillow releases the GIL
+    ):
+        starts = range(0, len(rows), CHUNK)
+        for start, odd in zip(starts, pool.map(check_chunk, starts), strict=True):
+            progress.advance(min(CHUNK, len(rows) - start))
+            facts |= {row: result for row, result in odd if isinstance(result, Facts)}
+            errors |= {row: result for row, result in odd if isinstance(result, Exception)}
     floats = [error for error in errors.values() if isinstance(error, UnknownRangeError)]
     if floats:
         shared = UnknownRangeError(min(each.low for each in floats), max(each.high for each in floats))
-        errors |= {path: shared for path, error in errors.items() if isinstance(error, UnknownRangeError)}
-    return facts, {path: str(error) or type(error).__name__ for path, error in errors.items()}
+        errors |= {row: shared for row, error in errors.items() if isinstance(error, UnknownRangeError)}
+    return facts, {row: str(error) or type(error).__name__ for row, error in errors.items()}
 
 
-def _changed(facts: Facts) -> dict[str, Any]:
-    """Return the facts in which an image differs from an ordinary one, for a short record."""
-    return {name: value for name, value in vars(facts).items() if value != getattr(PLAIN, name)}
-
-
-def stamp(path: Path) -> list[int]:
-    """Return size and modification time (ns) of a file, to detect changes; empty if it does not exist."""
-    try:
-        status = path.stat()
-    except OSError:  # a dangling link; it equals no record, so it is decoded and reported
-        return []
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _read_record(record: Path) -> dict[str, Any]:
-    """Return stamp and changed facts of each good image."""
-    try:
-        known = json.loads(record.read_text())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _write_record(record: Path, known: dict[str, Any]) -> None:
-    write_file(record, json.dumps(known))
-
-
-def _endings(counts: Counter[str]) -> str:
-    """Name the endings of files with their numbers, the most frequent first."""
-    named = [f"{count} {_name(ending) or 'without ending'}" for ending, count in counts.most_common()]
-    return _first(named)
-
-
-def _first(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _recorded(known: GoodFiles, rows: np.ndarray, same: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Yield place and recorded row of each unchanged file that is no ordinary image."""
+    if known.facts:
+        for place in np.flatnonzero(same).tolist():
+            if int(rows[place]) in known.facts:
+                yield place, int(rows[place])

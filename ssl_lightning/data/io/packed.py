@@ -24,7 +24,8 @@ from torch import Tensor
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.data.io.augment import resize
 from ssl_lightning.data.io.download import lock_of, locked, say
-from ssl_lightning.data.io.folders import as_tensor, decode, describe_bad, open_image, stamp
+from ssl_lightning.data.io.file_list import MISSING, FileList
+from ssl_lightning.data.io.folders import as_tensor, decode, describe_bad, open_image
 from ssl_lightning.data.io.sources import FileSource, default_workers
 
 END = struct.Struct("<8sqq")  # MAGIC, number of pictures, offset of the table
@@ -57,11 +58,11 @@ class PackedSource(FileSource):
     """
 
     def __init__(
-        self, paths: Sequence[Path], labels: Tensor | None, *, folder: Path, side: int, **base: Any
+        self, paths: Sequence[str | Path], labels: Tensor | None, *, folder: Path, side: int, **base: Any
     ) -> None:
         super().__init__(paths, labels, **base)
         self.pack = make_pack(
-            paths,
+            self.paths,
             folder,
             channels=self.channels,
             side=side,
@@ -88,7 +89,7 @@ class PackedSource(FileSource):
 
 
 def make_pack(
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     folder: Path,
     *,
     channels: int,
@@ -119,15 +120,18 @@ def make_pack(
     """
     settings = (MAGIC, channels, side, max_pixels, *(value_range or ()))
     digest = hashlib.sha256(repr(settings).encode())
-    for path in tracked(paths, f"{TITLE}: look for changes", "files"):
-        digest.update(os.fsencode(os.path.abspath(path)) + b"\0" + repr(stamp(path)).encode() + b"\0")
+    files = FileList.of(paths)
+    stamps = files.stamps(f"{TITLE}: look for changes")
+    for path, (size, changed) in zip(files.absolute(), map(np.ndarray.tolist, stamps), strict=True):
+        state = [] if (size, changed) == MISSING else [size, changed]
+        digest.update(os.fsencode(f"{path}\0{state}\0"))
     final = folder / f"{digest.hexdigest()[:32]}.bin"
     if is_complete_pack(final):  # without a lock, so that a filled read-only cache works
         return final
     with locked(TITLE, final):
         if not is_complete_pack(final):
             _remove_leftovers(final)
-            _write(final, paths, channels, side, max_pixels, value_range)
+            _write(final, files, channels, side, max_pixels, value_range)
     return final
 
 
@@ -163,7 +167,7 @@ def shrunk_size(width: int, height: int, side: int) -> tuple[int, int]:
 
 def _write(
     final: Path,
-    paths: Sequence[Path],
+    paths: FileList,
     channels: int,
     side: int,
     max_pixels: int,
@@ -171,7 +175,7 @@ def _write(
 ) -> None:
     """Decode all files and write the pack; the caller holds the lock."""
 
-    def decoded(path: Path) -> np.ndarray | str:
+    def decoded(path: str) -> np.ndarray | str:
         try:
             picture = as_tensor(decode(path, channels, max_pixels, value_range))
         except Exception as error:  # decoders raise nearly everything on broken files
@@ -188,7 +192,7 @@ def _write(
     say(f"{TITLE}: decoding {len(paths):,} pictures into {final}, about {_size(expected)}")
     work = _work_file(final)
     table = np.zeros((len(paths), 3), "<i8")
-    bad: dict[Path, str] = {}
+    bad: dict[str, str] = {}
     end, start = 0, time.monotonic()
     pictures = map_in_order(decoded, paths, default_workers())
     pictures = tracked(pictures, f"{TITLE}: decode", "pictures", total=len(paths), alone=True)
@@ -235,7 +239,7 @@ def map_in_order(work: Callable[[Any], Any], items: Sequence, threads: int) -> I
             yield ahead.popleft().result()
 
 
-def _expected_bytes(paths: Sequence[Path], channels: int, side: int) -> int:
+def _expected_bytes(paths: FileList, channels: int, side: int) -> int:
     """Estimate the size of a pack in bytes from the headers of a sample of the files."""
     sizes = []
     for path in paths[:: max(1, len(paths) // SAMPLE)]:

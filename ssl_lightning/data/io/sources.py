@@ -15,6 +15,7 @@ from ssl_lightning.core.cpu import available_cores
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.data.io.augment import CropFlip, EvalView, TrainView
+from ssl_lightning.data.io.file_list import FileList
 from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.data.io.workers import BatchWorkers, has_gpu
 
@@ -198,9 +199,9 @@ class FileSource(PictureSource):
         **base: The other keywords of `PictureSource`.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor | None, **base: Any) -> None:
+    def __init__(self, paths: Sequence[str | Path], labels: Tensor | None, **base: Any) -> None:
         super().__init__(torch.full((len(paths),), -1) if labels is None else labels, **base)
-        self.paths = [str(path) for path in paths]
+        self.paths = FileList.of(paths)
 
     def picture(self, index: int) -> Tensor:
         """Return a full picture (C, H, W) uint8."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ssl_lightning.data.io.annotations import voc_annotation
 from ssl_lightning.data.io.download import Source, check_file, fetch_url, obtain, unpack
-from ssl_lightning.data.io.folders import EXTENSIONS
+from ssl_lightning.data.io.scan import EXTENSIONS
 
 CLASSES = (
     "aeroplane",

@@ -14,11 +14,8 @@ from ssl_lightning.core.image_spec import CHANNELS
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data.io.eight_bit import pillow_channels
-from ssl_lightning.data.io.folders import (
-    classes_of,
-    open_image,
-    usable_images,
-)
+from ssl_lightning.data.io.file_list import FileList, folder_prefix
+from ssl_lightning.data.io.folders import open_image, usable_images
 from ssl_lightning.data.io.pixels import (
     DECISIVE,
     as_plain_tensor,
@@ -26,6 +23,7 @@ from ssl_lightning.data.io.pixels import (
     to_pixels,
     with_channels,
 )
+from ssl_lightning.data.io.scan import classes_of
 from ssl_lightning.data.io.sources import ArraySource, FileSource, resize
 from ssl_lightning.data.objects.dataset_images import DatasetImages
 from ssl_lightning.data.objects.views import Views, central_squares, check_same_size, square_side
@@ -66,7 +64,7 @@ class FolderImages:
         self._pixels: dict[str, Any] = {"channels": channels, "value_range": value_range}
 
     @cached_property
-    def paths(self) -> list[Path]:
+    def paths(self) -> FileList:
         """Return the files that can be decoded; a warning names the others."""
         return usable_images(
             self.folder, max_pixels=self.max_pixels, max_bad=MAX_BAD, cache=self.cache, **self._pixels
@@ -89,19 +87,19 @@ class FolderImages:
         Raises:
             ValueError: They differ.
         """
-        first = None
+        first, prefix = None, folder_prefix(self.folder)
         for path in tracked(self.paths, f"read sizes of {self.name}", "files"):
             with open_image(path) as image:
                 width, height = image.size
             first = first or (height, width)
-            check_same_size(first, (height, width), f"{self.name} {path.relative_to(self.folder)}")
+            check_same_size(first, (height, width), f"{self.name} {path.removeprefix(prefix)}")
         assert first is not None
         return square_side(first, self.name)
 
     def labels(self) -> list[str]:
         """Return the class name of each file."""
         names, numbers = classes_of(self.folder, self.paths)
-        return [names[number] for number in numbers]
+        return [names[number] for number in numbers.tolist()]
 
     def source(self, views: Views) -> FileSource:
         """Return the files, to be decoded by worker processes."""

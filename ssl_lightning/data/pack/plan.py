@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.data.io.folders import classes_of, scan, stamp
+from ssl_lightning.data.io.file_list import MISSING, FileList
+from ssl_lightning.data.io.scan import classes_of, scan
 from ssl_lightning.data.io.shard_index import FORMAT, TAR_BLOCK
 
 
@@ -22,8 +23,8 @@ class PackPlan:
     Args:
         folder: The tree of images.
         paths: Images, in storage order.
-        bytes: Size of each file.
-        labels: Label of each image; -1 without labels.
+        bytes: (N,) int64, size of each file.
+        labels: (N,) int64, label of each image; -1 without labels.
         class_names: In label order; None without labels.
         ends: Number of images up to the end of each shard.
         max_pixels: Larger pictures are bad.
@@ -32,9 +33,9 @@ class PackPlan:
     """
 
     folder: Path
-    paths: tuple[Path, ...]
-    bytes: tuple[int, ...]
-    labels: tuple[int, ...]
+    paths: FileList
+    bytes: np.ndarray
+    labels: np.ndarray
     class_names: tuple[str, ...] | None
     ends: tuple[int, ...]
     max_pixels: int
@@ -73,24 +74,23 @@ def make_plan(
         )
     if not 0 <= max_bad < 1:
         raise ValueError(f"max-bad is {max_bad}; allowed is a fraction from 0 to below 1")
-    found = scan(folder)
-    names, classes = classes_of(folder, found) if labels else ([], [-1] * len(found))
-    order = list(range(len(found)))
+    found = scan(folder, stamps=True)
+    names, classes = classes_of(folder, found) if labels else ([], torch.full((len(found),), -1))
+    order = torch.arange(len(found))
     if seed is not None:
-        order = torch.randperm(len(found), generator=generator(seed, "pack")).tolist()
-    stamps = [stamp(path) for path in tracked(found, "read sizes", "files")]
-    sizes = [stamps[place][0] if stamps[place] else 0 for place in order]
+        order = torch.randperm(len(found), generator=generator(seed, "pack"))
     digest = hashlib.sha256(repr((FORMAT, labels, shard_bytes, shard_images, seed, max_pixels)).encode())
-    root = folder.expanduser()
-    for path, each in zip(found, stamps, strict=True):
-        digest.update(f"{path.relative_to(root).as_posix()!r} {each}\n".encode(errors="surrogateescape"))
+    for name, (size, changed) in zip(found.names(), map(np.ndarray.tolist, found.stamps()), strict=True):
+        state = [] if (size, changed) == MISSING else [size, changed]
+        digest.update(f"{name!r} {state}\n".encode(errors="surrogateescape"))
+    sizes = found.stamps()[:, 0].clip(min=0)[order.numpy()]
     return PackPlan(
-        root,
-        tuple(found[place] for place in order),
-        tuple(sizes),
-        tuple(classes[place] for place in order),
+        folder.expanduser(),
+        found.take(order.numpy()),
+        sizes,
+        classes[order].numpy(),
         tuple(names) if labels else None,
-        tuple(_ends(sizes, shard_bytes, shard_images, labels)),
+        tuple(_ends(sizes.tolist(), shard_bytes, shard_images, labels)),
         max_pixels,
         max_bad,
         digest.hexdigest(),

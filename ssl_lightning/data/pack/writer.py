@@ -65,14 +65,15 @@ def write_shards(plan: PackPlan, out: Path) -> dict[str, Any]:
         say(f"{out} already holds these images")
         return index
     done = _records(plan, out)
-    left = sum(plan.bytes) + 4 * TAR_BLOCK * len(plan.paths) - sum(each["bytes"] for each in done.values())
+    needed = int(plan.bytes.sum()) + 4 * TAR_BLOCK * len(plan.paths)
+    left = needed - sum(each["bytes"] for each in done.values())
     if shutil.disk_usage(out).free < left:
         raise DiskFullError(
             f"the shards need about {left / 1e9:.1f} GB more in {out}, and the disk has "
             f"{shutil.disk_usage(out).free / 1e9:.1f} GB free; name a folder on a larger disk"
         )
     records: list[dict[str, Any]] = []
-    bad: dict[Path, str] = {}
+    bad: dict[str, str] = {}
     missing = sum(len(_places(plan, number)) for number in range(len(plan.ends)) if number not in done)
     with watched(f"pack into {out}", missing, "images") as progress:
         for number, end in enumerate(plan.ends):
@@ -141,7 +142,7 @@ def _write_shard(plan: PackPlan, out: Path, number: int, progress: Work) -> dict
 
     def read(place: int) -> tuple[int, bytes, int] | tuple[int, str, int]:
         try:
-            return place, *_read_good(plan.paths[place], plan.max_pixels)
+            return place, *_read_good(Path(plan.paths[place]), plan.max_pixels)
         except Exception as error:  # decoders raise nearly everything on broken files
             return place, str(error) or type(error).__name__, 0
 
@@ -154,7 +155,7 @@ def _write_shard(plan: PackPlan, out: Path, number: int, progress: Work) -> dict
                 if isinstance(content, str):
                     bad[str(place)] = content
                     continue
-                key, suffix = f"{place:09}", plan.paths[place].suffix.lower()
+                key, suffix = f"{place:09}", Path(plan.paths[place]).suffix.lower()
                 offset = _add(tar, key + suffix, content)
                 if plan.class_names is not None:
                     _add(tar, f"{key}.cls", str(plan.labels[place]).encode())
@@ -192,16 +193,14 @@ def _write_index(
     records = [record for record in records if record["rows"]]
     counts = [len(record["rows"]) for record in records]
     places = [row[0] for record in records for row in record["rows"]]
-    names = [
-        printable(plan.paths[place].relative_to(plan.folder).as_posix(), lines=False) for place in places
-    ]
+    names = [printable(name, lines=False) for name in plan.paths.take(np.array(places, np.int64)).names()]
     lines = [name.encode() + b"\n" for name in names]
     columns = np.array([row[1:] for record in records for row in record["rows"]], np.uint64)
     table = np.zeros(len(places), ROW)
     for column, name in enumerate(("offset", "size", "crc", "digest")):
         table[name] = columns[:, column]
     table["shard"] = np.repeat(np.arange(len(records)), counts)
-    table["label"] = np.array(plan.labels)[places]
+    table["label"] = plan.labels[places]
     table["name"] = [0, *accumulate(map(len, lines[:-1]))]
     missing = set(range(len(plan.class_names or ()))) - set(table["label"].tolist())
     if missing and plan.class_names is not None:

@@ -24,7 +24,8 @@ from ssl_lightning.data.io.eight_bit import (
     examine,
     pillow_channels,
 )
-from ssl_lightning.data.io.folders import BadImagesError, decode, open_image, scan, usable_images
+from ssl_lightning.data.io.folders import BadImagesError, decode, open_image, usable_images
+from ssl_lightning.data.io.scan import scan
 
 RANDOM = np.random.default_rng(0)
 FOUR = RANDOM.integers(0, 256, (5, 7, 4), np.uint8)
