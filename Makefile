@@ -42,7 +42,7 @@ wheel-test: setup ## Build the wheel and run it in an environment of its own (2 
 	.ci/wheel $(BIN)
 
 docs: .venv-docs/.ready ## Build the documentation into site/, in an environment of its own
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 
 .venv-docs/.ready: docs/requirements.lock
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs

@@ -5,15 +5,19 @@ from typing import Any
 
 # public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
+    "BarlowTwins": "tasks.barlow_twins",
     "Colorization": "tasks.colorization",
+    "Combined": "tasks.combined",
     "ContextPrediction": "tasks.context_prediction",
     "ImageData": "data.objects.image_data",
     "Inpainting": "tasks.inpainting",
     "Jigsaw": "tasks.jigsaw",
     "Random": "tasks.random",
     "Rotation": "tasks.rotation",
+    "SimCLR": "tasks.simclr",
     "SuperResolution": "tasks.super_resolution",
     "Supervised": "tasks.supervised",
+    "VICReg": "tasks.vicreg",
     "as_backbone": "networks.adapter",
     "build_parts": "run.parts",
     "compose": "config.composition",
@@ -24,15 +28,19 @@ _MODULES = {
 }
 
 __all__ = [
+    "BarlowTwins",
     "Colorization",
+    "Combined",
     "ContextPrediction",
     "ImageData",
     "Inpainting",
     "Jigsaw",
     "Random",
     "Rotation",
+    "SimCLR",
     "SuperResolution",
     "Supervised",
+    "VICReg",
     "as_backbone",
     "build_parts",
     "compose",
@@ -41,7 +49,7 @@ __all__ = [
     "load_classifier",
     "probe",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -98,6 +98,7 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
         ("inpainting", ["task.adversarial_weight=0", "optimizer=sgd", "trainer.precision=bf16-mixed"]),
         ("super_resolution", ["task.adversarial_weight=0", "optimizer=sgd", "probe=[knn,finetune]"]),
         ("supervised", []),
+        ("simclr", []),
     ],
 )
 def test_sharded_weights_learn_like_full_ones(tmp_path: Path, task: str, options: list[str]) -> None:

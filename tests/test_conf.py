@@ -44,6 +44,7 @@ ON_IMAGENET = [
     "gidaris2018_rotation_imagenet",
     "noroozi2016_jigsaw",
     "doersch2015_context_prediction",
+    "doersch2017_combined",
     "zhang2016_colorization",
     "pathak2016_inpainting",
     "pathak2016_features",

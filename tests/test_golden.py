@@ -26,6 +26,9 @@ TASKS = (
     "colorization",
     "inpainting",
     "super_resolution",
+    "simclr",
+    "barlow_twins",
+    "vicreg",
 )
 STEPS = 4  # of one epoch; without callbacks, which change no weight (tests/test_user_loop.py)
 

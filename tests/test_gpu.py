@@ -41,6 +41,10 @@ CASES = {
     "inpainting, center": ["task=inpainting", "task.mask=center"],
     "super-resolution": ["task=super_resolution"],
     "supervised": ["task=supervised"],
+    "combined": ["task=combined", "task.parts=[rotation,jigsaw,colorization]"],
+    "Barlow Twins": ["task=barlow_twins"],
+    "VICReg": ["task=vicreg"],
+    "SimCLR": ["task=simclr", "task.blur=0.5", "task.solarise=0.2"],
 }
 FAKE = ["data=fake", "trainer=gpu"]
 # two epochs of 80 steps with a validation after each; test_user_loop.py tests the panel, which takes seconds
@@ -128,7 +132,17 @@ def test_complete_runs(task: str, precision: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "task", ["jigsaw", "context_prediction", "colorization", "inpainting", "super_resolution"]
+    "task",
+    [
+        "jigsaw",
+        "context_prediction",
+        "colorization",
+        "inpainting",
+        "super_resolution",
+        "combined",
+        "simclr",
+        "vicreg",
+    ],
 )
 def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) -> None:
     states, probes = [], []

@@ -80,11 +80,16 @@ def parts(tmp_path: Path, images: Path, *overrides: str) -> Parts:
 
 
 @pytest.mark.parametrize(
-    "task", ["rotation", "jigsaw", "context_prediction", "inpainting", "super_resolution", "supervised"]
+    "task",
+    [
+        *("rotation", "jigsaw", "context_prediction", "inpainting", "super_resolution", "supervised"),
+        "combined task.parts=[rotation,jigsaw]",
+        "simclr task.saturation=0 task.hue=0 task.grey=0",
+    ],
 )
 def test_every_task_but_colorization_takes_four_channels(tmp_path: Path, task: str) -> None:
     batch = ["callbacks=[checkpoint,panel]", "trainer.max_steps=1", "data.image_size=32"]
-    run = make_run(tmp_path / "run", f"task={task}", "data.channels=4", *batch)
+    run = make_run(tmp_path / "run", *f"task={task}".split(), "data.channels=4", *batch)
     assert (run / PANEL).is_file()
     assert (run / RESULTS).is_file()
     backbone = ssl_lightning.load_backbone(run)

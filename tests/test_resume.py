@@ -116,6 +116,12 @@ def sha(node: Any) -> str:
         ("inpainting", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2", *ADVERSARIAL]),
         ("super_resolution", KILLS or 2, ["optimizer=adam", "trainer.accumulate_grad_batches=3"]),
         ("super_resolution", KILLS or 2, ["trainer.precision=32-true", *SPECTRAL]),
+        (
+            "combined",
+            KILLS or 2,
+            ["trainer.precision=32-true", "trainer.devices=2", "task.parts=[rotation,jigsaw]"],
+        ),
+        ("simclr", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
     ],
     ids=[
         "fp32",
@@ -130,6 +136,8 @@ def sha(node: Any) -> str:
         "gan-two-processes",
         "gan-accumulated",
         "gan-spectral",
+        "combined-two-processes",
+        "simclr-two-processes",
     ],
 )
 def test_killed_runs_end_like_undisturbed_ones(

@@ -72,6 +72,8 @@ def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
     ("task", "options"),
     [
         ("rotation", []),
+        ("combined", ["task.parts=[rotation,colorization]", "task.weights=[1,0.1]"]),
+        ("simclr", ["task.hidden=32"]),
         (
             "inpainting",
             [
@@ -429,7 +431,8 @@ def test_images_without_labels_have_their_rank_and_their_embedding(tmp_path: Pat
     done = train(tmp_path, *some, "probe=[linear,rankme,embedding]", "objective=probe/rankme/rankme")
     assert "linear skipped: the data have no labelled images" in done.stdout
     results = results_of(tmp_path / "rotation/folder/convnet/run")
-    found = [(r.probe, r.stage, r.trained) for r in results.probes]
+    assert {r.metric for r in results.probes} == {"rankme", "alpha_req", "lidar"}
+    found = [(r.probe, r.stage, r.trained) for r in results.probes if r.metric == "rankme"]
     assert found == [("rankme", f"stage{s}", trained) for trained in (False, True) for s in (1, 2, 3)]
     with np.load(tmp_path / "rotation/folder/convnet/run/embedding.npz") as embedding:
         assert embedding["features"].shape == (36, 128)

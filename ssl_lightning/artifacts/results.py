@@ -24,8 +24,10 @@ MAX_BYTES = 1 << 25  # of a results.json; a run writes about 50 kB
 BALANCED = "balanced"  # metric: mean accuracy over the classes, beside top1 if they are unequal in number
 # numbers or null in a protocol
 PROTOCOL_NUMBERS = ("heldout", "k", "k_shot", "fraction", "sd", "standard_error", "majority")
-RANKS = ("rankme",)  # metrics that are ranks; all others are fractions
 RANK = Limits("a rank, 1 or more", minimum=1)
+SLOPE = Limits("a slope, 0 or more", minimum=0)
+# Metrics of features without labels, shown as plain numbers; all others are fractions
+SPECTRAL = {"rankme": RANK, "alpha_req": SLOPE, "lidar": RANK}
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
 Status = Literal["finished", "failed", "interrupted"]
 UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
@@ -71,7 +73,7 @@ class Measured:
         stage: Stage of the backbone, such as "stage3".
         split: "test", or "pretrain" for a figure on unlabelled pretraining images.
         metric: Name of the metric, such as "top1".
-        value: In [0, 1]; a rank is at least 1.
+        value: In [0, 1]; a rank is at least 1, and a slope at least 0.
         n: Number of images measured.
         evaluation: Set if `evaluate.py` added the figure to a finished run.
     """
@@ -484,7 +486,7 @@ def _check_figures(record: Record, place: str) -> None:
     """
     for key in PROTOCOL_NUMBERS:
         from_json(float | None, record.protocol.get(key), f"{place}.protocol.{key}")
-    limits = RANK if record.metric in RANKS else FRACTION
+    limits = SPECTRAL.get(record.metric, FRACTION)
     from_json(Annotated[float, limits], record.value, f"{place}.value")
-    if record.metric not in RANKS:
+    if record.metric not in SPECTRAL:
         from_json(Annotated[float, limits] | None, record.heldout, f"{place}.protocol.heldout")

@@ -18,6 +18,7 @@ METRICS = "metrics.csv"
 ERROR = "error.txt"  # of a failed run
 EVALUATION_ERROR = ".evaluation-error.txt.tmp"  # of evaluate.py run=, until the launcher has printed it
 BAD_BATCH = "bad_batch.json"
+NEAR_DUPLICATES = "near_duplicates.txt"
 LOCK = ".lock"  # held while a process runs in the folder
 CHECKPOINTS, LAST, PREVIOUS, BEST = "checkpoints", "last.ckpt", "previous.ckpt", "best.ckpt"
 BACKBONE, BACKBONE_CONFIG, MODEL_CARD = "backbone.safetensors", "backbone.json", "MODEL_CARD.md"

@@ -101,9 +101,14 @@ def main(arguments: Sequence[str]) -> int:
     from ssl_lightning.bench.steps import BLOCK, TASKS
 
     keep_quiet()
-    parser = argparse.ArgumentParser(prog=command_line("bench"), description=__doc__)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    about = "Measure speed against plain PyTorch, print tables, and write one JSON file."
+    parser = argparse.ArgumentParser(prog=command_line("bench"), description=about)
+    for option, names in (("sections", SECTIONS), ("tasks", TASKS)):
+        about = f"any of {', '.join(names)}; default: all"
+        name, default = option.removesuffix("s"), list(names)
+        parser.add_argument(
+            f"--{option}", nargs="+", choices=names, default=default, metavar=name, help=about
+        )
     parser.add_argument("--repeats", type=int, default=20, help="blocks of steps, or calls, per figure")
     about = "training steps per block; use more on a GPU, such as 100"
     parser.add_argument("--block", type=int, default=BLOCK, help=about)

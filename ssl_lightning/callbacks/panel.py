@@ -17,7 +17,8 @@ from ssl_lightning.artifacts.run_folder import PANEL, PANELS, STRIP
 from ssl_lightning.callbacks._loaders import paired_data, watched_sample
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.engine.fsdp import unsharded_task
-from ssl_lightning.tasks.base import Panel, to_float
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import Panel
 
 COLOURS = {True: "#1a7f37", False: "#cf222e", None: "#57606a"}
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, for files of C channels

@@ -18,18 +18,24 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
-ADDED: dict[str, Any] = {  # keys that old configs lack, with the value that changes nothing
-    "data.value_range": None,
-    "task.adversarial_loss": "non_saturating",
-    "task.discriminator_norm": "batch",
-    "task.discriminator_head": "average",
-    "task.discriminator_steps": 1,
-    "task.discriminator_augment": [],
-    "task.discriminator_sees": None,
-    "task.r1": 0.0,
+# Keys that old configs lack, with the values that change nothing, the default first
+ADDED: dict[str, tuple[Any, ...]] = {
+    "data.value_range": (None,),
+    "data.near_duplicates": ("ignore", "report"),
+    "task.freeze_until": (0.0,),
+    "task.backbone_lr_factor": (1.0,),
+    "task.adversarial_loss": ("non_saturating",),
+    "task.discriminator_norm": ("batch",),
+    "task.discriminator_head": ("average",),
+    "task.discriminator_steps": (1,),
+    "task.discriminator_augment": ([],),
+    "task.discriminator_sees": (None,),
+    "task.r1": (0.0,),
+    "probe.rankme.lidar_images": (1000,),
+    "probe.rankme.lidar_views": (10,),
 }
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
-SPLIT = ("trainer", "data", "task")  # groups where only some keys are science
+SPLIT = ("trainer", "data")  # groups where only some keys are science
 
 
 def science(config: dict[str, Any]) -> dict[str, Any]:
@@ -37,12 +43,17 @@ def science(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in NOT_SCIENCE}
     for group in SPLIT:
         values = config.get(group, {})
-        kept[group] = {
-            key: value
-            for key, value in values.items()
-            if f"{group}.{key}" not in NOT_SCIENCE and ADDED.get(f"{group}.{key}", ABSENT) != value
-        }
-    return kept
+        kept[group] = {key: value for key, value in values.items() if f"{group}.{key}" not in NOT_SCIENCE}
+    return _without_added(kept)
+
+
+def _without_added(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leave out the keys of `ADDED` at values that change nothing."""
+    return {
+        key: _without_added(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in node.items()
+        if value not in ADDED.get(f"{prefix}{key}", ())
+    }
 
 
 def config_sha256(config: dict[str, Any]) -> str:

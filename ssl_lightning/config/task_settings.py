@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CONTINUED = 0.1  # share of the learning rate for weights that were already trained
+CONTINUED = 0.1  # learning rate of a backbone that was already trained, over that of the new heads
 SMALLEST_BATCH = 8
 STEPS_AN_EPOCH = 8  # fewest, where the batch can be smaller
 VALIDATIONS = 4  # in a run of several epochs
@@ -33,14 +33,16 @@ class Settings:
         """Return the overrides for a number of pretraining images.
 
         The batch is halved until an epoch has 8 steps, down to 8 images. The learning rate shrinks with it
-        (the linear scaling rule, Goyal et al. 2017), and is a tenth where given weights are trained further.
+        (the linear scaling rule, Goyal et al. 2017). Where given weights are trained further, the backbone
+        gets a tenth of it.
         """
         batch = self.batch_size
         while batch > SMALLEST_BATCH and images < STEPS_AN_EPOCH * batch:
             batch //= 2
-        lr = self.lr * batch / self.batch_size * (CONTINUED if continued else 1.0)
+        lr = self.lr * batch / self.batch_size
         first = [f"optimizer={self.optimizer}", f"data.batch_size={batch}"]
-        return [*first, *self.more, f"optimizer.lr={lr:.4g}"]
+        spared = [f"task.backbone_lr_factor={CONTINUED}"] if continued else []
+        return [*first, *self.more, f"optimizer.lr={lr:.4g}", *spared]
 
 
 # With 45,000 images these are conf/experiment/cifar10_*.yaml (tests/config/test_task_settings.py)
@@ -49,6 +51,9 @@ SETTINGS = {
     "jigsaw": Settings("sgd", 0.05),
     "context_prediction": Settings("sgd", 0.05),
     "colorization": Settings("adamw", 0.002),
+    "simclr": Settings("sgd", 0.1, 128),
+    "barlow_twins": Settings("adamw", 0.002, 128),
+    "vicreg": Settings("adamw", 0.002, 128),
     "inpainting": Settings("adam", 0.002, more=GAN),
     "super_resolution": Settings(
         "adam", 0.002, more=(*GAN, "task.adversarial_weight=0.01", "task.instance_noise=1.0")

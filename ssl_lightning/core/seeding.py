@@ -25,3 +25,40 @@ def stream_seed(*names: int | str) -> int:
 def generator(*names: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh `torch.Generator` on `device`, seeded by the names of its stream."""
     return torch.Generator(device=device).manual_seed(stream_seed(*names))
+
+
+class RecordedStream(torch.Generator):
+    """Random stream of a CUDA graph. It keeps its twins, since a recording must name every stream.
+
+    Args:
+        device: Device of the draws.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        super().__init__()
+        self.twins: dict[str, torch.Generator] = {}
+
+    def manual_seed(self, seed: int) -> RecordedStream:
+        """Seed the stream and its twins alike."""
+        for each in self.twins.values():
+            each.manual_seed(seed)
+        super().manual_seed(seed)
+        return self
+
+
+def twin(stream: torch.Generator, name: str) -> torch.Generator:
+    """Return a stream that draws the same numbers as another one from its start.
+
+    Args:
+        stream: The other one; its state stays as it is.
+        name: Twins of a recorded stream are kept by name.
+
+    >>> one = generator("x")
+    >>> torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=twin(one, "y")))
+    True
+    """
+    if not isinstance(stream, RecordedStream):
+        return torch.Generator(stream.device).manual_seed(stream.initial_seed())
+    if name not in stream.twins:
+        stream.twins[name] = torch.Generator(stream.device)
+    return stream.twins[name]

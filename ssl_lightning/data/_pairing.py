@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ssl_lightning.core.messages import fitted, tell
 from ssl_lightning.data.io.sources import ImageSource
-from ssl_lightning.data.io.splits import complement, stratified
+from ssl_lightning.data.io.splits import FOLDS, complement, draw_folds, stratified
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Pairing:
     Args:
         pretrain: Images of the pretext task.
         train: Labelled training images, including the held-out ones; None without labels.
-        test: Labelled test images; None without labels.
+        test: Labelled test images; None without labels. If only `train` has labels, figures are
+            cross-validated over its images.
         class_names: In label order; None without labels.
         overlap: (len(train),) int64, index in `pretrain` of each image of `train`, or -1. Pretraining leaves
             out the held-out images. None if the two share no image.
@@ -45,12 +46,33 @@ class Splits:
         val: Into `heldout_pool`: the held-out images, for the pretext's validation; may be empty.
         train: Into `Pairing.train`: images that probes train on; empty without labels.
         heldout: Into `Pairing.train`: images that probes select on; empty without labels or held-out images.
+        test: Into `Pairing.train`: test images of a fold; None if the data have test images of their own.
     """
 
     pretrain: Tensor
     val: Tensor
     train: Tensor
     heldout: Tensor
+    test: Tensor | None = None
+
+    def folds(self, labels: Tensor) -> list[Splits]:
+        """Return the splits with each fold of the labelled images as the test images.
+
+        Args:
+            labels: Those of `Pairing.train`.
+        """
+        train, heldout = self.train, self.heldout
+        part = draw_folds(labels[torch.cat([train, heldout])], FOLDS)
+        of_train, of_heldout = part[: len(train)], part[len(train) :]
+        return [
+            replace(
+                self,
+                train=train[of_train != fold],
+                heldout=heldout[of_heldout != fold],
+                test=torch.cat([train[of_train == fold], heldout[of_heldout == fold]]),
+            )
+            for fold in range(int(part.max()) + 1)
+        ]
 
 
 def heldout_pool(pairing: Pairing) -> ImageSource:

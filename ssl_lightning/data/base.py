@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import pytorch_lightning as pl
 import torch
@@ -13,6 +15,12 @@ from torch import Tensor
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.image_spec import CHANNELS, ImageSpec
 from ssl_lightning.core.seeding import generator
+from ssl_lightning.data._near_duplicates import (
+    NearDuplicate,
+    check_action,
+    find_near_duplicates,
+    tell_near_duplicates,
+)
 from ssl_lightning.data._pairing import Pairing, Splits, draw_splits, fitting_batch, heldout_pool
 from ssl_lightning.data.io.augment import EvalView
 from ssl_lightning.data.io.contents import check_contents
@@ -45,6 +53,9 @@ class PairedDataModule(pl.LightningDataModule):
             validation, and no probe may select anything.
         max_labels: Most labelled images that probes may use, training and held-out together; None for all.
         pretrain_size: Most pretraining images in an epoch; None for all.
+        near_duplicates: Whether to search the pretraining and training images for near-duplicates of test
+            and held-out images: "ignore" does not, "report" counts them, and "drop" also leaves them out of
+            pretraining. It reads every image once.
 
     Raises:
         ValueError: A number is out of range; in `setup`, also for the number of images.
@@ -71,6 +82,7 @@ class PairedDataModule(pl.LightningDataModule):
         heldout: int | None = None,
         max_labels: int | None = None,
         pretrain_size: int | None = None,
+        near_duplicates: Literal["ignore", "report", "drop"] = "ignore",
     ) -> None:
         super().__init__()
         positive = {
@@ -94,6 +106,8 @@ class PairedDataModule(pl.LightningDataModule):
         self.heldout = heldout
         self.max_labels = max_labels
         self.pretrain_size = pretrain_size
+        self.near_duplicates = check_action(near_duplicates)
+        self.duplicates_found: list[NearDuplicate] = []  # by `setup`, unless it ignores them
         self._mean = None if mean is None else tuple(float(value) for value in mean)
         self._std = None if std is None else tuple(float(value) for value in std)
         self._pairing: Pairing | None = None
@@ -143,15 +157,37 @@ class PairedDataModule(pl.LightningDataModule):
             pretrain_size=self.pretrain_size,
             free=self.free,
         )
+        self._pairing = pairing
+        if self.near_duplicates != "ignore":
+            self._search_duplicates()
         images = len(self._splits.pretrain)
         self.batch_size = fitting_batch(self.batch_size, images, self.name, self.free)
         labelled = bool((pairing.pretrain.labels[self._splits.pretrain] >= 0).all())
-        self._pairing = pairing
         mean, std = self._statistics()
         names = pairing.class_names
         self._spec = ImageSpec(
             self.channels, self.image_size, mean, std, names, pretrain_labels=labelled and names is not None
         )
+
+    def _search_duplicates(self) -> None:
+        """Find near-duplicates, say how many there are, and leave them out of pretraining if asked to."""
+        loaders = {"pretrain": self.unlabelled()}
+        if self.has_downstream:
+            compared = SPLITS[1:] if self.test_folds else SPLITS  # with folds, all labelled images are tested
+            loaders |= {split: self.downstream(split) for split in compared}
+        else:
+            loaders["heldout"] = self.val_dataloader()
+        self.duplicates_found = find_near_duplicates(loaders)
+        drops = self.near_duplicates == "drop"
+        tell_near_duplicates(self.duplicates_found, drops)
+        kept = torch.ones(len(self._splits.pretrain), dtype=torch.bool)
+        kept[[each.place for each in self.duplicates_found if drops and each.split == "pretrain"]] = False
+        if not kept.any():
+            raise ValueError(
+                f"all pretraining images of {self.name} are near-duplicates of test or held-out images; set "
+                "data.near_duplicates=report"
+            )
+        self._splits = replace(self._splits, pretrain=self._splits.pretrain[kept])
 
     def place(self, device: torch.device) -> None:
         """Move images to the device if the config asks for it; called once, before training.
@@ -201,7 +237,8 @@ class PairedDataModule(pl.LightningDataModule):
         """Return labelled batches for the probes, in a fixed order, not augmented.
 
         Args:
-            split: `train`, `heldout` (for every selection) or `test` (for the reported figure only).
+            split: `train`, `heldout` (for every selection) or `test` (for the reported figure only). If
+                figures are cross-validated, `test` is all labelled images; see `test_folds`.
             batch_size: Over all processes; None for `eval_batch_size`.
 
         Raises:
@@ -210,23 +247,40 @@ class PairedDataModule(pl.LightningDataModule):
         if split not in SPLITS:
             raise ValueError(f"split is {split!r}; allowed are {', '.join(SPLITS)}")
         pairing = self._loaded
-        if pairing.train is None or pairing.test is None:
+        if pairing.train is None:
             raise ValueError(f"data {self.name} has no labelled images, so there is no {split} split")
-        source, indices = {
-            "train": (pairing.train, self._splits.train),
-            "heldout": (pairing.train, self._splits.heldout),
-            "test": (pairing.test, torch.arange(len(pairing.test))),
-        }[split]
+        source, splits = pairing.train, self._splits
+        if split != "test":
+            indices = splits.train if split == "train" else splits.heldout
+        elif pairing.test is not None:
+            source, indices = pairing.test, torch.arange(len(pairing.test))
+        else:
+            indices = self._labelled_pool(heldout=True) if splits.test is None else splits.test
         return self._loader(source, indices, batch_size or self.eval_batch_size, split)
+
+    @property
+    def test_folds(self) -> list[Self]:
+        """The data with each fifth of the labelled images as test images; empty if there are test images."""
+        pairing = self._loaded
+        if pairing.train is None or pairing.test is not None or self._splits.test is not None:
+            return []
+        folds = []
+        for splits in self._splits.folds(pairing.train.labels):
+            folds.append(copy.copy(self))
+            folds[-1]._splits = splits
+        return folds
 
     @property
     def label_counts(self) -> dict[str, int]:
         """Number of labelled images of each split, and `rarest`: training images of the smallest class.
 
-        Empty without labels; without `rarest` for masks and boxes.
+        Empty without labels; without `rarest` for masks and boxes. If figures are cross-validated, the
+        smallest numbers of a fold.
         """
         if not self.has_downstream:
             return {}
+        if folds := [fold.label_counts for fold in self.test_folds]:
+            return {key: min(fold[key] for fold in folds) for key in folds[0]}
         counts = {split: len(self.downstream(split).indices) for split in SPLITS}
         if self.targets in ("classes", "multilabel"):
             assert self._loaded.train is not None
@@ -279,11 +333,25 @@ class PairedDataModule(pl.LightningDataModule):
         Args:
             count: Size of a fixed draw; None, or more than there are, for all.
         """
+        return self._loader(self._loaded.pretrain, self._fixed_draw(count), self.eval_batch_size, "pretrain")
+
+    def augmented(self, count: int, view: str) -> BatchLoader:
+        """Return the images of `unlabelled`, augmented as for training, the same in every run.
+
+        Args:
+            count: Size of the fixed draw.
+            view: Name of the random stream; each name gives other views.
+        """
+        source, indices = self._loaded.pretrain, self._fixed_draw(count)
+        return self._loader(source, indices, self.eval_batch_size, view, augment=True, seed=0)
+
+    def _fixed_draw(self, count: int | None) -> Tensor:
+        """Return pretraining images as sorted indices, the same in every run; all if there are no more."""
         indices = self._splits.pretrain
-        if count is not None and count < len(indices):
-            order = torch.randperm(len(indices), generator=generator("fixed", "unlabelled"))
-            indices = indices[order[:count].sort().values]
-        return self._loader(self._loaded.pretrain, indices, self.eval_batch_size, "pretrain")
+        if count is None or count >= len(indices):
+            return indices
+        order = torch.randperm(len(indices), generator=generator("fixed", "unlabelled"))
+        return indices[order[:count].sort().values]
 
     def images_in(self, folder: str) -> BatchLoader:
         """Return the central square of each image file in any folder, at any depth, resized.
@@ -337,6 +405,7 @@ class PairedDataModule(pl.LightningDataModule):
         name: str,
         shuffle: bool = False,
         augment: bool | None = None,
+        seed: int | None = None,
     ) -> BatchLoader:
         rank, world_size = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -345,7 +414,7 @@ class PairedDataModule(pl.LightningDataModule):
             source,
             indices,
             batch_size,
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
             shuffle=shuffle,
             augment=shuffle if augment is None else augment,
             drop_last=shuffle,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.core.errors import first_line
+from ssl_lightning.core.seeding import RecordedStream
 
 WARM_UP = 3  # passes before recording, while libraries choose kernels and allocate workspaces
 PRECISIONS = ("bf16-mixed", "32-true")  # float16 scales the loss by a changing number
@@ -42,7 +43,9 @@ class StepGraph:
     backward pass, sets it as the `.grad` of the parameters. Code that sets `.grad` to None or to zeros in
     between (Lightning before each validation, a callback) therefore has the same effect as without a graph.
 
-    A replay reads the weights at their recorded addresses: call `forget` before they move.
+    A replay reads the weights at their recorded addresses: call `forget` before they move. A batch is
+    recorded again if a layer changed between training and evaluation mode, or a parameter began or ceased to
+    require gradients.
 
     Args:
         task: A task on a GPU whose `recordable` is true.
@@ -67,7 +70,7 @@ class StepGraph:
         Raises:
             ValueError: An operation of the step cannot be recorded.
         """
-        if self._graph is None or self._learning != [p.requires_grad for p in self._parameters]:
+        if self._graph is None or self._state != self._current_state():
             self._record(images, labels)
         assert self._graph is not None
         self._images.copy_(images)
@@ -90,12 +93,17 @@ class StepGraph:
         """Record again at the next batch."""
         self._graph = None
 
+    def _current_state(self) -> list[bool]:
+        """Return what learns and what is in training mode: it decides which operations a step runs."""
+        return [*(p.requires_grad for p in self._parameters), *(m.training for m in self._modules)]
+
     def _record(self, images: Tensor, labels: Tensor) -> None:
         self._graph = None  # frees its memory for the next one
         self._images, self._labels = images.clone(), labels.clone()  # clones keep the memory format
-        self._stream = torch.Generator(images.device)
+        self._stream = RecordedStream(images.device)
         self._parameters = list(self.task.parameters())
-        self._learning = [p.requires_grad for p in self._parameters]
+        self._modules = list(self.task.modules())
+        self._state = self._current_state()
         before = [(buffer, buffer.clone()) for buffer in self.task.buffers()]
         self._graph = self._capture()
         for buffer, value in before:
@@ -103,10 +111,11 @@ class StepGraph:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._stream)
         # dropout draws from the global stream; recording must not advance it
         with torch.random.fork_rng([self._images.device]):
             self._warm_up()
+            for stream in (self._stream, *self._stream.twins.values()):
+                graph.register_generator_state(stream)
             try:
                 # thread_local: other threads keep pinning batches during the capture
                 with torch.cuda.graph(graph, capture_error_mode="thread_local"):

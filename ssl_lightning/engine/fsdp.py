@@ -49,7 +49,7 @@ class FullySharded(ModelParallelStrategy):
         self._outline = copy.deepcopy(task).cpu()
         task.to(memory_format=torch.contiguous_format)  # the only format of FSDP2; images stay channels-last
         mesh = self.device_mesh["data_parallel"]
-        for network in task.children():
+        for network in cast(Any, task).networks():
             if any(p.requires_grad for p in network.parameters()):
                 for block in blocks(network):
                     fully_shard(block, mesh=mesh)

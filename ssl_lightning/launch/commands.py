@@ -20,6 +20,7 @@ from ssl_lightning.config.composition import quote_paths
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.core.errors import RunError, print_error
+from ssl_lightning.launch.help import help_text, is_help
 from ssl_lightning.launch.sweep import failed_jobs_named
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's own variable: with 1 it raises errors and prints nothing about them
@@ -35,7 +36,7 @@ def train_main(arguments: Sequence[str]) -> int:
     from ssl_lightning.launch.train import launch
 
     arguments = quote_paths(arguments)
-    if is_resume(arguments):
+    if is_resume(arguments) and not is_help(arguments):
         return resume_main(arguments, conf_dir())
     return _compose_and_run(launch, "train", arguments)
 
@@ -88,6 +89,9 @@ def _compose_and_run(
         arguments: Command line.
         stored: Whether the config is in Hydra's ConfigStore, without the folder `conf`.
     """
+    if is_help(arguments):
+        print(help_text(name))
+        return 0
     use_plugins()
     sys.argv[1:] = quote_paths(arguments)  # Hydra reads them there
     path = None if stored else str(conf_dir())

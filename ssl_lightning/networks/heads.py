@@ -45,6 +45,22 @@ class FlattenedClassifier(nn.Module):
         return self.linear(stages[-1].flatten(1))
 
 
+class PooledHead(nn.Module):
+    """Global average pooling of the last stage map, then a network.
+
+    Args:
+        network: Maps `(B, D)` to any output.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, stages: list[Tensor]) -> Tensor:
+        """Map stage maps, the last `(B, D, H, W)`, to the output of the network."""
+        return self.network(global_average(stages[-1]))
+
+
 class StandardisedLinear(nn.Module):
     """Linear classifier on a stage map, pooled to a grid and standardised: the head of the linear probe.
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MAX_SIMILARITIES = 2**26  # elements at once (256 MiB in float32)
+
 
 def knn_scores(
     queries: Tensor,
@@ -28,7 +30,8 @@ def knn_scores(
         num_classes: K.
         ks: Numbers of neighbours, each in 1..N; one search serves all.
         temperature: Above 0.
-        batch_size: Queries per matrix product; memory holds at most this times N similarities.
+        batch_size: Queries per matrix product. The bank is searched in blocks, so that memory holds at most
+            `MAX_SIMILARITIES` similarities and a copy of one block, and the `max(ks)` nearest of each query.
 
     Returns:
         `(len(ks), Q, K)` shares of the vote: at least 0, summing to 1 over the classes.
@@ -42,20 +45,45 @@ def knn_scores(
         )
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
-    unit_bank = F.normalize(bank, dim=1)
     scores = queries.new_zeros(len(ks), len(queries), num_classes)
-    # one buffer for all batches: allocating so much memory again takes as long as the product
-    buffer = queries.new_empty(min(batch_size, len(queries)), len(bank))
+    nearest, indices = _nearest(queries, bank, max(ks), batch_size)
     for first in range(0, len(queries), batch_size):
-        batch = F.normalize(queries[first : first + batch_size], dim=1)
-        similarities = torch.mm(batch, unit_bank.T, out=buffer[: len(batch)])
-        similarity, index = similarities.topk(max(ks), dim=1)  # (B, k), nearest first
+        similarity = nearest[first : first + batch_size]  # (B, k), nearest first
         # subtracting the nearest keeps the shares and prevents overflow at low temperatures
         weight = ((similarity - similarity[:, :1]) / temperature).exp_()
-        voted = bank_labels[index]
+        voted = bank_labels[indices[first : first + batch_size]]
         for row, k in enumerate(ks):
-            scores[row, first : first + len(batch)].scatter_add_(1, voted[:, :k], weight[:, :k])
+            scores[row, first : first + len(weight)].scatter_add_(1, voted[:, :k], weight[:, :k])
     return scores / scores.sum(2, keepdim=True)
+
+
+def _nearest(queries: Tensor, bank: Tensor, k: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Return cosine and place in the bank of the k nearest samples of each query, `(Q, k)`, nearest first."""
+    found: tuple[Tensor, Tensor] | None = None
+    rows = max(1, MAX_SIMILARITIES // batch_size)
+    # one buffer for all batches: allocating so much memory again takes as long as the product
+    buffer = queries.new_empty(min(batch_size, len(queries)), min(rows, len(bank)))
+    for start in range(0, len(bank), rows):
+        block = F.normalize(bank[start : start + rows], dim=1)
+        here = (
+            queries.new_empty(len(queries), min(k, len(block))),
+            bank.new_empty(len(queries), min(k, len(block)), dtype=torch.int64),
+        )
+        for first in range(0, len(queries), batch_size):
+            batch = F.normalize(queries[first : first + batch_size], dim=1)
+            similarities = torch.mm(batch, block.T, out=buffer[: len(batch), : len(block)])
+            top = similarities.topk(min(k, len(block)), dim=1)
+            here[0][first : first + len(batch)], here[1][first : first + len(batch)] = (
+                top.values,
+                top.indices + start,
+            )
+        if found is not None:
+            both, places = (torch.cat(pair, 1) for pair in zip(found, here, strict=True))
+            values, order = both.topk(min(k, both.shape[1]), dim=1)
+            here = values, places.gather(1, order)
+        found = here
+    assert found is not None
+    return found
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 HISTORY = 10  # pairs that L-BFGS remembers
 MAX_TRIALS = 20  # steps of one line search; needing more means that rounding hides progress
-MAX_LOGITS = 2**28  # elements at once (1 GiB in float32); further strengths follow in turn
+MAX_LOGITS = 2**28  # elements that are kept (1 GiB in float32); further strengths follow in turn
+BATCH_LOGITS = 2**26  # elements at once if those of one strength are more than MAX_LOGITS
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ def fit_logistic(
 
     The objective is `mean cross-entropy + l2 / 2 * |weight|^2` (the bias is not penalised). It equals
     scikit-learn's `LogisticRegression` with `C = 1 / (N * l2)`.
+
+    Besides x, memory holds a few GiB for any number of samples and classes. If the logits do not fit, every
+    step computes them again in batches of samples, with the same number of products.
 
     All strengths are solved side by side. Reading the features bounds the cost of products with them, so five
     strengths cost as much as one (18,000 x 512 x 10 classes on two cores: 13 ms for 10 and for 50 columns).
@@ -152,8 +156,9 @@ def _lbfgs(
     penalty = penalty.repeat_interleave(fits, 0)
     weight = None if weight is None else weight.repeat(len(l2), 1)  # (R * F, N)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-    logits = _product(theta, x)
-    loss, gradient = _objective(logits, labels, x, theta, penalty, weight)
+    few = theta.shape[0] * theta.shape[1] * len(x) <= MAX_LOGITS
+    samples = (_KeptLogits if few else _Batches)(x, labels, penalty, weight)
+    loss, gradient = samples.start(theta)
     active = gradient.abs().amax((1, 2)) > tol
     iterations = torch.zeros_like(active, dtype=torch.int64)
     noise = 8 * torch.finfo(x.dtype).eps
@@ -162,12 +167,11 @@ def _lbfgs(
             break
         direction = -_inverse_hessian(gradient, curvature, pairs)
         slope = _dot(gradient, direction)
-        # logits are linear in the step, so the line search computes no products with the features to move
-        moved_logits = _product(direction, x)
+        samples.aim(direction)
         step = active.to(x.dtype)[:, None, None]
         for _ in range(MAX_TRIALS):
-            new_theta, new_logits = theta + step * direction, logits + step * moved_logits
-            new_loss, new_gradient = _objective(new_logits, labels, x, new_theta, penalty, weight)
+            new_theta = theta + step * direction
+            new_loss, new_gradient = samples.move(step, new_theta)
             new_slope = _dot(new_gradient, direction)
             # judged mainly by the slope, since rounding hides small differences of the loss
             accepted = (new_slope <= -0.5 * slope) & (new_loss <= loss + noise * loss.abs())
@@ -181,10 +185,65 @@ def _lbfgs(
         y = torch.where(keep, new_gradient - gradient, 0.0)
         pairs = [*pairs[1 - HISTORY :], (s, y, _dot(s, y))]
         theta, gradient = torch.where(keep, new_theta, theta), torch.where(keep, new_gradient, gradient)
-        logits, loss = torch.where(keep, new_logits, logits), torch.where(active, new_loss, loss)
+        loss = torch.where(active, new_loss, loss)
+        samples.keep(keep)
         iterations += active
         active = active & (gradient.abs().amax((1, 2)) > tol)
     return theta, loss, gradient.abs().amax((1, 2)), iterations
+
+
+class _KeptLogits:
+    """Objective that keeps the logits of all samples `(R, K, N)`.
+
+    They are linear in the step, so a line search computes no products with the features to move.
+    """
+
+    def __init__(self, x: Tensor, labels: Tensor, penalty: Tensor, weight: Tensor | None) -> None:
+        self.x, self.labels, self.penalty, self.weight = x, labels, penalty, weight
+
+    def start(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss and gradient at the first point."""
+        self.logits = _product(theta, self.x)
+        return _objective(self.logits, self.labels, self.x, theta, self.penalty, self.weight)
+
+    def aim(self, direction: Tensor) -> None:
+        """Take the direction of the next moves."""
+        self.moved = _product(direction, self.x)
+
+    def move(self, step: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return loss and gradient at `theta`, a step along the direction."""
+        self.new = self.logits + step * self.moved
+        return _objective(self.new, self.labels, self.x, theta, self.penalty, self.weight)
+
+    def keep(self, kept: Tensor) -> None:
+        """Take the last move as the new point for the fits in `kept`, `(R, 1, 1)` bool."""
+        self.logits = torch.where(kept, self.new, self.logits)
+
+
+class _Batches(_KeptLogits):
+    """Objective that computes the logits in batches of samples and keeps none."""
+
+    def start(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        decay = self.penalty * theta
+        loss, gradient = 0.5 * _dot(decay, theta), decay
+        none = torch.zeros_like(theta[:1])  # the penalty counts once, not in each batch
+        for rows in torch.arange(len(self.x)).split(max(1, BATCH_LOGITS // theta[..., 0].numel())):
+            here = slice(int(rows[0]), int(rows[-1]) + 1)
+            x, labels = self.x[here], self.labels[here]
+            weight = None if self.weight is None else self.weight[:, here]
+            part = _objective(_product(theta, x), labels, x, theta, none, weight)
+            share = 1 if weight is not None else len(x) / len(self.x)
+            loss, gradient = loss + share * part[0], gradient + share * part[1]
+        return loss, gradient
+
+    def aim(self, direction: Tensor) -> None:
+        """Need no products: `move` computes the logits at its point."""
+
+    def move(self, step: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        return self.start(theta)
+
+    def keep(self, kept: Tensor) -> None:
+        """Keep nothing."""
 
 
 def _objective(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,15 +56,17 @@ class Strengths:
     def __post_init__(self) -> None:
         scale = self.crop_scale
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"crop_scale is {list(scale)}; allowed are two areas, 0 < smallest <= largest <= 1")
+            raise ValueError(f"task.crop_scale is {list(scale)}; allowed are 0 < smallest <= largest <= 1")
         if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue is {self.hue}; allowed are 0 (off) to 0.5")
+            raise ValueError(f"task.hue is {self.hue}; allowed are 0 (off) to 0.5")
         for name in ("flip", "jitter", "grey", "blur", "solarise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are probabilities, 0 (off) to 1")
+                raise ValueError(
+                    f"task.{name} is {getattr(self, name)}; allowed are probabilities, 0 (off) to 1"
+                )
         for name in ("brightness", "contrast", "saturation"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed are 0 (off) and above")
+                raise ValueError(f"task.{name} is {getattr(self, name)}; allowed are 0 (off) and above")
 
     def for_channels(self, channels: int) -> Strengths:
         """Return the strengths for images of so many channels; grey images have no colours to change.
@@ -77,7 +80,9 @@ class Strengths:
         if channels != 1 and any(getattr(self, name) for name in colours):
             off = " ".join(f"task.{name}=0" for name in colours)
             raise ValueError(f"images have {channels} channels, whose colours are unknown; set {off}")
-        return Strengths(**{f.name: getattr(self, f.name) for f in fields(self)} | dict.fromkeys(colours, 0.0))
+        return Strengths(
+            **{f.name: getattr(self, f.name) for f in fields(self)} | dict.fromkeys(colours, 0.0)
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,10 @@ class Draws:
     def rows(self, first: int, count: int) -> Draws:
         """Return the parameters of `count` images from number `first` on."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Draws(**{name: None if x is None else x[first : first + count] for name, x in values.items()})
+        rows: dict[str, Any] = {
+            name: None if x is None else x[first : first + count] for name, x in values.items()
+        }
+        return Draws(**rows)
 
 
 def draw_views(
@@ -238,7 +246,8 @@ def crop_resize(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     height, width = images.shape[2:]
     top, left, h, w = boxes.to(images.dtype)[:, :, None].unbind(1)  # each (N, 1)
     y, x = (
-        (torch.arange(side, device=images.device, dtype=images.dtype) + 0.5) / side for side in (height, width)
+        (torch.arange(side, device=images.device, dtype=images.dtype) + 0.5) / side
+        for side in (height, width)
     )
     x = torch.where(mirrored[:, None], 1 - x, x)  # (N, W)
     # pixels beyond the crop are not seen, as if it had been cut out
@@ -264,7 +273,7 @@ def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale the distance of each pixel of `(N, 3, H, W)` from grey by a factor `(N,)`, and clip; 0 is grey."""
+    """Scale the distance of each pixel of `(N, 3, H, W)` from its grey by a factor `(N,)`, and clip."""
     return _blend(images, _grey(images), factor)
 
 
@@ -288,8 +297,8 @@ def adjust_hue(images: Tensor, turn: Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / scale, 4 + (red - green) / scale),
     )  # -1..5, of 6
     hue = hue + 6 * _each(turn, images)[:, 0]
-    # closed form of HSV to RGB: a channel falls from the value by the chroma, depending on its distance on the
-    # circle of 6 from the opposite hue; 3, 1 and -1 stand for red, green and blue
+    # closed form of HSV to RGB: a channel falls from the value by the chroma, depending on its distance from
+    # the opposite hue on the circle of 6; 3, 1 and -1 stand for red, green and blue
     places = torch.arange(3, -2, -2, device=images.device).view(3, 1, 1)
     x = hue[:, None] + places  # (N, 3, H, W)
     falls = (2 - x.sub_(x.div(6).round_(), alpha=6).abs_()).clamp_(0, 1)

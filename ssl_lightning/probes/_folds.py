@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.core.seeding import generator
+from ssl_lightning.data.io.splits import FOLDS, draw_folds
 
 FEW = 500  # held-out images; fewer select by luck: the standard error of an accuracy is above 2 %
-FOLDS = 5
 
 
 def selecting_folds(labels: Mapping[str, Tensor]) -> Tensor | None:
@@ -22,26 +21,7 @@ def selecting_folds(labels: Mapping[str, Tensor]) -> Tensor | None:
     """
     if len(labels["heldout"]) >= FEW:
         return None
-    return assign_folds(torch.cat([labels["train"], labels["heldout"]]), FOLDS)
-
-
-def assign_folds(labels: Tensor, folds: int) -> Tensor:
-    """Assign images to folds, stratified by class; the draw is the same in every run.
-
-    Sizes of the folds differ by at most one image, and so do the images of a class in them.
-
-    Args:
-        labels: `(N,)` int64.
-        folds: Number of folds; N if there are fewer images.
-
-    Returns:
-        `(N,)` int64 in 0..folds-1.
-    """
-    order = torch.randperm(len(labels), generator=generator("fixed", "folds")).to(labels.device)
-    order = order[labels[order].argsort(stable=True)]
-    part = torch.empty_like(labels)
-    part[order] = torch.arange(len(labels), device=labels.device) % min(folds, len(labels))
-    return part
+    return draw_folds(torch.cat([labels["train"], labels["heldout"]]), FOLDS)
 
 
 def training_parts(part: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.messages import tell
 from ssl_lightning.core.progress import watched
 from ssl_lightning.features.encode import Features, Loader, encode, map_shapes
+from ssl_lightning.probes._cross_validation import fold_features, run_folds, whole_features
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 
 
@@ -136,9 +137,14 @@ class Images(Protocol):
     @property
     def label_counts(self) -> Mapping[str, int]: ...
 
+    @property
+    def test_folds(self) -> Sequence[Images]: ...
+
     def downstream(self, split: str) -> ImageLoader: ...
 
     def unlabelled(self, count: int | None = None) -> ImageLoader: ...
+
+    def augmented(self, count: int, view: str) -> ImageLoader: ...
 
     def images_in(self, folder: str) -> ImageLoader: ...
 
@@ -245,6 +251,9 @@ def run_probes(
     With several processes, all compute the same results from the same features: if one process probed, the
     others could only wait. The probes of masks and boxes and fine-tuning split their work over the processes.
 
+    If the data have folds (`PairedDataModule.test_folds`), every probe of labels runs on each fold. Its
+    records are those of all folds together (`merge_folds`).
+
     Args:
         branches: The backbones by name, on `device`.
         probe_input: Maps floats in [0, 1], `(B, C, H, W)`, to the input of the backbones.
@@ -274,8 +283,9 @@ def run_probes(
     backbone_probes = {name: probe for name, probe in probes.items() if isinstance(probe, BackboneProbe)}
     pools = {pool for probe in feature_probes.values() for pool in probe.pools}
     wanted = [each for probe in backbone_probes.values() for each in probe.wanted]
-    images = sum(cast(Images, data).label_counts[split] for split in loaders) if wanted else 0
     names = "\n".join(getattr(loaders.get("test"), "image_names", ())).encode(errors="surrogateescape")
+    folds = [] if data is None else data.test_folds
+    encoded = {split: loader for split, loader in loaders.items() if split != "test" or not folds}
 
     def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
         announce(f"{name} on {branch}")
@@ -285,9 +295,9 @@ def run_probes(
         seconds[f"{name}_s"] += time.perf_counter() - began
         for record in found:
             full_protocol = {**record.protocol, **(protocol or {})}
-            answers = record.answers
-            if answers is not None:
-                answers = replace(answers, test=short_digest(names, answers.labels))
+            answers = record.answers and replace(
+                record.answers, test=short_digest(names, record.answers.labels)
+            )
             records.append(
                 replace(record, probe=name, branch=branch, protocol=full_protocol, answers=answers)
             )
@@ -295,35 +305,39 @@ def run_probes(
         if keep and fitted:
             keep(name, branch, fitted)
 
+    def make_context(
+        branch: str, backbone: nn.Module, data: Images, loaders: Mapping[str, Loader]
+    ) -> ProbeContext:
+        images = sum(data.label_counts[split] for split in loaders) if wanted else 0
+        maps = SharedMaps(backbone, probe_input, loaders, images, wanted, precision=precision, device=device)
+        return ProbeContext(
+            branch, backbone, probe_input, loaders, class_names, precision, device, folder, seed, data,
+            make_trainer, maps,
+        )  # fmt: skip
+
     for branch, backbone in branches.items():
         if feature_probes:
             announce(f"encode with {branch}")
             with watched(f"probes on {branch}"):
-                features = encode(backbone, probe_input, loaders, pools, precision=precision, device=device)
+                features = encode(backbone, probe_input, encoded, pools, precision=precision, device=device)
             seconds["encode_s"] = seconds.get("encode_s", 0.0) + features.encode_s
             _check_labels(features, len(class_names))
-            counts = {split: len(labels) for split, labels in features.labels.items()}
+            parts = fold_features(features) if folds else [features]
+            whole = whole_features(features) if folds else features
             for name, probe in feature_probes.items():
-                probe.check(counts)
+                for part in parts:
+                    probe.check({split: len(labels) for split, labels in part.labels.items()})
+                run = partial(probe.run, num_classes=len(class_names))
                 with torch.inference_mode():  # closed forms only; a probe that trains leaves this mode
-                    timed(name, branch, partial(probe.run, features, num_classes=len(class_names)))
-            del features
-        context = ProbeContext(
-            branch,
-            backbone,
-            probe_input,
-            loaders,
-            class_names,
-            precision,
-            device,
-            folder,
-            seed,
-            cast(Images, data),
-            make_trainer,
-            SharedMaps(backbone, probe_input, loaders, images, wanted, precision=precision, device=device),
-        )
+                    timed(name, branch, partial(run_folds, probe, run, parts, whole))
+            del features, parts, whole
+
+        context = partial(make_context, branch, backbone)
+        all_images = context(cast(Images, data), loaders)
+        of_folds = [context(fold, {split: fold.downstream(split) for split in loaders}) for fold in folds]
         for name, backbone_probe in backbone_probes.items():
-            timed(name, branch, partial(backbone_probe.run, context))
+            contexts = of_folds if folds and backbone_probe.targets != ("none",) else [all_images]
+            timed(name, branch, partial(run_folds, backbone_probe, backbone_probe.run, contexts, all_images))
     return records, seconds
 
 

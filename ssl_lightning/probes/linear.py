@@ -18,6 +18,7 @@ from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.probes._folds import out_of_fold, selecting_folds, selection, training_parts
 from ssl_lightning.probes.base import Probe
 
+MAX_COPY = 2**28  # elements (1 GiB in float32)
 HEAD = "ssl_lightning.networks.heads.StandardisedLinear"  # of the stored classifier
 
 
@@ -200,6 +201,9 @@ def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
     A constant feature (a dead channel) gets scale 0, because its range on other images is unknown.
     """
     mean = x.mean(0)
-    deviation = (x - mean).square_().mean(0).sqrt_()  # a third of the time of torch.std
+    columns = max(1, MAX_COPY // len(x))  # at once, since a copy of all features may not fit
+    parts = zip(x.split(columns, 1), mean.split(columns), strict=True)
+    # a third of the time of torch.std
+    deviation = torch.cat([(some - their).square_().mean(0).sqrt_() for some, their in parts])
     varies = deviation > 1e-6 * mean.abs()  # smaller values are rounding errors of a constant
     return mean, torch.where(varies, 1 / deviation, 0.0)

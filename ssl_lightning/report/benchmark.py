@@ -14,6 +14,7 @@ from ssl_lightning.artifacts.results import BALANCED, Measured, Record
 from ssl_lightning.report.summary import UNITS
 
 BEST_STAGE = "best"
+BESIDE = (BALANCED, "alpha_req", "lidar")  # metrics beside the main one of their probe
 SELECTABLE = {each.name for each in fields(Measured)}  # other keys are looked up in the protocol
 
 
@@ -35,7 +36,7 @@ class Column:
 
     def matches(self, record: Record, probed: str, pretrained: str) -> bool:
         """Tell whether a record fits; without a metric in `where`, it must be a main one of a summary."""
-        main = record.metric in UNITS and record.metric != BALANCED
+        main = record.metric in UNITS and record.metric not in BESIDE
         if probed != (self.data or pretrained) or not (main or "metric" in self.where):
             return False
         return all(_value(record, key) == value for key, value in self.where.items())

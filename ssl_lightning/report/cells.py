@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.accuracy import FLAT, SIGMAS, gain_error
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
@@ -41,13 +41,13 @@ class Pick:
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a table: one pick per seed. Numbers are as shown: in %, a rank as a plain number."""
+    """One cell of a table: one pick per seed. Numbers are as shown: in %, or plain for a rank and a slope."""
 
     picks: list[Pick]
 
     @property
     def percent(self) -> bool:
-        return bool(self.picks[0].record.metric != "rankme")
+        return self.picks[0].record.metric not in SPECTRAL
 
     @property
     def scale(self) -> float:

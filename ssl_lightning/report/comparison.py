@@ -14,12 +14,20 @@ from ssl_lightning.report.accuracy import (
     judging_metric,
     probe_figure,
 )
+from ssl_lightning.report.notes import CROSS_VALIDATED
+from ssl_lightning.report.summary import cross_validated
 
-TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
+TITLES = {
+    "super_resolution": "super-resolution",
+    "context_prediction": "context prediction",
+    "simclr": "SimCLR",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+}
 TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts
 LABEL = (
     "Without labels nobody knows which features help. Label about 10 images a class, in one folder a class, "
-    "and give them as data.train_dir= and data.test_dir=."
+    "and give them as data.train_dir=."
 )
 
 
@@ -74,6 +82,8 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     else:
         sentences = [_unlabelled(last)]
     sentences += _failed_pretexts(rounds) if scored else []
+    if any(cross_validated(record) for runs in last.runs.values() for record in runs[0].probes):
+        sentences.append(CROSS_VALIDATED)
     if refused:
         sentences.append(f"Not trained, for the reason above: {', '.join(map(_title, refused))}.")
     return " ".join(sentences)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.artifacts.results import Record, Results, best_stage
+from ssl_lightning.artifacts.results import SPECTRAL, Record, Results, best_stage
 from ssl_lightning.artifacts.run_folder import MODEL_CARD
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.report.summary import column, headline, unequal_classes
@@ -90,7 +90,7 @@ def write_model_card(folder: Path, results: Results, export: dict[str, Any]) -> 
 
 
 def _figures(records: list[Record]) -> str:
-    shown = [r for r in headline(records) if r.metric != "rankme"]
+    shown = [r for r in headline(records) if r.metric not in SPECTRAL]
     rows = ["| probe | branch | stage | untrained | trained |", "|---|---|---|---|---|"]
     for name, branch in dict.fromkeys((column(r), r.branch) for r in shown):
         of = [r for r in shown if (column(r), r.branch) == (name, branch)]

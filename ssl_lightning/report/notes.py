@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ssl_lightning.artifacts.results import SPECTRAL
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
-from ssl_lightning.report.summary import unequal_classes
+from ssl_lightning.report.summary import cross_validated, unequal_classes
 from ssl_lightning.report.table import Duplicates, Row
 
 MEASURED, GAIN, MISSING, SEEDS = "How it was measured", "Gains", "Missing", "Seeds"
 VERDICTS = "Verdicts"
 UNFINISHED, DUPLICATES, SEVERAL = "Not finished", "Duplicates", "Several figures"
 OTHERS, SKIPPED = "Left out", "Not read"
+CROSS_VALIDATED = (
+    "Figures are cross-validated: each fifth of the labelled images is tested by what the others fit and "
+    "choose. Pretraining may have seen these images, without labels."
+)
 
 
 def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
@@ -21,13 +26,15 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     if not rows:
         return []
     records = [pick.record for row in rows for cell in row.cells.values() for pick in cell.picks]
-    sizes = sorted({record.n for record in records if record.metric != "rankme"})
+    sizes = sorted({record.n for record in records if record.metric not in SPECTRAL})
     of = f" on {' or '.join(f'{n:,}' for n in sizes)} images" if sizes else ""
     lines = [f"Test figures in %{of}; mean ± standard deviation over seeds."]
-    if any(record.metric == "rankme" for record in records):
-        lines.append("Ranks are plain numbers at the deepest stage.")
+    if any(record.metric in SPECTRAL for record in records):
+        lines.append("Ranks and slopes are plain numbers at the deepest stage.")
     if any(column.stage == BEST_STAGE for column in columns):
         lines.append("Held-out images, never test images, choose the stage for each seed.")
+    if any(map(cross_validated, records)):
+        lines.append(CROSS_VALIDATED)
     lines += unequal_classes(records)
     if any(row.labels for row in rows):
         lines.append("Bold: the best row pretrained without labels.")
@@ -38,9 +45,7 @@ def pretexts(rows: Sequence[Row]) -> list[str]:
     """Describe the pretext figures of runs without probes, and name the command that adds probes."""
     lines = ["Figures of the pretext tasks on held-out images, mean over seeds; they do not compare tasks."]
     if all(run.facts.data == "folder" for row in rows for run in row.runs):
-        command = (
-            f"{command_line('evaluate')} run=<run folder> data.train_dir=<folder> data.test_dir=<folder>"
-        )
+        command = f"{command_line('evaluate')} run=<run folder> data.train_dir=<folder>"
         lines.append(f"To probe a run on labelled images: {command}")
     return lines
 

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import RANKS, Record, best_stage
+from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
 from ssl_lightning.core.untrusted import printable
 from ssl_lightning.report.summary import column, headline, unequal_classes
 
@@ -151,12 +151,12 @@ def _chosen(records: Sequence[Record]) -> list[Record]:
 
 
 def _figure(record: Record) -> str:
-    """Format a figure in %, with its standard error; a rank as a plain number.
+    """Format a figure in %, with its standard error; a rank or a slope as a plain number.
 
     >>> _figure(Record("stage1", "top1", 0.5, 100, {}))
     '50.0 ± 5.0'
     """
-    if record.metric in RANKS:
+    if record.metric in SPECTRAL:
         return f"{record.value:.1f}"
     error = record.standard_error
     return f"{100 * record.value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.artifacts.results import FRACTION, RANK, RANKS, ResultsFile
+from ssl_lightning.artifacts.results import FRACTION, SPECTRAL, ResultsFile
 from ssl_lightning.artifacts.typed_json import json_schema
 from ssl_lightning.core.atomic_files import write_file
 
@@ -17,10 +17,17 @@ def results_schema() -> dict[str, Any]:
     """Build the JSON schema of the results.json of this version."""
     schema = json_schema(ResultsFile)
     record = schema["properties"]["probes"]["items"]
-    record["if"] = {"properties": {"metric": {"enum": list(RANKS)}}}
-    record["then"], record["else"] = (
-        {"properties": {"value": limits.json_schema()}} for limits in (RANK, FRACTION)
-    )
+    bounds: list[tuple[dict[str, Any], Any]] = [
+        ({"const": metric}, limits) for metric, limits in SPECTRAL.items()
+    ]
+    bounds.append(({"not": {"enum": list(SPECTRAL)}}, FRACTION))
+    record["allOf"] = [
+        {
+            "if": {"properties": {"metric": metric}},
+            "then": {"properties": {"value": limits.json_schema()}},
+        }
+        for metric, limits in bounds
+    ]
     head = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "results.json of one run; the protocol of a record is protocols[protocol] and own together",

@@ -9,11 +9,18 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS, Record, Results, best_stage
+from ssl_lightning.artifacts.results import (
+    BALANCED,
+    SPECTRAL,
+    UNKNOWN_LABELS,
+    Record,
+    Results,
+    best_stage,
+)
 from ssl_lightning.core.untrusted import printable
 from ssl_lightning.report.accuracy import gain_error
 
-# Metrics in the summary and their name in a column; all but the rank are in %
+# Metrics in the summary and their name in a column; all but those of `SPECTRAL` are in %
 UNITS = {
     "top1": "",
     BALANCED: BALANCED,
@@ -23,6 +30,8 @@ UNITS = {
     "ap50": "AP50",
     "voc07_ap50": "VOC07 AP50",
     "rankme": "(rank)",
+    "alpha_req": "alpha-ReQ",
+    "lidar": "LiDAR",
 }
 
 PRETRAINED = ("untrained", "trained")  # names of the figures before and after pretraining
@@ -86,6 +95,11 @@ def unequal_classes(records: Iterable[Record]) -> list[str]:
     ]
 
 
+def cross_validated(record: Record) -> bool:
+    """Tell whether a figure is that of all folds of the labelled images, without a test split."""
+    return "cross_validated" in record.protocol
+
+
 def print_table(table: Table) -> None:
     """Print a table at its full width, so that no column is cut; a terminal may wrap it."""
     console = Console(highlight=False)
@@ -128,7 +142,10 @@ def summary_table(records: list[Record], states: tuple[str, str] = PRETRAINED) -
     shown = headline(records)
     there = [name for on, name in enumerate(states) if any(r.trained == on for r in shown)]
     what = "figures" if any(r.metric != "top1" for r in shown) else "top-1"
-    title = f"Test {what} in %, {' → '.join(there)}; * best stage, chosen on held-out images"
+    measured, chosen = f"Test {what}", "chosen on held-out images"
+    if any(cross_validated(r) for r in shown):
+        measured, chosen = f"Cross-validated {what}", "chosen in each fold"
+    title = f"{measured} in %, {' → '.join(there)}; * best stage, {chosen}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("backbone", no_wrap=True)
     columns = list(dict.fromkeys(column(r) for r in shown))
@@ -186,4 +203,4 @@ def _cell(of_column: list[Record], stage: str) -> str:
 
 
 def _scale(record: Record) -> int:
-    return 1 if record.metric == "rankme" else 100
+    return 1 if record.metric in SPECTRAL else 100

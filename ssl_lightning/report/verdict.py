@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ssl_lightning.artifacts.results import BALANCED, Record, Results, Verdict, best_stage
+from ssl_lightning.artifacts.results import BALANCED, SPECTRAL, Record, Results, Verdict, best_stage
 from ssl_lightning.report.accuracy import FLAT, SIGMAS, gain_error
 from ssl_lightning.report.summary import UNITS, column
 
 TOO_WIDE = 0.05  # two standard errors above this tell too little
 SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
 NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned
-JUDGING = tuple(metric for metric in UNITS if metric != "rankme")
+JUDGING = tuple(metric for metric in UNITS if metric not in SPECTRAL)
+SLOWER, SPARING = "a lower optimizer.lr", "task.freeze_until=0.1 task.backbone_lr_factor=0.1"
 FIRST = ("linear", "knn", "finetune")  # probes that judge, before all others
 
 
 def judge(
-    results: Results, *, chance: float | None = None, collapsed: Sequence[str] = (), loaded: bool = False
+    results: Results,
+    *,
+    chances: Mapping[str, float] | None = None,
+    collapsed: Sequence[str] = (),
+    loaded: bool = False,
 ) -> Verdict:
     """Judge whether pretraining improved the backbone.
 
@@ -26,11 +31,11 @@ def judge(
 
     Args:
         results: Results of a finished run that trained.
-        chance: Accuracy of guessing in the pretext task; None for a task without an accuracy.
+        chances: Accuracy of guessing by the name of the score, such as `acc`; None for a task without one.
         collapsed: Branches whose features collapsed at the end of the training.
         loaded: Whether the run started from given weights, not from random ones.
     """
-    pretext = _pretext(results, chance)
+    pretext = _pretext(results, chances or {})
     before, after = _pair(results.probes, "backbone")
     if collapsed:
         what = f"the features of {' and '.join(collapsed)} hardly differ between images"
@@ -45,22 +50,26 @@ def judge(
     if difference > error:
         return Verdict("learned", f"{text}{_others(results, loaded)}")
     if difference < -error:
-        return Verdict("worse than before", f"{text}. Try a lower optimizer.lr, or another task")
+        return Verdict("worse than before", f"{text}. Try {SPARING if loaded else SLOWER}, or another task")
     if error > TOO_WIDE:
         return Verdict("too few images to tell", f"{text}, measured on {after.n:,} test images")
     return Verdict("no better than before", f"{text}. Train longer, or try another task")
 
 
-def _pretext(results: Results, chance: float | None) -> Verdict | None:
-    """Judge the pretext task by its accuracy on held-out images; None if it teaches, or has no accuracy."""
-    accuracy = results.pretext.get("val/acc")
-    if chance is None or accuracy is None or results.run.labels not in (None, "none"):
+def _pretext(results: Results, chances: Mapping[str, float]) -> Verdict | None:
+    """Judge the pretext task by its accuracies on held-out images; None if it teaches, or has no accuracy."""
+    names = [name for name in chances if f"val/{name}" in results.pretext]
+    if not names or results.run.labels not in (None, "none"):
         return None
-    shown = f"val/acc {accuracy:.1%}, guessing gives {chance:.1%}"
-    if accuracy >= SOLVED:
-        return Verdict("pretext trivial", f"the task is solved and teaches no more: {shown}")
-    if accuracy < NEAR_CHANCE * chance:
-        return Verdict("pretext not learned", f"the task is hardly better than guessing: {shown}")
+    accuracy = {name: results.pretext[f"val/{name}"] for name in names}
+
+    def shown(chosen: Sequence[str]) -> str:
+        return "; ".join(f"val/{n} {accuracy[n]:.1%}, guessing gives {chances[n]:.1%}" for n in chosen)
+
+    if missed := [name for name in names if accuracy[name] < NEAR_CHANCE * chances[name]]:
+        return Verdict("pretext not learned", f"the task is hardly better than guessing: {shown(missed)}")
+    if min(accuracy.values()) >= SOLVED:
+        return Verdict("pretext trivial", f"the task is solved and teaches no more: {shown(names)}")
     return None
 
 

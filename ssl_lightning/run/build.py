@@ -139,7 +139,7 @@ def check_complete(content: Mapping[str, Any], path: str, needed: Mapping[str, t
 
 def compile_networks(task: PretextTask) -> None:
     """Compile the networks of a task in place; modules and weights keep their names."""
-    for network in task.children():
+    for network in task.networks():
         network.compile(dynamic=False)
 
 

@@ -39,7 +39,8 @@ from ssl_lightning.run.checks import (
     check_places,
     check_validation,
 )
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import PretextTask
 
 FITTING = {  # probes for a kind of labels, to suggest
     "classes": "linear", "multilabel": "svm", "masks": "segmentation", "boxes": "detection",
@@ -241,6 +242,6 @@ def check_columns(parts: Parts) -> None:
     if table and (empty := sorted({column.probe for column in table.columns} & set(parts.skipped))):
         raise ValueError(
             f"benchmark {table.name} shows {', '.join(empty)}, and data {parts.data.name} has no labelled "
-            "images; give data.train_dir= and data.test_dir=, or leave these probes out: "
+            "images; give data.train_dir=, or leave these probes out: "
             f"probe=[{','.join(parts.probes)}]"
         )

@@ -25,11 +25,12 @@ from ssl_lightning.artifacts.results import (
     Verdict,
     write_results,
 )
-from ssl_lightning.artifacts.run_folder import RESULTS
+from ssl_lightning.artifacts.run_folder import NEAR_DUPLICATES, RESULTS
 from ssl_lightning.callbacks.collapse import Collapse
 from ssl_lightning.config.identity import config_sha256, series_sha256
 from ssl_lightning.config.keys import DATA
 from ssl_lightning.config.trust import given_overrides
+from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import peak_memory_gb
@@ -133,7 +134,7 @@ class RunWriter:
             return None
         watches = [each for each in parts.trainer.callbacks if isinstance(each, Collapse)]  # type: ignore[attr-defined]
         collapsed = watches[0].collapsed if watches else []
-        return judge(results, chance=parts.task.chance, collapsed=collapsed, loaded=bool(parts.loaded))
+        return judge(results, chances=parts.task.chances(), collapsed=collapsed, loaded=bool(parts.loaded))
 
     def export_config(self) -> dict[str, Any]:
         """Return the content of `backbone.json`: architecture and input of the backbone."""
@@ -148,7 +149,10 @@ class RunWriter:
         }
 
     def print_header(self) -> None:
-        """Print what is about to run, with the effective batch size and learning rate."""
+        """Print what is about to run, with the effective batch size and learning rate.
+
+        Near-duplicates are listed in a file.
+        """
         parts, cfg = self.parts, self.parts.cfg
         if not parts.trainer.is_global_zero:
             return
@@ -169,14 +173,21 @@ class RunWriter:
             facts["held out"] = "nothing (data.heldout is 0): no validation, no best.ckpt"
         if places := [f"{key} {cfg.data[key]}" for key in PLACES if cfg.data.get(key)]:
             facts["data"] = ", ".join(places)
+        if found := parts.data.duplicates_found:
+            write_file(parts.folder / NEAR_DUPLICATES, "".join(f"{each}\n" for each in found))
+            facts["near-duplicates"] = f"{len(found):,}, listed in {parts.folder / NEAR_DUPLICATES}"
         if parts.loaded:
             facts["weights"] = parts.loaded
         if parts.resumed_from:
             facts["resumed"] = f"from {parts.resumed_from}"
         if parts.skipped:
             facts["probes"] = (
-                f"{', '.join(parts.skipped)} skipped: the data have no labelled images "
-                "(data.train_dir and data.test_dir)"
+                f"{', '.join(parts.skipped)} skipped: the data have no labelled images (data.train_dir)"
+            )
+        if parts.probes and parts.data.has_downstream and (folds := parts.data.test_folds):
+            facts["test"] = (
+                f"figures cross-validated in {len(folds)} folds of all labelled images (no data.test_dir); "
+                "pretraining may see these images, without labels"
             )
         print_header(facts)
 

@@ -160,6 +160,7 @@ class TwoNetworks(PretextTask):
         excluded = {id(p) for p in second}
         first: Iterable[nn.Parameter] = [p for p in self.parameters() if id(p) not in excluded]
         steps = self.total_steps()
+        self.frozen_start.begin(steps)
         second_steps = self._second_steps * max(1, steps - self.warmup_steps)
         return (
             self.optimizer_for(first, steps),
@@ -167,6 +168,7 @@ class TwoNetworks(PretextTask):
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
         if self._clip:
             self.clip_gradients(optimizer, gradient_clip_val=self._clip)
 

@@ -20,6 +20,8 @@ from ssl_lightning.engine.optim import one_cycle, use_fused_kernels
 from ssl_lightning.networks.adapter import as_backbone
 from ssl_lightning.networks.recipes import input_channels
 from ssl_lightning.tasks._batches import check_images, explaining_single_images, spec_of_loader, unpack_batch
+from ssl_lightning.tasks._continued import FACTOR, FrozenStart, parameter_groups
+from ssl_lightning.tasks._pixels import along_rows, to_float
 from ssl_lightning.tasks._stored import STORED, Origin, description_of, load_task, stored_spec
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -1 where there is none
@@ -69,6 +71,9 @@ class PretextTask(pl.LightningModule):
         seed: Seed of the random streams of the run.
         lr_reference_batch: With a number, the learning rate is lr * global batch size / this number (the
             linear scaling rule, Goyal et al. 2017). None keeps lr unchanged.
+        freeze_until: Share of the run, from 0 to below 1, in which the backbone keeps its weights and its
+            batch-norm statistics, so that new heads do not ruin given weights.
+        backbone_lr_factor: Learning rate of the backbone relative to that of all other weights.
         channels_last: Memory format of images and weights in training.
     """
 
@@ -81,6 +86,9 @@ class PretextTask(pl.LightningModule):
     # True if `rounds` runs the same operations on every batch, so that `cuda_graphs` may record it: no
     # Python branch on the step, the epoch, or values read from the device
     recordable = False
+    # True if a step draws for the batch of all processes and takes its part, so that results do not depend on
+    # the number of processes; False if each process draws for its own images
+    shares_draws = False
     # Guards against shortcuts: for each, the overrides of the task's keywords that switch it off
     guards: Mapping[str, Mapping[str, Any]] = {}
     labels_seen = "none"  # labels that shape the weights while pretraining, in words: for results.json
@@ -106,6 +114,8 @@ class PretextTask(pl.LightningModule):
         scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler] | None = None,
         seed: int = 0,
         lr_reference_batch: int | None = None,
+        freeze_until: float = 0.0,
+        backbone_lr_factor: float = 1.0,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
@@ -113,10 +123,16 @@ class PretextTask(pl.LightningModule):
             raise ValueError(
                 f"task.lr_reference_batch is {lr_reference_batch}; allowed are null and a positive batch size"
             )
+        if not 0 < backbone_lr_factor < math.inf:
+            raise ValueError(
+                f"task.backbone_lr_factor is {backbone_lr_factor}; allowed is a number above 0, such as 0.1"
+            )
         self.backbone = as_backbone(backbone, in_channels=input_channels(backbone) or 3)
         self.origin = Origin(self.backbone)
         self.seed = seed
         self.lr_reference_batch = lr_reference_batch
+        self.backbone_lr_factor = backbone_lr_factor
+        self.frozen_start = FrozenStart(freeze_until)
         self.image_format = torch.channels_last if channels_last else torch.contiguous_format
         self.scores: dict[str, Tensor] = {}  # scores of the last training batch, without their graph
         self.graph: StepGraph | None = None  # with `cuda_graphs`
@@ -184,6 +200,14 @@ class PretextTask(pl.LightningModule):
     def branch_configs(self) -> dict[str, dict[str, Any]]:
         """Return the configs, with `_target_`, of branches that the task built itself."""
         return {}
+
+    def networks(self) -> list[nn.Module]:
+        """Return the networks that the task calls, each as a whole: what is compiled and sharded."""
+        return list(self.children())
+
+    def chances(self) -> dict[str, float]:
+        """Return the accuracy of guessing, by the name of the score."""
+        return {} if self.chance is None else {"acc": self.chance}
 
     def receive(self, images: Tensor) -> Tensor:
         """Convert a batch of the loader, `(B, C, H, W)` uint8, to the images of `step`.
@@ -269,9 +293,11 @@ class PretextTask(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._spec is not None:
             checkpoint[STORED] = description_of(self)
+        self.frozen_start.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the spec of the checkpoint if this task derived its own from a batch."""
+        self.frozen_start.load(checkpoint)
         spec = stored_spec(checkpoint)
         if self._derived and spec is not None and spec != self._spec:
             self.build(spec)
@@ -327,6 +353,12 @@ class PretextTask(pl.LightningModule):
             self._unchecked.discard(self.training)
         return self.receive(images), labels
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.frozen_start.update(self.backbone, self.steps_done(batch_idx))
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.frozen_start.drop_gradients(self.backbone)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, labels = batch
         self.fix_dropout(batch_idx)
@@ -334,7 +366,7 @@ class PretextTask(pl.LightningModule):
             with explaining_single_images():
                 scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
         else:
-            _, scores = next(self.graph.rounds(images, labels, self._seed("train", batch_idx)))
+            _, scores = next(self.graph.rounds(images, labels, self.stream_seed(batch_idx)))
         self.log_training(scores)
         return scores["loss"]
 
@@ -352,14 +384,18 @@ class PretextTask(pl.LightningModule):
 
     def fix_dropout(self, batch_idx: int) -> None:
         """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
-        seed = self._seed("dropout", batch_idx)
+        seed = stream_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every kind of device
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(seed)
 
     def training_stream(self, batch_idx: int, device: torch.device) -> torch.Generator:
         """Return the random stream of one training batch."""
-        return torch.Generator(device).manual_seed(self._seed("train", batch_idx))
+        return torch.Generator(device).manual_seed(self.stream_seed(batch_idx))
+
+    def stream_seed(self, batch_idx: int) -> int:
+        """Return the seed of the random stream of one training batch."""
+        return stream_seed(self.seed, "train", self.current_epoch, batch_idx, self._drawing_rank())
 
     def log_training(self, scores: Mapping[str, Tensor]) -> None:
         """Keep the scalars of this batch in `scores`, and log them in the steps that are logged.
@@ -374,7 +410,7 @@ class PretextTask(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
         # one stream for all epochs makes validation scores comparable over a run
-        stream = generator(self.seed, "val", batch_idx, self.global_rank, device=images.device)
+        stream = generator(self.seed, "val", batch_idx, self._drawing_rank(), device=images.device)
         scores = self.step(images, labels, stream)
         named = {f"val/{name}": value for name, value in scores.items()}
         loss = {"val/loss": named.pop("val/loss")}
@@ -397,6 +433,10 @@ class PretextTask(pl.LightningModule):
         """Limit on optimizer steps; -1 for no limit."""
         return int(self.trainer.max_steps)
 
+    def steps_done(self, batch_idx: int) -> int:
+        """Return the number of optimizer steps before this batch."""
+        return int(self.trainer.global_step)
+
     def configure_model(self) -> None:
         """Shard the networks, if the strategy supports it (`ssl_lightning.engine.fsdp`)."""
         strategy: Any = self.trainer.strategy if self._trainer is not None else None
@@ -404,7 +444,9 @@ class PretextTask(pl.LightningModule):
             strategy.shard(self)
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer_for(self.parameters(), self.total_steps())
+        steps = self.total_steps()
+        self.frozen_start.begin(steps)
+        return self.optimizer_for(self.parameters(), steps)
 
     def optimizer_for(
         self, parameters: Iterable[nn.Parameter], total_steps: int, lr_factor: float = 1.0
@@ -412,17 +454,20 @@ class PretextTask(pl.LightningModule):
         """Create an optimizer for some of the parameters, and its schedule.
 
         Args:
-            parameters: The parameters to train.
+            parameters: The parameters to train; the backbone's get their own rate.
             total_steps: Length of the schedule in steps.
             lr_factor: Learning rate relative to that of the run.
         """
-        optimizer = self._make_optimizer(parameters)
+        given: Any = parameters
+        if self.backbone_lr_factor != 1 or self.frozen_start.share:
+            given = parameter_groups(parameters, self.backbone, self.backbone_lr_factor)
+        optimizer = self._make_optimizer(given)
         if not hasattr(self.trainer.strategy, "shard"):  # torch lacks some fused kernels for sharded weights
             use_fused_kernels(optimizer)
         if self.lr_reference_batch is not None:
             lr_factor *= self.lr_factor(self.global_batch() * self.accumulated_batches)
         for group in optimizer.param_groups:
-            group["lr"] *= lr_factor
+            group["lr"] *= lr_factor * group.pop(FACTOR, 1.0)
         if self._make_scheduler is None:
             return {"optimizer": optimizer}
         schedule = self._make_scheduler(optimizer, total_steps)
@@ -484,35 +529,6 @@ class PretextTask(pl.LightningModule):
         """Return learning rate over base learning rate for a global batch: 1, or by linear scaling."""
         return 1.0 if self.lr_reference_batch is None else batch / self.lr_reference_batch
 
-    def _seed(self, use: str, batch_idx: int) -> int:
-        return stream_seed(self.seed, use, self.current_epoch, batch_idx, self.global_rank)
-
-
-def white_of(images: Tensor) -> float:
-    """Return the value of white: 1 in floats, 255 in uint8.
-
-    >>> white_of(torch.zeros(1)), white_of(torch.zeros(1, dtype=torch.uint8))
-    (1.0, 255.0)
-    """
-    return 1.0 if images.is_floating_point() else 255.0
-
-
-def along_rows(values: Tensor, images: Tensor) -> Tensor:
-    """Expand per-channel values `(1, C, 1, 1)` so that torch combines them quickly with images.
-
-    On a CPU with channels-last images `(B, C, H, W)`, the result is `(1, C, 1, W)` in the same memory order.
-    Torch then processes full rows instead of three numbers at a time, in a quarter of the time.
-    """
-    if not images.is_cpu or images.is_contiguous():
-        return values
-    width = images.shape[-1]
-    return values.flatten().repeat(width).view(1, 1, width, -1).permute(0, 3, 1, 2)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """Scale uint8 images to floats in [0, 1]; keeps the memory format, and returns floats unchanged.
-
-    >>> to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist()
-    [0.0, 0.20000000298023224, 1.0]
-    """
-    return images if images.is_floating_point() else images.float().div_(255)
+    def _drawing_rank(self) -> int:
+        """Return the rank in the names of random streams."""
+        return 0 if self.shares_draws else self.global_rank

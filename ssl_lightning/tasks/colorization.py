@@ -29,7 +29,8 @@ from ssl_lightning.ops.ab_bins import (
 from ssl_lightning.ops.ab_prior import AbStatistics, cached_statistics, pixels, shrink
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
 from ssl_lightning.tasks._batches import first_images
-from ssl_lightning.tasks.base import Panel, PretextTask, to_float
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import Panel, PretextTask
 
 TARGETS = ("bins", "l2")
 FINEST = 4  # default image size over the size of the prediction (paper: 4)

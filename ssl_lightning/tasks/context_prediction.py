@@ -28,7 +28,8 @@ from ssl_lightning.ops.tile_guards import (
     resample_tiles,
     resampling_table,
 )
-from ssl_lightning.tasks.base import Panel, PretextTask, white_of
+from ssl_lightning.tasks._pixels import white_of
+from ssl_lightning.tasks.base import Panel, PretextTask
 
 COLOURS = ("dropping", "projection")
 

@@ -26,7 +26,8 @@ from ssl_lightning.ops.patches import (
 from ssl_lightning.ops.permutations import permutation_set
 from ssl_lightning.ops.tile_grid import jigsaw_grid
 from ssl_lightning.ops.tile_guards import grey_scale, standardise_tiles
-from ssl_lightning.tasks.base import Panel, PretextTask, white_of
+from ssl_lightning.tasks._pixels import white_of
+from ssl_lightning.tasks.base import Panel, PretextTask
 
 log = logging.getLogger(__name__)
 

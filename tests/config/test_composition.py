@@ -180,7 +180,7 @@ def test_a_benchmark_without_probes_and_callbacks_leaves_the_config_that_ran(tmp
             ["+benchmark=cifar10_six", "experiment=cifar10_rotation"],
             ["data=folder", "data.pretrain_dir=photos", "data.num_workers=0", "data.max_labels=null"],
             "error: benchmark cifar10_six shows knn, linear, lowshot, and data folder has no labelled "
-            "images; give data.train_dir= and data.test_dir=, or leave these probes out: probe=[rankme]",
+            "images; give data.train_dir=, or leave these probes out: probe=[rankme]",
             marks=pytest.mark.slow,
         ),
     ],

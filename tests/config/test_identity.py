@@ -1,5 +1,6 @@
 """Digests of configs that lack keys of later versions."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from tests._composed import composed
 
 OTHER = {
     "data.value_range": [0, 4095],
+    "data.near_duplicates": "drop",
+    "task.freeze_until": 0.1,
+    "task.backbone_lr_factor": 0.1,
     "task.adversarial_loss": "hinge",
     "task.discriminator_norm": "spectral",
     "task.discriminator_head": "flattened",
@@ -18,20 +22,35 @@ OTHER = {
     "task.discriminator_augment": ["cutout"],
     "task.discriminator_sees": "filling",
     "task.r1": 0.5,
+    "probe.rankme.lidar_images": 500,
+    "probe.rankme.lidar_views": 5,
 }
+
+
+def with_key(config: Any, key: str, *value: Any) -> dict[str, Any]:
+    """Copy a config with another value of a key, or without the key."""
+    *groups, name = key.split(".")
+    found: dict[str, Any] = copy.deepcopy(config)
+    node = found
+    for group in groups:
+        node = node[group]
+    del node[name]
+    node.update(dict.fromkeys([name], *value) if value else {})
+    return found
 
 
 @pytest.mark.parametrize("key", ADDED)
 def test_an_added_key_leaves_the_digest_of_old_configs(key: str, tmp_path: Path) -> None:
     data = "folder" if key == "data.value_range" else "fake"
     given = ["task=inpainting", f"data={data}", *["data.pretrain_dir=/somewhere"] * (data == "folder")]
-    config: Any = OmegaConf.to_container(composed(given, tmp_path))
-    group, name = key.split(".")
-    assert config[group][name] == ADDED[key]
-    old = config | {group: {k: value for k, value in config[group].items() if k != name}}
-    assert config_sha256(config) == config_sha256(old)
-    assert series_sha256(config) == series_sha256(old)
-    assert differences(old, config) == []
-    changed = config | {group: config[group] | {name: OTHER[key]}}
+    config: Any = OmegaConf.to_container(composed([*given, "probe=[rankme]"], tmp_path))
+    assert OmegaConf.select(OmegaConf.create(config), key) == ADDED[key][0]
+    old = with_key(config, key)
+    for value in ADDED[key]:
+        same = with_key(config, key, value)
+        assert config_sha256(same) == config_sha256(old)
+        assert series_sha256(same) == series_sha256(old)
+        assert differences(old, same) == []
+    changed = with_key(config, key, OTHER[key])
     assert config_sha256(changed) != config_sha256(old)
     assert differences(old, changed) == [f"{key}: (absent) -> {OTHER[key]}"]

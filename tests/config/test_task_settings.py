@@ -26,12 +26,12 @@ def test_few_images_get_a_small_batch_and_a_lower_rate() -> None:
     assert int(chosen["data.batch_size"]) == 8
 
 
-def test_given_weights_get_a_tenth_of_the_rate() -> None:
-    plain, continued = (
-        dict(o.split("=", 1) for o in SETTINGS["colorization"].overrides(9_000, continued=given))
-        for given in (False, True)
-    )
-    assert float(continued["optimizer.lr"]) == pytest.approx(float(plain["optimizer.lr"]) / 10)
+@pytest.mark.parametrize("task", SETTINGS)
+def test_given_weights_get_a_tenth_of_the_rate(task: str) -> None:
+    plain, continued = (SETTINGS[task].overrides(9_000, continued=given) for given in (False, True))
+    assert continued == [*plain, "task.backbone_lr_factor=0.1"]
+    cfg = compose("train", [f"task={task}", *continued, "name=one"])
+    assert (cfg.task.backbone_lr_factor, cfg.task.freeze_until) == (0.1, 0)
 
 
 @pytest.mark.parametrize("seen", [1, 64, 500, 6_400, 10_000, 60_000])

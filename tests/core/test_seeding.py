@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from ssl_lightning.core.seeding import generator, stream_seed
+from ssl_lightning.core.seeding import RecordedStream, generator, stream_seed, twin
 
 
 def test_a_stream_is_the_same_on_every_machine() -> None:
@@ -21,3 +21,17 @@ def test_names_are_hashed_separately() -> None:
 def test_a_generator_starts_fresh_each_time() -> None:
     first, second = (torch.rand(4, generator=generator(3, "x")) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_twins_draw_alike_and_independently() -> None:
+    stream = generator(3, "x")
+    expected = torch.rand(4, generator=generator(3, "x"))
+    torch.rand(2, generator=stream)
+    for name in "ab":
+        assert torch.equal(torch.rand(4, generator=twin(stream, name)), expected)
+    recorded = RecordedStream("cpu")
+    one, other = twin(recorded, "a"), twin(recorded, "b")
+    assert twin(recorded, "a") is one
+    recorded.manual_seed(generator(3, "x").initial_seed())
+    for each in (one, other, recorded):
+        assert torch.equal(torch.rand(4, generator=each), expected)

@@ -93,11 +93,53 @@ def test_heldout_and_test_images_are_not_pretrained_on_where_folders_overlap(tmp
         assert set(labels.tolist()) <= {0, 1}
 
 
+def test_few_labelled_images_without_a_test_folder_are_cross_validated(tmp_path):
+    train = labelled(tmp_path / "train", 10, 1)
+    data = folder(tmp_path, pretrain_dir=train, train_dir=train, heldout=4)
+    data.setup()
+    assert data.has_downstream
+    assert len(data._splits.pretrain) == 16  # pretraining sees tested images, but not the held-out ones
+    folds = data.test_folds
+    names = [name for fold in folds for name in fold.downstream("test").image_names]
+    assert sorted(names) == sorted(map(str, train.rglob("*.png")))
+    for fold in folds:
+        assert sum(fold.label_counts[split] for split in ("train", "heldout", "test")) == 20
+        assert torch.cat([y for _, y in fold.downstream("test")]).bincount().tolist() == [2, 2]
+
+
+def test_cross_validated_images_can_be_left_out_of_pretraining(tmp_path):
+    train = labelled(tmp_path / "all" / "labelled", 10, 1)
+    tree(tmp_path / "all", [f"{i}.png" for i in range(8)], 2)
+    data = folder(tmp_path, pretrain_dir=tmp_path / "all", train_dir=train, near_duplicates="drop")
+    data.setup()
+    assert len(data._splits.pretrain) == 8
+    assert {each.of for each in data.duplicates_found} == {"test"}
+
+
+def test_of_many_labelled_images_a_fifth_is_the_test(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_lightning.data.folder.ENOUGH", 4)
+    train = labelled(tmp_path / "train", 10, 1)
+    data = folder(tmp_path, pretrain_dir=train, train_dir=train, heldout=4)
+    with pytest.warns(UserWarning, match="4 pretraining images are test images in .*train"):
+        data.setup()
+    assert data.test_folds == []
+    counts = data.label_counts
+    assert (counts["train"], counts["heldout"], counts["test"]) == (12, 4, 4)
+    names = [set(data.downstream(split).image_names) for split in ("train", "heldout", "test")]
+    assert len(set.union(*names)) == 20
+    seen = {data._loaded.pretrain.paths[i] for i in data._splits.pretrain.tolist()}
+    assert seen == names[0]
+    again = folder(tmp_path, pretrain_dir=tmp_path, train_dir=train)
+    assert set(again.downstream("test").image_names) == names[2]  # the draw is fixed
+
+
 def test_folders_that_do_not_fit_are_refused(tmp_path):
     pretrain = tree(tmp_path / "p", ["1.png", "2.png"])
     train, test = labelled(tmp_path / "train", 2, 1), labelled(tmp_path / "test", 2, 2)
-    with pytest.raises(ValueError, match="the probes need both"):
-        folder(tmp_path, pretrain_dir=pretrain, train_dir=train)
+    with pytest.raises(ValueError, match=r"test_dir is .*test and data\.train_dir is null"):
+        folder(tmp_path, pretrain_dir=pretrain, test_dir=test)
+    with pytest.raises(ValueError, match=r"class ant of .*train has 2 images; without data\.test_dir"):
+        folder(tmp_path, pretrain_dir=pretrain, train_dir=train).setup()
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         folder(tmp_path, pretrain_dir=tmp_path / "gone").prepare_data()
     (tmp_path / "empty").mkdir()

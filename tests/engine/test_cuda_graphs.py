@@ -25,10 +25,15 @@ from tests._composed import composed
 from tests._stand_in import StandIn
 from tests.test_user_loop import assert_moved_alike
 
-MAKERS = {"rotation": Rotation, "inpainting": partial(Inpainting, warmup_steps=3, discriminator_width=4)}
+MAKERS = {
+    "rotation": Rotation,
+    "inpainting": partial(Inpainting, warmup_steps=3, discriminator_width=4),
+    "frozen at first": partial(Rotation, freeze_until=0.5, backbone_lr_factor=0.5),
+}
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
-TASKS += ["super_resolution"]
+TASKS += ["super_resolution", "combined task.parts=[jigsaw,rotation,colorization]", "simclr"]
+TASKS += ["barlow_twins", "vicreg"]
 # 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs
 QUICK = [
     "data=fake", "trainer.max_steps=25", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]",
@@ -68,6 +73,7 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
         "super_resolution task.discriminator_width=4",
         "super_resolution task.discriminator_width=4 task.warmup_steps=7",
         "super_resolution task.discriminator_width=4 task.discriminator_norm=spectral task.r1=0.1",
+        "combined task.parts=[jigsaw,rotation] +task.options.rotation.copies=1",
     ],
 )
 def test_a_task_delegates_backward_passes_to_a_graph(task: str, options: list[str], tmp_path: Path) -> None:
@@ -121,6 +127,14 @@ def assert_same(one: Loop, other: Loop) -> None:
         return
     found = other.task.state_dict()
     assert not [name for name, value in one.task.state_dict().items() if not torch.equal(value, found[name])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_backbone_that_is_frozen_at_first(device: str, exact: None) -> None:
+    loops = without_and_with("frozen at first", device)
+    for loop in loops:
+        loop.fit()
+    assert_same(*loops)
 
 
 class Zeroing(Callback):
@@ -184,7 +198,8 @@ def test_a_second_fit_continues_after_an_exception_in_a_validation(
     assert_same(*loops)
     if isinstance(graph := loops[1].graph, StandIn):
         warm_up = 3 if kind == "inpainting" else 0
-        assert (graph.recordings, graph.replays) == (2, 4 + 12 - 2 * warm_up)
+        recordings = 3 if kind == "frozen at first" else 2  # again when the backbone thaws
+        assert (graph.recordings, graph.replays) == (recordings, 4 + 12 - 2 * warm_up)
 
 
 class Unfreeze(Callback):

@@ -13,6 +13,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from ssl_lightning.artifacts.classifiers import load_classifier
+from ssl_lightning.artifacts.results import best_stage, read_results
 from ssl_lightning.artifacts.run_folder import BACKBONE_CONFIG, ERROR, EVALUATION, EVALUATION_ERROR, RESULTS
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.evaluate import as_given, evaluation_config, with_data_of_run
@@ -115,10 +117,10 @@ def test_a_small_run_without_labels_is_reported_and_gets_labels_later(tmp_path: 
     assert "Runs without figures of probes" in shown
     before = sorted(folder.iterdir())
     refused = call(tmp_path, "evaluate", f"run={folder}", "data.train_dir=train")
-    assert "data.train_dir is train and data.test_dir is None; the probes need both" in refused.stderr
+    assert "class b of train has 3 images; without data.test_dir the figures are" in refused.stderr
     assert sorted(folder.iterdir()) == before
     # the command that the report suggests
-    assert "evaluate run=<run folder> data.train_dir=<folder> data.test_dir=<folder>" in shown
+    assert "evaluate run=<run folder> data.train_dir=<folder>" in shown
     done = call(tmp_path, "evaluate", f"run={folder}", "data.train_dir=train", "data.test_dir=test")
     assert done.returncode == 0, done.stdout + done.stderr
     assert (
@@ -131,3 +133,23 @@ def test_a_small_run_without_labels_is_reported_and_gets_labels_later(tmp_path: 
     assert {record["metric"] for record in results["probes"]} == {"top1", "balanced"}
     assert {record["n"] for record in results["probes"]} == {23}
     assert "linear balanced" in call(tmp_path, "report").stdout
+
+
+@pytest.mark.slow
+def test_labelled_images_without_a_test_folder_are_cross_validated(tmp_path: Path) -> None:
+    pictures(tmp_path / "photos", 12)
+    for name in ("a", "b"):
+        pictures(tmp_path / "labelled" / name, 15)
+    labelled = ["data.pretrain_dir=photos", "data.train_dir=labelled", "data.root=cache", "name=x"]
+    done = call(tmp_path, "train", *RUN, *labelled, "probe=[linear,knn,finetune]", "probe_untrained=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test      figures cross-validated in 5 folds of all labelled images" in done.stdout
+    assert "Cross-validated top-1 in %" in done.stdout
+    folder = tmp_path / "outputs/rotation/folder/convnet/x"
+    results = read_results(folder / RESULTS)
+    assert {(record.n, record.protocol["cross_validated"]) for record in results.probes} == {(30, 5)}
+    assert len({record.answers.test for record in results.probes if record.answers}) == 1
+    best = best_stage([r for r in results.probes if r.trained and r.probe == "linear"])
+    assert best is not None
+    assert load_classifier(folder).facts["test"] == best.value
+    assert "each fifth of the labelled images is tested" in call(tmp_path, "report").stdout

@@ -7,6 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from ssl_lightning.core.seeding import generator
+from ssl_lightning.ops import knn
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
 
 K = 5
@@ -47,6 +48,20 @@ def test_lengths_and_batches_do_not_matter() -> None:
     lengths = torch.rand(120, 1, generator=generator("lengths")).double() + 0.1
     torch.testing.assert_close(knn_scores(queries * 1e3, bank * lengths, labels, K, [9]), scores)
     torch.testing.assert_close(knn_scores(queries, bank, labels, K, [9], batch_size=1), scores)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 50, 119])
+def test_blocks_of_the_bank_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    queries, bank, labels = data()
+    ks = [1, 20, 60, 120]  # more than a block holds, and all
+    expected = knn_scores(queries, bank, labels, K, ks, batch_size=10)
+    monkeypatch.setattr(knn, "MAX_SIMILARITIES", 10 * rows)
+    torch.testing.assert_close(knn_scores(queries, bank, labels, K, ks, batch_size=10), expected)
+
+
+def test_no_queries_have_no_scores() -> None:
+    _, bank, labels = data()
+    assert knn_scores(bank[:0], bank, labels, K, [3, 5]).shape == (2, 0, K)
 
 
 def test_low_temperature_is_the_nearest_neighbour_without_overflow() -> None:

@@ -129,9 +129,26 @@ def test_strengths_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch) -> Non
     allowed = apart(x, labels, together, 1e-10)
     alone = torch.cat([fit_logistic(x, labels, K, [l2], tol=1e-10).weight for l2 in STRENGTHS])
     assert_within(alone, together.weight, allowed)
-    monkeypatch.setattr(logistic, "MAX_LOGITS", 1)  # one strength at a time, each from the previous solution
+    monkeypatch.setattr(logistic, "MAX_LOGITS", K * N)  # one at a time, each from the previous solution
     in_turn = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10)
     assert_within(in_turn.weight, together.weight, allowed)
+
+
+@pytest.mark.parametrize("rows", [33, N])
+def test_batches_of_samples_reach_the_same_solution(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    x, labels = problem()
+    parts = (torch.arange(N) % 3) != torch.arange(3)[:, None]
+    kept = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10)
+    kept_parts = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10, parts=parts)
+    monkeypatch.setattr(logistic, "MAX_LOGITS", 1)
+    monkeypatch.setattr(logistic, "BATCH_LOGITS", K * rows)
+    fit = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10)
+    assert fit.converged.all()
+    torch.testing.assert_close(fit.loss, kept.loss, rtol=0, atol=1e-12)
+    assert_within(fit.weight, kept.weight, apart(x, labels, kept, 1e-10))
+    in_parts = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10, parts=parts)
+    assert in_parts.converged.all()
+    torch.testing.assert_close(in_parts.loss, kept_parts.loss, rtol=0, atol=1e-12)
 
 
 def test_warm_start_at_the_solution_takes_no_iteration() -> None:
@@ -182,7 +199,7 @@ def test_parts_are_solved_as_if_each_were_alone(monkeypatch: pytest.MonkeyPatch)
     fit = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10, parts=parts)
     assert fit.weight.shape == (len(STRENGTHS), 3, K, D)
     assert fit.converged.all()
-    monkeypatch.setattr(logistic, "MAX_LOGITS", 1)
+    monkeypatch.setattr(logistic, "MAX_LOGITS", K * N * len(parts))
     in_turn = fit_logistic(x, labels, K, STRENGTHS, tol=1e-10, parts=parts)
     for fold, rows in enumerate(parts):
         alone = fit_logistic(x[rows], labels[rows], K, STRENGTHS, tol=1e-10)

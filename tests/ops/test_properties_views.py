@@ -95,7 +95,9 @@ def test_gaussian_blur(images: Tensor, size: int, seed: int) -> None:
     sigma = uniform(len(images), 0.1, 2, seed)
     with unchanged(images):
         found = gaussian_blur(images, sigma, size)
-    close(found, one_by_one(images, lambda x, s: tv.gaussian_blur(x, [size] * 2, [s] * 2), sigma), torch.float32)
+    close(
+        found, one_by_one(images, lambda x, s: tv.gaussian_blur(x, [size] * 2, [s] * 2), sigma), torch.float32
+    )
     assert torch.equal(gaussian_blur(images, 0 * sigma, size), images)
 
 

@@ -16,7 +16,7 @@ LUMA_GAP = 1e-4  # torchvision weighs red by 0.2989 in a grey value, not by 0.29
 
 
 def pictures(count: int, size: int = 24, channels: int = 3) -> Tensor:
-    """Smooth colourful pictures, as bilinear resizing of photographs gives, `(count, channels, size, size)`."""
+    """Smooth colourful pictures `(count, channels, size, size)` uint8."""
     coarse = torch.rand(count, channels, 5, 5, generator=generator("pictures"))
     smooth = torch.nn.functional.interpolate(coarse, (size, size), mode="bilinear")
     return (smooth * 255).round().byte()
@@ -154,8 +154,8 @@ def test_grey_images_have_no_colours_to_change_and_other_channels_are_refused() 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"crop_scale": (0.5, 0.2)}, r"crop_scale is \[0.5, 0.2\]; allowed are two areas"),
-        ({"crop_scale": (0.5,)}, r"crop_scale is \[0.5\]; allowed are two areas"),
+        ({"crop_scale": (0.5, 0.2)}, r"crop_scale is \[0.5, 0.2\]; allowed are 0 < smallest"),
+        ({"crop_scale": (0.5,)}, r"crop_scale is \[0.5\]; allowed are 0 < smallest"),
         ({"hue": 0.6}, "hue is 0.6; allowed are 0"),
         ({"flip": 1.5}, "flip is 1.5; allowed are probabilities"),
         ({"solarise": -0.1}, "solarise is -0.1; allowed are probabilities"),

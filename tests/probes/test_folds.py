@@ -4,24 +4,25 @@ import pytest
 import torch
 
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.probes._folds import assign_folds, out_of_fold, training_parts
+from ssl_lightning.data.io.splits import draw_folds
+from ssl_lightning.probes._folds import out_of_fold, training_parts
 
 
 @pytest.mark.parametrize("sizes", [(20, 7, 1), (5, 5), (1, 1), (400, 3)])
 def test_folds_and_their_classes_are_even(sizes: tuple[int, ...]) -> None:
     labels = torch.cat([torch.full((n,), c) for c, n in enumerate(sizes)])
     labels = labels[torch.randperm(len(labels), generator=generator("mixed"))]
-    part = assign_folds(labels, 5)
+    part = draw_folds(labels, 5)
     folds = min(5, len(labels))
     assert part.unique().tolist() == list(range(folds))
     for rows in (torch.ones_like(labels).bool(), *(labels == c for c in range(len(sizes)))):
         counts = part[rows].bincount(minlength=folds)
         assert counts.max() - counts.min() <= 1
-    assert torch.equal(part, assign_folds(labels, 5))
+    assert torch.equal(part, draw_folds(labels, 5))
 
 
 def test_images_of_a_class_are_drawn_not_taken_in_turn() -> None:
-    assert not torch.equal(assign_folds(torch.zeros(20).long(), 5), torch.arange(20) % 5)
+    assert not torch.equal(draw_folds(torch.zeros(20).long(), 5), torch.arange(20) % 5)
 
 
 def test_each_image_gets_the_score_of_its_fold() -> None:

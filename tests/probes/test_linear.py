@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ssl_lightning.core.seeding import generator
+from ssl_lightning.data.io.splits import draw_folds
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes import _folds
 from ssl_lightning.probes.linear import LinearProbe, standardisation
@@ -65,7 +66,7 @@ def test_few_heldout_images_leave_the_selection_to_folds() -> None:
     x = torch.cat([features.get(s, "stage1", 2) for s in ("train", "heldout")]).numpy()
     y = torch.cat([features.labels[s] for s in ("train", "heldout")]).numpy()
     x_test, y_test = features.get("test", "stage1", 2).numpy(), features.labels["test"].numpy()
-    part = _folds.assign_folds(torch.from_numpy(y), 5).numpy()
+    part = draw_folds(torch.from_numpy(y), 5).numpy()
     mean, std = x.mean(0), x.std(0)
 
     def right(l2: float, rows: np.ndarray, to: np.ndarray, labels: np.ndarray) -> int:

@@ -20,6 +20,7 @@ ADVICE = {  # refused overrides, and the overrides that the message must suggest
     "data.heldout=0 probe=[linear]": ["probe=[nonlinear] probe.nonlinear.selection=last"],
     "task=jigsaw task.cell=16": ["task.cell=null", "data.image_size=48"],
     "task=context_prediction task.tile=4 task.gap=1 task.jitter=3": ["task.jitter=null"],
+    "task=combined task.parts=[rotation,inpainting]": ["+task.options.inpainting.adversarial_weight=0"],
     "probe=[] +probe.knn.ks=[5]": ["probe=[knn]"],
     "data.channels=1 task=colorization": ["data.channels=3"],
     "probe=[detection]": ["probe=[linear]"],

@@ -16,7 +16,7 @@ FACTS = RunFacts(
     task="rotation", data="cifar10", backbone="convnet", seed=0, epochs=1, wall_s=1.0, images_per_s=1.0,
     git="", versions={}, config_sha256=hashlib.sha256().hexdigest(), labels="none", status="finished",
 )  # fmt: skip
-CHANCE = 0.25
+CHANCE = {"acc": 0.25}
 
 
 def record(value: float, trained: bool, stage: str = "stage1", n: int = 10_000, **more: Any) -> Record:
@@ -47,16 +47,19 @@ def pair(before: float, after: float, **more: Any) -> tuple[Record, Record]:
     ],
 )
 def test_the_answers(before: float, after: float, n: int, accuracy: float, kind: str) -> None:
-    judged = judge(results(*pair(before, after, n=n), accuracy=accuracy), chance=CHANCE)
+    judged = judge(results(*pair(before, after, n=n), accuracy=accuracy), chances=CHANCE)
     assert judged.kind == kind
 
 
 def test_the_text_gives_the_gain_and_its_error() -> None:
-    judged = judge(results(*pair(0.45, 0.60)), chance=CHANCE)
+    judged = judge(results(*pair(0.45, 0.60)), chances=CHANCE)
     error = 100 * math.sqrt((0.45 * 0.55 + 0.60 * 0.40) / 10_000)
     assert judged.text == f"linear top-1 60.0% is 15.0 ± {error:.1f} points above the untrained backbone"
     loaded = judge(results(*pair(0.45, 0.60)), loaded=True)
     assert loaded.text.endswith("points above the weights it started from")
+    ruined = judge(results(*pair(0.60, 0.45)), loaded=True)
+    assert ruined.kind == "worse than before"
+    assert "points below the weights it started from. Try task.freeze_until=0.1 task.backbone_" in ruined.text
 
 
 def test_the_error_pairs_the_answers_to_each_image() -> None:
@@ -75,7 +78,7 @@ def answers(right: int) -> Answers:
 
 
 def test_collapsed_features_come_first() -> None:
-    judged = judge(results(*pair(0.45, 0.60)), chance=CHANCE, collapsed=["backbone"])
+    judged = judge(results(*pair(0.45, 0.60)), chances=CHANCE, collapsed=["backbone"])
     assert judged.kind == "collapsed"
     assert "15.0" in judged.text
 
@@ -114,18 +117,34 @@ def test_other_branches_are_named() -> None:
 
 
 def test_without_labels_the_pretext_task_is_judged() -> None:
-    assert judge(results(accuracy=0.26), chance=CHANCE).kind == "pretext not learned"
-    assert judge(results(accuracy=1.0), chance=CHANCE).kind == "pretext trivial"
-    judged = judge(results(accuracy=0.7), chance=CHANCE)
+    assert judge(results(accuracy=0.26), chances=CHANCE).kind == "pretext not learned"
+    assert judge(results(accuracy=1.0), chances=CHANCE).kind == "pretext trivial"
+    judged = judge(results(accuracy=0.7), chances=CHANCE)
     assert judged == Verdict(
         "not compared",
         "val/acc 0.7; to see whether the features help, label about 10 images a class and probe again",
     )
-    judged = judge(results(record(0.6, True)), chance=CHANCE)
+    judged = judge(results(record(0.6, True)), chances=CHANCE)
     assert judged.text.endswith("set probe_untrained=true")
 
 
 def test_supervised_training_has_no_trivial_pretext() -> None:
     rows = pair(0.45, 0.44)
-    judged = judge(results(*rows, accuracy=1.0, labels="those of the pretraining images"), chance=0.1)
+    judged = judge(
+        results(*rows, accuracy=1.0, labels="those of the pretraining images"), chances={"acc": 0.1}
+    )
     assert judged.kind == "no better than before"
+
+
+def test_the_parts_of_a_combined_task_are_named() -> None:
+    chances = {"rotation/acc": 0.25, "jigsaw/acc": 1 / 64}
+
+    def judged(rotation: float, jigsaw: float) -> Verdict:
+        pretext = {"val/loss": 1.0, "val/rotation/acc": rotation, "val/jigsaw/acc": jigsaw}
+        return judge(Results(FACTS, pretext, list(pair(0.45, 0.45))), chances=chances)
+
+    missed = judged(0.7, 0.016)
+    assert missed.kind == "pretext not learned"
+    assert "guessing: val/jigsaw/acc 1.6%, guessing gives 1.6%; linear" in missed.text
+    assert judged(1.0, 0.5).kind == "no better than before"  # jigsaw still teaches
+    assert judged(1.0, 1.0).kind == "pretext trivial"

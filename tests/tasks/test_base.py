@@ -6,7 +6,8 @@ import torch
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.colorization import Colorization
 from ssl_lightning.tasks.context_prediction import ContextPrediction
 from ssl_lightning.tasks.jigsaw import Jigsaw

@@ -9,7 +9,8 @@ from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.tasks.base import PretextTask, to_float
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.context_prediction import ContextPrediction
 from ssl_lightning.tasks.jigsaw import Jigsaw
 

@@ -1,4 +1,4 @@
-"""Fixed draws of images, for held-out images and label budgets."""
+"""Fixed draws of images, for held-out images, label budgets and folds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.core.seeding import generator
+
+FOLDS = 5  # of every cross-validation over images
 
 
 def stratified(labels: Tensor, count: int, stream: str, *, least: int = 0, spare: int = 0) -> Tensor:
@@ -42,6 +44,25 @@ def stratified(labels: Tensor, count: int, stream: str, *, least: int = 0, spare
     ordered = labels[order]
     drawn = [order[ordered == c][:n] for c, n in zip(classes, take.tolist(), strict=True)]
     return torch.cat(drawn).sort().values if drawn else order[:0]
+
+
+def draw_folds(labels: Tensor, folds: int) -> Tensor:
+    """Assign images to folds, stratified by class; the draw is the same in every run.
+
+    Sizes of the folds differ by at most one image, and so do the images of a class in them.
+
+    Args:
+        labels: `(N,)` int64.
+        folds: Number of folds; N if there are fewer images.
+
+    Returns:
+        `(N,)` int64 in 0..folds-1.
+    """
+    order = torch.randperm(len(labels), generator=generator("fixed", "folds")).to(labels.device)
+    order = order[labels[order].argsort(stable=True)]
+    part = torch.empty_like(labels)
+    part[order] = torch.arange(len(labels), device=labels.device) % min(folds, len(labels))
+    return part
 
 
 def rarest_class(labels: Tensor) -> Tensor:

@@ -71,7 +71,9 @@ def _pack(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     about = "Shards are tar files in webdataset's format, with the unchanged bytes of the image files."
     parser = argparse.ArgumentParser(
-        prog=os.environ.get(ENTRY, MODULE).replace("{}", "pack"), description=__doc__, epilog=about
+        prog=os.environ.get(ENTRY, MODULE).replace("{}", "pack"),
+        description="Pack image files into shards, a few large files to train on.",
+        epilog=about,
     )
     parser.add_argument("images", type=Path, help="tree of images; with --check, a folder of shards")
     parser.add_argument("shards", type=Path, nargs="?", help="folder for the shards, new or empty")

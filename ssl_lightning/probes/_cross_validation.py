@@ -1,0 +1,159 @@
+"""Cross-validation of the reported figures, where the labelled images are too few for a test split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_lightning.artifacts.answers import Answers, short_digest
+from ssl_lightning.artifacts.results import BALANCED, Protocol, Record, best_stage
+from ssl_lightning.data.io.splits import FOLDS, draw_folds
+from ssl_lightning.features.encode import Features
+from ssl_lightning.probes._accuracy import details, figure_of
+
+if TYPE_CHECKING:
+    from ssl_lightning.probes.base import BaseProbe
+
+SPLITS = ("train", "heldout")  # of the labelled images, without a test split
+SETTINGS = ("k", "k_shot", "fraction")  # entries of a protocol that tell the figures of one probe apart
+AVERAGED = ("heldout", "sd", "standard_error", "majority")
+Part = TypeVar("Part")
+
+
+def fold_features(features: Features) -> list[Features]:
+    """Return the features with each fold of train and heldout together as the test split.
+
+    The folds are those of `Splits.folds`.
+    """
+    sizes = [len(features.labels[split]) for split in SPLITS]
+    part = draw_folds(torch.cat([features.labels[split] for split in SPLITS]), FOLDS)
+    folds = []
+    for fold in range(int(part.max()) + 1):
+        tested = dict(zip(SPLITS, (part == fold).split(sizes), strict=True))
+
+        def cut(values: Mapping[str, Tensor], tested: Mapping[str, Tensor] = tested) -> dict[str, Tensor]:
+            test = torch.cat([values[split][tested[split]] for split in SPLITS])
+            return {split: values[split][~tested[split]] for split in SPLITS} | {"test": test}
+
+        pooled: dict[str, dict[Any, Tensor]] = {split: {} for split in (*SPLITS, "test")}
+        for key in features.pooled["train"]:
+            for split, values in cut({split: features.pooled[split][key] for split in SPLITS}).items():
+                pooled[split][key] = values
+        folds.append(replace(features, labels=cut(features.labels), pooled=pooled))
+    return folds
+
+
+def whole_features(features: Features) -> Features:
+    """Return the features with any test split, to fit a classifier to all labelled images."""
+    return replace(
+        features,
+        labels=features.labels | {"test": features.labels["train"]},
+        pooled=features.pooled | {"test": features.pooled["train"]},
+    )
+
+
+def run_folds(
+    probe: BaseProbe, run: Callable[[Part], list[Record]], folds: Sequence[Part], whole: Part
+) -> list[Record]:
+    """Run a probe, or run it on each of several folds and merge its records.
+
+    With several folds, the classifier that the probe stores is fitted again, to all labelled images.
+
+    Args:
+        probe: The probe.
+        run: Runs the probe on features or on a context.
+        folds: What `run` takes: of the test split, or of each fold.
+        whole: The same of all labelled images.
+    """
+    if len(folds) == 1:
+        return run(folds[0])
+    records = merge_folds([run(fold) for fold in folds])
+    if probe.fitted is not None:
+        run(whole)  # its figures mean nothing
+        fitted = probe.fitted.record
+        like = [r for r in records if (r.metric, _setting(r)) == (fitted.metric, _setting(fitted))]
+        figure = replace(best_stage(like) or fitted, stage=fitted.stage)
+        probe.fitted = replace(probe.fitted, record=figure)
+    return records
+
+
+def merge_folds(folds: Sequence[Sequence[Record]]) -> list[Record]:
+    """Merge the records of the folds to one for each stage and setting, over the images of all folds.
+
+    Each fold chooses its best stage on its own held-out figures. The stage that most folds choose has the
+    figure of these choices, so that no image that is tested takes part in the choice of its stage. The other
+    stages have their own figures.
+    """
+    of_folds: list[dict[tuple[Any, ...], list[Record]]] = []
+    for records in folds:
+        of_folds.append({})
+        for record in records:
+            of_folds[-1].setdefault((record.metric, *_setting(record)), []).append(record)
+    if len({len(groups) for groups in of_folds}) == 1:  # a setting may be the size of the fold
+        matched = list(zip(*(groups.values() for groups in of_folds), strict=True))
+    else:
+        common = [key for key in of_folds[0] if all(key in groups for groups in of_folds)]
+        matched = [tuple(groups[key] for groups in of_folds) for key in common]
+    merged = []
+    for group in matched:
+        chosen = [best for records in group if (best := best_stage(records)) is not None]
+        stages = [record.stage for record in chosen]
+        often = max(stages, key=lambda stage: (stages.count(stage), int(stage.removeprefix("stage"))))
+        for alike in zip(*group, strict=True):
+            nested = alike[0].stage == often
+            merged.append(_merged(alike[0].stage, chosen if nested else alike))
+            if nested and len(group[0]) > 1:
+                merged[-1].protocol["stages"] = stages
+    return merged
+
+
+def _merged(stage: str, parts: Sequence[Record]) -> Record:
+    """Merge the records of all folds to the record of one stage."""
+    n, metric = sum(part.n for part in parts), parts[0].metric
+    protocol, value = _merged_protocol(parts), _mean(parts, [part.value for part in parts])
+    known = [part.answers for part in parts if part.answers is not None]
+    if len(known) < len(parts):
+        return Record(stage, metric, value, n, protocol)
+    bits = [
+        np.unpackbits(np.frombuffer(each.right, np.uint8), count=part.n)
+        for each, part in zip(known, parts, strict=True)
+    ]
+    right, classes = np.concatenate(bits), b"".join(each.labels for each in known)
+    answers = Answers(np.packbits(right).tobytes(), classes, short_digest(classes))
+    if metric == BALANCED:
+        labels = torch.from_numpy(np.frombuffer(classes, "<i4").astype(np.int64))
+        other = (labels + 1) % (int(labels.max()) + 1)
+        scores = F.one_hot(torch.where(torch.from_numpy(right).bool(), labels, other)).float()
+        value, protocol = figure_of(metric, scores, labels), protocol | details(metric, scores, labels)
+    return Record(stage, metric, value, n, protocol, answers=answers)
+
+
+def _merged_protocol(parts: Sequence[Record]) -> Protocol:
+    """Merge protocols: equal entries as they are, averages of figures, and else the entry of each fold."""
+    merged: Protocol = {"cross_validated": len(parts)}
+    for key in dict.fromkeys(chain(*(part.protocol for part in parts))):
+        each: list[Any] = [part.protocol.get(key) for part in parts]
+        if all(value == each[0] for value in each) or key == "labels":  # numbers that differ by one
+            merged[key] = each[0]
+        elif key in SETTINGS:
+            merged[key] = min(each)
+        else:
+            merged[key] = _mean(parts, each) if key in AVERAGED else each
+    return merged
+
+
+def _mean(parts: Sequence[Record], values: Sequence[float]) -> float:
+    """Average the values of the folds over their images."""
+    total = sum(value * part.n for value, part in zip(values, parts, strict=True))
+    return total / sum(part.n for part in parts)
+
+
+def _setting(record: Record) -> tuple[Any, ...]:
+    return tuple(record.protocol.get(key) for key in SETTINGS)

@@ -1,0 +1,174 @@
+"""Base class of the tasks that compare two random views of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightly.utils.dist import gather
+from torch import Tensor, nn
+
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.ops.views import Strengths, draw_views, make_views
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import Batch, Panel, PretextTask
+
+
+@dataclass(frozen=True)
+class BatchPlace:
+    """Place of the images of this process in the batch of all processes.
+
+    Args:
+        counts: Number of images of each process.
+        rank: Number of this process among them.
+    """
+
+    counts: tuple[int, ...]
+    rank: int
+
+    @property
+    def first(self) -> int:
+        """Number of the first image of this process."""
+        return sum(self.counts[: self.rank])
+
+    @property
+    def total(self) -> int:
+        """Number of images of all processes."""
+        return sum(self.counts)
+
+
+class TwoViewTask(PretextTask):
+    """Compare the embeddings of two random views of each image.
+
+    A subclass sets `self.head` in `build`: a network that maps the stage maps of the backbone to embeddings
+    `(N, D)`. Views are drawn for the batch of all processes, of which each process makes its own part, and
+    `everyone` gathers embeddings. The number of processes therefore changes a result only by rounding.
+
+    Changes of the colours need three channels. Grey images skip those of hue and saturation; four channels
+    need `saturation=0`, `hue=0` and `grey=0`.
+
+    Args:
+        backbone: The backbone.
+        spec: Shape and statistics of the images.
+        crop_scale: Smallest and largest area of the crop, as a share of the image.
+        flip: Probability of mirroring.
+        jitter: Probability of changing brightness, contrast, saturation and hue.
+        brightness: Largest change of the brightness.
+        contrast: Largest change of the contrast.
+        saturation: Largest change of the saturation.
+        hue: Largest turn of the hue, as a share of the colour circle.
+        grey: Probability of removing the colours.
+        blur: Probability of blurring.
+        solarise: Probability of inverting the bright half of the range.
+        **base: The keywords of `PretextTask`.
+
+    Raises:
+        ValueError: A value is out of range, or the images have other channels.
+    """
+
+    recordable = True
+    shares_draws = True
+    views_per_image = 2
+
+    head: nn.Module
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        crop_scale: Sequence[float] = (0.2, 1.0),
+        flip: float = 0.5,
+        jitter: float = 0.8,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        hue: float = 0.1,
+        grey: float = 0.2,
+        blur: float = 0.0,
+        solarise: float = 0.0,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, **base)
+        self._strengths = Strengths(
+            crop_scale, flip, jitter, brightness, contrast, saturation, hue, grey, blur, solarise
+        )
+        self._shared_batches = 0.0  # validation batches in which every process has images
+        self._alone = True  # whether this validation batch is not one of them
+
+    def build(self, spec: ImageSpec) -> None:
+        super().build(spec)
+        self.strengths = self._strengths.for_channels(spec.channels)
+
+    def receive(self, images: Tensor) -> Tensor:
+        return images  # `make_views` takes bytes
+
+    def views(self, images: Tensor, place: BatchPlace, stream: torch.Generator) -> Tensor:
+        """Make two views of `(B, C, H, W)` images: `(2, B, C, H, W)`, floats in [0, 1]."""
+        size = images.shape[2], images.shape[3]
+        draws = [draw_views(place.total, *size, self.strengths, stream) for _ in range(2)]
+        return torch.stack([make_views(images, each.rows(place.first, len(images))) for each in draws])
+
+    def embed(self, views: Tensor) -> Tensor:
+        """Embed views `(2, B, C, H, W)`: `(2, B, D)` float32."""
+        x = self.normalise(views.flatten(0, 1).contiguous(memory_format=self.image_format))
+        return self.head(self.backbone(x)).float().unflatten(0, views.shape[:2])
+
+    # --- several processes ---
+
+    def place(self, images: Tensor) -> BatchPlace:
+        """Return the place of `(B, ...)` images in the batch of all processes."""
+        if not self._in_parallel():
+            return BatchPlace((len(images),), 0)
+        world, rank = dist.get_world_size(), dist.get_rank()
+        if self.training:  # the loader gives all processes batches of one size
+            return BatchPlace((len(images),) * world, rank)
+        counts = images.new_zeros(world, dtype=torch.int64)
+        dist.all_gather(list(counts), torch.tensor(len(images), device=images.device))
+        return BatchPlace(tuple(counts.tolist()), rank)
+
+    def everyone(self, embedded: Tensor, place: BatchPlace) -> Tensor:
+        """Gather own embeddings `(V, B, D)` from all processes: `(V, N, D)`, with gradients."""
+        if len(place.counts) == 1:
+            return embedded
+        padded = F.pad(embedded, (0, 0, 0, max(place.counts) - embedded.shape[1]))
+        parts = zip(gather(padded.contiguous()), place.counts, strict=True)
+        return torch.cat([part[:, :count] for part, count in parts], 1)
+
+    def on_validation_start(self) -> None:
+        """Agree on the batches in which all processes have images; only these may gather."""
+        self._shared_batches = float(sum(self.trainer.num_val_batches))
+        if dist.is_available() and dist.is_initialized():
+            fewest = torch.tensor(self._shared_batches, device=self.device)
+            dist.all_reduce(fewest, dist.ReduceOp.MIN)
+            self._shared_batches = float(fewest)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._alone = batch_idx >= self._shared_batches
+        super().validation_step(batch, batch_idx)
+
+    def _in_parallel(self) -> bool:
+        return dist.is_available() and dist.is_initialized() and (self.training or not self._alone)
+
+    # --- the picture ---
+
+    def panel(self, images: Tensor) -> Panel:
+        """Show two views of each image, whether they are each other's nearest, and their cosine."""
+        place = BatchPlace((len(images),), 0)  # only one process draws panels
+        views = self.views(images, place, generator("panel", device=images.device))
+        first, second = F.normalize(self.embed(views), dim=2)
+        cosines = first @ second.T  # (B, B)
+        right = (cosines.argmax(1) == torch.arange(len(images), device=images.device)).tolist()
+        text = [["", "", f"cosine {cosine:.2f}"] for cosine in cosines.diagonal().tolist()]
+        columns = ["image", "first view", "second view"]
+        pictures = torch.stack([to_float(images), *views], 1)
+        return Panel(pictures, columns, text, [[None, None, hit] for hit in right])
+
+
+def two_or_more(embedded: Tensor) -> Tensor:
+    """Double a single image of `(2, N, D)`, the last one of a validation, so that it has a deviation."""
+    return embedded if embedded.shape[1] > 1 else embedded.expand(-1, 2, -1)

@@ -1,0 +1,25 @@
+"""Measurement of large probes, at a small size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ssl_lightning.bench.large import main, random_features
+
+
+def test_features_are_standardised_and_the_same_each_time() -> None:
+    x, labels = random_features(20_000, 4, 3, "cpu")
+    assert torch.allclose(x.mean(0), torch.zeros(4), atol=0.1)
+    assert torch.allclose(x.std(0), torch.ones(4), atol=0.05)
+    again, _ = random_features(20_000, 4, 3, "cpu")
+    assert torch.equal(x, again)
+    assert labels.unique().tolist() == [0, 1, 2]
+
+
+def test_each_part_prints_time_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--samples", "500", "--dims", "8", "--classes", "3", "--queries", "20", "--device", "cpu"]
+    assert main([*arguments, "--iterations", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["features", "kNN", "fit"]
+    assert all("peak" in line for line in lines)
