@@ -5,6 +5,7 @@ from typing import Any
 
 # public names -> their modules, imported at first use, because the launcher must not load torch
 _MODULES = {
+    "BarlowTwins": "tasks.barlow_twins",
     "Colorization": "tasks.colorization",
     "Combined": "tasks.combined",
     "ContextPrediction": "tasks.context_prediction",
@@ -16,6 +17,7 @@ _MODULES = {
     "SimCLR": "tasks.simclr",
     "SuperResolution": "tasks.super_resolution",
     "Supervised": "tasks.supervised",
+    "VICReg": "tasks.vicreg",
     "as_backbone": "networks.adapter",
     "build_parts": "run.parts",
     "compose": "config.composition",
@@ -26,6 +28,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "BarlowTwins",
     "Colorization",
     "Combined",
     "ContextPrediction",
@@ -37,6 +40,7 @@ __all__ = [
     "SimCLR",
     "SuperResolution",
     "Supervised",
+    "VICReg",
     "as_backbone",
     "build_parts",
     "compose",

@@ -27,6 +27,8 @@ TASKS = (
     "inpainting",
     "super_resolution",
     "simclr",
+    "barlow_twins",
+    "vicreg",
 )
 STEPS = 4  # of one epoch; without callbacks, which change no weight (tests/test_user_loop.py)
 

@@ -42,6 +42,8 @@ CASES = {
     "super-resolution": ["task=super_resolution"],
     "supervised": ["task=supervised"],
     "combined": ["task=combined", "task.parts=[rotation,jigsaw,colorization]"],
+    "Barlow Twins": ["task=barlow_twins"],
+    "VICReg": ["task=vicreg"],
     "SimCLR": ["task=simclr", "task.blur=0.5", "task.solarise=0.2"],
 }
 FAKE = ["data=fake", "trainer=gpu"]
@@ -131,7 +133,16 @@ def test_complete_runs(task: str, precision: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "task",
-    ["jigsaw", "context_prediction", "colorization", "inpainting", "super_resolution", "combined", "simclr"],
+    [
+        "jigsaw",
+        "context_prediction",
+        "colorization",
+        "inpainting",
+        "super_resolution",
+        "combined",
+        "simclr",
+        "vicreg",
+    ],
 )
 def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) -> None:
     states, probes = [], []

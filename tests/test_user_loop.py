@@ -27,6 +27,10 @@ LOOP = [
     "probe=[knn]", "probe.knn.ks=[2]",
     "backbone.widths=[8,16]", "backbone.strides=[2,2]", "scheduler=constant",
 ]  # fmt: skip
+# views that are similar enough to be told in 12 steps
+SIMILAR = [
+    "task.hidden=32", "task.embedding=16", "task.crop_scale=[0.7,1.0]", "task.jitter=0", "task.grey=0",
+]  # fmt: skip
 CASES = {
     "rotation": [],
     "jigsaw": ["task.permutations=4", "task.permutations_per_image=4", "task.hidden=64"],
@@ -41,7 +45,9 @@ CASES = {
         "+task.options.jigsaw={permutations:4,permutations_per_image:4,hidden:64}",
         "+task.options.colorization.width=8",
     ],
-    "simclr": ["task.hidden=32", "task.embedding=16"],
+    "simclr": [*SIMILAR, "task.temperature=0.2"],
+    "barlow_twins": SIMILAR,
+    "vicreg": SIMILAR,
 }  # fmt: skip
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted

@@ -1,7 +1,4 @@
-"""Time and peak memory of the linear probe's solver and the kNN vote on many random features.
-
-python -m ssl_lightning.bench.large --samples 100000 --dims 2048 --classes 1000
-"""
+"""Time and peak memory of the linear probe's solver and the kNN vote on many random features."""
 
 from __future__ import annotations
 
@@ -38,7 +35,7 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def measured(work: Callable[[], object], device: str) -> tuple[float, float]:
+def timed(work: Callable[[], object], device: str) -> tuple[float, float]:
     """Run work; return its seconds and the peak memory after it in GB."""
     began = time.perf_counter()
     work()
@@ -49,7 +46,7 @@ def measured(work: Callable[[], object], device: str) -> tuple[float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line for the features, the kNN vote and the fit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("samples", 100_000), ("dims", 2048), ("classes", 1000), ("queries", 1000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--iterations", type=int, default=200, help="at most, of L-BFGS")
@@ -59,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     x, labels = random_features(given.samples, given.dims, given.classes, given.device)
     size, peak = x.numel() * 4 / 1e9, peak_bytes(given.device) / 1e9
     print(f"features {given.samples:,} x {given.dims}: {size:.2f} GB, peak {peak:.2f} GB")
-    spent, peak = measured(
+    spent, peak = timed(
         lambda: knn_scores(x[: given.queries], x, labels, given.classes, [20, 200]), given.device
     )
     print(f"kNN vote of {given.queries:,} queries: {spent:.1f} s, peak {peak:.2f} GB")
     fits: list[LogisticFit] = []
-    spent, peak = measured(
+    spent, peak = timed(
         lambda: fits.append(
             fit_logistic(x, labels, given.classes, given.l2, max_iter=given.iterations, tol=1e-3)
         ),

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from skimage.color import rgb2lab
 from torch import Tensor
+from torchvision import transforms
 from torchvision.transforms import functional as tv
 
 from ssl_lightning.bench.build import device, in_new_process, time_in_turns
@@ -20,6 +21,7 @@ from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
 from ssl_lightning.ops.rotation import rotate_four
 from ssl_lightning.ops.tile_grid import CENTRE, TileGrid, jigsaw_grid
 from ssl_lightning.ops.tile_guards import colour_projection, grey_scale, mix_colours, standardise_tiles
+from ssl_lightning.ops.views import Strengths, draw_views, make_views
 from ssl_lightning.tasks._pixels import to_float
 
 GREY, SHIFT = 0.3, 2
@@ -41,6 +43,7 @@ def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
         ("context pairs", 255, context_of_pairs),
         ("rotation", 32, rotation),
         ("Lab", 64, lab),
+        ("views", 32, views),
     ):
         given = make, batch_size, size, repeats
         if device().type == "cuda":
@@ -168,3 +171,24 @@ def lab(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
         lambda: rgb_to_lab(pixels),
         lambda: torch.stack([torch.from_numpy(rgb2lab(array)).permute(2, 0, 1) for array in arrays]),
     )
+
+
+def views(pixels: Tensor, pictures: list[Image.Image]) -> Pair:
+    """Make one random view of every image as in `task=simclr`; one by one by torchvision on PIL pictures."""
+    strengths, stream = Strengths(), generator("bench", "views", device=pixels.device)
+    size = pixels.shape[-1]
+    amounts = strengths.brightness, strengths.contrast, strengths.saturation, strengths.hue
+    one = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(size, tuple(strengths.crop_scale)),
+            transforms.RandomHorizontalFlip(strengths.flip),
+            transforms.RandomApply([transforms.ColorJitter(*amounts)], strengths.jitter),
+            transforms.RandomGrayscale(strengths.grey),
+            transforms.ToTensor(),
+        ]
+    )
+
+    def batched() -> Tensor:
+        return make_views(pixels, draw_views(len(pixels), size, size, strengths, stream))
+
+    return batched, lambda: torch.stack([one(picture) for picture in pictures])

@@ -52,6 +52,8 @@ SETTINGS = {
     "context_prediction": Settings("sgd", 0.05),
     "colorization": Settings("adamw", 0.002),
     "simclr": Settings("sgd", 0.1, 128),
+    "barlow_twins": Settings("adamw", 0.002, 128),
+    "vicreg": Settings("adamw", 0.002, 128),
     "inpainting": Settings("adam", 0.002, more=GAN),
     "super_resolution": Settings(
         "adam", 0.002, more=(*GAN, "task.adversarial_weight=0.01", "task.instance_noise=1.0")

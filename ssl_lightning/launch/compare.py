@@ -63,9 +63,12 @@ def run_compare(cfg: DictConfig) -> None:
             folder, given, 60 * float(cfg.minutes), seeds, cfg.data.get("image_size") or 32
         )
         comparison.run(tasks, labels=not cfg.init_from)
-    write_tables(comparison.tables(), folder / "report")
     command = " ".join([command_line("compare"), *map(shlex.quote, overrides)])
     text = conclusion(comparison.labels_alone, comparison.rounds, comparison.refused)
+    tables = comparison.tables()
+    for table in tables:
+        table.opening = text  # the page says what the command says
+    write_tables(tables, folder / "report")
     text = f"{text}\n\n{comparison.use()}"
     write_file(folder / "COMPARE.md", f"# Which pretext task?\n\n`{command}`\n\n{text}\n")
     print(f"\n{text}\n\ncomparison: {folder / 'COMPARE.md'}")

@@ -35,21 +35,21 @@ def help_text(name: str) -> str:
         chosen = defaults((conf_dir() / "train.yaml").read_text())
     groups = {group: option for group, option in chosen.items() if options(group)}
     words = "KEY=VALUE GROUP=OPTION ..." if groups else "KEY=VALUE ..."
-    lines = [f"usage: {command_line(name)} {words}", "", *wrapped(described(text)), ""]
+    lines = [f"usage: {command_line(name)} {words}", "", *indented(described(text)), ""]
     if groups:
         lines.append("Groups, with the default option first:")
         for group, option in groups.items():
-            lines += entry(group, listed(group, option))
+            lines += help_lines(group, listed(group, option))
         lines.append("")
     lines.append("Keys, with their defaults (??? must be given):")
     for key, value, comment in keys(text):
-        lines += entry(f"{key}={value}", comment)
+        lines += help_lines(f"{key}={value}", comment)
     last = f"`{command_line('train')} --help` lists the keys of each run. " if train else ""
     if groups:
         last += (
             f"`{command_line(name)} data={groups['data']} --cfg job` prints every key of the chosen options."
         )
-        lines += ["", *wrapped(last)]
+        lines += ["", *indented(last)]
     return "\n".join(lines)
 
 
@@ -106,17 +106,23 @@ def keys(text: str) -> Iterator[tuple[str, str, str]]:
         above = []
 
 
-def entry(name: str, about: str) -> list[str]:
+def help_lines(name: str, about: str) -> list[str]:
     """Return the lines of a group or a key: its name, and beside or below it what it is."""
-    lines = wrapped(about, " " * COLUMN)
+    lines = indented(about, " " * COLUMN)
     if len(name) > COLUMN - 4:
         return [f"  {name}", *lines]
     return [f"  {name}".ljust(COLUMN) + lines[0].strip(), *lines[1:]]
 
 
-def wrapped(text: str, indent: str = "") -> list[str]:
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, **options)
+def indented(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def is_help(arguments: Sequence[str]) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-KINDS = ("colour", "translation", "cutout")
+AUGMENTATIONS = ("colour", "translation", "cutout")
 SHIFT, HOLE = 0.125, 0.5  # largest shift and side of the hole, as shares of the picture
 
 
@@ -24,7 +24,7 @@ def diff_augment(
 
     Args:
         pictures: Batches `(N, C, H, W)` of equal shape, normalised.
-        kinds: Some of `KINDS`, applied in the order of that tuple.
+        kinds: Some of `AUGMENTATIONS`, applied in the order of that tuple.
         stream: Draws on its device, which is that of the pictures.
     """
     x = torch.stack(list(pictures))  # (V, N, C, H, W)

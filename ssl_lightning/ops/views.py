@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -113,7 +114,10 @@ class Draws:
     def rows(self, first: int, count: int) -> Draws:
         """Return the parameters of `count` images from number `first` on."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Draws(**{name: None if x is None else x[first : first + count] for name, x in values.items()})
+        rows: dict[str, Any] = {
+            name: None if x is None else x[first : first + count] for name, x in values.items()
+        }
+        return Draws(**rows)
 
 
 def draw_views(

@@ -77,11 +77,12 @@ def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = Fals
 
 
 def mean_of(records: Sequence[Record]) -> Figure:
-    """Average the test accuracies of the seeds."""
+    """Average one test figure of each seed; half of `FLAT` is the error where a metric knows none."""
     errors = [r.standard_error for r in records if r.metric == BALANCED and r.standard_error is not None]
-    figure = mean_figure(
-        [r.value for r in records], records[0].n, statistics.fmean(errors) if errors else None
-    )
+    of_images = statistics.fmean(errors) if errors else None
+    if all(r.standard_error is None for r in records):
+        of_images = FLAT / SIGMAS
+    figure = mean_figure([r.value for r in records], records[0].n, of_images)
     return replace(figure, records=tuple(records))
 
 

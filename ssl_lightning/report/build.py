@@ -12,6 +12,7 @@ from ssl_lightning.config.keys import KEYS
 from ssl_lightning.report import notes
 from ssl_lightning.report.benchmark import Benchmark, Column
 from ssl_lightning.report.collect import Collection, ReportedRun
+from ssl_lightning.report.opening import opening
 from ssl_lightning.report.summary import column, headline
 from ssl_lightning.report.table import Duplicates, Row, Table, compare, group_by, make_rows, pretext_rows
 
@@ -104,11 +105,17 @@ def series_key(run: ReportedRun) -> str:
 
 
 def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]:
-    """Give each series a unique label: task, data, backbone, then the overrides that tell it from others.
+    """Give each series a unique label: its task, then its data and backbone and the overrides that differ.
 
     If labels are still equal, the folder of the first run is added.
     """
-    plain = {key: " · ".join(getattr(runs[0].facts, name) for name in NAMED) for key, runs in series.items()}
+    facts = {key: [str(getattr(runs[0].facts, name)) for name in NAMED] for key, runs in series.items()}
+    differs = [len(set(values)) > 1 for values in zip(*facts.values(), strict=True)]
+    differs[:1] = [True]  # the task names the row
+    plain = {
+        key: " · ".join(text for text, shown in zip(of, differs, strict=True) if shown)
+        for key, of in facts.items()
+    }
     labels: dict[str, str] = {}
     for label, keys in _inverted(plain).items():
         given = {key: shown_overrides(series[key][0]) for key in keys}
@@ -164,7 +171,9 @@ def _assembled(
         notes.OTHERS: [],
         notes.SKIPPED: notes.skipped(found.skipped),
     }
-    return Table(re.sub(r"[^\w.-]+", "_", name), "", [each.name for each in columns], rows, notes=parts)
+    names = [each.name for each in columns]
+    said = opening(rows, names)
+    return Table(re.sub(r"[^\w.-]+", "_", name), "", names, rows, notes=parts, opening=said)
 
 
 def _inverted(texts: Mapping[str, str]) -> dict[str, list[str]]:

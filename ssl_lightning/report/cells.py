@@ -10,7 +10,7 @@ from typing import Any
 
 from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
-from ssl_lightning.report.accuracy import FLAT, SIGMAS, gain_error
+from ssl_lightning.report.accuracy import FLAT, SIGMAS, Figure, gain_error, mean_of
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS
@@ -74,6 +74,20 @@ class Cell:
     @property
     def gain(self) -> float | None:
         return statistics.fmean(self.gains) if self.gains else None
+
+    @property
+    def figure(self) -> Figure:
+        """Mean with its standard error, not in % but as measured."""
+        return mean_of([pick.record for pick in self.picks])
+
+    @property
+    def pair(self) -> tuple[Figure, Figure] | None:
+        """Untrained and trained figure of the seeds that have both."""
+        pairs = [(pick.against, pick.record) for pick in self.picks if pick.against]
+        if not pairs:
+            return None
+        before, after = zip(*pairs, strict=True)
+        return mean_of(before), mean_of(after)
 
     @property
     def gain_error(self) -> float | None:

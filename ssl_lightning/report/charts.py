@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from matplotlib.axes import Axes
@@ -12,21 +12,29 @@ from matplotlib.figure import Figure
 
 from ssl_lightning.artifacts.results import Record, Results
 from ssl_lightning.report import label_efficiency
-from ssl_lightning.report.canvas import COLOURS, GREY, Picture, chart, grid
+from ssl_lightning.report.canvas import WIDE, Picture, chart, columns, grid
 from ssl_lightning.report.collect import ReportedRun
+from ssl_lightning.report.colours import GREY, Style, styles
 from ssl_lightning.report.table import MAIN_BRANCH, Row
 from ssl_lightning.report.training_log import epochs, read_metrics, smooth, thin_points
 from ssl_lightning.report.writers import duration, is_share
 
+Looks = Mapping[str, Style]  # style of each row, by label
 
-def by_stage(rows: Sequence[Row]) -> Picture | None:
+
+def row_styles(rows: Sequence[Row]) -> dict[str, Style]:
+    """Return the style of each row, the same in all charts of a table."""
+    chosen = styles([row.used[0].facts.task for row in rows])
+    return dict(zip((row.label for row in rows), chosen, strict=True))
+
+
+def by_stage(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
     """Draw top-1 of the linear probe at each stage, trained and untrained, one chart per row."""
-    colours = {row.label: row_colour(rows, row) for row in rows}
     curves = {row.label: [stage_means(row, trained) for trained in (True, False)] for row in rows}
     curves = {label: pair for label, pair in curves.items() if any(len(curve) > 1 for curve in pair)}
     if not curves:
         return None
-    figure, axes = grid(len(curves), share=True)
+    figure, axes = grid(len(curves), width, share=True)
     for axis, label in zip(axes, curves, strict=True):
         for other in curves:
             if other != label:
@@ -34,9 +42,9 @@ def by_stage(rows: Sequence[Row]) -> Picture | None:
                           color=GREY, alpha=0.35, linewidth=1)  # fmt: skip
         for curve, style in zip(curves[label], ("-", "--"), strict=True):
             if curve:
-                its = colours[label] if style == "-" else GREY
+                its = looks[label].colour if style == "-" else GREY
                 axis.plot(list(curve), list(curve.values()), style, color=its, marker="o", markersize=4)
-        name_chart(axis, label)
+        name_chart(axis, label, width / columns(len(curves), width))
         axis.set_xticks(sorted({stage for pair in curves.values() for curve in pair for stage in curve}))
     figure.supylabel("linear probe, test top-1 in %", fontsize=9)
     figure.supxlabel("stage", fontsize=9)
@@ -67,33 +75,42 @@ def own(run: ReportedRun, branch: str) -> list[Record]:
     return [r for r in run.probes if r.branch == branch and r.evaluation is None]
 
 
-def few_labels(rows: Sequence[Row]) -> Picture | None:
+def few_labels(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
     """Draw the label-efficiency curves of the backbones."""
-    curves = []
+    found = []
     for row in rows:
-        for run in row.used if row.branch == MAIN_BRANCH else ():
-            records = [r for r in run.probes if run.probed(r) == run.facts.data]
-            try:
-                curve = label_efficiency.curve(Results(run.facts, run.pretext, records))
-            except (ValueError, KeyError, TypeError):  # no low-shot figures, or another version
-                continue
-            curves.append(replace(curve, name=wrapped(row.label, 40)))
-            break
-    kinds = [(curve.metric, curve.data) for curve in curves]
+        of_seeds = seed_curves(row) if row.branch == MAIN_BRANCH else []
+        if of_seeds:
+            label = wrapped(row.label, 40 if width == WIDE else 18)
+            found.append((replace(label_efficiency.mean_curve(of_seeds), name=label), looks[row.label]))
+    kinds = [(curve.metric, curve.data) for curve, _ in found]
     if not kinds:
         return None
     kind = max(kinds, key=kinds.count)
-    shown = [curve for curve, its in zip(curves, kinds, strict=True) if its == kind and len(curve.ks) > 1]
+    shown = [each for each, its in zip(found, kinds, strict=True) if its == kind and len(each[0].ks) > 1]
     if not shown:
         return None
-    caption = "Linear SVMs on few labels: mean and standard deviation over the draws; one seed per row."
-    figure = label_efficiency.draw_curves(shown)
-    figure.set_size_inches(8.4, 4.2)
-    figure.axes[0].legend(frameon=False, title="pretrained by", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    curves, their_looks = zip(*shown, strict=True)
+    figure = label_efficiency.draw_curves(curves, their_looks, width)
+    caption = (
+        "Linear SVMs on few labels: mean and standard deviation over seeds; with one seed, over its draws."
+    )
     return chart("labels", "Accuracy with few labels", caption, figure)
 
 
-def over_training(rows: Sequence[Row]) -> Picture | None:
+def seed_curves(row: Row) -> list[label_efficiency.Curve]:
+    """Return the curve of each seed on the data of the run, from its newest run that has one."""
+    found: dict[int, label_efficiency.Curve] = {}
+    for run in sorted(row.used, key=lambda run: run.ended):
+        records = [r for r in run.probes if run.probed(r) == run.facts.data]
+        try:
+            found[run.seed] = label_efficiency.curve(Results(run.facts, run.pretext, records))
+        except (ValueError, KeyError, TypeError):  # no low-shot figures, or another version
+            continue
+    return list(found.values())
+
+
+def over_training(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
     """Draw the online probe against the pretext figure, one dot per epoch."""
     found = []
     for row in rows:
@@ -110,17 +127,18 @@ def over_training(rows: Sequence[Row]) -> Picture | None:
                 break
     if not found:
         return None
-    figure, axes = grid(len(found))
+    figure, axes = grid(len(found), width)
     for axis, (row, points) in zip(axes, found, strict=True):
-        its = row_colour(rows, row)
+        its = looks[row.label].colour
         _, probes, pretexts = zip(*points, strict=True)
         axis.plot(pretexts, probes, color=its, alpha=0.5, linewidth=1.2)
         sizes = [14 + 22 * place / len(points) for place in range(len(points))]
         axis.scatter(pretexts, probes, s=sizes, color=its, zorder=3)
+        axis.margins(0.14)
         for place in (0, -1):
             axis.annotate(str(points[place][0]), (pretexts[place], probes[place]), fontsize=7,
                           xytext=(4, 4), textcoords="offset points")  # fmt: skip
-        name_chart(axis, row.label)
+        name_chart(axis, row.label, width / columns(len(found), width))
         axis.set_xlabel(pretext_name(row), fontsize=8)
         if "loss" in (row.pretext or ""):
             axis.invert_xaxis()
@@ -132,7 +150,7 @@ def over_training(rows: Sequence[Row]) -> Picture | None:
     return chart("pretext", "Does a better pretext make better features?", caption, figure)
 
 
-def training(rows: Sequence[Row]) -> Picture | None:
+def training(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
     """Draw the training loss by step."""
     found = []
     for row in rows:
@@ -144,13 +162,13 @@ def training(rows: Sequence[Row]) -> Picture | None:
             found.append((row, points))
     if not found:
         return None
-    figure, axes = grid(len(found))
+    figure, axes = grid(len(found), width)
     for axis, (row, points) in zip(axes, found, strict=True):
         steps, losses = zip(*points, strict=True)
-        its = row_colour(rows, row)
+        its = looks[row.label].colour
         axis.plot(steps, losses, color=its, alpha=0.3, linewidth=0.8)
         axis.plot(steps, smooth(losses), color=its, linewidth=1.5)
-        name_chart(axis, row.label)
+        name_chart(axis, row.label, width / columns(len(found), width))
         axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 1000 else f"{step:g}")
     figure.supylabel("training loss", fontsize=9)
     figure.supxlabel("step", fontsize=9)
@@ -158,13 +176,15 @@ def training(rows: Sequence[Row]) -> Picture | None:
     return chart("training", "Training", caption, figure)
 
 
-def speed(rows: Sequence[Row]) -> Picture | None:
+def speed(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
     """Draw the time of a run and images/s, one bar per row."""
     rows = [row for row in rows if row.branch == MAIN_BRANCH]
     if not rows:
         return None
-    figure = Figure(figsize=(8.4, 0.9 + 0.3 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    beside = width == WIDE
+    height = 0.7 + 0.3 * len(rows)
+    figure = Figure(figsize=(width, height * (1 if beside else 2)), layout="constrained")
+    left, right = figure.subplots(*((1, 2) if beside else (2, 1)), sharey=beside)
     kinds: tuple[tuple[Axes, list[float], Callable[[float], str], str], ...] = (
         (left, [row.wall_s for row in rows], duration, "run time, with probes"),
         (
@@ -175,21 +195,29 @@ def speed(rows: Sequence[Row]) -> Picture | None:
         ),
     )
     for axis, values, text, title in kinds:
-        bars = axis.barh([wrapped(row.label, 40) for row in rows], values, color=COLOURS[0], height=0.62)
+        labels = [wrapped(row.label, 40 if beside else 16) for row in rows]
+        colours = [looks[row.label].colour for row in rows]
+        bars = axis.barh(range(len(rows)), values, color=colours, height=0.62)
+        axis.set_yticks(range(len(rows)), labels)
+        axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.bar_label(bars, [text(value) for value in values], padding=4, fontsize=8)
         axis.set_title(title, loc="left", fontsize=9)
         axis.margins(x=0.22)
         axis.set_xticks([])
         axis.spines[["top", "right", "bottom"]].set_visible(False)
         axis.tick_params(length=0, labelsize=9)
-    left.invert_yaxis()
-    return chart("speed", "Time", "Mean over seeds; times on different machines are not comparable.", figure)
+    return chart(
+        "speed",
+        "Time",
+        "Mean over seeds; times on different machines are not comparable.",
+        figure,
+        folded=True,
+    )
 
 
-def name_chart(axis: Axes, label: str) -> None:
-    """Write the name of a row above its chart."""
-    text = wrapped(label, 24)
-    axis.set_title(text, loc="left", fontsize=9 if "\n" not in text else 7, fontweight="bold")
+def name_chart(axis: Axes, label: str, width: float) -> None:
+    """Write the name of a row above its chart, which is `width` inches wide."""
+    axis.set_title(wrapped(label, int(10 * width)), loc="left", fontsize=8.5, fontweight="bold")
 
 
 def wrapped(label: str, width: int) -> str:
@@ -207,8 +235,3 @@ def pretext_name(row: Row) -> str:
     """Return the axis label of a pretext figure."""
     name = (row.pretext or "").removeprefix("val/")
     return f"pretext {name}{' in %' * is_share(name)}"
-
-
-def row_colour(rows: Sequence[Row], row: Row) -> str:
-    """Return the colour of a row, equal in all charts."""
-    return COLOURS[[other.label for other in rows].index(row.label) % len(COLOURS)]

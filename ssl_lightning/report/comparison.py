@@ -17,7 +17,13 @@ from ssl_lightning.report.accuracy import (
 from ssl_lightning.report.notes import CROSS_VALIDATED
 from ssl_lightning.report.summary import cross_validated
 
-TITLES = {"super_resolution": "super-resolution", "context_prediction": "context prediction"}
+TITLES = {
+    "super_resolution": "super-resolution",
+    "context_prediction": "context prediction",
+    "simclr": "SimCLR",
+    "barlow_twins": "Barlow Twins",
+    "vicreg": "VICReg",
+}
 TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts
 LABEL = (
     "Without labels nobody knows which features help. Label about 10 images a class, in one folder a class, "
@@ -79,7 +85,7 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     if any(cross_validated(record) for runs in last.runs.values() for record in runs[0].probes):
         sentences.append(CROSS_VALIDATED)
     if refused:
-        sentences.append(f"Not trained, for the reason above: {', '.join(map(_title, refused))}.")
+        sentences.append(f"Not trained, for the reason above: {', '.join(map(title, refused))}.")
     return " ".join(sentences)
 
 
@@ -90,7 +96,7 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
     sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({seeds})."]
     if untrained is not None:
-        gain = f"{_points(best, untrained)} over the untrained backbone, {seeds}"
+        gain = f"{points(best, untrained)} over the untrained backbone, {seeds}"
         sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain})."]
         better = [task for task, figure in scored.items() if difference(figure, untrained) > 0]
         if not better:
@@ -102,9 +108,9 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
             continue
         order = difference(best, figure)
         if order > 0:
-            sentences.append(f"{_name(task)} is {_points(best, figure, sign='')} behind.")
+            sentences.append(f"{_name(task)} is {points(best, figure, sign='')} behind.")
         elif order < 0:
-            sentences.append(f"{_name(task)} is {_points(figure, best, sign='')} above it on test images.")
+            sentences.append(f"{_name(task)} is {points(figure, best, sign='')} above it on test images.")
         else:
             sentences.append(f"{_name(task)} cannot be told apart from it: {_percent(figure)}.")
     return sentences
@@ -116,7 +122,7 @@ def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
     for number, (one, following) in enumerate(pairwise(rounds), 1):
         figures = {task: probe_figure(runs, trained=True) for task, runs in one.runs.items()}
         out = [
-            f"{_title(task)} {_percent(figure)}"
+            f"{title(task)} {_percent(figure)}"
             for task, figure in figures.items()
             if task not in following.runs and figure is not None
         ]
@@ -144,7 +150,7 @@ def _growth(rounds: Sequence[TaskRound], winner: str) -> list[str]:
         return []
     times = rounds[-1].seen[winner] / rounds[-2].seen[winner]
     helps = {1: "still helps", 0: "changes nothing beyond the noise", -1: "hurts"}[difference(later, earlier)]
-    return [f"More training {helps}: {_points(later, earlier)} for {times:.1f} times the images."]
+    return [f"More training {helps}: {points(later, earlier)} for {times:.1f} times the images."]
 
 
 def _unlabelled(last: TaskRound) -> str:
@@ -152,19 +158,21 @@ def _unlabelled(last: TaskRound) -> str:
     return " ".join([*verdicts, LABEL])
 
 
-def _title(task: str) -> str:
+def title(task: str) -> str:
+    """Return the name of a task in a sentence."""
     return TITLES.get(task, task)
 
 
 def _name(task: str) -> str:
     """Return the title of a task at the start of a sentence."""
-    return _title(task).capitalize()
+    return title(task).capitalize()
 
 
 def _percent(figure: Figure) -> str:
     return f"{100 * figure.value:.1f} ± {100 * figure.error:.1f} %"
 
 
-def _points(one: Figure, other: Figure, sign: str = "+") -> str:
+def points(one: Figure, other: Figure, sign: str = "+") -> str:
+    """Write the difference of two figures with its standard error."""
     error = error_of_difference(one, other)
     return f"{100 * (one.value - other.value):{sign}.1f} ± {100 * error:.1f} points"

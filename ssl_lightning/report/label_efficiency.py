@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from ssl_lightning.artifacts.results import Results, best_stage, read_results
 from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import printable
+from ssl_lightning.report.colours import Style, styles
 
 PROBE = "lowshot"
 METRICS = {"top1": "top-1 in %", "map": "mean average precision in %"}
@@ -67,8 +69,27 @@ def curve(results: Results) -> Curve:
     )
 
 
-def draw_curves(curves: Sequence[Curve]) -> Figure:
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Average the curves of several seeds, at the numbers of labels that all have.
+
+    Returns:
+        A curve whose deviations are over the seeds. One curve is returned as it is.
+    """
+    if len(curves) == 1:
+        return curves[0]
+    ks = sorted(set.intersection(*(set(each.ks) for each in curves)))
+    by_k = [[each.values[each.ks.index(k)] for each in curves] for k in ks]
+    means, deviations = [statistics.fmean(of) for of in by_k], [statistics.stdev(of) for of in by_k]
+    return replace(curves[0], ks=ks, values=means, deviations=deviations)
+
+
+def draw_curves(curves: Sequence[Curve], looks: Sequence[Style] | None = None, width: float = 8.4) -> Figure:
     """Draw curves over a logarithmic axis of labels, each with a band of one standard deviation.
+
+    Args:
+        curves: The curves.
+        looks: Style of each curve; None: by their names.
+        width: Width of the figure in inches; a narrow one has its legend below.
 
     Raises:
         ValueError: There are no curves, or they differ in metric or data set.
@@ -79,15 +100,21 @@ def draw_curves(curves: Sequence[Curve]) -> Figure:
             f"curves show {sorted(kinds) or 'nothing'}; all must show one metric on one data set"
         )
     metric, data = kinds.pop()
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    narrow = width < 6
+    figure = Figure(figsize=(width, 4 + 0.12 * len(curves) if narrow else 4.4), layout="constrained")
     axis = figure.subplots()
-    for each in sorted(curves, key=lambda c: -c.values[-1]):  # orders the legend by the ends of the curves
+    by_end = sorted(
+        zip(curves, looks or styles([c.name for c in curves]), strict=True), key=lambda c: -c[0].values[-1]
+    )
+    for each, look in by_end:  # the legend follows the ends of the curves
         percent = [100 * value for value in each.values]
-        (line,) = axis.plot(each.ks, percent, marker="o", markersize=4, label=each.name)
+        axis.plot(
+            each.ks, percent, look.line, color=look.colour, marker=look.marker, markersize=5, label=each.name
+        )
         low, high = (
             [p + sign * 100 * sd for p, sd in zip(percent, each.deviations, strict=True)] for sign in (-1, 1)
         )
-        axis.fill_between(each.ks, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        axis.fill_between(each.ks, low, high, color=look.colour, alpha=0.2, linewidth=0)
     ks = sorted({k for each in curves for k in each.ks})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
@@ -96,7 +123,10 @@ def draw_curves(curves: Sequence[Curve]) -> Figure:
     axis.set_ylabel(f"{data}: test {METRICS[metric]}".replace("$", r"\$"))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, title="pretrained by")
+    if narrow:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    else:
+        figure.legend(loc="outside right upper", title="pretrained by", frameon=False, fontsize=9)
     return figure
 
 

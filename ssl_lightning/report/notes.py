@@ -37,7 +37,8 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
         lines.append(CROSS_VALIDATED)
     lines += unequal_classes(records)
     if any(row.labels for row in rows):
-        lines.append("Bold: the best row pretrained without labels.")
+        leads = "that leads by more than twice the standard error"
+        lines.append(f"Bold: the row pretrained without labels {leads}.")
     return lines
 
 

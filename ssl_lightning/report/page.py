@@ -13,11 +13,13 @@ from markupsafe import Markup
 from ssl_lightning.report import notes, writers
 from ssl_lightning.report.canvas import Picture
 from ssl_lightning.report.cells import Cell
+from ssl_lightning.report.charts import row_styles
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.table import Table
 
 TEMPLATE = "page.html.jinja"
 MOST = 3  # data sets and backbones named in the facts
+PHONE, DARK = "(max-width: 40rem)", "(prefers-color-scheme: dark)"  # as in templates/page.css
 FIRST = (notes.MEASURED, notes.GAIN)  # notes shown above all others
 
 
@@ -43,6 +45,7 @@ def render(tables: Sequence[Table], pictures: Mapping[str, Sequence[Picture]]) -
         "png": png,
         "facts": facts,
         "provenance": provenance,
+        "variants": variants,
         "soft": soft,
         "first_notes": FIRST,
     }
@@ -55,8 +58,19 @@ def render(tables: Sequence[Table], pictures: Mapping[str, Sequence[Picture]]) -
             common[table.name, name], rest = protocols(table.column(name))
             labels = [row.label for row in table.rows if name in row.cells]
             particular |= {(table.name, label, name): of for label, of in zip(labels, rest, strict=True)}
+    panels: dict[str, dict[str, list[Picture]]] = {table.name: {} for table in tables}
+    for name, of_table in pictures.items():
+        for picture in of_table:
+            if not picture.chart:
+                panels[name].setdefault(picture.title, []).append(picture)
     return environment.get_template(TEMPLATE).render(
-        tables=tables, pictures=pictures, bests=bests, common=common, particular=particular
+        tables=tables,
+        pictures=pictures,
+        panels=panels,
+        looks={table.name: row_styles(table.rows) for table in tables},
+        bests=bests,
+        common=common,
+        particular=particular,
     )
 
 
@@ -92,9 +106,20 @@ def soft(text: str) -> Markup:
     return Markup("_<wbr>").join(text.split("_"))
 
 
-def png(picture: Picture) -> str:
-    """Encode a picture as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(picture.png).decode()
+def png(content: bytes) -> str:
+    """Encode a PNG as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def variants(picture: Picture) -> list[tuple[str, str, Picture]]:
+    """List the other versions of a chart: the media query, the data URL and the picture with its size."""
+    found = []
+    for shown, query in ((picture.narrow, PHONE), (picture, "")):
+        for content, scheme in ((shown and shown.dark, DARK), (shown and shown.png, "")):
+            media = " and ".join(filter(None, [query, scheme]))
+            if shown and content and media:
+                found.append((media, png(content), shown))
+    return found
 
 
 def protocols(cells: Sequence[Cell]) -> tuple[str, list[list[str]]]:

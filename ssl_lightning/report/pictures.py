@@ -1,34 +1,51 @@
-"""Pictures of a table: charts of figures and training, and strips of the tasks."""
+"""Pictures of a table: charts of figures and training, and the tasks before and after training."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from PIL import Image
 
-from ssl_lightning.artifacts.run_folder import PANEL, STRIP
+from ssl_lightning.artifacts.run_folder import PANEL, PANELS, STRIP
 from ssl_lightning.core.untrusted import check_plain
-from ssl_lightning.report.canvas import Picture
-from ssl_lightning.report.charts import by_stage, few_labels, over_training, speed, training
+from ssl_lightning.report.canvas import NARROW, WIDE, Picture, pack
+from ssl_lightning.report.charts import (
+    Looks,
+    by_stage,
+    few_labels,
+    over_training,
+    row_styles,
+    speed,
+    training,
+)
 from ssl_lightning.report.table import MAIN_BRANCH, Row, Table
 
 MOST = 12  # upper bound for the rows in a picture; the largest first figures are shown
 MAX_PIXELS = 50_000_000  # of a strip or panel
-WIDE = 900  # width of a strip in pixels
+PANEL_WIDTH = 900  # largest width of a strip or panel in pixels
+
+Draw = Callable[[Sequence[Row], Looks, float], Picture | None]
 
 
 def draw_all(table: Table) -> list[Picture]:
-    """Draw all charts and strips that have data."""
-    rows = chosen_rows(table)
-    left = len(table.rows) - len(rows)
+    """Draw all charts that have data, and the pictures of the tasks."""
+    rows, looks = chosen_rows(table), row_styles(table.rows)
     first = f"{table.columns[0]}" if table.columns else ""
+    left = len(table.rows) - len(rows)
     cut = f" Only the {MOST} of {len(table.rows)} rows with the best {first} are shown." if left else ""
-    charts = [draw(rows) for draw in (by_stage, few_labels, over_training, training, speed)]
-    found = [replace(chart, caption=chart.caption + cut) for chart in charts if chart is not None]
-    strips = [strip for number, row in enumerate(rows) if (strip := task_strip(row, number))]
-    strips[:1] = [replace(strip, caption=strip.caption + cut) for strip in strips[:1]]
-    return found + strips
+    draws: list[Draw] = [by_stage, few_labels, over_training, training, speed]
+    charts = [chart for draw in draws if (chart := both_widths(draw, rows, looks))]
+    found = [replace(chart, caption=chart.caption + cut) for chart in charts]
+    panels = [picture for number, row in enumerate(rows) for picture in task_pictures(row, number)]
+    return found + panels
+
+
+def both_widths(draw: Draw, rows: Sequence[Row], looks: Looks) -> Picture | None:
+    """Draw a chart for a wide page and for a phone."""
+    wide = draw(rows, looks, WIDE)
+    return None if wide is None else replace(wide, narrow=draw(rows, looks, NARROW))
 
 
 def chosen_rows(table: Table) -> list[Row]:
@@ -44,23 +61,40 @@ def chosen_rows(table: Table) -> list[Row]:
     return [table.rows[number] for number in sorted(sorted(range(len(table.rows)), key=figure)[:MOST])]
 
 
-def task_strip(row: Row, number: int) -> Picture | None:
-    """Return a picture of the task on real images: the strip over the epochs, or else the last panel."""
+def task_pictures(row: Row, number: int) -> list[Picture]:
+    """Return pictures of the task on real images, of the first seed that has any.
+
+    They are the panels of the first and the last epoch, or else the strip over the epochs, or the last panel.
+    """
     for run in row.runs if row.branch == MAIN_BRANCH else ():
-        for name, what in ((STRIP, "over the epochs"), (PANEL, "after the last epoch")):
-            try:
-                check_plain(run.path / name)
-                with Image.open(run.path / name, formats=("PNG",)) as image:
-                    if image.width * image.height > MAX_PIXELS:
-                        continue
-                    shown = image.convert("RGB")
-            except Exception:  # Pillow raises many kinds of errors; the report works without the picture
-                continue
-            shown.thumbnail((WIDE, 2 * WIDE), Image.Resampling.LANCZOS)
-            data = io.BytesIO()
-            shown.quantize(256, dither=Image.Dither.NONE).save(data, format="png", optimize=True)
-            caption = f"{row.label}, {what}, seed {run.seed}."
-            return Picture(
-                f"strip-{number:02d}", row.label, caption, data.getvalue(), shown.width, chart=False
-            )
-    return None
+        name, title = f"task-{number:02d}", f"{row.label}, seed {run.seed}"
+        epochs = kept_panels(run.path / PANELS)
+        sides = [(epochs[0], "first"), (epochs[-1], "last")] if len(epochs) > 1 else []
+        pair = [read_panel(path, f"{name}-{side}", title, f"epoch {epoch}") for (epoch, path), side in sides]
+        found = [picture for picture in pair if picture]
+        if len(found) == 2:
+            return found
+        for file, what in ((STRIP, "over the epochs"), (PANEL, "after the last epoch")):
+            if picture := read_panel(run.path / file, name, title, what):
+                return [picture]
+    return []
+
+
+def kept_panels(folder: Path) -> list[tuple[int, Path]]:
+    """List the panels of a run by epoch."""
+    found = [(path.stem.removeprefix("epoch_"), path) for path in folder.glob("epoch_*.png")]
+    return sorted((int(epoch), path) for epoch, path in found if epoch.isdecimal() and len(epoch) < 10)
+
+
+def read_panel(path: Path, name: str, title: str, caption: str) -> Picture | None:
+    """Read a panel or strip and make it small; None if it is absent, torn or no PNG."""
+    try:
+        check_plain(path)
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            shown = image.convert("RGB")
+    except Exception:  # Pillow raises many kinds of errors; the report works without the picture
+        return None
+    shown.thumbnail((PANEL_WIDTH, 2 * PANEL_WIDTH), Image.Resampling.LANCZOS)
+    return Picture(name, title, caption, pack(shown), *shown.size)

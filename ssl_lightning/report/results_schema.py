@@ -17,7 +17,9 @@ def results_schema() -> dict[str, Any]:
     """Build the JSON schema of the results.json of this version."""
     schema = json_schema(ResultsFile)
     record = schema["properties"]["probes"]["items"]
-    bounds = [({"const": metric}, limits) for metric, limits in SPECTRAL.items()]
+    bounds: list[tuple[dict[str, Any], Any]] = [
+        ({"const": metric}, limits) for metric, limits in SPECTRAL.items()
+    ]
     bounds.append(({"not": {"enum": list(SPECTRAL)}}, FRACTION))
     record["allOf"] = [
         {

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from ssl_lightning.report.accuracy import difference
 from ssl_lightning.report.benchmark import Benchmark, Column, Published
 from ssl_lightning.report.cells import Cell, make_cell
 from ssl_lightning.report.collect import ReportedRun
@@ -92,6 +93,7 @@ class Table:
         rows: Rows, in order.
         comparisons: Comparisons with published figures.
         notes: Sentences by kind, from `ssl_lightning.report.notes`.
+        opening: First sentence, which says who won; "" if nothing tells.
     """
 
     name: str
@@ -100,15 +102,21 @@ class Table:
     rows: list[Row]
     comparisons: list[Comparison] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
+    opening: str = ""
 
     def column(self, name: str) -> list[Cell]:
         return [row.cells[name] for row in self.rows if name in row.cells]
 
     def best(self, name: str) -> float | None:
-        """Return the largest mean of a column over rows without labels; None if fewer than two compete."""
+        """Return the largest mean of a column over rows without labels.
+
+        None if fewer than two compete, or if another cannot be told apart from the first.
+        """
         cells = [row.cells[name] for row in self.rows if name in row.cells and not row.labels]
-        contest = len(cells) > 1 and all(cell.percent for cell in cells)
-        return max(cell.mean for cell in cells) if contest else None
+        if len(cells) < 2 or not all(cell.percent for cell in cells):
+            return None
+        first, *others = sorted(cells, key=lambda cell: -cell.mean)
+        return first.mean if all(difference(first.figure, each.figure) > 0 for each in others) else None
 
 
 Duplicates = dict[str, tuple[str, list[str]]]  # "row, seed" -> the run that counts, the older ones

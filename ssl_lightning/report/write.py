@@ -77,6 +77,8 @@ def write_tables(tables: Sequence[Table], out: Path) -> None:
     for table in tables:
         for shown in screen(table):
             print_table(shown)
+        if table.opening:
+            console.print(table.opening)
         for kind, sentences in table.notes.items():
             if sentences:
                 console.print(f"{kind}: {' '.join(sentences)}")

@@ -126,6 +126,7 @@ def comparison_lines(table: Table, escape: Escape = str) -> list[list[str]]:
 def markdown(table: Table) -> str:
     """Write a table as Markdown, without times or absolute paths: it depends only on the results."""
     parts = [f"**{_markdown(table.title)}**", ""]
+    parts += [_markdown(table.opening), ""] if table.opening else []
     parts += _pipes(lines(table, _markdown, lambda text: f"**{text}**")) if table.rows else []
     if table.comparisons:
         parts += [
@@ -143,6 +144,7 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """Write a table as LaTeX for the package booktabs."""
     parts = [f"% {_one_line(table.title)}; needs \\usepackage{{booktabs}}"]
+    parts += [f"% {_one_line(table.opening)}"] if table.opening else []
     parts += _tabular(lines(table, _latex, lambda text: rf"\textbf{{{text}}}")) if table.rows else []
     if table.comparisons:
         parts += ["", "% published beside measured"]

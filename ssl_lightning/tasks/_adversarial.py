@@ -21,7 +21,7 @@ from ssl_lightning.networks.discriminator import (
 from ssl_lightning.networks.features import deepest_map_size
 from ssl_lightning.networks.heads import FlattenedClassifier, PooledClassifier
 from ssl_lightning.ops.adversarial import LOSSES, discriminator_scores, generator_loss, gradient_penalty
-from ssl_lightning.ops.diff_augment import KINDS, diff_augment
+from ssl_lightning.ops.diff_augment import AUGMENTATIONS, diff_augment
 from ssl_lightning.tasks._batches import explaining_single_images
 from ssl_lightning.tasks._two_networks import TwoNetworks
 from ssl_lightning.tasks.base import Batch
@@ -134,10 +134,10 @@ class AdversarialTask(TwoNetworks):
                 raise ValueError(f"task.{key} is {value!r}; allowed are {', '.join(allowed)}")
         if discriminator_lr_factor <= 0:
             raise ValueError(f"task.discriminator_lr_factor is {discriminator_lr_factor}; it must be above 0")
-        if not set(discriminator_augment) <= set(KINDS):
+        if not set(discriminator_augment) <= set(AUGMENTATIONS):
             raise ValueError(
                 f"task.discriminator_augment is {list(discriminator_augment)}; allowed are some of "
-                f"{', '.join(KINDS)}, or [] for none"
+                f"{', '.join(AUGMENTATIONS)}, or [] for none"
             )
         if r1 < 0:
             raise ValueError(f"task.r1 is {r1}; it must be at least 0")

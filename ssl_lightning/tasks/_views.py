@@ -20,7 +20,7 @@ from ssl_lightning.tasks.base import Batch, Panel, PretextTask
 
 
 @dataclass(frozen=True)
-class Place:
+class BatchPlace:
     """Place of the images of this process in the batch of all processes.
 
     Args:
@@ -107,7 +107,7 @@ class TwoViewTask(PretextTask):
     def receive(self, images: Tensor) -> Tensor:
         return images  # `make_views` takes bytes
 
-    def views(self, images: Tensor, place: Place, stream: torch.Generator) -> Tensor:
+    def views(self, images: Tensor, place: BatchPlace, stream: torch.Generator) -> Tensor:
         """Make two views of `(B, C, H, W)` images: `(2, B, C, H, W)`, floats in [0, 1]."""
         size = images.shape[2], images.shape[3]
         draws = [draw_views(place.total, *size, self.strengths, stream) for _ in range(2)]
@@ -120,18 +120,18 @@ class TwoViewTask(PretextTask):
 
     # --- several processes ---
 
-    def place(self, images: Tensor) -> Place:
+    def place(self, images: Tensor) -> BatchPlace:
         """Return the place of `(B, ...)` images in the batch of all processes."""
         if not self._in_parallel():
-            return Place((len(images),), 0)
+            return BatchPlace((len(images),), 0)
         world, rank = dist.get_world_size(), dist.get_rank()
         if self.training:  # the loader gives all processes batches of one size
-            return Place((len(images),) * world, rank)
+            return BatchPlace((len(images),) * world, rank)
         counts = images.new_zeros(world, dtype=torch.int64)
         dist.all_gather(list(counts), torch.tensor(len(images), device=images.device))
-        return Place(tuple(counts.tolist()), rank)
+        return BatchPlace(tuple(counts.tolist()), rank)
 
-    def everyone(self, embedded: Tensor, place: Place) -> Tensor:
+    def everyone(self, embedded: Tensor, place: BatchPlace) -> Tensor:
         """Gather own embeddings `(V, B, D)` from all processes: `(V, N, D)`, with gradients."""
         if len(place.counts) == 1:
             return embedded
@@ -141,7 +141,7 @@ class TwoViewTask(PretextTask):
 
     def on_validation_start(self) -> None:
         """Agree on the batches in which all processes have images; only these may gather."""
-        self._shared_batches = float(sum(self.trainer.num_val_batches))  # type: ignore[arg-type]
+        self._shared_batches = float(sum(self.trainer.num_val_batches))
         if dist.is_available() and dist.is_initialized():
             fewest = torch.tensor(self._shared_batches, device=self.device)
             dist.all_reduce(fewest, dist.ReduceOp.MIN)
@@ -158,7 +158,7 @@ class TwoViewTask(PretextTask):
 
     def panel(self, images: Tensor) -> Panel:
         """Show two views of each image, whether they are each other's nearest, and their cosine."""
-        place = Place((len(images),), 0)  # only one process draws panels
+        place = BatchPlace((len(images),), 0)  # only one process draws panels
         views = self.views(images, place, generator("panel", device=images.device))
         first, second = F.normalize(self.embed(views), dim=2)
         cosines = first @ second.T  # (B, B)
@@ -167,3 +167,8 @@ class TwoViewTask(PretextTask):
         columns = ["image", "first view", "second view"]
         pictures = torch.stack([to_float(images), *views], 1)
         return Panel(pictures, columns, text, [[None, None, hit] for hit in right])
+
+
+def two_or_more(embedded: Tensor) -> Tensor:
+    """Double a single image of `(2, N, D)`, the last one of a validation, so that it has a deviation."""
+    return embedded if embedded.shape[1] > 1 else embedded.expand(-1, 2, -1)

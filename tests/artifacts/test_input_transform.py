@@ -35,7 +35,7 @@ def pictures(channels: int, *size: int) -> Tensor:
 @pytest.mark.parametrize("name", TASKS)
 def test_it_gives_what_the_task_gives_its_backbone(tmp_path: Path, name: str, colours: str) -> None:
     spec = SPECS[colours]
-    if name == "colorization" and colours == "grey":
+    if name in ("colorization", "combined") and colours == "grey":
         pytest.skip("colorization needs colours")
     target = OmegaConf.load(Path(__file__).parents[2] / f"conf/task/{name}.yaml")._target_
     config = {"widths": [4, 8], "strides": [2, 2], "in_channels": get_class(target).backbone_channels(spec)}

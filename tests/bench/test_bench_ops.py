@@ -36,3 +36,10 @@ def test_patches_and_pairs_are_as_many_and_of_the_same_colours() -> None:
         std, mean = (torch.tensor(values).view(3, 1, 1) for values in (ops.STD, ops.MEAN))
         red, green, blue = (found * std + mean).unbind(-3)
         torch.testing.assert_close(2 * green, red + blue, atol=1e-5, rtol=0)
+
+
+def test_views_have_the_same_shape_and_range() -> None:
+    for made in (work() for work in ops.views(PIXELS, PICTURES)):
+        assert made.shape == PIXELS.shape
+        assert made.dtype == torch.float32
+        assert 0 <= float(made.min()) < float(made.max()) <= 1

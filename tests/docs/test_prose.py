@@ -44,12 +44,13 @@ def links(path: Path) -> Iterator[tuple[Path, str]]:
     for address in LINK.findall(FENCE.sub("", path.read_text())):
         if "://" not in address:
             name, _, anchor = address.partition("#")
-            place = path.parent / name if name else path
+            place = (path.parent / name).resolve() if name else path
             yield ROOT / INCLUDED.get(place.name, place) if place.parent == ROOT / "docs" else place, anchor
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.split()) <= 1500
+    figures = re.compile(r"^\|.*±.*\|\n", re.MULTILINE)  # rows of the table of results
+    assert len(figures.sub("", README).split()) <= 1500
     assert len(README.splitlines()) <= 200
 
 

@@ -158,6 +158,8 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
         ["task=super_resolution", "optimizer=adam"],
         ["task=combined", "task.parts=[rotation,jigsaw]"],
         ["task=simclr"],
+        ["task=barlow_twins"],
+        ["task=vicreg"],
         ["task=rotation", "trainer.devices=2"],
         ["task=simclr", "trainer.devices=2"],
         ["task=inpainting", "optimizer=adam", "trainer.devices=2", "trainer.precision=32-true"],

@@ -40,6 +40,9 @@ class Small(pl.LightningModule):
         self.register_buffer("mean", torch.ones(3))
         self.make_optimizer = make_optimizer
 
+    def networks(self) -> list[nn.Module]:
+        return list(self.children())
+
     def configure_model(self) -> None:
         if hasattr(self.trainer.strategy, "shard"):
             self.trainer.strategy.shard(self)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ssl_lightning.ops.diff_augment import KINDS, diff_augment
+from ssl_lightning.ops.diff_augment import AUGMENTATIONS, diff_augment
 
 
 def stream(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("kinds", [[kind] for kind in KINDS] + [list(KINDS), []])
+@pytest.mark.parametrize("kinds", [[kind] for kind in AUGMENTATIONS] + [list(AUGMENTATIONS), []])
 def test_both_kinds_are_augmented_alike_and_equal_streams_draw_alike(kinds: list[str]) -> None:
     pictures = torch.randn(6, 3, 16, 12, generator=stream())
     one, two = diff_augment([pictures, pictures], kinds, stream(1))
@@ -69,4 +69,4 @@ def test_colours_change_by_an_affine_map_of_grey_and_of_saturation() -> None:
 
 def test_gradients_pass() -> None:
     pictures = torch.randn(2, 3, 6, 6, dtype=torch.float64, generator=stream(), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: diff_augment([x], KINDS, stream(1))[0], (pictures,))
+    assert torch.autograd.gradcheck(lambda x: diff_augment([x], AUGMENTATIONS, stream(1))[0], (pictures,))

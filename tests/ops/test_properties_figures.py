@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ssl_lightning.ops.array_cache import read_array, write_array
 from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
+from ssl_lightning.ops.contrastive import nt_xent
+from ssl_lightning.ops.covariance import covariance_penalty
 from ssl_lightning.ops.knn import balanced_accuracy, knn_scores, topk_accuracy
 from ssl_lightning.ops.logistic import cross_entropy_residual, fit_logistic, second_moments
 from ssl_lightning.ops.rank import dead_channels, effective_rank
@@ -451,3 +453,43 @@ def test_any_bytes_are_an_array_or_nothing(tmp_path_factory: Any, torn: bytes, a
     path.write_bytes(whole[:at] + torn + whole[at + len(torn) :] if within else torn)
     found = read_array(path)
     assert found is None or isinstance(found, np.ndarray)
+
+
+# --- losses of embeddings ---
+
+
+@pytest.mark.slow
+@drawn()
+@given(st.integers(1, 6), st.integers(1, 5), st.floats(0.1, 2), TYPES, LAID, SEEDS, st.data())
+def test_nt_xent(
+    count: int, dims: int, temperature: float, dtype: Any, layout: str, seed: int, data: Any
+) -> None:
+    first = data.draw(st.integers(0, count - 1))
+    end = data.draw(st.integers(first + 1, count))
+    everyone = laid_out((values((2, count, dims), seed, torch.float64) - 0.5).to(dtype), layout)
+    own = everyone[:, first:end]
+    with unchanged(everyone):
+        loss, accuracy = nt_xent(own, everyone, first, temperature)
+    unit = F.normalize(everyone.double(), dim=2)
+    terms, hits = [], []
+    for view, image in itertools.product(range(2), range(first, end)):
+        others = [(v, i) for v, i in itertools.product(range(2), range(count)) if (v, i) != (view, image)]
+        scores = torch.stack([unit[view, image] @ unit[place] / temperature for place in others])
+        truth = others.index((1 - view, image))
+        terms.append(scores.logsumexp(0) - scores[truth])
+        hits.append(float(scores[truth] >= scores.max() - 1e-4))
+    close(loss, torch.stack(terms).mean(), torch.float32, scale=1 / temperature)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert float(accuracy) <= sum(hits) / len(hits) + 1e-6  # equal similarities may go to either
+
+
+@pytest.mark.slow
+@drawn()
+@given(st.integers(2, 7), st.integers(1, 6), st.sampled_from((torch.float32, torch.float64)), LAID, SEEDS)
+def test_covariance_penalty(count: int, dims: int, dtype: Any, layout: str, seed: int) -> None:
+    x = features(count, dims, seed, dtype, layout)
+    with unchanged(x):
+        found = covariance_penalty(x)
+    matrix = np.atleast_2d(np.cov(x.double().numpy(), rowvar=False))
+    expected = (matrix**2).sum() - (np.diag(matrix) ** 2).sum()
+    close(found, torch.tensor(expected / dims))

@@ -135,6 +135,8 @@ CASES = {
     "task=simclr task.temperature=0": "task.temperature is 0.0; it must be above 0",
     "task=simclr task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0",
     "task=simclr task.crop_scale=[1,0.2]": r"task.crop_scale is \[1.0, 0.2\]; allowed are 0 < smallest",
+    "task=barlow_twins task.off_diagonal=-1": "task.off_diagonal is -1.0; allowed are 0 and above",
+    "task=vicreg task.variance=-1": "task.variance is -1.0; allowed are 0 and above",
     "task=simclr data.channels=4": "4 channels, whose colours are unknown; set task.saturation=0 task.hue=0",
     "task=colorization data.channels=1": "colorization needs images with colours",
     "task=colorization task.target=lab": "task.target is 'lab'; allowed are bins and l2",

@@ -127,3 +127,11 @@ def test_without_labels_the_pretext_tasks_are_judged() -> None:
     text = conclusion(None, [of(rotation=[bare("pretext trivial", "solved")])], [])
     assert text.startswith("Rotation: pretext trivial: solved. ")
     assert "Label about 10 images a class" in text
+
+
+def test_cross_validated_figures_are_named() -> None:
+    found = run(0.6, 0.6)
+    rows = [replace(r, protocol=r.protocol | {"cross_validated": 5}) for r in found.probes]
+    text = conclusion(None, [of(rotation=[replace(found, probes=rows)])], [])
+    assert "each fifth of the labelled images is tested by what the others fit and choose" in text
+    assert "cross-validated" not in conclusion(None, [of(rotation=[found])], [])

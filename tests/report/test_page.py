@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 class Reader(HTMLParser):
     """Collect tags with their attributes, and check that they are closed in order."""
 
-    EMPTY = ("meta", "link", "img", "wbr", "br")
+    EMPTY = ("meta", "link", "img", "source", "wbr", "br")
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ def page(tmp_path: Path, small_table: Path, leave: Any, make: Any) -> str:
         leave(f"rot-{seed}", [make(value), make(value - 0.2, trained=False)], seed=seed)
     leave("inp", [make(0.5), make(0.1234, branch="discriminator")], task="inpainting")
     tables = make_tables(tmp_path / "outputs", small_table, None)
-    picture = Picture("a", "A chart", "What it shows.", b"\x89PNG", 100)
+    picture = Picture("a", "A chart", "What it shows.", b"\x89PNG", 100, 50, dark=b"\x89PNG")
     return render(tables, {tables[0].name: [picture]})
 
 
@@ -143,7 +144,8 @@ def test_names_and_errors_of_foreign_files_stay_text(
     ):
         for table in tables:
             table.title = EVIL
-        page = render(tables, {table.name: [Picture("a", EVIL, EVIL, b"", 1)] for table in tables})
+        picture = Picture("a", EVIL, EVIL, b"", 1, 1, dark=b"")
+        page = render(tables, {table.name: [picture, replace(picture, dark=None)] for table in tables})
         reader = Reader(page)
         assert len(reader.all("script")) == 1
         assert all("onerror" not in attributes for _, attributes in reader.tags)

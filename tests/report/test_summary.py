@@ -54,6 +54,14 @@ def test_given_weights_are_named_as_they_came(tmp_path: Path, capsys: pytest.Cap
     assert "Test top-1 in %, trained;" in capsys.readouterr().out
 
 
+def test_cross_validated_figures_have_another_title() -> None:
+    rows = [record("stage1", True, 0.5, 0.5)]
+    assert str(summary_table(rows).title).startswith("Test top-1 in %")
+    rows[0].protocol["cross_validated"] = 5
+    title = "Cross-validated top-1 in %, trained; * best stage, chosen in each fold"
+    assert summary_table(rows).title == title
+
+
 def test_a_control_has_one_figure_and_no_gain() -> None:
     _, line = shown([record("stage1", False, 0.4, 0.4)])
     assert "40.0*" in line

@@ -236,7 +236,7 @@ def test_a_rank_is_plain_and_has_no_best(tmp_path: Path, leave: Any, make: Any) 
     rank = found.rows[1].cells["rankme (rank)"]
     assert (rank.mean, rank.gain) == (pytest.approx(90.5), pytest.approx(30.5))
     assert found.best("rankme (rank)") is None
-    assert found.best("linear") == pytest.approx(50)
+    assert found.best("linear") is None  # two rows share it
 
 
 def test_series_are_told_apart_by_their_overrides(tmp_path: Path, leave: Any, make: Any) -> None:
@@ -247,9 +247,9 @@ def test_series_are_told_apart_by_their_overrides(tmp_path: Path, leave: Any, ma
     leave("jig", [make(0.5)], task="jigsaw")
     (found,) = series_tables(collect(tmp_path / "outputs"))
     assert [(row.label, row.seeds) for row in found.rows] == [
-        ("rotation · cifar10 · convnet optimizer.lr=0.1", [0, 1]),
-        ("rotation · cifar10 · convnet optimizer.lr=0.2", [0, 1]),
-        ("jigsaw · cifar10 · convnet", [0]),
+        ("rotation optimizer.lr=0.1", [0, 1]),
+        ("rotation optimizer.lr=0.2", [0, 1]),
+        ("jigsaw", [0]),
     ]
 
 

@@ -31,7 +31,7 @@ def test_the_command(tmp_path: Path, leave: Any, make: Any) -> None:
     before = set(ROOT.iterdir())
     done = call(f"outputs={tmp_path / 'outputs'}", f"out={tmp_path / 'report'}")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "50.0 (+20.0)" in done.stdout
+    assert "50.0 (+20.0 ± " in done.stdout
     assert f"page: {tmp_path / 'report' / 'report.html'}" in done.stdout
     names = {path.name for path in (tmp_path / "report").glob("[!.]*")}
     assert names == {"report.html", "table.md", "table.csv", "table.tex", "runs-cifar10-speed.png"}

@@ -296,6 +296,36 @@ def test_the_discriminator_may_step_more_often(tmp_path: Path) -> None:
     assert make().recordable
 
 
+@pytest.mark.parametrize("again", ["from the start", "from a checkpoint"])
+def test_spectral_norm_ends_with_the_same_bits(again: str, tmp_path: Path) -> None:
+    options = DEFAULT | {
+        "discriminator_norm": "spectral", "discriminator_head": "flattened", "adversarial_loss": "hinge",
+        "discriminator_steps": 2, "discriminator_augment": ["translation"], "r1": 0.1, "instance_noise": 0.1,
+    }  # fmt: skip
+
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "first.ckpt")
+
+    def end(path: Path | None) -> dict[str, Tensor]:
+        data = Fake(num_train=128, batch_size=16, image_size=16)
+        data.setup()
+        torch.manual_seed(0)
+        task = Inpainting(ConvNet(widths=(8, 8), strides=(2, 2)), data.spec, **options)
+        trainer = make_trainer(
+            **task.trainer_options({"max_epochs": 2}), accelerator="cpu", precision="32-true",
+            callbacks=[Save()] * (path is None), default_root_dir=tmp_path, enable_progress_bar=False,
+        )  # fmt: skip
+        trainer.fit(task, datamodule=data, ckpt_path=path)
+        return task.state_dict()
+
+    expected = end(None)
+    found = end(tmp_path / "first.ckpt" if again == "from a checkpoint" else None)
+    assert sum(name.endswith("_u") for name in expected) == 3
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
 def test_further_discriminator_steps_see_its_new_weights() -> None:
     task = make(discriminator_steps=2)
     task.warm, losses = True, []

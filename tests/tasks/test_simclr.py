@@ -1,4 +1,4 @@
-"""SimCLR: the loss as used, learning, the panel, processes."""
+"""SimCLR: the loss as used, learning, the panel."""
 
 import math
 from pathlib import Path
@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightly.loss import NTXentLoss
 from torch import Tensor
 
+from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.ops.views import draw_views, make_views
-from ssl_lightning.tasks._views import Place
 from ssl_lightning.tasks.simclr import SimCLR
 from tests.tasks._learning import learn, seen_by
+from tests.test_user_loop import run_job
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 
@@ -93,42 +91,11 @@ def test_wrong_values_are_refused(given: dict[str, Any], message: str) -> None:
         make(**given)
 
 
-COUNTS = {True: (5, 5), False: (4, 3)}  # images of each process, in training and in the last validation batch
-
-
-def scored(task: SimCLR, images: Tensor) -> dict[str, Any]:
-    scores = task.step(images, torch.full((len(images),), -1), generator("shared"))
-    if task.training:
-        scores["loss"].backward()
-    return {name: value.detach() for name, value in scores.items()}
-
-
-def one_process(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        found: list[Any] = []
-        for training, counts in COUNTS.items():
-            task = make().train(training)
-            synchronise_batch_norm(task, on_gpu=False)
-            task._alone = False
-            first = Place(counts, rank).first
-            found.append(scored(task, pictures(sum(counts))[first : first + counts[rank]]))
-            found.append({name: p.grad for name, p in task.named_parameters()})
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def test_two_processes_compare_all_images_and_draw_the_views_of_one(tmp_path: Path) -> None:
-    mp.spawn(one_process, (str(tmp_path),), nprocs=2)
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for number, (training, counts) in enumerate(COUNTS.items()):
-        task = make().train(training)
-        expected = scored(task, pictures(sum(counts)))
-        for name, value in expected.items():
-            shares = [part[2 * number][name] * n for part, n in zip(parts, counts, strict=True)]
-            torch.testing.assert_close(torch.stack(shares).sum() / sum(counts), value, msg=name)
-        if training:  # DDP takes the mean of the gradients
-            for name, parameter in task.named_parameters():
-                mean = (parts[0][1][name] + parts[1][1][name]) / 2
-                torch.testing.assert_close(mean, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+@pytest.mark.slow
+@pytest.mark.parametrize(("lr", "kind"), [(10.0, "collapsed"), (0.01, "not compared")])
+def test_the_verdict_names_a_collapse(lr: float, kind: str, tmp_path: Path) -> None:
+    options = ["task=simclr", "data.num_train=272", "callbacks.collapse.images=16", "trainer=cpu"]
+    run_job(tmp_path / "run", [*options, "trainer.precision=32-true", "optimizer=sgd", f"optimizer.lr={lr}"])
+    verdict = read_results(tmp_path / "run/results.json").run.verdict
+    assert verdict is not None
+    assert verdict.kind == kind

@@ -24,6 +24,7 @@ from ssl_lightning.data.io.collate import collate_images
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
+from ssl_lightning.tasks.barlow_twins import BarlowTwins
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.colorization import Colorization
 from ssl_lightning.tasks.combined import Combined
@@ -35,6 +36,7 @@ from ssl_lightning.tasks.rotation import Rotation
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.super_resolution import SuperResolution
 from ssl_lightning.tasks.supervised import Supervised
+from ssl_lightning.tasks.vicreg import VICReg
 from tests._composed import composed
 
 # keywords that keep a task small, and the smallest image for the stride 32 of a resnet18
@@ -54,6 +56,8 @@ TASKS: dict[type[PretextTask], tuple[dict[str, Any], int]] = {
         32,
     ),
     SimCLR: ({"hidden": 8, "embedding": 4, "jitter": 0.5}, 32),
+    BarlowTwins: ({"hidden": 8, "embedding": 4}, 32),
+    VICReg: ({"hidden": 8, "embedding": 4}, 32),
     Supervised: ({}, 32),
     Random: ({}, 32),
 }
@@ -61,7 +65,7 @@ NAMES = {
     "rotation": Rotation, "jigsaw": Jigsaw, "context_prediction": ContextPrediction,
     "colorization": Colorization, "inpainting": Inpainting, "super_resolution": SuperResolution,
     "combined": Combined,
-    "simclr": SimCLR, "supervised": Supervised,
+    "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "supervised": Supervised,
 }  # fmt: skip
 OLD_RUN = Path(__file__).parent.parent / "fixtures/run_8a5cf39"
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3))

@@ -36,7 +36,15 @@ const reveal = () => { // a link to a figure opens its row
 addEventListener("hashchange", reveal);
 reveal();
 
-for (const button of document.querySelectorAll("button.copy")) {
+for (const button of document.querySelectorAll("button.enlarge")) {
+  button.addEventListener("click", () => {
+    const large = button.closest("figure").classList.toggle("large");
+    button.setAttribute("aria-pressed", large);
+    button.textContent = large ? "Reduce" : "Enlarge";
+  });
+}
+
+for (const button of document.querySelectorAll(".command button")) {
   button.addEventListener("click", async () => {
     const code = button.previousElementSibling;
     try {

@@ -1,0 +1,78 @@
+"""VICReg: equal views, varied and uncorrelated embeddings (Bardes, Ponce, LeCun 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightly.loss.vicreg_loss import invariance_loss, variance_loss
+from lightly.models.modules.heads import VICRegProjectionHead
+from torch import Tensor, nn
+
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.networks.heads import PooledHead
+from ssl_lightning.ops.covariance import covariance_penalty
+from ssl_lightning.tasks._views import TwoViewTask, two_or_more
+
+
+class VICReg(TwoViewTask):
+    """Make the embeddings of two views equal, while their numbers vary over the images and are uncorrelated.
+
+    Args:
+        backbone: The backbone.
+        spec: Shape and statistics of the images.
+        invariance: Weight of the squared distance of the views (paper: 25).
+        variance: Weight of the term that keeps the deviation of every number at 1 or more (paper: 25).
+        covariance: Weight of the squared covariances of different numbers (paper: 1).
+        hidden: Units of the two hidden layers of the projection head (paper: 8192).
+        embedding: Size of an embedding (paper: 8192).
+        **base: The keywords of `TwoViewTask`, for the views, and of `PretextTask`.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    default_optimizer = (torch.optim.AdamW, {"lr": 0.002, "weight_decay": 0.05})
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: ImageSpec | None = None,
+        *,
+        invariance: float = 25.0,
+        variance: float = 25.0,
+        covariance: float = 1.0,
+        hidden: int = 512,
+        embedding: int = 512,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, **base)
+        weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"task.{name} is {weight}; allowed are 0 and above")
+        if hidden < 1 or embedding < 2:
+            raise ValueError(
+                f"task.hidden is {hidden} and task.embedding {embedding}; allowed: >= 1 and >= 2"
+            )
+        self.weights = weights
+        self._widths = (hidden, embedding)
+        if spec is not None:
+            self.build(spec)
+
+    def build(self, spec: ImageSpec) -> None:
+        super().build(spec)
+        info: Any = self.backbone.feature_info
+        self.head = PooledHead(VICRegProjectionHead(info.channels()[-1], *self._widths))
+
+    def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
+        place = self.place(images)
+        first, second = two_or_more(self.everyone(self.embed(self.views(images, place, stream)), place))
+        with torch.autocast(images.device.type, enabled=False):  # statistics need full precision
+            terms = {
+                "invariance": invariance_loss(first, second),
+                "variance": (variance_loss(first) + variance_loss(second)) / 2,
+                "covariance": covariance_penalty(first) + covariance_penalty(second),
+            }
+            loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        return {"loss": loss, **terms}

@@ -1,0 +1,85 @@
+"""Tasks that compare two views: two processes against one, and a last batch of one image."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.tasks._views import BatchPlace, TwoViewTask
+from ssl_lightning.tasks.barlow_twins import BarlowTwins
+from ssl_lightning.tasks.simclr import SimCLR
+from ssl_lightning.tasks.vicreg import VICReg
+
+SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+KINDS: dict[str, type[TwoViewTask]] = {"simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg}
+COUNTS = {True: (5, 5), False: (4, 3)}  # images of each process, in training and in the last validation batch
+
+
+def make(kind: str) -> TwoViewTask:
+    torch.manual_seed(0)
+    return KINDS[kind](ConvNet(widths=(8, 16), strides=(2, 2)), SPEC, hidden=32, embedding=8)
+
+
+def pictures(count: int) -> Tensor:
+    return torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator("pictures"))
+
+
+def scored(task: TwoViewTask, images: Tensor) -> dict[str, Any]:
+    scores = task.step(images, torch.full((len(images),), -1), generator("shared"))
+    if task.training:
+        scores["loss"].backward()
+    return {name: value.detach() for name, value in scores.items()}
+
+
+def one_process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    try:
+        found: dict[str, Any] = {}
+        for kind in KINDS:
+            for training, counts in COUNTS.items():
+                task = make(kind).train(training)
+                synchronise_batch_norm(task, on_gpu=False)
+                task._alone = False
+                first = BatchPlace(counts, rank).first
+                scores = scored(task, pictures(sum(counts))[first : first + counts[rank]])
+                found[f"{kind} {training}"] = (scores, {n: p.grad for n, p in task.named_parameters()})
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(one_process, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("training", COUNTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_compare_all_images_and_draw_the_views_of_one(
+    kind: str, training: bool, two_processes: list[dict[str, Any]]
+) -> None:
+    task, counts = make(kind).train(training), COUNTS[training]
+    expected = scored(task, pictures(sum(counts)))
+    parts = [found[f"{kind} {training}"] for found in two_processes]
+    for name, value in expected.items():  # Lightning weighs the processes by their images
+        shares = [scores[name] * count for (scores, _), count in zip(parts, counts, strict=True)]
+        mean = torch.stack(shares).sum() / sum(counts)
+        torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=name)
+    for name, parameter in task.named_parameters() if training else ():
+        mean = (parts[0][1][name] + parts[1][1][name]) / 2  # as DDP takes it
+        scale = float(parameter.grad.abs().max())  # type: ignore[union-attr]
+        torch.testing.assert_close(mean, parameter.grad, rtol=1e-3, atol=1e-4 * scale + 1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_validation_batch_of_one_image_has_a_finite_loss(kind: str) -> None:
+    assert torch.isfinite(scored(make(kind).eval(), pictures(1))["loss"])
