@@ -6,6 +6,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from ssl_lightning.core.seeding import generator
+from ssl_lightning.data.io.splits import draw_folds
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes import _folds
 from ssl_lightning.probes.knn import KNNProbe
@@ -48,7 +49,7 @@ def test_figures_are_scikit_learns(
 def test_few_heldout_images_vote_by_folds(features: Features) -> None:
     x = torch.cat([features.get(s, "stage1", 1) for s in ("train", "heldout")]).numpy()
     y = torch.cat([features.labels[s] for s in ("train", "heldout")])
-    part = _folds.assign_folds(y, 5).numpy()
+    part = draw_folds(y, 5).numpy()
     y = y.numpy()
     for record, neighbours in zip(
         KNNProbe(ks=[7, 150], temperature=0.5).run(features, num_classes=CLASSES), (7, 150), strict=True
