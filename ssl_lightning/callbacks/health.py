@@ -25,6 +25,7 @@ SAMPLED = 64  # values per parameter that are compared for changes
 SHOWN = 8  # images named in a message; the file lists all
 NAMES = 64  # most losses of a task; NAMES * step + number identifies a bad figure
 GRADIENT = NAMES - 1  # number of the gradient norm; a bad loss of the same step has a lower one
+FALLING = ""  # name of the figure that may not grow
 NEVER = math.inf
 
 
@@ -46,7 +47,8 @@ class HealthGuard(Callback):
     - Not finite: a loss or a gradient norm. The error names the step and the images of its batch, and
       `bad_batch.json` lists all of them. In float16 only losses count, since the scaler skips overflows.
     - Diverging: the mean loss since the last look is above `factor` times the mean loss of the first look. If
-      the loss gets new terms (an adversarial one after a warm-up), the first look with these terms counts.
+      the loss gets new terms (feature matching after a warm-up), the first look with these terms counts. The
+      adversarial term is left out: it grows as the discriminator learns (`PretextTask.falling_loss`).
     - Dead: in three consecutive looks the gradient norm is exactly 0, an optimizer has no gradient at all, or
       no weight has changed, while the learning rate is above a hundredth of its highest value so far.
 
@@ -144,6 +146,8 @@ class HealthGuard(Callback):
         self._counts["steps"] += 1
         scores: dict[str, Tensor] = pl_module.scores  # type: ignore[assignment]
         self._pending += [(self._steps, name, scores[name]) for name in scores if "loss" in name]
+        falling: Tensor = pl_module.falling_loss(scores)  # type: ignore[operator]
+        self._pending.append((self._steps, FALLING, falling))
         if (trainer.fit_loop.total_batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             loss = self.read(trainer, pl_module)
             self._loss_sum, self._loss_count = 0.0, 0
@@ -198,6 +202,10 @@ class HealthGuard(Callback):
         values = torch.stack([tensor.detach().float() for tensor in tensors]).tolist()
         norms: dict[int, float] = {}  # largest norm of each step
         for step, name, value in zip(steps, names, values, strict=True):
+            if name == FALLING:
+                self._loss_sum += value
+                self._loss_count += 1
+                continue
             if name is not None and name not in self._losses:
                 self._losses.append(name)
             if not math.isfinite(value):
@@ -207,9 +215,6 @@ class HealthGuard(Callback):
                 norms[step] = max(norms.get(step, 0.0), value)
                 self._counts["zero_steps"] += value == 0
                 self._norms = [min([*self._norms[:1], value]), max([*self._norms[1:], value])]
-            elif name == "loss":
-                self._loss_sum += value
-                self._loss_count += 1
         if norms:
             self._last_norm = norms[max(norms)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -244,6 +244,12 @@ class AdversarialTask(TwoNetworks):
                 scores |= found
         self.log_training(scores)
         return scores["loss"].detach()
+
+    def falling_loss(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Leave out the adversarial term, which grows as the discriminator learns."""
+        if "adversarial" not in scores:
+            return scores["loss"]
+        return scores["loss"] - self.adversarial_weight * scores["adversarial"]
 
     def rounds(
         self, images: Tensor, labels: Tensor, stream: torch.Generator

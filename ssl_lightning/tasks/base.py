@@ -382,6 +382,10 @@ class PretextTask(pl.LightningModule):
         if self.graph is not None:
             self.graph.forget()  # at the end of a fit Lightning moves the weights to the CPU
 
+    def falling_loss(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss that falls in a healthy training, from the scores of a batch."""
+        return scores["loss"]
+
     def fix_dropout(self, batch_idx: int) -> None:
         """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
         seed = stream_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)

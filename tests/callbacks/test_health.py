@@ -1,7 +1,7 @@
 """Runs that diverge or stop learning at a known step: they stop and name the step."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,9 +34,13 @@ class Poisoned(Rotation):
                 loss = scores["loss"] * self.scale
                 # 0 + the root of 0: a correct value with an infinite slope
                 scores["loss"] = loss * torch.nan if self.what == "loss" else loss + (loss * 0).sqrt()
-                if self.what == "scale":
+                if self.what in ("scale", "opponent"):
                     scores["loss"] = loss
         return scores
+
+    def falling_loss(self, scores: Mapping[str, Tensor]) -> Tensor:
+        grown = self.what == "opponent" and len(self.fed) >= self.poison
+        return scores["loss"] / (self.scale if grown else 1.0)
 
 
 def fit(
@@ -115,6 +119,7 @@ def test_a_loss_far_above_its_start_stops_the_run(tmp_path: Path) -> None:
         fit(tmp_path, poison=5, what="scale", scale=12.0, factor=10.0, log_every_n_steps=2)
     fit(tmp_path, poison=5, what="scale", scale=8.0, factor=10.0, log_every_n_steps=2)
     fit(tmp_path, poison=5, what="scale", scale=12.0, factor=None, log_every_n_steps=2)
+    fit(tmp_path, poison=5, what="opponent", scale=12.0, factor=10.0, log_every_n_steps=2)
     with pytest.raises(ValueError, match=r"diverged is 1.0; allowed are null and numbers above 1"):
         HealthGuard(tmp_path, 1.0)
 

@@ -126,6 +126,13 @@ def test_the_penalty_joins_the_discriminators_loss() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in judging(task))
 
 
+def test_the_adversarial_term_is_no_part_of_the_falling_loss() -> None:
+    task = make(adversarial_weight=0.5)
+    scores = {"loss": torch.tensor(5.0), "adversarial": torch.tensor(4.0)}
+    assert float(task.falling_loss(scores)) == 3
+    assert float(task.falling_loss({"loss": torch.tensor(5.0)})) == 5  # in the warm-up
+
+
 def test_the_generators_step_leaves_the_discriminator_alone() -> None:
     task = make()
     attempt = task.attempt(torch.rand(4, 3, 16, 16), generator(0))
