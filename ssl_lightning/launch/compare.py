@@ -34,8 +34,8 @@ PLAN_NAME, ROUNDS_NAME = "compare.json", "rounds.json"
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
 # keys that the comparison sets for each row; an experiment sets some of them
 FIXED = (*(key.name for key in KEYS if key.compare_sets), "experiment")
-FIRST_IMAGES = 200  # images per minute of the comparison that each task sees in round 1, at 64 px
-LATER = (0.25, 0.9)  # shares of the time left that rounds 2 and 3 plan for
+FIRST_IMAGES = 150  # images per minute of the comparison that each task sees in round 1, at 64 px
+LATER = {2: 0.35, 3: 0.95}  # share of the time left that a round plans for
 FINALISTS = 2
 LABELS_ALONE = 2  # images that the network trained on labels alone sees, relative to a task in round 1
 MOST_EPOCHS, MOST_STEPS, BATCH = 20, 500, 64  # as in conf/probe/finetune.yaml
@@ -165,22 +165,22 @@ class TaskComparison:
         if not self.rounds[0].runs:
             raise RunError("error: no task could be trained, for the reasons above")
         most = math.ceil(len(tasks) / 2) if self.probed else len(tasks)
-        self.next_round(most, 1)
+        self.later_round(2, most, 1)
         if self.probed:
-            self.next_round(FINALISTS, self.seeds)
+            self.later_round(3, FINALISTS, self.seeds)
 
-    def next_round(self, most: int, seeds: int) -> None:
+    def later_round(self, number: int, most: int, seeds: int) -> None:
         """Train the tasks that are not behind for longer, with as many seeds as the time left allows.
 
         Args:
+            number: Number of the round; it is left out if there is no time for longer runs.
             most: Largest number of tasks.
             seeds: Largest number of seeds.
         """
-        number = len(self.rounds) + 1
         stored = self.stored["rounds"].get(str(number))
         if stored is None:
             chosen, last = contenders(self.rounds[-1], most), self.rounds[-1].seen
-            left = (self.seconds - sum(self.stored["seconds"].values())) * LATER[number - 2]
+            left = (self.seconds - sum(self.stored["seconds"].values())) * LATER[number]
             stored = {"seeds": 0}  # no time for longer runs
             for runs in range(seeds, 0, -1):
                 seen = {task: self.affordable(task, left / (len(chosen) * runs)) for task in chosen}
@@ -204,7 +204,7 @@ class TaskComparison:
                 if done is None:
                     break
                 found.setdefault(task, []).append(done)
-        self.rounds.append(TaskRound({task: seen[task] for task in found}, found))
+        self.rounds.append(TaskRound({task: seen[task] for task in found}, found, number))
 
     def overrides(self, task: str, seen: int) -> list[str]:
         """Return the overrides of a task that sees so many images."""
@@ -215,8 +215,9 @@ class TaskComparison:
 
     def affordable(self, task: str, seconds: float) -> int:
         """Return how many images a task can see in this time, by its last run."""
-        done = self.rounds[-1].runs[task][0].run
-        fixed = max(0.0, self.stored["seconds"][f"{task} round {len(self.rounds)} 0"] - self.training(task))
+        last = self.rounds[-1]
+        done = last.runs[task][0].run
+        fixed = max(0.0, self.stored["seconds"][f"{task} round {last.number} 0"] - self.training(task))
         return max(1, round(done.images_per_s * (seconds - fixed)))
 
     def training(self, task: str) -> float:
@@ -248,7 +249,7 @@ class TaskComparison:
         """Return the lines of Python that use the backbone of the winner."""
         last = self.rounds[-1]
         winner = contenders(last, len(last.runs))[0]
-        run = self.folder / row_folder(f"{winner} round {len(self.rounds)}", 0)
+        run = self.folder / row_folder(f"{winner} round {last.number}", 0)
         model = "load_classifier" if last.runs[winner][0].probes else "load_backbone"
         return (
             f"    import ssl_lightning\n    model = ssl_lightning.{model}({str(run)!r})\n"
@@ -263,7 +264,7 @@ class TaskComparison:
         if not self.probed:
             return series_tables(collect(self.folder))
         first = ["before", "labels alone"]
-        rows = [f"{task} round {n}" for n, each in enumerate(self.rounds, 1) for task in each.runs]
+        rows = [f"{task} round {each.number}" for each in self.rounds for task in each.runs]
         benchmark = load_benchmark(find_benchmark("compare"))
         columns = [*benchmark.columns, Column("fine-tuned", where={"probe": "finetune", "metric": "top1"})]
         benchmark = replace(benchmark, rows=[*first, *sorted(rows)], columns=columns)

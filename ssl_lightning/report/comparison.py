@@ -38,10 +38,12 @@ class TaskRound:
     Args:
         seen: Images that each task saw in training.
         runs: Results of each task, one for each seed.
+        number: Number of the round; a round without time for longer runs is left out.
     """
 
     seen: Mapping[str, int]
     runs: Mapping[str, Sequence[Results]]
+    number: int = 1
 
 
 def contenders(last: TaskRound, most: int) -> list[str]:
@@ -90,19 +92,21 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
 
 
 def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> list[str]:
+    """Say what the winner reaches, whether training helped, and how far the others are."""
     best, runs = scored[winner], last.runs[winner]
-    untrained = probe_figure(runs, trained=False)
+    untrained = {task: probe_figure(last.runs[task], trained=False) for task in scored}
+    before = {task: figure for task, figure in untrained.items() if figure is not None}
+    better = [task for task in before if difference(scored[task], before[task]) > 0]
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
-    sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({seeds})."]
-    if untrained is not None:
-        gain = f"{points(best, untrained)} over the untrained backbone, {seeds}"
-        sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain})."]
-        better = [task for task, figure in scored.items() if difference(figure, untrained) > 0]
-        if not better:
-            sentences.insert(0, "No task is better than the untrained backbone, beyond the noise.")
-        elif winner not in better:
-            sentences.append("That is within the noise. It leads on the held-out images, which choose.")
+    gain = f"{points(best, before[winner])} over the untrained backbone, " if winner in before else ""
+    sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
+    if before and not better:
+        sentences.insert(0, "No task is better than the untrained backbone, beyond the noise.")
+    elif winner in before and winner not in better:
+        sentences.append("That gain is within the noise.")
+    if tied := [title(task) for task in contenders(last, len(scored)) if task != winner]:
+        sentences.append(f"The images that choose put it first, but cannot tell it from {_listed(tied)}.")
     for task, figure in scored.items():
         if task == winner:
             continue
@@ -113,13 +117,18 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
             sentences.append(f"{_name(task)} is {points(figure, best, sign='')} above it on test images.")
         else:
             sentences.append(f"{_name(task)} cannot be told apart from it: {_percent(figure)}.")
+    floor = max(before, key=lambda task: before[task].value, default=winner)
+    if floor != winner and winner in before and difference(before[floor], before[winner]) > 0:
+        sentences.append(
+            f"An untrained backbone reaches {_percent(before[floor])} if its input is that of {title(floor)}."
+        )
     return sentences
 
 
 def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
     """Name the tasks that were not trained further after each round, with their last figures."""
     sentences = []
-    for number, (one, following) in enumerate(pairwise(rounds), 1):
+    for one, following in pairwise(rounds):
         figures = {task: probe_figure(runs, trained=True) for task, runs in one.runs.items()}
         out = [
             f"{title(task)} {_percent(figure)}"
@@ -127,7 +136,7 @@ def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
             if task not in following.runs and figure is not None
         ]
         if out:
-            sentences.append(f"Not trained further after round {number}: {', '.join(out)}.")
+            sentences.append(f"Not trained further after round {one.number}: {', '.join(out)}.")
     return sentences
 
 
@@ -166,6 +175,12 @@ def title(task: str) -> str:
 def _name(task: str) -> str:
     """Return the title of a task at the start of a sentence."""
     return title(task).capitalize()
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Join names, the last by "or"."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _percent(figure: Figure) -> str:

@@ -9,7 +9,7 @@ from ssl_lightning.core.entry import command_line
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import cross_validated, unequal_classes
-from ssl_lightning.report.table import Duplicates, Row
+from ssl_lightning.report.table import MAIN_BRANCH, Duplicates, Row
 
 MEASURED, GAIN, MISSING, SEEDS = "How it was measured", "Gains", "Missing", "Seeds"
 VERDICTS = "Verdicts"
@@ -100,7 +100,8 @@ def seeds(rows: Sequence[Row]) -> list[str]:
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
     """List the runs that did not learn features that help, with the reason."""
-    judged = [(row.label, run, run.facts.verdict) for row in rows for run in row.used]
+    own = [row for row in rows if row.branch == MAIN_BRANCH]  # a verdict names the other branches itself
+    judged = [(row.label, run, run.facts.verdict) for row in own for run in row.used]
     return [
         f"{label}, seed {run.seed}: {verdict}."
         for label, run, verdict in judged

@@ -86,8 +86,20 @@ def test_a_better_task_that_was_not_chosen_is_named() -> None:
     last = of(rotation=[run(0.302, 0.31)], jigsaw=[run(0.33, 0.305)])  # jigsaw: +3 points, error 0.7
     text = conclusion(None, [last], [])
     assert text.startswith("Rotation: linear probe 30.2")
-    assert "That is within the noise. It leads on the held-out images, which choose." in text
+    assert "That gain is within the noise." in text
+    assert "The images that choose put it first, but cannot tell it from jigsaw." in text
     assert "Jigsaw is 2.8 ± 0.7 points above it on test images." in text
+
+
+def test_each_task_is_compared_with_its_own_untrained_backbone() -> None:
+    last = of(rotation=[run(0.40, 0.45, untrained=0.42)], jigsaw=[run(0.35, 0.35, untrained=0.30)])
+    text = conclusion(None, [last], [])
+    assert text.startswith("Rotation: linear probe 40.0 ± 0.5 % (-2.0 ± 0.7 points over the untrained")
+    assert "An untrained backbone reaches" not in text
+    last = of(rotation=[run(0.40, 0.45, untrained=0.30)], jigsaw=[run(0.35, 0.35, untrained=0.42)])
+    assert "An untrained backbone reaches 42.0 ± 0.5 % if its input is that of jigsaw." in conclusion(
+        None, [last], []
+    )
 
 
 def test_tasks_left_behind_and_failed_pretexts_are_named() -> None:
