@@ -34,9 +34,8 @@ PLAN_NAME, ROUNDS_NAME = "compare.json", "rounds.json"
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
 # keys that the comparison sets for each row; an experiment sets some of them
 FIXED = (*(key.name for key in KEYS if key.compare_sets), "experiment")
-FIRST_IMAGES = 150  # images per minute of the comparison that each task sees in round 1, at 64 px
+FIRST_IMAGES = 100  # images per minute of the comparison that each task sees in round 1, at 64 px
 LATER = {2: 0.35, 3: 0.95}  # share of the time left that a round plans for
-FINALISTS = 2
 LABELS_ALONE = 2  # images that the network trained on labels alone sees, relative to a task in round 1
 MOST_EPOCHS, MOST_STEPS, BATCH = 20, 500, 64  # as in conf/probe/finetune.yaml
 
@@ -164,22 +163,20 @@ class TaskComparison:
         self.run_round(dict.fromkeys(tasks, first), 1)
         if not self.rounds[0].runs:
             raise RunError("error: no task could be trained, for the reasons above")
-        most = math.ceil(len(tasks) / 2) if self.probed else len(tasks)
-        self.later_round(2, most, 1)
+        self.later_round(2, 1)
         if self.probed:
-            self.later_round(3, FINALISTS, self.seeds)
+            self.later_round(3, self.seeds)
 
-    def later_round(self, number: int, most: int, seeds: int) -> None:
+    def later_round(self, number: int, seeds: int) -> None:
         """Train the tasks that are not behind for longer, with as many seeds as the time left allows.
 
         Args:
             number: Number of the round; it is left out if there is no time for longer runs.
-            most: Largest number of tasks.
             seeds: Largest number of seeds.
         """
         stored = self.stored["rounds"].get(str(number))
         if stored is None:
-            chosen, last = contenders(self.rounds[-1], most), self.rounds[-1].seen
+            chosen, last = contenders(self.rounds[-1]), self.rounds[-1].seen
             left = (self.seconds - sum(self.stored["seconds"].values())) * LATER[number]
             stored = {"seeds": 0}  # no time for longer runs
             for runs in range(seeds, 0, -1):
@@ -248,7 +245,7 @@ class TaskComparison:
     def use(self) -> str:
         """Return the lines of Python that use the backbone of the winner."""
         last = self.rounds[-1]
-        winner = contenders(last, len(last.runs))[0]
+        winner = contenders(last)[0]
         run = self.folder / row_folder(f"{winner} round {last.number}", 0)
         model = "load_classifier" if last.runs[winner][0].probes else "load_backbone"
         return (

@@ -46,21 +46,17 @@ class TaskRound:
     number: int = 1
 
 
-def contenders(last: TaskRound, most: int) -> list[str]:
-    """Choose the tasks that go on, by their figures on held-out images.
+def contenders(last: TaskRound) -> list[str]:
+    """Choose the tasks that go on, by their figures on held-out images, best first.
 
     A task that is below the best beyond the noise is out. Without labels, all go on.
-
-    Args:
-        last: The round that ended.
-        most: Largest number of tasks.
     """
     figures = {task: probe_figure(runs, trained=True, heldout=True) for task, runs in last.runs.items()}
     known = {task: figure for task, figure in figures.items() if figure is not None}
     if not known:
-        return list(last.runs)[:most]
+        return list(last.runs)
     order = sorted(known, key=lambda task: -known[task].value)
-    return [task for task in order[:most] if difference(known[task], known[order[0]]) == 0]
+    return [task for task in order if difference(known[task], known[order[0]]) == 0]
 
 
 def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refused: Sequence[str]) -> str:
@@ -74,9 +70,15 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     last = rounds[-1]
     figures = {task: probe_figure(runs, trained=True) for task, runs in last.runs.items()}
     scored = {task: figure for task, figure in figures.items() if figure is not None}
+    sentences = []
     if scored:
-        winner = contenders(last, len(scored))[0]
-        sentences = [*_labelled(last, scored, winner), *_growth(rounds, winner), *_left_behind(rounds)]
+        winner = contenders(last)[0]
+        trends = _trends({task: runs for each in rounds for task, runs in each.runs.items()})
+        if trends and max(trends.values()) <= 0:
+            sentences = ["No task is better than the untrained backbone, beyond the noise."]
+        sentences += [*_labelled(last, scored, winner), *_growth(rounds, winner), *_left_behind(rounds)]
+        if len(rounds) == 1 and len(contenders(last)) > 1:
+            sentences.append("There was no time for longer runs; more minutes= may tell the tasks apart.")
         if labels_alone is not None and (alone := probe_figure([labels_alone], trained=False)):
             sentences.append(f"The labels alone reach {_percent(alone)}.")
             if difference(alone, scored[winner]) > 0:
@@ -96,16 +98,13 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     best, runs = scored[winner], last.runs[winner]
     untrained = {task: probe_figure(last.runs[task], trained=False) for task in scored}
     before = {task: figure for task, figure in untrained.items() if figure is not None}
-    better = [task for task in before if difference(scored[task], before[task]) > 0]
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
     gain = f"{points(best, before[winner])} over the untrained backbone, " if winner in before else ""
     sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
-    if before and not better:
-        sentences.insert(0, "No task is better than the untrained backbone, beyond the noise.")
-    elif winner in before and winner not in better:
+    if _trends({winner: runs}).get(winner) == 0:
         sentences.append("That gain is within the noise.")
-    if tied := [title(task) for task in contenders(last, len(scored)) if task != winner]:
+    if tied := [title(task) for task in contenders(last) if task != winner]:
         sentences.append(f"The images that choose put it first, but cannot tell it from {_listed(tied)}.")
     for task, figure in scored.items():
         if task == winner:
@@ -123,6 +122,16 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
             f"An untrained backbone reaches {_percent(before[floor])} if its input is that of {title(floor)}."
         )
     return sentences
+
+
+def _trends(runs: Mapping[str, Sequence[Results]]) -> dict[str, int]:
+    """Return 1 for a task above its own untrained backbone beyond the noise, -1 for one below, else 0."""
+    trends = {}
+    for task, each in runs.items():
+        before, after = (probe_figure(each, trained=state) for state in (False, True))
+        if before is not None and after is not None:
+            trends[task] = difference(after, before)
+    return trends
 
 
 def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
