@@ -69,7 +69,9 @@ def gains(rows: Sequence[Row]) -> list[str]:
         where = f" for {where}" if number else ""
         lines.append(f"In points over {over}, per seed{where}.")
     if any(cell.gain_error is not None for row in rows for cell in row.cells.values()):
-        lines.append("± standard error over test images and seeds; independent figures without answers.json.")
+        lines.append(
+            "± standard error over test images and seeds; runs without answers.json count as independent."
+        )
     return lines + ([f"Only for some seeds: {'; '.join(partly)}."] if partly else [])
 
 

@@ -41,7 +41,7 @@ Held-out images, never test images, choose the stage for each seed. \
 Bold: the row pretrained without labels that leads by more than twice the standard error.
 - Gains: In points over the row random of the same seed, data and backbone, per seed. \
 In points over the same backbone before its first step, per seed for rotation (linear, block 1). \
-± standard error over test images and seeds; independent figures without answers.json.
+± standard error over test images and seeds; runs without answers.json count as independent.
 - Missing: No figure of a finished run: inpainting. Columns without a figure: transfer.
 - Seeds: Fewer than 2: random 1, supervised 1, jigsaw 1.
 - Duplicates: rotation, seed 1: the newest finished run counts, rot-1; ignored: rot-1-old.
