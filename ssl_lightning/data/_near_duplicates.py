@@ -71,7 +71,7 @@ def find_near_duplicates(loaders: Mapping[str, BatchLoader]) -> list[NearDuplica
     """Compare the splits that learn with the splits that must be new to them.
 
     Hashes find candidates, and the correlation of their grey grids confirms them. Images without structure,
-    such as those of one colour, are not compared. Each image is listed once with each other split, beside
+    such as plain colours, are not compared. Each image is listed once with each other split, beside
     the image with the nearest hash.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 HISTORY = 10  # pairs that L-BFGS remembers
 MAX_TRIALS = 20  # steps of one line search; needing more means that rounding hides progress
 MAX_LOGITS = 2**28  # elements that are kept (1 GiB in float32); further strengths follow in turn
-BATCH_LOGITS = 2**26  # elements at once if those of one strength are more than MAX_LOGITS
+BATCH_LOGITS = 2**26  # elements at once where one strength has more than MAX_LOGITS
 
 
 @dataclass(frozen=True)

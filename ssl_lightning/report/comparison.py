@@ -119,7 +119,7 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     floor = max(before, key=lambda task: before[task].value, default=winner)
     if floor != winner and winner in before and difference(before[floor], before[winner]) > 0:
         sentences.append(
-            f"An untrained backbone reaches {_percent(before[floor])} if its input is that of {title(floor)}."
+            f"An untrained backbone reaches {_percent(before[floor])} with the input of {title(floor)}."
         )
     return sentences
 

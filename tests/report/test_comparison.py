@@ -96,7 +96,7 @@ def test_each_task_is_compared_with_its_own_untrained_backbone() -> None:
     assert text.startswith("Rotation: linear probe 40.0 ± 0.5 % (-2.0 ± 0.7 points over the untrained")
     assert "An untrained backbone reaches" not in text
     last = of(rotation=[run(0.40, 0.45, untrained=0.30)], jigsaw=[run(0.35, 0.35, untrained=0.42)])
-    assert "An untrained backbone reaches 42.0 ± 0.5 % if its input is that of jigsaw." in conclusion(
+    assert "An untrained backbone reaches 42.0 ± 0.5 % with the input of jigsaw." in conclusion(
         None, [last], []
     )
 
