@@ -1,4 +1,4 @@
-"""Base class of the tasks that compare two random views of an image."""
+"""Base class of the tasks that compare random views of an image."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
+from ssl_lightning.networks.heads import PooledHead
 from ssl_lightning.ops.views import Strengths, draw_views, make_views
 from ssl_lightning.tasks._pixels import to_float
 from ssl_lightning.tasks.base import Batch, Panel, PretextTask
@@ -42,12 +43,12 @@ class BatchPlace:
         return sum(self.counts)
 
 
-class TwoViewTask(PretextTask):
-    """Compare the embeddings of two random views of each image.
+class ViewTask(PretextTask):
+    """Compare the embeddings of random views of each image, two by default.
 
-    A subclass sets `self.head` in `build`: a network that maps the stage maps of the backbone to embeddings
-    `(N, D)`. Views are drawn for the batch of all processes, of which each process makes its own part, and
-    `everyone` gathers embeddings. The number of processes therefore changes a result only by rounding.
+    A subclass names its projection head by `projector`, and scores embeddings in `step`. Views are drawn for
+    the batch of all processes, of which each process makes its own part, and `everyone` gathers embeddings.
+    The number of processes therefore changes a result only by rounding.
 
     Changes of the colours need three channels. Grey images skip those of hue and saturation; four channels
     need `saturation=0`, `hue=0` and `grey=0`.
@@ -55,6 +56,8 @@ class TwoViewTask(PretextTask):
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
+        hidden: Units of a hidden layer of the projection head.
+        embedding: Size of an embedding.
         crop_scale: Smallest and largest area of the crop, as a share of the image.
         flip: Probability of mirroring.
         jitter: Probability of changing brightness, contrast, saturation and hue.
@@ -74,13 +77,14 @@ class TwoViewTask(PretextTask):
     recordable = True
     shares_draws = True
     views_per_image = 2
-
-    head: nn.Module
+    smallest_embedding = 1
 
     def __init__(
         self,
         backbone: nn.Module,
         *,
+        hidden: int = 512,
+        embedding: int = 512,
         crop_scale: Sequence[float] = (0.2, 1.0),
         flip: float = 0.5,
         jitter: float = 0.8,
@@ -94,6 +98,12 @@ class TwoViewTask(PretextTask):
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
+        if hidden < 1 or embedding < self.smallest_embedding:
+            raise ValueError(
+                f"task.hidden is {hidden} and task.embedding {embedding}; allowed: >= 1 and >= "
+                f"{self.smallest_embedding}"
+            )
+        self.hidden, self.embedding = hidden, embedding
         self._strengths = Strengths(
             crop_scale, flip, jitter, brightness, contrast, saturation, hue, grey, blur, solarise
         )
@@ -103,20 +113,29 @@ class TwoViewTask(PretextTask):
     def build(self, spec: ImageSpec) -> None:
         super().build(spec)
         self.strengths = self._strengths.for_channels(spec.channels)
+        info: Any = self.backbone.feature_info
+        self.head = PooledHead(self.projector(info.channels()[-1]))
+
+    def projector(self, channels: int) -> nn.Module:
+        """Make the network that maps the pooled last stage `(N, channels)` to embeddings `(N, D)`."""
+        raise NotImplementedError
 
     def receive(self, images: Tensor) -> Tensor:
         return images  # `make_views` takes bytes
 
     def views(self, images: Tensor, place: BatchPlace, stream: torch.Generator) -> Tensor:
-        """Make two views of `(B, C, H, W)` images: `(2, B, C, H, W)`, floats in [0, 1]."""
-        size = images.shape[2], images.shape[3]
-        draws = [draw_views(place.total, *size, self.strengths, stream) for _ in range(2)]
+        """Make V views of `(B, C, H, W)` images: `(V, B, C, H, W)`, floats in [0, 1]."""
+        size, count = (images.shape[2], images.shape[3]), self.views_per_image
+        draws = [draw_views(place.total, *size, self.strengths, stream) for _ in range(count)]
         return torch.stack([make_views(images, each.rows(place.first, len(images))) for each in draws])
 
     def embed(self, views: Tensor) -> Tensor:
-        """Embed views `(2, B, C, H, W)`: `(2, B, D)` float32."""
-        x = self.normalise(views.flatten(0, 1).contiguous(memory_format=self.image_format))
-        return self.head(self.backbone(x)).float().unflatten(0, views.shape[:2])
+        """Embed views `(V, B, C, H, W)`: `(V, B, D)` float32."""
+        return self.head(self.backbone(self.inputs(views))).float().unflatten(0, views.shape[:2])
+
+    def inputs(self, views: Tensor) -> Tensor:
+        """Convert views `(V, B, C, H, W)` to the input of the backbone, `(V B, C, H, W)`."""
+        return self.normalise(views.flatten(0, 1).contiguous(memory_format=self.image_format))
 
     # --- several processes ---
 
@@ -159,7 +178,7 @@ class TwoViewTask(PretextTask):
     def panel(self, images: Tensor) -> Panel:
         """Show two views of each image, whether they are each other's nearest, and their cosine."""
         place = BatchPlace((len(images),), 0)  # only one process draws panels
-        views = self.views(images, place, generator("panel", device=images.device))
+        views = self.views(images, place, generator("panel", device=images.device))[:2]
         first, second = F.normalize(self.embed(views), dim=2)
         cosines = first @ second.T  # (B, B)
         right = (cosines.argmax(1) == torch.arange(len(images), device=images.device)).tolist()

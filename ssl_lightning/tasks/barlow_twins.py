@@ -10,11 +10,10 @@ from lightly.models.modules.heads import BarlowTwinsProjectionHead
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
-from ssl_lightning.networks.heads import PooledHead
-from ssl_lightning.tasks._views import TwoViewTask, two_or_more
+from ssl_lightning.tasks._views import ViewTask, two_or_more
 
 
-class BarlowTwins(TwoViewTask):
+class BarlowTwins(ViewTask):
     """Make the correlation matrix of the embeddings of two views the identity.
 
     Its diagonal compares the views of an image; the rest keeps two numbers of an embedding from telling the
@@ -24,14 +23,14 @@ class BarlowTwins(TwoViewTask):
         backbone: The backbone.
         spec: Shape and statistics of the images.
         off_diagonal: Weight of the squared correlations beside the diagonal (paper: 0.005).
-        hidden: Units of the two hidden layers of the projection head (paper: 8192).
-        embedding: Size of an embedding (paper: 8192).
-        **base: The keywords of `TwoViewTask`, for the views, and of `PretextTask`.
+        **base: The keywords of `ViewTask` (in the paper `hidden` and `embedding` are 8192), and of
+            `PretextTask`.
 
     Raises:
         ValueError: A number is out of range.
     """
 
+    smallest_embedding = 2
     default_optimizer = (torch.optim.AdamW, {"lr": 0.002, "weight_decay": 0.05})
 
     def __init__(
@@ -40,26 +39,17 @@ class BarlowTwins(TwoViewTask):
         spec: ImageSpec | None = None,
         *,
         off_diagonal: float = 0.005,
-        hidden: int = 512,
-        embedding: int = 512,
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
         if off_diagonal < 0:
             raise ValueError(f"task.off_diagonal is {off_diagonal}; allowed are 0 and above")
-        if hidden < 1 or embedding < 2:
-            raise ValueError(
-                f"task.hidden is {hidden} and task.embedding {embedding}; allowed: >= 1 and >= 2"
-            )
-        self._widths = (hidden, embedding)
         self.score = BarlowTwinsLoss(off_diagonal)
         if spec is not None:
             self.build(spec)
 
-    def build(self, spec: ImageSpec) -> None:
-        super().build(spec)
-        info: Any = self.backbone.feature_info
-        self.head = PooledHead(BarlowTwinsProjectionHead(info.channels()[-1], *self._widths))
+    def projector(self, channels: int) -> nn.Module:
+        return BarlowTwinsProjectionHead(channels, self.hidden, self.embedding)
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         place = self.place(images)

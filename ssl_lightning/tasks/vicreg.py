@@ -10,12 +10,11 @@ from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
-from ssl_lightning.networks.heads import PooledHead
 from ssl_lightning.ops.covariance import covariance_penalty
-from ssl_lightning.tasks._views import TwoViewTask, two_or_more
+from ssl_lightning.tasks._views import ViewTask, two_or_more
 
 
-class VICReg(TwoViewTask):
+class VICReg(ViewTask):
     """Make the embeddings of two views equal, while their numbers vary over the images and are uncorrelated.
 
     Args:
@@ -24,14 +23,14 @@ class VICReg(TwoViewTask):
         invariance: Weight of the squared distance of the views (paper: 25).
         variance: Weight of the term that keeps the deviation of every number at 1 or more (paper: 25).
         covariance: Weight of the squared covariances of different numbers (paper: 1).
-        hidden: Units of the two hidden layers of the projection head (paper: 8192).
-        embedding: Size of an embedding (paper: 8192).
-        **base: The keywords of `TwoViewTask`, for the views, and of `PretextTask`.
+        **base: The keywords of `ViewTask` (in the paper `hidden` and `embedding` are 8192), and of
+            `PretextTask`.
 
     Raises:
         ValueError: A number is out of range.
     """
 
+    smallest_embedding = 2
     default_optimizer = (torch.optim.AdamW, {"lr": 0.002, "weight_decay": 0.05})
 
     def __init__(
@@ -42,8 +41,6 @@ class VICReg(TwoViewTask):
         invariance: float = 25.0,
         variance: float = 25.0,
         covariance: float = 1.0,
-        hidden: int = 512,
-        embedding: int = 512,
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
@@ -51,19 +48,12 @@ class VICReg(TwoViewTask):
         for name, weight in weights.items():
             if weight < 0:
                 raise ValueError(f"task.{name} is {weight}; allowed are 0 and above")
-        if hidden < 1 or embedding < 2:
-            raise ValueError(
-                f"task.hidden is {hidden} and task.embedding {embedding}; allowed: >= 1 and >= 2"
-            )
         self.weights = weights
-        self._widths = (hidden, embedding)
         if spec is not None:
             self.build(spec)
 
-    def build(self, spec: ImageSpec) -> None:
-        super().build(spec)
-        info: Any = self.backbone.feature_info
-        self.head = PooledHead(VICRegProjectionHead(info.channels()[-1], *self._widths))
+    def projector(self, channels: int) -> nn.Module:
+        return VICRegProjectionHead(channels, self.hidden, self.embedding)
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
         place = self.place(images)

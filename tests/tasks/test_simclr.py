@@ -82,7 +82,7 @@ def test_other_channels(channels: int) -> None:
     ("given", "message"),
     [
         ({"temperature": 0.0}, "task.temperature is 0.0; it must be above 0"),
-        ({"hidden": 0}, "task.hidden is 0 and task.embedding 8; both must be above 0"),
+        ({"hidden": 0}, "task.hidden is 0 and task.embedding 8; allowed: >= 1 and >= 1"),
         ({"crop_scale": [0.5, 0.1]}, r"crop_scale is \[0.5, 0.1\]"),
     ],
 )

@@ -12,17 +12,17 @@ from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.tasks._views import BatchPlace, TwoViewTask
+from ssl_lightning.tasks._views import BatchPlace, ViewTask
 from ssl_lightning.tasks.barlow_twins import BarlowTwins
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.vicreg import VICReg
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-KINDS: dict[str, type[TwoViewTask]] = {"simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg}
+KINDS: dict[str, type[ViewTask]] = {"simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg}
 COUNTS = {True: (5, 5), False: (4, 3)}  # images of each process, in training and in the last validation batch
 
 
-def make(kind: str) -> TwoViewTask:
+def make(kind: str) -> ViewTask:
     torch.manual_seed(0)
     return KINDS[kind](ConvNet(widths=(8, 16), strides=(2, 2)), SPEC, hidden=32, embedding=8)
 
@@ -31,7 +31,7 @@ def pictures(count: int) -> Tensor:
     return torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=generator("pictures"))
 
 
-def scored(task: TwoViewTask, images: Tensor) -> dict[str, Any]:
+def scored(task: ViewTask, images: Tensor) -> dict[str, Any]:
     scores = task.step(images, torch.full((len(images),), -1), generator("shared"))
     if task.training:
         scores["loss"].backward()
