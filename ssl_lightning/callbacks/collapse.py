@@ -25,7 +25,7 @@ LOWEST_RANK, MOST_DEAD = 2.0, 0.5  # beyond these the features have collapsed
 
 @dataclass(frozen=True)
 class FeatureHealth:
-    """Health of the pooled last stage of a backbone on some images.
+    """Health of the pooled last stage of a backbone, or of the embeddings of a head, on some images.
 
     Args:
         rank: Effective rank, from 1 to `largest`.
@@ -52,10 +52,11 @@ class Collapse(Callback):
     """Report the effective rank and the dead channels of every branch after an epoch, in one line.
 
     The features are the average-pooled deepest stage of a fixed set of plain held-out images, in evaluation
-    mode. With `data.heldout=0` pretraining images are used. The rank is RankMe (see `ops.rank`); a channel is
-    dead if it is constant over all images. Logged as `features/<branch>/rank` and
-    `features/<branch>/dead_channels`. A rank below 2, or more than half of the channels dead, turns the line
-    into a warning, and the run continues. The callback changes no weight, statistic or random number.
+    mode; of a task that compares views, the embeddings of its head too. With `data.heldout=0` pretraining
+    images are used. The rank is RankMe (see `ops.rank`); a channel is dead if it is constant over all images.
+    Logged as `features/<branch>/rank` and `features/<branch>/dead_channels`, where the branch may be `head`.
+    A rank below 2, or more than half of the channels dead, turns the line into a warning, and the run
+    continues. The callback changes no weight, statistic or random number.
 
     If `OnlineKNN` encodes these images too, they are encoded only once. With 1 to 15 held-out images the
     callback only says at the start that it reports nothing.
@@ -79,7 +80,7 @@ class Collapse(Callback):
         if every_n_epochs < 1:
             raise ValueError(f"callbacks.collapse.every_n_epochs is {every_n_epochs}; it must be above 0")
         self.images, self.every_n_epochs = images, every_n_epochs
-        self.collapsed: list[str] = []  # branches, by the last line of this process
+        self.collapsed: list[str] = []  # branches and heads, by the last line of this process
         self._watches = True
         self._stock: list[tuple[Tensor, Tensor]] = []  # batches without a data module of this package
 
@@ -122,7 +123,13 @@ class Collapse(Callback):
         return data.val_dataloader().sample(self.images)
 
     def features(self, trainer: pl.Trainer, task: Any) -> dict[str, Tensor]:
-        """Return the pooled last stage `(N, D)` of every branch, equal on every process."""
+        """Return the pooled last stage `(N, D)` of every branch, and embeddings, equal on every process."""
+        unsharded = unsharded_task(trainer, task)
+        pooled = self.pooled(trainer, task, unsharded)
+        return pooled | unsharded.embeddings(pooled["backbone"])
+
+    def pooled(self, trainer: pl.Trainer, task: Any, unsharded: Any) -> dict[str, Tensor]:
+        """Return the pooled last stage `(N, D)` of every branch."""
         loader = self.loader(trainer)
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, OnlineKNN) and other.holds(trainer, loader):
@@ -130,7 +137,7 @@ class Collapse(Callback):
                     name: each.get("heldout", each.stages[-1], 1)[: len(loader.indices)]
                     for name, each in other.encoded(trainer, task).items()
                 }
-        pooled, unsharded = {}, unsharded_task(trainer, task)
+        pooled = {}
         for name, backbone in unsharded.branches().items():
             each = encode(
                 backbone,
@@ -164,7 +171,7 @@ def feature_health(x: Tensor) -> FeatureHealth:
 
 
 def collapsed_branches(found: Mapping[str, FeatureHealth]) -> list[str]:
-    """Return the names of the branches with collapsed features."""
+    """Return the names of the branches and heads whose features collapsed."""
     return [name for name, health in found.items() if health.collapsed]
 
 

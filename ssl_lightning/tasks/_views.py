@@ -137,6 +137,14 @@ class ViewTask(PretextTask):
         """Convert views `(V, B, C, H, W)` to the input of the backbone, `(V B, C, H, W)`."""
         return self.normalise(views.flatten(0, 1).contiguous(memory_format=self.image_format))
 
+    @torch.no_grad()
+    def embeddings(self, features: Tensor) -> dict[str, Tensor]:
+        """Return the embeddings too: they may collapse while the features still differ."""
+        training = self.head.training
+        embedded = self.head.eval().network(features.to(self.device, torch.float32))
+        self.head.train(training)
+        return {"head": embedded}
+
     # --- several processes ---
 
     def place(self, images: Tensor) -> BatchPlace:

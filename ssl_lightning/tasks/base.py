@@ -201,6 +201,14 @@ class PretextTask(pl.LightningModule):
         """Return the configs, with `_target_`, of branches that the task built itself."""
         return {}
 
+    def embeddings(self, features: Tensor) -> dict[str, Tensor]:
+        """Return what else is watched for collapse, `(N, D)` by name; by default nothing.
+
+        Args:
+            features: Pooled last stage of the backbone, `(N, C)`, of plain images in evaluation mode.
+        """
+        return {}
+
     def networks(self) -> list[nn.Module]:
         """Return the networks that the task calls, each as a whole: what is compiled and sharded."""
         return list(self.children())

@@ -118,6 +118,13 @@ class Combined(PretextTask):
             for score, chance in part.chances().items()
         }
 
+    def embeddings(self, features: Tensor) -> dict[str, Tensor]:
+        return {
+            f"{name} {key}": value
+            for name, part in self.tasks.items()
+            for key, value in part.embeddings(features).items()
+        }
+
     def networks(self) -> list[nn.Module]:
         return [self.backbone, *(network for part in self.tasks.values() for network in part.children())]
 
@@ -139,6 +146,16 @@ class Combined(PretextTask):
         super().on_fit_start()
         for part in self.tasks.values():
             part.on_fit_start()
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        for part in self.tasks.values():
+            part.on_train_start()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        for part in self.tasks.values():
+            part.on_train_batch_start(batch, batch_idx)
 
     def receive(self, images: Tensor) -> Tensor:
         return images  # each part converts them

@@ -199,7 +199,7 @@ def test_the_channels_of_the_backbone_are_those_of_every_part() -> None:
         both.check_channels()
 
 
-ALLOWED = "barlow_twins, colorization, context_prediction, inpainting, jigsaw"
+ALLOWED = "barlow_twins, byol, colorization, context_prediction, inpainting, jigsaw"
 REFUSED: dict[str, dict[str, Any]] = {
     rf"task.parts is \['rotatoin'\]; allowed are different names of pretext tasks: {ALLOWED}": {
         "parts": ["rotatoin"]
