@@ -18,6 +18,8 @@ _MODULES = {
     "SuperResolution": "tasks.super_resolution",
     "Supervised": "tasks.supervised",
     "VICReg": "tasks.vicreg",
+    "BYOL": "tasks.byol",
+    "LeJEPA": "tasks.lejepa",
     "as_backbone": "networks.adapter",
     "build_parts": "run.parts",
     "compose": "config.composition",
@@ -28,6 +30,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "BYOL",
     "BarlowTwins",
     "Colorization",
     "Combined",
@@ -35,6 +38,7 @@ __all__ = [
     "ImageData",
     "Inpainting",
     "Jigsaw",
+    "LeJEPA",
     "Random",
     "Rotation",
     "SimCLR",

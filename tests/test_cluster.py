@@ -99,6 +99,7 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
         ("super_resolution", ["task.adversarial_weight=0", "optimizer=sgd", "probe=[knn,finetune]"]),
         ("supervised", []),
         ("simclr", []),
+        ("byol", ["task.momentum=0.5"]),
     ],
 )
 def test_sharded_weights_learn_like_full_ones(tmp_path: Path, task: str, options: list[str]) -> None:

@@ -29,6 +29,8 @@ TASKS = (
     "simclr",
     "barlow_twins",
     "vicreg",
+    "byol",
+    "lejepa",
 )
 STEPS = 4  # of one epoch; without callbacks, which change no weight (tests/test_user_loop.py)
 

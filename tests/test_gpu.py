@@ -44,6 +44,8 @@ CASES = {
     "combined": ["task=combined", "task.parts=[rotation,jigsaw,colorization]"],
     "Barlow Twins": ["task=barlow_twins"],
     "VICReg": ["task=vicreg"],
+    "BYOL": ["task=byol"],
+    "LeJEPA": ["task=lejepa"],
     "SimCLR": ["task=simclr", "task.blur=0.5", "task.solarise=0.2"],
 }
 FAKE = ["data=fake", "trainer=gpu"]
@@ -142,6 +144,8 @@ def test_complete_runs(task: str, precision: str, tmp_path: Path) -> None:
         "combined",
         "simclr",
         "vicreg",
+        "byol",
+        "lejepa",
     ],
 )
 def test_deterministic_runs_end_with_the_same_bits(task: str, tmp_path: Path) -> None:

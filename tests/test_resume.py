@@ -122,6 +122,7 @@ def sha(node: Any) -> str:
             ["trainer.precision=32-true", "trainer.devices=2", "task.parts=[rotation,jigsaw]"],
         ),
         ("simclr", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
+        ("byol", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
     ],
     ids=[
         "fp32",
@@ -138,6 +139,7 @@ def sha(node: Any) -> str:
         "gan-spectral",
         "combined-two-processes",
         "simclr-two-processes",
+        "byol-two-processes",
     ],
 )
 def test_killed_runs_end_like_undisturbed_ones(

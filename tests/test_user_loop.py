@@ -48,6 +48,8 @@ CASES = {
     "simclr": [*SIMILAR, "task.temperature=0.2"],
     "barlow_twins": SIMILAR,
     "vicreg": SIMILAR,
+    "byol": [*SIMILAR, "task.momentum=0.5"],
+    "lejepa": [*SIMILAR, "task.slices=32"],
 }  # fmt: skip
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted

@@ -54,6 +54,8 @@ SETTINGS = {
     "simclr": Settings("sgd", 0.1, 128),
     "barlow_twins": Settings("adamw", 0.002, 128),
     "vicreg": Settings("adamw", 0.002, 128),
+    "byol": Settings("sgd", 0.1, 128),
+    "lejepa": Settings("adamw", 0.002, 128),
     "inpainting": Settings("adam", 0.002, more=GAN),
     "super_resolution": Settings(
         "adam", 0.002, more=(*GAN, "task.adversarial_weight=0.01", "task.instance_noise=1.0")

@@ -23,6 +23,8 @@ TITLES = {
     "simclr": "SimCLR",
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",
+    "byol": "BYOL",
+    "lejepa": "LeJEPA",
 }
 TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts
 LABEL = (

@@ -160,6 +160,8 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
         ["task=simclr"],
         ["task=barlow_twins"],
         ["task=vicreg"],
+        ["task=byol"],
+        ["task=lejepa"],
         ["task=rotation", "trainer.devices=2"],
         ["task=simclr", "trainer.devices=2"],
         ["task=inpainting", "optimizer=adam", "trainer.devices=2", "trainer.precision=32-true"],

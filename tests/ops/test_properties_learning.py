@@ -16,6 +16,7 @@ from ssl_lightning.ops.diff_augment import AUGMENTATIONS, diff_augment
 from ssl_lightning.ops.knn import right_in_topk, topk_accuracy
 from ssl_lightning.ops.masks import square_masks
 from ssl_lightning.ops.rank import lidar, spectral_slope
+from ssl_lightning.ops.sigreg import draw_slices, epps_pulley
 from tests.ops._drawn import FLOATS, SEEDS, drawn, generator, pictures, tensors, unchanged, values
 
 pytestmark = pytest.mark.slow
@@ -121,3 +122,25 @@ def test_lidar(images: int, views: int, dims: int, seed: int) -> None:
     order = torch.randperm(images, generator=generator(seed))
     for same in (x @ turn, x[order], x.flip(1), x + 3):
         assert float(lidar(same)) == pytest.approx(found, rel=1e-5)
+
+
+@drawn()
+@given(
+    tensors(
+        st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 5)), (torch.float32, torch.float64)
+    ),
+    st.integers(1, 4),
+    SEEDS,
+)
+def test_epps_pulley(x: Tensor, count: int, seed: int) -> None:
+    slices = draw_slices(count, x.shape[-1], generator(seed))
+    torch.testing.assert_close(slices.norm(dim=0), torch.ones(count))
+    slices = slices.to(x.dtype)
+    with unchanged(x):
+        found = epps_pulley(x, slices)
+    assert (found.dtype, found.shape) == (x.dtype, ())
+    assert 0 <= found <= 4 * 2.51 * x.shape[1]  # |difference|^2 <= 4, and the window integrates to 2.5
+    each = [epps_pulley(view, one[:, None]) for view in x for one in slices.T]
+    tolerance = 1e-4 if x.dtype == torch.float32 else 1e-9
+    for same in (torch.stack(each).mean(), epps_pulley(-x, slices), epps_pulley(x.flip(1), slices)):
+        torch.testing.assert_close(same, found, rtol=tolerance, atol=tolerance)

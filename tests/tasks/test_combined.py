@@ -14,6 +14,7 @@ from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks.base import PretextTask
+from ssl_lightning.tasks.byol import BYOL
 from ssl_lightning.tasks.colorization import Colorization
 from ssl_lightning.tasks.combined import Combined
 from ssl_lightning.tasks.context_prediction import ContextPrediction
@@ -34,6 +35,7 @@ PARTS: dict[str, tuple[type[PretextTask], dict[str, Any]]] = {
     "inpainting": (Inpainting, {"adversarial_weight": 0.0, "decoder_width": 8}),
     "super_resolution": (SuperResolution, {"adversarial_weight": 0.0, "decoder_width": 8}),
     "simclr": (SimCLR, {"hidden": 8, "embedding": 8}),
+    "byol": (BYOL, {"hidden": 8, "embedding": 8}),
 }
 
 

@@ -26,11 +26,13 @@ from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks.barlow_twins import BarlowTwins
 from ssl_lightning.tasks.base import PretextTask
+from ssl_lightning.tasks.byol import BYOL
 from ssl_lightning.tasks.colorization import Colorization
 from ssl_lightning.tasks.combined import Combined
 from ssl_lightning.tasks.context_prediction import ContextPrediction
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
+from ssl_lightning.tasks.lejepa import LeJEPA
 from ssl_lightning.tasks.random import Random
 from ssl_lightning.tasks.rotation import Rotation
 from ssl_lightning.tasks.simclr import SimCLR
@@ -58,6 +60,8 @@ TASKS: dict[type[PretextTask], tuple[dict[str, Any], int]] = {
     SimCLR: ({"hidden": 8, "embedding": 4, "jitter": 0.5}, 32),
     BarlowTwins: ({"hidden": 8, "embedding": 4}, 32),
     VICReg: ({"hidden": 8, "embedding": 4}, 32),
+    BYOL: ({"hidden": 8, "embedding": 4, "momentum": 0.5}, 32),
+    LeJEPA: ({"hidden": 8, "embedding": 4, "views": 3, "slices": 8}, 32),
     Supervised: ({}, 32),
     Random: ({}, 32),
 }
@@ -65,7 +69,8 @@ NAMES = {
     "rotation": Rotation, "jigsaw": Jigsaw, "context_prediction": ContextPrediction,
     "colorization": Colorization, "inpainting": Inpainting, "super_resolution": SuperResolution,
     "combined": Combined,
-    "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "supervised": Supervised,
+    "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg,
+    "byol": BYOL, "lejepa": LeJEPA, "supervised": Supervised,
 }  # fmt: skip
 OLD_RUN = Path(__file__).parent.parent / "fixtures/run_8a5cf39"
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3))

@@ -14,11 +14,15 @@ from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks._views import BatchPlace, ViewTask
 from ssl_lightning.tasks.barlow_twins import BarlowTwins
+from ssl_lightning.tasks.byol import BYOL
+from ssl_lightning.tasks.lejepa import LeJEPA
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.vicreg import VICReg
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-KINDS: dict[str, type[ViewTask]] = {"simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg}
+KINDS: dict[str, type[ViewTask]] = {
+    "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "byol": BYOL, "lejepa": LeJEPA,
+}  # fmt: skip
 COUNTS = {True: (5, 5), False: (4, 3)}  # images of each process, in training and in the last validation batch
 
 
@@ -75,10 +79,11 @@ def test_two_processes_compare_all_images_and_draw_the_views_of_one(
         mean = torch.stack(shares).sum() / sum(counts)
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=name)
     # of all parameters: a bias before a normalisation has a gradient of 0, up to rounding
-    scale = max(float(p.grad.abs().max()) for p in task.parameters()) if training else 0.0  # type: ignore[union-attr]
-    for name, parameter in task.named_parameters() if training else ():
+    learning = {name: p.grad for name, p in task.named_parameters() if training and p.requires_grad}
+    scale = max((float(gradient.abs().max()) for gradient in learning.values()), default=0.0)  # type: ignore[union-attr]
+    for name, gradient in learning.items():
         mean = (parts[0][1][name] + parts[1][1][name]) / 2  # as DDP takes it
-        torch.testing.assert_close(mean, parameter.grad, rtol=1e-3, atol=1e-4 * scale + 1e-6, msg=name)
+        torch.testing.assert_close(mean, gradient, rtol=1e-3, atol=1e-4 * scale + 1e-6, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
