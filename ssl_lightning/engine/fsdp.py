@@ -50,10 +50,13 @@ class FullySharded(ModelParallelStrategy):
         task.to(memory_format=torch.contiguous_format)  # the only format of FSDP2; images stay channels-last
         mesh = self.device_mesh["data_parallel"]
         for network in cast(Any, task).networks():
-            if any(p.requires_grad for p in network.parameters()):
-                for block in blocks(network):
-                    fully_shard(block, mesh=mesh)
-                fully_shard(network, mesh=mesh)
+            learns = [parameter.requires_grad for parameter in network.parameters()]
+            if not learns:
+                continue
+            # without a backward pass, the network would keep gathered weights while its shards change
+            again = None if any(learns) else True
+            for part in (*blocks(network), network):
+                fully_shard(part, mesh=mesh, reshard_after_forward=again)
         left = [n for n, p in task.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
         if left:
             raise ValueError(
