@@ -132,6 +132,19 @@ class Record(Measured):
 
 
 @dataclass(frozen=True)
+class ClassDraws:
+    """IoU of each class in each draw of a share of the labels, in the protocol of a segmentation figure.
+
+    Args:
+        heldout: By name of the class, for each draw; None for a class without pixels.
+        test: Likewise.
+    """
+
+    heldout: list[dict[str, Share | None]]
+    test: list[dict[str, Share | None]]
+
+
+@dataclass(frozen=True)
 class StoredRecord(Measured):
     """A record as stored in results.json.
 
@@ -486,6 +499,13 @@ def _check_figures(record: Record, place: str) -> None:
     """
     for key in PROTOCOL_NUMBERS:
         from_json(float | None, record.protocol.get(key), f"{place}.protocol.{key}")
+    from_json(list[Share] | None, record.protocol.get("values"), f"{place}.protocol.values")
+    if "class_draws" in record.protocol:
+        here = f"{place}.protocol.class_draws"
+        draws: ClassDraws = from_json(ClassDraws, record.protocol["class_draws"], here)
+        names = [set(each) for each in (*draws.heldout, *draws.test)]
+        if not draws.heldout or not draws.test or not names[0] or any(each != names[0] for each in names):
+            raise ValueError(f"{here} must have one or more draws, all of the same classes")
     limits = SPECTRAL.get(record.metric, FRACTION)
     from_json(Annotated[float, limits], record.value, f"{place}.value")
     if record.metric not in SPECTRAL:

@@ -13,7 +13,7 @@ from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.accuracy import FLAT, SIGMAS, Figure, gain_error, mean_of
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
-from ssl_lightning.report.summary import UNITS
+from ssl_lightning.report.summary import UNITS, spread_over_draws
 
 UNTRAINED = "the same backbone before its first step"
 RANDOM = "the row random of the same seed, data and backbone"
@@ -63,8 +63,11 @@ class Cell:
 
     @property
     def sd(self) -> float | None:
-        """Sample standard deviation over seeds; None for one seed."""
-        return statistics.stdev(self.values) if len(self.picks) > 1 else None
+        """Sample standard deviation over seeds; of one seed over the draws of its labels, if it has any."""
+        if len(self.picks) > 1:
+            return statistics.stdev(self.values)
+        spread = spread_over_draws(self.picks[0].record)
+        return None if spread is None else self.scale * spread
 
     @property
     def gains(self) -> list[float]:

@@ -26,6 +26,7 @@ UNITS = {
     BALANCED: BALANCED,
     "map": "mAP",
     "miou": "mIoU",
+    "miou_learned": "mIoU of learned classes",
     "coco_map": "COCO mAP",
     "ap50": "AP50",
     "voc07_ap50": "VOC07 AP50",
@@ -136,7 +137,8 @@ def summary_tables(
 def summary_table(records: list[Record], states: tuple[str, str] = PRETRAINED) -> Table:
     """Make the table of a run: one row per branch and stage, one column per probe.
 
-    A cell holds the test figure before and after pretraining and the gain, in points. A * marks the stage
+    A cell holds the test figure before and after pretraining and the gain, in points; a mean over draws of
+    labels has its standard deviation beside it. A * marks the stage
     with the best held-out figure of each probe; without held-out figures, no stage is marked.
     """
     shown = headline(records)
@@ -184,6 +186,11 @@ def column(record: Record) -> str:
     return " ".join([*parts, *filter(None, [UNITS[record.metric]])])
 
 
+def spread_over_draws(record: Record) -> float | None:
+    """Return the deviation over the draws of a share of the labels; None if there are none."""
+    return record.protocol.get("sd") if "fraction" in record.protocol else None
+
+
 def _cell(of_column: list[Record], stage: str) -> str:
     shown, texts = [], []
     for trained in (False, True):
@@ -193,7 +200,9 @@ def _cell(of_column: list[Record], stage: str) -> str:
             if record.stage == stage:
                 shown.append(record)
                 chosen = record is best and record.heldout is not None
-                texts.append(f"{_scale(record) * record.value:.1f}{'*' if chosen else ' '}")
+                spread = spread_over_draws(record)
+                drawn = "" if spread is None else f" ± {_scale(record) * spread:.1f}"
+                texts.append(f"{_scale(record) * record.value:.1f}{drawn}{'*' if chosen else ' '}")
     if len(shown) != 2:
         return " → ".join(texts)
     before, after = shown
