@@ -36,7 +36,7 @@ NEEDED = {  # keys without default
     "shards": ["data.pretrain_dir=/somewhere"],
     "imagenet": ["data.dir=/somewhere"],
     "camvid": ["data.dir=/somewhere"],
-    "camvid_segmentation": ["data.dir=/somewhere"],
+    "camvid_labels": ["data.dir=/somewhere"],
     "bccd_detection": ["data.dir=/somewhere"],
 }
 ON_IMAGENET = [
@@ -53,6 +53,9 @@ ON_IMAGENET = [
     "resnet50_imagenet",
 ]
 NEEDED |= dict.fromkeys(ON_IMAGENET, NEEDED["imagenet"])
+NEEDED |= dict.fromkeys(
+    (option for option in options("experiment") if option.startswith("camvid_")), NEEDED["camvid"]
+)
 
 
 @pytest.mark.parametrize(("group", "option"), every_choice())

@@ -83,7 +83,7 @@ def few_labels(rows: Sequence[Row], looks: Looks, width: float) -> Picture | Non
         "Linear SVMs on few labels: mean and standard deviation over seeds; with one seed, over its draws."
     )
     figure = label_curves(rows, looks, width, label_efficiency.curve)
-    return figure and chart("labels", "Accuracy with few labels", caption, figure)
+    return None if figure is None else chart("labels", "Accuracy with few labels", caption, figure)
 
 
 def all_classes(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
@@ -92,14 +92,18 @@ def all_classes(rows: Sequence[Row], looks: Looks, width: float) -> Picture | No
         "Segmentation on shares of the labels: mean and standard deviation over seeds; with one, over draws."
     )
     figure = label_curves(rows, looks, width, partial(label_efficiency.share_curve, metric="miou"))
-    return figure and chart("shares", "Segmentation by labelled pictures", caption, figure)
+    return None if figure is None else chart("shares", "Segmentation by labelled pictures", caption, figure)
 
 
 def learned_classes(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
     """Draw mIoU over the learned classes against the labelled pictures."""
     caption = "The same over the classes that some row learns, as held-out pictures tell."
     figure = label_curves(rows, looks, width, partial(label_efficiency.share_curve, metric="miou_learned"))
-    return figure and chart("shares_learned", "Segmentation of the learned classes", caption, figure)
+    return (
+        None
+        if figure is None
+        else chart("shares_learned", "Segmentation of the learned classes", caption, figure)
+    )
 
 
 def label_curves(rows: Sequence[Row], looks: Looks, width: float, make: MakeCurve) -> Figure | None:
