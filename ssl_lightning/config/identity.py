@@ -31,6 +31,8 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "task.discriminator_augment": ([],),
     "task.discriminator_sees": (None,),
     "task.r1": (0.0,),
+    "task.discriminator_rotation": (0.0,),
+    "task.generator_rotation": (0.2,),
     "probe.rankme.lidar_images": (1000,),
     "probe.rankme.lidar_views": (10,),
     "probe.segmentation.fractions": (None,),

@@ -77,11 +77,14 @@ def gains(rows: Sequence[Row]) -> list[str]:
         where = "; ".join(f"{label} ({', '.join(names)})" for label, names in of.items())
         where = f" for {where}" if number else ""
         lines.append(f"In points over {over}, per seed{where}.")
-    if any(cell.gain_error is not None for row in rows for cell in row.cells.values()):
+    known = [cell for row in rows for cell in row.cells.values() if cell.gain_error is not None]
+    drawn = [cell for cell in known if spread_over_draws(cell.picks[0].record) is not None]
+    if len(known) > len(drawn):
         lines.append(
-            "± standard error over test images and seeds, of a share of the labels over draws and seeds; "
-            "accuracies without answers.json count as independent."
+            "± standard error over test images and seeds; runs without answers.json count as independent."
         )
+    if drawn:
+        lines.append("Of a share of the labels, ± is the standard error over draws and seeds.")
     return lines + ([f"Only for some seeds: {'; '.join(partly)}."] if partly else [])
 
 

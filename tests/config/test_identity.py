@@ -22,6 +22,8 @@ OTHER = {
     "task.discriminator_augment": ["cutout"],
     "task.discriminator_sees": "filling",
     "task.r1": 0.5,
+    "task.discriminator_rotation": 1.0,
+    "task.generator_rotation": 0.5,
     "probe.rankme.lidar_images": 500,
     "probe.rankme.lidar_views": 5,
     "probe.segmentation.fractions": [0.1],
