@@ -37,6 +37,8 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "probe.rankme.lidar_views": (10,),
     "probe.segmentation.fractions": (None,),
     "probe.segmentation.draws": (3,),
+    "probe.detection.fractions": (None,),
+    "probe.detection.draws": (3,),
 }
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
 SPLIT = ("trainer", "data")  # groups where only some keys are science

@@ -106,6 +106,17 @@ def learned_classes(rows: Sequence[Row], looks: Looks, width: float) -> Picture 
     )
 
 
+def detection(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
+    """Draw AP50 against the labelled pictures."""
+    caption = (
+        "Detection on shares of the labels: mean and standard deviation over seeds; with one, over draws."
+    )
+    figure = label_curves(rows, looks, width, partial(label_efficiency.share_curve, metric="ap50"))
+    if figure is None:
+        return None
+    return chart("shares_detection", "Detection by labelled pictures", caption, figure)
+
+
 def label_curves(rows: Sequence[Row], looks: Looks, width: float, make: MakeCurve) -> Figure | None:
     """Draw the curve of each row over the labels, as far as the rows have one metric on one data set."""
     found = []

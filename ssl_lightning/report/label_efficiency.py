@@ -17,12 +17,13 @@ from ssl_lightning.core.untrusted import printable
 from ssl_lightning.report.colours import Style, styles
 
 PROBE = "lowshot"
-SEGMENTATION = ("miou", "miou_learned")  # metrics of shares of the labels
+SHARES = ("miou", "miou_learned", "ap50")  # metrics of shares of the labels
 METRICS = {
     "top1": "top-1 in %",
     "map": "mean average precision in %",
     "miou": "mIoU over all classes in %",
     "miou_learned": "mIoU over learned classes in %",
+    "ap50": "AP50 in %",
 }
 PER_CLASS, IN_ALL = "labelled images per class", "labelled images"
 
@@ -83,7 +84,7 @@ def share_curve(results: Results, metric: str) -> Curve | None:
 
     Args:
         results: Results of the run.
-        metric: One of `SEGMENTATION`.
+        metric: One of `SHARES`.
 
     Returns:
         None if the run has no such figures.
@@ -171,15 +172,15 @@ def main(arguments: Sequence[str]) -> int:
     """Draw the runs named on the command line; return the exit status.
 
     `python -m ssl_lightning.report.label_efficiency curve.png <run folder> <run folder> ...` draws the
-    figures in the results.json of each run: of `probe=[segmentation]` with shares of the labels, or else of
-    `probe=[lowshot]`.
+    figures in the results.json of each run: on shares of the labels (`probe=[segmentation]` or
+    `probe=[detection]`), or else of `probe=[lowshot]`.
     """
     if len(arguments) < 2:
         print(f"usage: python -m {__spec__.name} <picture> <run folder> ...", file=sys.stderr)
         return 2
     try:
         found = [read_results(Path(folder) / RESULTS) for folder in arguments[1:]]
-        curves = [share_curve(each, "miou") or curve(each) for each in found]
+        curves = [share_curve(each, "miou") or share_curve(each, "ap50") or curve(each) for each in found]
         draw_curves(curves).savefig(arguments[0], dpi=130)
     except (OSError, ValueError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)

@@ -28,6 +28,8 @@ OTHER = {
     "probe.rankme.lidar_views": 5,
     "probe.segmentation.fractions": [0.1],
     "probe.segmentation.draws": 5,
+    "probe.detection.fractions": [0.1],
+    "probe.detection.draws": 5,
 }
 
 
@@ -47,7 +49,9 @@ def with_key(config: Any, key: str, *value: Any) -> dict[str, Any]:
 def test_an_added_key_leaves_the_digest_of_old_configs(key: str, tmp_path: Path) -> None:
     data = "folder" if key == "data.value_range" else "fake"
     given = ["task=inpainting", f"data={data}", *["data.pretrain_dir=/somewhere"] * (data == "folder")]
-    config: Any = OmegaConf.to_container(composed([*given, "probe=[rankme,segmentation]"], tmp_path))
+    config: Any = OmegaConf.to_container(
+        composed([*given, "probe=[rankme,segmentation,detection]"], tmp_path)
+    )
     assert OmegaConf.select(OmegaConf.create(config), key) == ADDED[key][0]
     old = with_key(config, key)
     for value in ADDED[key]:

@@ -11,7 +11,9 @@ from torch import Tensor
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.probes._plan import TrainingPlan
 from ssl_lightning.probes._shares import Draw, Shares, Trained, candidate_plans
+from ssl_lightning.probes.detection import METRICS
 from ssl_lightning.probes.segmentation import SegmentationProbe
+from tests.probes import test_detection
 from tests.probes.test_segmentation import SIZES, Backbone, Splits, run, splits
 
 PLAN: dict[str, Any] = {
@@ -169,3 +171,28 @@ def test_shares_without_a_picture_are_left_out() -> None:
     few = SegmentationProbe(fractions=[0.01])
     with pytest.raises(ValueError, match="needs labelled training images; there are none"):
         few.check({"train": 12, "heldout": 4, "test": 4})
+
+
+@pytest.mark.parametrize("finetune", [False, True])
+def test_detection_gives_a_record_for_each_share_and_metric(
+    finetune: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {
+        "fractions": [0.5, 1.0], "draws": 2, "steps": 6, "finetune": finetune, "lr": [0.001, 0.01],
+        "trunk_lr": 0.01, "batch_size": 2,
+    }  # fmt: skip
+    data = test_detection.splits()
+    found = test_detection.run(data, tmp_path, **options)
+    shares = [(record.protocol["fraction"], record.metric) for record in found]
+    assert shares == [(part, metric) for part in (0.5, 1.0) for metric in METRICS]
+    for record in found:
+        protocol = record.protocol
+        assert record.value == pytest.approx(statistics.fmean(protocol["values"]))
+        assert protocol["labels"]["train"] == 8 * protocol["fraction"]
+        assert set(protocol["class_draws"]["test"][0]) == set(test_detection.NAMES)
+        assert protocol["rates"] == found[0].protocol["rates"] or protocol["fraction"] == 1.0
+    plain = Shares.of
+    monkeypatch.setattr(Shares, "of", lambda self, images: [plain(self, images)[0][1:]])
+    second = test_detection.run(data, tmp_path, **options | {"lr": found[0].protocol["lr"]})
+    for both, alone in zip(found[:3], second, strict=True):
+        assert alone.protocol["values"] == both.protocol["values"][1:]

@@ -14,7 +14,7 @@ from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.accuracy import draws_error, gain_error
 from ssl_lightning.report.benchmark import Benchmark, Column
 from ssl_lightning.report.build import benchmark_tables
-from ssl_lightning.report.charts import all_classes, learned_classes, row_styles
+from ssl_lightning.report.charts import all_classes, detection, learned_classes, row_styles
 from ssl_lightning.report.collect import Collection, ReportedRun, collect
 from ssl_lightning.report.label_efficiency import draw_curves, share_curve
 from ssl_lightning.report.learned_classes import over_classes, with_learned_classes
@@ -163,6 +163,20 @@ BROKEN = [
     {"test": [{"a": 0.1}], "heldout": [{"b": 0.1}]},
     {"test": [{"a": 2.0}], "heldout": [{"a": 0.1}]},
 ]
+
+
+def test_detection_has_a_chart_of_its_own(tmp_path: Path, leave: Leave) -> None:
+    draws: Draws = [(0.5, 0.1, 0.0), (0.3, 0.1, 0.0)]
+    records = [replace(share(part, draws, draws), metric="ap50", probe="detection") for part in (0.1, 1.0)]
+    leave("rotation", [to_json(record) for record in records])
+    columns = [Column("10 %", where={"probe": "detection", "metric": "ap50", "fraction": 0.1})]
+    found = collect(tmp_path / "outputs")
+    (table,) = benchmark_tables(found, Benchmark("small", "Small", ["rotation"], columns, {}, []), None)
+    looks = row_styles(table.rows)
+    assert all_classes(table.rows, looks, 11.6) is None
+    picture = detection(table.rows, looks, 11.6)
+    assert picture is not None
+    assert picture.name == "shares_detection"
 
 
 @pytest.mark.parametrize("draws", BROKEN)
