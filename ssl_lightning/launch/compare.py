@@ -234,7 +234,7 @@ class TaskComparison:
     def row(self, name: str, seed: int, overrides: Sequence[str]) -> Results:
         """Run or resume one row, and store its seconds."""
         began = time.monotonic()
-        facts = ["+benchmark=compare", "hydra.mode=RUN", f"benchmark.row='{name}'"]
+        facts = ["+benchmark=compare", "hydra.mode=RUN", f"benchmark.row={name}"]
         done = run_row("comparison", self.folder, name, seed, [*facts, *self.given, *overrides])
         key = f"{name} {seed}"
         if key not in self.stored["seconds"]:
