@@ -135,17 +135,21 @@ def _trends(runs: Mapping[str, Sequence[Results]]) -> dict[str, int]:
 
 
 def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
-    """Name the tasks that were not trained further after each round, with their last figures."""
+    """Name the tasks that a later round left out, with their last figures and the reason."""
     sentences = []
     for one, following in pairwise(rounds):
         figures = {task: probe_figure(runs, trained=True) for task, runs in one.runs.items()}
-        out = [
-            f"{title(task)} {_percent(figure)}"
-            for task, figure in figures.items()
-            if task not in following.runs and figure is not None
-        ]
-        if out:
-            sentences.append(f"Not trained further after round {one.number}: {', '.join(out)}.")
+        out: dict[bool, list[str]] = {False: [], True: []}  # by whether only the time was short
+        for task, figure in figures.items():
+            if task not in following.runs and figure is not None:
+                out[task in contenders(one)].append(f"{title(task)} {_percent(figure)}")
+        if out[False]:
+            sentences.append(f"Behind after round {one.number}: {', '.join(out[False])}.")
+        if out[True]:
+            sentences.append(
+                f"Not behind after round {one.number}, but without time for more: {', '.join(out[True])}; "
+                "give more minutes=."
+            )
     return sentences
 
 

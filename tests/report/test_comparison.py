@@ -108,8 +108,16 @@ def test_tasks_left_behind_and_failed_pretexts_are_named() -> None:
     text = conclusion(
         None, [of(rotation=[trivial], jigsaw=[run(0.5, 0.5)]), of(2000, jigsaw=[run(0.5, 0.5)])], []
     )
-    assert "Not trained further after round 1: rotation 29.0 ± 0.5 %." in text
+    assert "Behind after round 1: rotation 29.0 ± 0.5 %." in text
     assert "Rotation: pretext trivial: val/acc 100.0%." in text
+
+
+def test_a_task_without_time_is_told_from_one_that_is_behind() -> None:
+    first = of(rotation=[run(0.5, 0.58)], jigsaw=[run(0.5, 0.6)], inpainting=[run(0.4, 0.4)])
+    text = conclusion(None, [first, of(2000, jigsaw=[run(0.5, 0.6)])], [])
+    assert "Behind after round 1: inpainting 40.0 ± 0.5 %." in text
+    said = "Not behind after round 1, but without time for more: rotation 50.0 ± 0.5 %; give more minutes=."
+    assert said in text
 
 
 def test_a_task_left_behind_may_be_the_only_better_one() -> None:
@@ -117,7 +125,7 @@ def test_a_task_left_behind_may_be_the_only_better_one() -> None:
     text = conclusion(None, [first, of(2000, jigsaw=[run(0.302, 0.6)])], [])
     assert text.startswith("Jigsaw: linear probe 30.2 ± 0.5 % (+0.2 ± 0.6 points")
     assert "That gain is within the noise." in text
-    assert "Not trained further after round 1: rotation 50.0 ± 0.5 %." in text
+    assert "Behind after round 1: rotation 50.0 ± 0.5 %." in text
 
 
 def test_growth_over_the_rounds() -> None:
