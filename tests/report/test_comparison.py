@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ssl_lightning.artifacts.results import Record, Results, Verdict
 from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
 from tests.artifacts.test_results import FACTS
@@ -41,7 +43,7 @@ def test_the_winner_its_gain_and_the_distance_of_the_others() -> None:
     gain = "+31.0 ± 1.1 points over the untrained backbone, 2 seeds"
     assert text.startswith(f"Rotation: linear probe 61.0 ± 1.0 % ({gain}).")
     assert "Jigsaw is 11.0 ± 1.1 points behind." in text
-    assert "Colorization cannot be told apart from it: 60.5 ± 0.5 %." in text
+    assert "Test images cannot tell it from colorization 60.5 ± 0.5 %." in text
 
 
 def test_balanced_accuracy_judges_unequal_classes() -> None:
@@ -79,6 +81,31 @@ def test_nothing_helps() -> None:
     text = conclusion(None, [of(rotation=[run(0.302, 0.3)])], ["colorization"])
     assert text.startswith("No task is better than the untrained backbone, beyond the noise.")
     assert text.endswith("Not trained, for the reason above: colorization.")
+
+
+def test_the_best_of_many_gains_may_be_chance() -> None:
+    def text(tasks: int) -> str:
+        lucky = run(0.3175, 0.31)  # +1.75 points, 2.7 errors
+        others = {f"task{number}": [run(0.30, 0.31)] for number in range(tasks - 1)}
+        return conclusion(None, [of(rotation=[lucky], **others)], [])
+
+    assert not text(1).startswith("No task is better")
+    assert not text(6).startswith("No task is better")
+    assert text(12).startswith("No task is better than the untrained backbone, beyond the noise.")
+
+
+def test_labels_that_mean_nothing_are_named() -> None:
+    def guessed(value: float) -> Results:
+        found = run(value, value, untrained=0.5, n=1000)
+        labels = (np.arange(1000) % 2).astype("<i4").tobytes()
+        rows = [
+            replace(r, answers=replace(answers(round(1000 * r.value)), labels=labels)) for r in found.probes
+        ]
+        return replace(found, probes=rows)
+
+    said = "No figure is above guessing (50.0 %)"
+    assert said in conclusion(None, [of(rotation=[guessed(0.52)])], [])
+    assert said not in conclusion(None, [of(rotation=[guessed(0.56)])], [])
 
 
 def test_a_better_task_that_was_not_chosen_is_named() -> None:
