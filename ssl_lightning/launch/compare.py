@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.results import Results
+from ssl_lightning.config.composition import command_overrides
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.task_settings import SETTINGS, length
 from ssl_lightning.core.atomic_files import write_file
@@ -47,7 +48,7 @@ def run_compare(cfg: DictConfig) -> None:
     Raises:
         RunError: A key or a task cannot be compared, the folder holds another comparison, or no task ran.
     """
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
     check_command(overrides, float(cfg.minutes), tasks, seeds)
