@@ -39,6 +39,8 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "probe.segmentation.draws": (3,),
     "probe.detection.fractions": (None,),
     "probe.detection.draws": (3,),
+    "probe.linear.calibration": (False,),
+    "probe.linear.corruptions": ([],),
 }
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
 SPLIT = ("trainer", "data")  # groups where only some keys are science
