@@ -24,6 +24,7 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row
 from ssl_lightning.launch.train import locked_new
+from ssl_lightning.report.accuracy import judging_metric
 from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
@@ -275,14 +276,19 @@ class TaskComparison:
     def tables(self) -> list[Table]:
         """Make the table: the backbone before training, the labels alone, then each task round by round.
 
-        Without labels it shows the figures of the pretext tasks.
+        Its figures are those of the metric that judges. Without labels it shows those of the pretext tasks.
         """
         if not self.probed:
             return series_tables(collect(self.folder))
         first = ["before", "labels alone"]
         rows = [f"{task} round {each.number}" for each in self.rounds for task in each.runs]
         benchmark = load_benchmark(find_benchmark("compare"))
-        columns = [*benchmark.columns, Column("fine-tuned", where={"probe": "finetune", "metric": "top1"})]
+        metric = judging_metric(next(iter(self.rounds[0].runs.values()))[0])
+        suffix = "" if metric == "top1" else f" {metric}"
+        columns = [
+            replace(column, name=f"{column.name}{suffix}", where={**column.where, "metric": metric})
+            for column in (*benchmark.columns, Column("fine-tuned", where={"probe": "finetune"}))
+        ]
         benchmark = replace(benchmark, rows=[*first, *sorted(rows)], columns=columns)
         tables = benchmark_tables(collect(self.folder), benchmark, None)
         for table in tables:
