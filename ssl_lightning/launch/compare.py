@@ -62,9 +62,14 @@ def run_compare(cfg: DictConfig) -> None:
         planned("comparison", folder / PLAN_NAME, plan),
     ):
         comparison = TaskComparison(
-            folder, given, 60 * float(cfg.minutes), seeds, cfg.data.get("image_size") or 32
+            folder,
+            given,
+            60 * float(cfg.minutes),
+            seeds,
+            cfg.data.get("image_size") or 32,
+            continued=bool(cfg.init_from or cfg.backbone.get("pretrained")),
         )
-        comparison.run(tasks, labels=not cfg.init_from)
+        comparison.run(tasks)
     command = " ".join([command_line("compare"), *map(shlex.quote, overrides)])
     text = conclusion(comparison.labels_alone, comparison.rounds, comparison.refused)
     tables = comparison.tables()
@@ -130,6 +135,7 @@ class TaskComparison:
         seconds: Planned length.
         seeds: Runs of each finalist.
         image_size: Pixels; larger images get shorter first runs.
+        continued: Whether the backbone starts from given weights.
     """
 
     folder: Path
@@ -137,6 +143,7 @@ class TaskComparison:
     seconds: float
     seeds: int
     image_size: int
+    continued: bool = False
     images: int = 0  # of an epoch
     probed: bool = False  # whether there are labels
     labels_alone: Results | None = None
@@ -149,17 +156,12 @@ class TaskComparison:
         if path.exists():
             self.stored = json.loads(path.read_text())
 
-    def run(self, tasks: Sequence[str], *, labels: bool) -> None:
-        """Run all rounds.
-
-        Args:
-            tasks: Names of the pretext tasks.
-            labels: Whether to train a network on the labels alone; useless beside given weights.
-        """
+    def run(self, tasks: Sequence[str]) -> None:
+        """Run all rounds; beside given weights no network is trained on the labels alone."""
         before = self.row("before", 0, ["task=random"])
         self.images, self.probed = before.run.pretrain_images or 0, bool(before.probes)
         first = max(1, round(FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2))
-        if self.probed and labels:
+        if self.probed and not self.continued:
             number = before.probes[0].protocol["labels"]["train"]
             tuning = ["task=random", "probe=[finetune]", "probe.finetune.fractions=[1.0]"]
             self.labels_alone = self.tried("labels alone", 0, [*tuning, *labels_length(first, number)])
@@ -225,8 +227,7 @@ class TaskComparison:
 
     def overrides(self, task: str, seen: int) -> list[str]:
         """Return the overrides of a task that sees so many images."""
-        continued = any(key_of(o) == "init_from" for o in self.given)
-        chosen = SETTINGS[task].overrides(self.images, continued=continued)
+        chosen = SETTINGS[task].overrides(self.images, continued=self.continued)
         batch = next(int(o.partition("=")[2]) for o in chosen if key_of(o) == "data.batch_size")
         return [f"task={task}", *chosen, *length(seen, self.images, batch)]
 
