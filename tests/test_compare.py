@@ -8,15 +8,17 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssl_lightning.artifacts.results import read_results
+from ssl_lightning.artifacts.results import BenchmarkRow, Results, read_results, write_results
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.compare import TaskComparison, check_command
 from ssl_lightning.report.comparison import TaskRound
+from tests.artifacts.test_results import FACTS, record
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -43,6 +45,28 @@ def test_the_time_left_decides_on_tasks_and_seeds(
     comparison.rounds = [TaskRound(dict.fromkeys(tasks, 60), {})]
     monkeypatch.setattr(comparison, "affordable", lambda task, seconds: int(seconds))
     assert comparison.plan(tasks, fewest, 3, 1.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("metrics", "columns"),
+    [
+        (["top1"], ["linear", "kNN", "fine-tuned"]),
+        (["top1", "balanced"], ["linear balanced", "kNN balanced", "fine-tuned balanced"]),
+    ],
+)
+def test_the_table_has_the_metric_that_judges(metrics: list[str], columns: list[str], tmp_path: Path) -> None:
+    facts = replace(FACTS, benchmark=BenchmarkRow("compare", "rotation round 1"))
+    values = dict(zip(metrics, (0.9, 0.4), strict=False))
+    records = [
+        replace(record("linear", "stage1", value, 0.5), metric=metric) for metric, value in values.items()
+    ]
+    (tmp_path / "run").mkdir()
+    write_results(tmp_path / "run/results.json", Results(facts, {}, records))
+    comparison = TaskComparison(tmp_path, [], 60, 3, 32, probed=True)
+    comparison.rounds = [TaskRound({"rotation": 60}, {"rotation": [Results(facts, {}, records)]})]
+    (table,) = comparison.tables()
+    assert table.columns == columns
+    assert table.rows[0].cells[columns[0]].mean == 100 * values[metrics[-1]]
 
 
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

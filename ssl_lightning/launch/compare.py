@@ -24,6 +24,7 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row
 from ssl_lightning.launch.train import locked_new
+from ssl_lightning.report.accuracy import judging_metric
 from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
@@ -61,9 +62,14 @@ def run_compare(cfg: DictConfig) -> None:
         planned("comparison", folder / PLAN_NAME, plan),
     ):
         comparison = TaskComparison(
-            folder, given, 60 * float(cfg.minutes), seeds, cfg.data.get("image_size") or 32
+            folder,
+            given,
+            60 * float(cfg.minutes),
+            seeds,
+            cfg.data.get("image_size") or 32,
+            continued=bool(cfg.init_from or cfg.backbone.get("pretrained")),
         )
-        comparison.run(tasks, labels=not cfg.init_from)
+        comparison.run(tasks)
     command = " ".join([command_line("compare"), *map(shlex.quote, overrides)])
     text = conclusion(comparison.labels_alone, comparison.rounds, comparison.refused)
     tables = comparison.tables()
@@ -129,6 +135,7 @@ class TaskComparison:
         seconds: Planned length.
         seeds: Runs of each finalist.
         image_size: Pixels; larger images get shorter first runs.
+        continued: Whether the backbone starts from given weights.
     """
 
     folder: Path
@@ -136,6 +143,7 @@ class TaskComparison:
     seconds: float
     seeds: int
     image_size: int
+    continued: bool = False
     images: int = 0  # of an epoch
     probed: bool = False  # whether there are labels
     labels_alone: Results | None = None
@@ -148,17 +156,12 @@ class TaskComparison:
         if path.exists():
             self.stored = json.loads(path.read_text())
 
-    def run(self, tasks: Sequence[str], *, labels: bool) -> None:
-        """Run all rounds.
-
-        Args:
-            tasks: Names of the pretext tasks.
-            labels: Whether to train a network on the labels alone; useless beside given weights.
-        """
+    def run(self, tasks: Sequence[str]) -> None:
+        """Run all rounds; beside given weights no network is trained on the labels alone."""
         before = self.row("before", 0, ["task=random"])
         self.images, self.probed = before.run.pretrain_images or 0, bool(before.probes)
         first = max(1, round(FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2))
-        if self.probed and labels:
+        if self.probed and not self.continued:
             number = before.probes[0].protocol["labels"]["train"]
             tuning = ["task=random", "probe=[finetune]", "probe.finetune.fractions=[1.0]"]
             self.labels_alone = self.tried("labels alone", 0, [*tuning, *labels_length(first, number)])
@@ -224,8 +227,7 @@ class TaskComparison:
 
     def overrides(self, task: str, seen: int) -> list[str]:
         """Return the overrides of a task that sees so many images."""
-        continued = any(key_of(o) == "init_from" for o in self.given)
-        chosen = SETTINGS[task].overrides(self.images, continued=continued)
+        chosen = SETTINGS[task].overrides(self.images, continued=self.continued)
         batch = next(int(o.partition("=")[2]) for o in chosen if key_of(o) == "data.batch_size")
         return [f"task={task}", *chosen, *length(seen, self.images, batch)]
 
@@ -275,14 +277,19 @@ class TaskComparison:
     def tables(self) -> list[Table]:
         """Make the table: the backbone before training, the labels alone, then each task round by round.
 
-        Without labels it shows the figures of the pretext tasks.
+        Its figures are those of the metric that judges. Without labels it shows those of the pretext tasks.
         """
         if not self.probed:
             return series_tables(collect(self.folder))
         first = ["before", "labels alone"]
         rows = [f"{task} round {each.number}" for each in self.rounds for task in each.runs]
         benchmark = load_benchmark(find_benchmark("compare"))
-        columns = [*benchmark.columns, Column("fine-tuned", where={"probe": "finetune", "metric": "top1"})]
+        metric = judging_metric(next(iter(self.rounds[0].runs.values()))[0])
+        suffix = "" if metric == "top1" else f" {metric}"
+        columns = [
+            replace(column, name=f"{column.name}{suffix}", where={**column.where, "metric": metric})
+            for column in (*benchmark.columns, Column("fine-tuned", where={"probe": "finetune"}))
+        ]
         benchmark = replace(benchmark, rows=[*first, *sorted(rows)], columns=columns)
         tables = benchmark_tables(collect(self.folder), benchmark, None)
         for table in tables:

@@ -107,8 +107,8 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
     gain = f"{points(best, before[winner])} over the untrained backbone, " if winner in before else ""
     sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
-    gain, error = _gains({winner: runs}).get(winner, (1.0, 0.0))
-    if abs(gain) <= SIGMAS * error:
+    gained, error = _gains({winner: runs}).get(winner, (1.0, 0.0))
+    if abs(gained) <= SIGMAS * error:
         sentences.append("That gain is within the noise.")
     if tied := [title(task) for task in contenders(last) if task != winner]:
         sentences.append(f"The images that choose put it first, but cannot tell it from {_listed(tied)}.")
