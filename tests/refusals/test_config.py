@@ -109,6 +109,7 @@ CASES = {
     "backbone=timm backbone.out_indices=[9]": "timm cannot build 'resnet18'.*out_indices.*9",
     "backbone=timm +backbone.foo=1": "timm cannot build 'resnet18'.*unexpected keyword argument 'foo'",
     "backbone=resnet18_small backbone.model_name=vgg11": "no plain ResNet stem; allowed is e.g. resnet18",
+    "backbone=vit_tiny_small_images backbone.heads=5": "depth 6 and heads 5; .* multiple of 4 and of",
     "backbone=srresnet backbone.width=0": "width is 0, .* all must be at least 1",
     # tasks
     "task.copies=3": "copies is 3; allowed are 4 .* and 1",

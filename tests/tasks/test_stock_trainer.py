@@ -22,6 +22,7 @@ from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.data.io.collate import collate_images
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.vit import create_small_vit
 from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks.barlow_twins import BarlowTwins
@@ -435,12 +436,13 @@ def test_a_changed_torchvision_model_is_not_mistaken(tmp_path: Path) -> None:
         Rotation.load_from_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["own", "timm features", "timm classifier", "timm vit"])
+@pytest.mark.parametrize("name", ["own", "own vit", "timm features", "timm classifier", "timm vit"])
 def test_known_backbones_are_rebuilt(name: str, tmp_path: Path) -> None:
     import timm
 
     make = {
         "own": small,
+        "own vit": lambda: create_small_vit(width=16, depth=2, heads=2, stages=2),
         "timm features": lambda: timm.create_model("test_resnet", features_only=True, out_indices=(1, 2)),
         "timm classifier": lambda: timm.create_model("test_resnet", num_classes=7),
         "timm vit": lambda: timm.create_model("test_vit", img_size=16),
