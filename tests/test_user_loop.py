@@ -60,9 +60,10 @@ CASES = {
 RUNS = {
     **{name: [f"task={name}", *options, *CONVNET] for name, options in CASES.items()},
     **{f"{name} on a ViT": [f"task={name}", *options, *VIT] for name, options in CASES.items()},
+    "mae on a ViT": ["task=mae", "task.decoder_width=16", "task.decoder_heads=2", *VIT],
     "jigsaw on timm's ViT": ["task=jigsaw", *CASES["jigsaw"], *TIMM_VIT],
 }
-QUICK = ("rotation", "inpainting")  # tasks of the fast suite on a ViT
+QUICK = ("rotation", "inpainting", "mae")  # tasks of the fast suite on a ViT
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted
 

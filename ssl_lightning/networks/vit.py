@@ -73,12 +73,21 @@ class SmallViT(VisionTransformer):
         names = [f"blocks.{index}" for index in self.indices]
         self.feature_info: Any = FeatureInfo([width] * stages, [patch_size] * stages, names)
 
-    def forward(self, images: Tensor) -> list[Tensor]:  # type: ignore[override]  # timm returns one tensor
-        """Map `(B, C, H, W)` floats to the stage maps, each `(B, width, rows, columns)`, shallow to deep."""
-        maps: Any = self.forward_intermediates(
-            images, indices=self.indices, norm=True, intermediates_only=True
-        )
-        return maps
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:  # type: ignore[override]
+        """Map `(B, C, H, W)` floats to the stage maps, each `(B, width, rows, columns)`, shallow to deep.
+
+        Args:
+            images: The images.
+            keep: Numbers of the tokens to encode, `(B, M)` int64; the others do not enter the blocks. The
+                result is then the last stage alone, as tokens `(B, M, width)`.
+        """
+        if keep is None:
+            maps: Any = self.forward_intermediates(
+                images, indices=self.indices, norm=True, intermediates_only=True
+            )
+            return maps
+        tokens = self._pos_embed(self.patch_embed(images)).take_along_dim(keep[..., None], 1)
+        return [self.norm(self.blocks(tokens))]
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Add the positions to patches `(B, rows, columns, D)`: tokens `(B, rows * columns, D)`."""

@@ -33,7 +33,7 @@ MAKERS = {
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
 TASKS += ["super_resolution", "combined task.parts=[jigsaw,rotation,colorization]", "simclr"]
-TASKS += ["barlow_twins", "vicreg"]
+TASKS += ["barlow_twins", "vicreg", "mae"]
 # 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs
 QUICK = [
     "data=fake", "trainer.max_steps=25", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]",
