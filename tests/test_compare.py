@@ -1,15 +1,22 @@
 """Tests of the comparison of tasks, run as a user runs it."""
 
+import contextlib
 import json
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.compare import check_command
+from ssl_lightning.launch.compare import TaskComparison, check_command
+from ssl_lightning.report.comparison import TaskRound
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -18,10 +25,34 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("seconds", "fewest", "expected"),
+    [
+        (900, 2, {"seeds": 3, "images": {"rotation": 100, "jigsaw": 100, "inpainting": 100}}),
+        (500, 2, {"seeds": 1, "images": {"rotation": 166, "jigsaw": 166, "inpainting": 166}}),
+        (180, 2, {"seeds": 1, "images": {"rotation": 90, "jigsaw": 90}}),
+        (180, 3, {"seeds": 0}),
+        (100, 2, {"seeds": 0}),
+    ],
+)
+def test_the_time_left_decides_on_tasks_and_seeds(
+    seconds: int, fewest: int, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = TaskComparison(tmp_path, [], seconds, 3, 32)
+    tasks = ["rotation", "jigsaw", "inpainting"]
+    comparison.rounds = [TaskRound(dict.fromkeys(tasks, 60), {})]
+    monkeypatch.setattr(comparison, "affordable", lambda task, seconds: int(seconds))
+    assert comparison.plan(tasks, fewest, 3, 1.0) == expected
+
+
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={folder}", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=folder)
+
+
+def probes(folder: Path) -> dict[str, object]:
+    return {path.parent.name: read_results(path).probes for path in folder.glob("*/results.json")}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +106,33 @@ def test_a_comparison_ends_with_a_sentence_and_continues_after_a_kill(tmp_path: 
     assert other.returncode == 1
     assert "is the comparison of another command; give another name=" in other.stderr
     assert set(json.loads((folder / "rounds.json").read_text())) == {"seconds", "rounds"}
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_at_random_moments_ends_with_the_same_page(tmp_path: Path) -> None:
+    """Give both comparisons the same lengths of later rounds, since those follow from measured times."""
+    folder = tmp_path / "compare/fake/convnet/first"
+    done = compare(tmp_path, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text, figures = (folder / "COMPARE.md").read_text(), probes(folder)
+    rounds = json.loads((folder / "rounds.json").read_text())["rounds"]
+    shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / "rounds.json").write_text(json.dumps({"seconds": {}, "rounds": rounds}))
+    draws = random.Random(0)
+    command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={tmp_path}", *SMALL]
+    for _ in range(8):
+        with subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as killed:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                killed.wait(draws.uniform(3, 20))
+            os.killpg(killed.pid, signal.SIGKILL)
+    done = compare(tmp_path, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "COMPARE.md").read_text() == text
+    assert probes(folder) == figures
+    assert (folder / "report/report.html").stat().st_size > 0
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_probes_that_read_or_train_the_backbone(works: list[progress.Work], tmp_
     assert found[:3] == [f"encode maps of {split}: 1 batches" for split in SPLITS]
     assert "train: 2 epochs" in found
     assert "train on stage4: 3 epochs" in found
-    assert "train on 1 of the labels: 2 steps" in found
+    assert "train on 100 % of the labels: 2 steps" in found
     assert found[-3:] == ["test on heldout: 1 batches", "test on test: 1 batches", "encode images: 1 batches"]
 
 

@@ -29,6 +29,8 @@ SLOPE = Limits("a slope, 0 or more", minimum=0)
 # Metrics of features without labels, shown as plain numbers; all others are fractions
 SPECTRAL = {"rankme": RANK, "alpha_req": SLOPE, "lidar": RANK}
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
+# Metrics where less is better
+LESS_IS_BETTER = {"ece": FRACTION, "nll": Limits("a loss, 0 or more", minimum=0)}
 Status = Literal["finished", "failed", "interrupted"]
 UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
 BAD_VERDICTS = ("dead", "diverged")
@@ -73,7 +75,7 @@ class Measured:
         stage: Stage of the backbone, such as "stage3".
         split: "test", or "pretrain" for a figure on unlabelled pretraining images.
         metric: Name of the metric, such as "top1".
-        value: In [0, 1]; a rank is at least 1, and a slope at least 0.
+        value: In [0, 1]; a rank is at least 1, a slope and a negative log-likelihood at least 0.
         n: Number of images measured.
         evaluation: Set if `evaluate.py` added the figure to a finished run.
     """
@@ -486,7 +488,7 @@ def _check_figures(record: Record, place: str) -> None:
     """
     for key in PROTOCOL_NUMBERS:
         from_json(float | None, record.protocol.get(key), f"{place}.protocol.{key}")
-    limits = SPECTRAL.get(record.metric, FRACTION)
+    limits = (SPECTRAL | LESS_IS_BETTER).get(record.metric, FRACTION)
     from_json(Annotated[float, limits], record.value, f"{place}.value")
     if record.metric not in SPECTRAL:
         from_json(Annotated[float, limits] | None, record.heldout, f"{place}.protocol.heldout")

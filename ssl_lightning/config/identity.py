@@ -33,6 +33,8 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "task.r1": (0.0,),
     "probe.rankme.lidar_images": (1000,),
     "probe.rankme.lidar_views": (10,),
+    "probe.linear.calibration": (False,),
+    "probe.linear.corruptions": ([],),
 }
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
 SPLIT = ("trainer", "data")  # groups where only some keys are science

@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.results import Results
+from ssl_lightning.config.composition import command_overrides
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.task_settings import SETTINGS, length
 from ssl_lightning.core.atomic_files import write_file
@@ -36,6 +37,7 @@ OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
 FIXED = (*(key.name for key in KEYS if key.compare_sets), "experiment")
 FIRST_IMAGES = 100  # images per minute of the comparison that each task sees in round 1, at 64 px
 LATER = {2: 0.35, 3: 0.95}  # share of the time left that a round plans for
+LONGER = 1.5  # times the images of its last run that a task must see in a longer one
 LABELS_ALONE = 2  # images that the network trained on labels alone sees, relative to a task in round 1
 MOST_EPOCHS, MOST_STEPS, BATCH = 20, 500, 64  # as in conf/probe/finetune.yaml
 
@@ -46,7 +48,7 @@ def run_compare(cfg: DictConfig) -> None:
     Raises:
         RunError: A key or a task cannot be compared, the folder holds another comparison, or no task ran.
     """
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
     check_command(overrides, float(cfg.minutes), tasks, seeds)
@@ -170,24 +172,41 @@ class TaskComparison:
     def later_round(self, number: int, seeds: int) -> None:
         """Train the tasks that are not behind for longer, with as many seeds as the time left allows.
 
+        Where it does not suffice for all of them, the last round takes the first ones on held-out images.
+
         Args:
             number: Number of the round; it is left out if there is no time for longer runs.
             seeds: Largest number of seeds.
         """
         stored = self.stored["rounds"].get(str(number))
         if stored is None:
-            chosen, last = contenders(self.rounds[-1]), self.rounds[-1].seen
-            left = (self.seconds - sum(self.stored["seconds"].values())) * LATER[number]
-            stored = {"seeds": 0}  # no time for longer runs
-            for runs in range(seeds, 0, -1):
-                seen = {task: self.affordable(task, left / (len(chosen) * runs)) for task in chosen}
-                if all(seen[task] > last[task] for task in chosen):
-                    stored = {"seeds": runs, "images": seen}
-                    break
+            tasks = contenders(self.rounds[-1])
+            fewest = min(2, len(tasks)) if self.probed and number == max(LATER) else len(tasks)
+            stored = self.plan(tasks, fewest, seeds, LATER[number])
             self.stored["rounds"][str(number)] = stored
             self.store()
         if stored["seeds"]:
             self.run_round(stored["images"], number, stored["seeds"])
+
+    def plan(self, tasks: Sequence[str], fewest: int, seeds: int, share: float) -> dict[str, Any]:
+        """Plan longer runs of as many tasks as the time allows, then of as many seeds.
+
+        Args:
+            tasks: The tasks, best first.
+            fewest: Fewest tasks of a round.
+            seeds: Most seeds.
+            share: Share of the time left to plan for.
+
+        Returns:
+            The number of seeds, and the images that each task sees; no seeds if there is no time.
+        """
+        left = (self.seconds - sum(self.stored["seconds"].values())) * share
+        for count in range(len(tasks), fewest - 1, -1):
+            for runs in range(seeds, 0, -1):
+                seen = {task: self.affordable(task, left / (count * runs)) for task in tasks[:count]}
+                if all(images >= LONGER * self.rounds[-1].seen[task] for task, images in seen.items()):
+                    return {"seeds": runs, "images": seen}
+        return {"seeds": 0}
 
     def run_round(self, seen: Mapping[str, int], number: int, seeds: int = 1) -> None:
         """Train tasks on so many images each; a task that fails in the first round is out."""
@@ -234,7 +253,7 @@ class TaskComparison:
     def row(self, name: str, seed: int, overrides: Sequence[str]) -> Results:
         """Run or resume one row, and store its seconds."""
         began = time.monotonic()
-        facts = ["+benchmark=compare", "hydra.mode=RUN", f"benchmark.row='{name}'"]
+        facts = ["+benchmark=compare", "hydra.mode=RUN", f"benchmark.row={name}"]
         done = run_row("comparison", self.folder, name, seed, [*facts, *self.given, *overrides])
         key = f"{name} {seed}"
         if key not in self.stored["seconds"]:

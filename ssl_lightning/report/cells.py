@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
+from ssl_lightning.artifacts.results import LESS_IS_BETTER, SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.accuracy import FLAT, SIGMAS, Figure, gain_error, mean_of
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
@@ -52,6 +52,11 @@ class Cell:
     @property
     def scale(self) -> float:
         return 100.0 if self.percent else 1.0
+
+    @property
+    def direction(self) -> int:
+        """1 if more is better, -1 if less is."""
+        return -1 if self.picks[0].record.metric in LESS_IS_BETTER else 1
 
     @property
     def values(self) -> list[float]:
@@ -98,11 +103,11 @@ class Cell:
 
     @property
     def trend(self) -> int:
-        """1 for a gain beyond the noise, -1 for a loss, 0 for neither; ranks have none."""
+        """1 for a figure better than before beyond the noise, -1 for a worse one, else 0, as for ranks."""
         noise = self.scale * FLAT if self.gain_error is None else SIGMAS * self.gain_error
         if self.gain is None or not self.percent or abs(self.gain) <= noise:
             return 0
-        return 1 if self.gain > 0 else -1
+        return self.direction if self.gain > 0 else -self.direction
 
     @property
     def over(self) -> list[str]:

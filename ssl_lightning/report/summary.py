@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -33,6 +33,9 @@ UNITS = {
     "alpha_req": "alpha-ReQ",
     "lidar": "LiDAR",
 }
+# Names and formats of the metrics in a line below the table
+RELIABILITY = {"ece": ("calibration error", ".1%"), "nll": ("negative log-likelihood", ".2f")}
+CORRUPTED = "top1_"  # begins the metrics on corrupted images
 
 PRETRAINED = ("untrained", "trained")  # names of the figures before and after pretraining
 CONTINUED = ("as it came", "continued")  # the same for a backbone that started from given weights
@@ -71,7 +74,7 @@ def print_probes(
     console = Console(highlight=False, soft_wrap=True)
     for table in summary_tables(records, console, states):
         print_table(table)
-    for line in unequal_classes(records):
+    for line in [*unequal_classes(records), *reliability_lines(records)]:
         console.print(line)
     if probe_s:
         encode_first = sorted(probe_s.items(), key=lambda item: item[0] != "encode_s")
@@ -93,6 +96,21 @@ def unequal_classes(records: Iterable[Record]) -> list[str]:
         "balanced is the mean accuracy over the classes."
         for n, share in sorted(sets)
     ]
+
+
+def reliability_lines(records: Sequence[Record]) -> list[str]:
+    """Return a line for each branch: calibration and accuracies on corrupted images, before and after."""
+    lines = []
+    measured = [r for r in records if r.metric in RELIABILITY or r.metric.startswith(CORRUPTED)]
+    for probe, branch in dict.fromkeys((r.probe, r.branch) for r in measured):
+        of = [r for r in measured if (r.probe, r.branch) == (probe, branch)]
+        parts = []
+        for metric in dict.fromkeys(r.metric for r in of):
+            name, form = RELIABILITY.get(metric, (metric.removeprefix(CORRUPTED).replace("_", " "), ".1%"))
+            values = [f"{r.value:{form}}" for r in of if r.metric == metric]
+            parts.append(f"{name} {' → '.join(values)}")
+        lines.append(f"{probe} on {branch}, best stage: {', '.join(parts)}")
+    return lines
 
 
 def cross_validated(record: Record) -> bool:
