@@ -62,7 +62,7 @@ class MAE(PretextTask):
         super().__init__(backbone, **base)
         if not isinstance(self.backbone, SmallViT):
             raise ValueError(
-                "task=mae hides tokens of a vision transformer, and the backbone is "
+                "task=mae leaves tokens out of the backbone, which only SmallViT can do, and the backbone is "
                 f"{self.origin.kind}; use backbone=vit_tiny_small_images"
             )
         if not 0 < mask_ratio < 1:
