@@ -129,7 +129,8 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     floor = max(before, key=lambda task: before[task].value, default=winner)
     if floor != winner and winner in before and difference(before[floor], before[winner]) > 0:
         sentences.append(
-            f"Before training, the backbone reaches {_percent(before[floor])} with the input of {title(floor)}."
+            f"Before training, the backbone reaches {_percent(before[floor])} with the input of "
+            f"{title(floor)}."
         )
     return sentences
 
