@@ -12,6 +12,7 @@ _MODULES = {
     "ImageData": "data.objects.image_data",
     "Inpainting": "tasks.inpainting",
     "Jigsaw": "tasks.jigsaw",
+    "MAE": "tasks.mae",
     "Random": "tasks.random",
     "Rotation": "tasks.rotation",
     "SimCLR": "tasks.simclr",
@@ -31,6 +32,7 @@ _MODULES = {
 
 __all__ = [
     "BYOL",
+    "MAE",
     "BarlowTwins",
     "Colorization",
     "Combined",

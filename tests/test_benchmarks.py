@@ -363,3 +363,47 @@ def test_a_missing_backbone_is_named(place: Path) -> None:
     done = run_table(place, "alexnet_voc", *job, "data.dir=voc", "data.heldout=3", ok=False)
     missing = "out/benchmark/alexnet_imagenet_linear/tiny/rotation/seed7/backbone.safetensors is not there"
     assert f"error: {missing}" in done.stderr
+
+
+def test_the_arms_of_camvid_labels_differ_in_their_task_alone() -> None:
+    arms = {cfg.benchmark.row: cfg for cfg in jobs("camvid_labels")}
+    keys = ("mask", "adversarial_weight")
+    tasks = {row: (cfg.choices.task, *map(cfg.task.get, keys)) for row, cfg in arms.items()}
+    assert tasks == {
+        "camvid_random": ("random", None, None),
+        "camvid_autoencoder": ("inpainting", "none", 0),
+        "camvid_inpainting": ("inpainting", "region", 0),
+        "camvid_inpainting_adversarial": ("inpainting", "region", 0.001),
+        "camvid_rotation": ("rotation", None, None),
+        "camvid_jigsaw": ("jigsaw", None, None),
+    }
+    for key in ("data", "backbone", "probe", "encoding"):
+        assert all(cfg[key] == arms["camvid_random"][key] for cfg in arms.values())
+    trained = [number for number, given in enumerate(sweep("camvid_labels")) if "random" not in given[0]]
+    assert {job("camvid_labels", "cpu", number).trainer.max_epochs for number in trained} == {30}
+    assert job("cifar10_six", "cpu", 2).trainer.max_epochs == 4
+
+
+@pytest.mark.slow
+def test_dry_run_of_the_labels_of_camvid(tmp_path: Path) -> None:
+    for split, count in {"train": 20, "val": 2, "test": 2}.items():
+        for number in range(count):
+            save_picture(tmp_path / f"camvid/{split}/{number}.jpg", number)
+            mask = np.random.default_rng(number).integers(0, 2, (48, 64), np.uint8)
+            path = tmp_path / f"camvid/{split}annot/{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(mask).save(path)
+    few = ["steps=2", "evals=1", "lr=0.01", "trunk_lr=[0.001,0.01]", "draws=2", "batch_size=2", "pictures=1"]
+    few = [f"probe.segmentation.{each}" for each in few]
+    run_table(tmp_path, "camvid_labels", "data.dir=camvid", *few)
+    folders = [tmp_path / "out" / job("camvid_labels", "tiny", number).folder for number in range(6)]
+    for folder in folders:
+        found = [r for r in results_of(folder).probes if r.branch == "backbone"]
+        assert [(r.protocol["fraction"], r.protocol["labels"]["train"]) for r in found] == [
+            (0.05, 1), (0.1, 2), (0.25, 5), (1.0, 20)
+        ]  # fmt: skip
+        assert all(len(r.protocol["values"]) == len(r.protocol["rates"]) == 2 for r in found)
+    command = [sys.executable, str(ROOT / "report.py"), "benchmark=camvid_labels", "outputs=out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "37 pictures" in done.stdout

@@ -1,15 +1,24 @@
 """Tests of the comparison of tasks, run as a user runs it."""
 
+import contextlib
 import json
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ssl_lightning.artifacts.results import BenchmarkRow, Results, read_results, write_results
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.compare import check_command
+from ssl_lightning.launch.compare import TaskComparison, check_command
+from ssl_lightning.report.comparison import TaskRound
+from tests.artifacts.test_results import FACTS, record
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -18,10 +27,56 @@ SMALL = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("seconds", "fewest", "expected"),
+    [
+        (900, 2, {"seeds": 3, "images": {"rotation": 100, "jigsaw": 100, "inpainting": 100}}),
+        (500, 2, {"seeds": 1, "images": {"rotation": 166, "jigsaw": 166, "inpainting": 166}}),
+        (180, 2, {"seeds": 1, "images": {"rotation": 90, "jigsaw": 90}}),
+        (180, 3, {"seeds": 0}),
+        (100, 2, {"seeds": 0}),
+    ],
+)
+def test_the_time_left_decides_on_tasks_and_seeds(
+    seconds: int, fewest: int, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = TaskComparison(tmp_path, [], seconds, 3, 32)
+    tasks = ["rotation", "jigsaw", "inpainting"]
+    comparison.rounds = [TaskRound(dict.fromkeys(tasks, 60), {})]
+    monkeypatch.setattr(comparison, "affordable", lambda task, seconds: int(seconds))
+    assert comparison.plan(tasks, fewest, 3, 1.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("metrics", "columns"),
+    [
+        (["top1"], ["linear", "kNN", "fine-tuned"]),
+        (["top1", "balanced"], ["linear balanced", "kNN balanced", "fine-tuned balanced"]),
+    ],
+)
+def test_the_table_has_the_metric_that_judges(metrics: list[str], columns: list[str], tmp_path: Path) -> None:
+    facts = replace(FACTS, benchmark=BenchmarkRow("compare", "rotation round 1"))
+    values = dict(zip(metrics, (0.9, 0.4), strict=False))
+    records = [
+        replace(record("linear", "stage1", value, 0.5), metric=metric) for metric, value in values.items()
+    ]
+    (tmp_path / "run").mkdir()
+    write_results(tmp_path / "run/results.json", Results(facts, {}, records))
+    comparison = TaskComparison(tmp_path, [], 60, 3, 32, probed=True)
+    comparison.rounds = [TaskRound({"rotation": 60}, {"rotation": [Results(facts, {}, records)]})]
+    (table,) = comparison.tables()
+    assert table.columns == columns
+    assert table.rows[0].cells[columns[0]].mean == 100 * values[metrics[-1]]
+
+
 def compare(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={folder}", *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=folder)
+
+
+def probes(folder: Path) -> dict[str, object]:
+    return {path.parent.name: read_results(path).probes for path in folder.glob("*/results.json")}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +130,33 @@ def test_a_comparison_ends_with_a_sentence_and_continues_after_a_kill(tmp_path: 
     assert other.returncode == 1
     assert "is the comparison of another command; give another name=" in other.stderr
     assert set(json.loads((folder / "rounds.json").read_text())) == {"seconds", "rounds"}
+
+
+@pytest.mark.slow
+def test_a_comparison_killed_at_random_moments_ends_with_the_same_page(tmp_path: Path) -> None:
+    """Give both comparisons the same lengths of later rounds, since those follow from measured times."""
+    folder = tmp_path / "compare/fake/convnet/first"
+    done = compare(tmp_path, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text, figures = (folder / "COMPARE.md").read_text(), probes(folder)
+    rounds = json.loads((folder / "rounds.json").read_text())["rounds"]
+    shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / "rounds.json").write_text(json.dumps({"seconds": {}, "rounds": rounds}))
+    draws = random.Random(0)
+    command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={tmp_path}", *SMALL]
+    for _ in range(8):
+        with subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as killed:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                killed.wait(draws.uniform(3, 20))
+            os.killpg(killed.pid, signal.SIGKILL)
+    done = compare(tmp_path, *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "COMPARE.md").read_text() == text
+    assert probes(folder) == figures
+    assert (folder / "report/report.html").stat().st_size > 0
 
 
 @pytest.mark.slow

@@ -39,13 +39,16 @@ CASES = {
     "inpainting": ["task=inpainting"],
     "inpainting, blocks": ["task=inpainting", "task.mask=blocks"],
     "inpainting, center": ["task=inpainting", "task.mask=center"],
+    "autoencoder": ["task=inpainting", "task.mask=none"],
     "super-resolution": ["task=super_resolution"],
+    "super-resolution, rotation": ["task=super_resolution", "task.discriminator_rotation=1.0"],
     "supervised": ["task=supervised"],
     "combined": ["task=combined", "task.parts=[rotation,jigsaw,colorization]"],
     "Barlow Twins": ["task=barlow_twins"],
     "VICReg": ["task=vicreg"],
     "BYOL": ["task=byol"],
     "LeJEPA": ["task=lejepa"],
+    "MAE": ["task=mae"],
     "SimCLR": ["task=simclr", "task.blur=0.5", "task.solarise=0.2"],
 }
 FAKE = ["data=fake", "trainer=gpu"]

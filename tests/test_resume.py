@@ -42,6 +42,7 @@ ADVERSARIAL = [
 SPECTRAL = [
     "task.discriminator_norm=spectral", "task.discriminator_head=flattened", "task.adversarial_loss=hinge",
     "task.discriminator_steps=2", "task.r1=0.1", "task.discriminator_augment=[translation,cutout]",
+    "task.discriminator_rotation=1.0",
 ]  # fmt: skip
 
 

@@ -29,6 +29,8 @@ SLOPE = Limits("a slope, 0 or more", minimum=0)
 # Metrics of features without labels, shown as plain numbers; all others are fractions
 SPECTRAL = {"rankme": RANK, "alpha_req": SLOPE, "lidar": RANK}
 FRACTION = Limits("a fraction, 0 to 1", minimum=0, maximum=1)
+# Metrics where less is better
+LESS_IS_BETTER = {"ece": FRACTION, "nll": Limits("a loss, 0 or more", minimum=0)}
 Status = Literal["finished", "failed", "interrupted"]
 UNKNOWN_LABELS = "unknown: the first weights of the backbone come from elsewhere"
 BAD_VERDICTS = ("dead", "diverged")
@@ -73,7 +75,7 @@ class Measured:
         stage: Stage of the backbone, such as "stage3".
         split: "test", or "pretrain" for a figure on unlabelled pretraining images.
         metric: Name of the metric, such as "top1".
-        value: In [0, 1]; a rank is at least 1, and a slope at least 0.
+        value: In [0, 1]; a rank is at least 1, a slope and a negative log-likelihood at least 0.
         n: Number of images measured.
         evaluation: Set if `evaluate.py` added the figure to a finished run.
     """
@@ -129,6 +131,19 @@ class Record(Measured):
         return (
             f"{self.probe} {self.metric} of {self.branch} {self.stage}: {self.value:.4f}{error} (n={self.n})"
         )
+
+
+@dataclass(frozen=True)
+class ClassDraws:
+    """IoU of each class in each draw of a share of the labels, in the protocol of a segmentation figure.
+
+    Args:
+        heldout: By name of the class, for each draw; None for a class without pixels.
+        test: Likewise.
+    """
+
+    heldout: list[dict[str, Share | None]]
+    test: list[dict[str, Share | None]]
 
 
 @dataclass(frozen=True)
@@ -486,7 +501,14 @@ def _check_figures(record: Record, place: str) -> None:
     """
     for key in PROTOCOL_NUMBERS:
         from_json(float | None, record.protocol.get(key), f"{place}.protocol.{key}")
-    limits = SPECTRAL.get(record.metric, FRACTION)
+    from_json(list[Share] | None, record.protocol.get("values"), f"{place}.protocol.values")
+    if "class_draws" in record.protocol:
+        here = f"{place}.protocol.class_draws"
+        draws: ClassDraws = from_json(ClassDraws, record.protocol["class_draws"], here)
+        names = [set(each) for each in (*draws.heldout, *draws.test)]
+        if not draws.heldout or not draws.test or not names[0] or any(each != names[0] for each in names):
+            raise ValueError(f"{here} must have one or more draws, all of the same classes")
+    limits = (SPECTRAL | LESS_IS_BETTER).get(record.metric, FRACTION)
     from_json(Annotated[float, limits], record.value, f"{place}.value")
     if record.metric not in SPECTRAL:
         from_json(Annotated[float, limits] | None, record.heldout, f"{place}.protocol.heldout")

@@ -72,7 +72,7 @@ def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
         RunError: The command line sets a key of a probe, logger or callback that is not chosen.
     """
     cfg = copy.deepcopy(cfg)
-    overrides = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    overrides = OverridesParser.create().parse_overrides(command_overrides(hydra))
     choices = hydra.runtime.choices
     with open_dict(cfg):
         for group in LISTS:
@@ -85,6 +85,12 @@ def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
                 if not _given(f"{group}.{key}", overrides):
                     del cfg[group][key]
     return cfg
+
+
+def command_overrides(hydra: HydraConf | DictConfig) -> list[str]:
+    """Return the overrides of the command line as they were given, such as `name=${oc.env:USER}`."""
+    given: Any = OmegaConf.to_container(hydra.overrides.task)
+    return list(given)
 
 
 def resolve(cfg: DictConfig) -> DictConfig:

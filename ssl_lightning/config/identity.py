@@ -31,8 +31,16 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "task.discriminator_augment": ([],),
     "task.discriminator_sees": (None,),
     "task.r1": (0.0,),
+    "task.discriminator_rotation": (0.0,),
+    "task.generator_rotation": (0.2,),
     "probe.rankme.lidar_images": (1000,),
     "probe.rankme.lidar_views": (10,),
+    "probe.segmentation.fractions": (None,),
+    "probe.segmentation.draws": (3,),
+    "probe.detection.fractions": (None,),
+    "probe.detection.draws": (3,),
+    "probe.linear.calibration": (False,),
+    "probe.linear.corruptions": ([],),
 }
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
 SPLIT = ("trainer", "data")  # groups where only some keys are science

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import DictConfig
 
+from ssl_lightning.config.composition import command_overrides
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
@@ -31,7 +32,7 @@ def run_audit(cfg: DictConfig) -> list[Row]:
         RunError: An audit refuses an override, the task lacks a guard, the folder holds another audit, or a
             run failed.
     """
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     for key in map(key_of, overrides):
         if key in INSTEAD:

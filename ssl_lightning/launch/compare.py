@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.results import Results
+from ssl_lightning.config.composition import command_overrides
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.task_settings import SETTINGS, length
 from ssl_lightning.core.atomic_files import write_file
@@ -23,6 +24,7 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row
 from ssl_lightning.launch.train import locked_new
+from ssl_lightning.report.accuracy import judging_metric
 from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
@@ -36,6 +38,7 @@ OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
 FIXED = (*(key.name for key in KEYS if key.compare_sets), "experiment")
 FIRST_IMAGES = 100  # images per minute of the comparison that each task sees in round 1, at 64 px
 LATER = {2: 0.35, 3: 0.95}  # share of the time left that a round plans for
+LONGER = 1.5  # times the images of its last run that a task must see in a longer one
 LABELS_ALONE = 2  # images that the network trained on labels alone sees, relative to a task in round 1
 MOST_EPOCHS, MOST_STEPS, BATCH = 20, 500, 64  # as in conf/probe/finetune.yaml
 
@@ -46,7 +49,7 @@ def run_compare(cfg: DictConfig) -> None:
     Raises:
         RunError: A key or a task cannot be compared, the folder holds another comparison, or no task ran.
     """
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
     check_command(overrides, float(cfg.minutes), tasks, seeds)
@@ -59,9 +62,14 @@ def run_compare(cfg: DictConfig) -> None:
         planned("comparison", folder / PLAN_NAME, plan),
     ):
         comparison = TaskComparison(
-            folder, given, 60 * float(cfg.minutes), seeds, cfg.data.get("image_size") or 32
+            folder,
+            given,
+            60 * float(cfg.minutes),
+            seeds,
+            cfg.data.get("image_size") or 32,
+            continued=bool(cfg.init_from or cfg.backbone.get("pretrained")),
         )
-        comparison.run(tasks, labels=not cfg.init_from)
+        comparison.run(tasks)
     command = " ".join([command_line("compare"), *map(shlex.quote, overrides)])
     text = conclusion(comparison.labels_alone, comparison.rounds, comparison.refused)
     tables = comparison.tables()
@@ -127,6 +135,7 @@ class TaskComparison:
         seconds: Planned length.
         seeds: Runs of each finalist.
         image_size: Pixels; larger images get shorter first runs.
+        continued: Whether the backbone starts from given weights.
     """
 
     folder: Path
@@ -134,6 +143,7 @@ class TaskComparison:
     seconds: float
     seeds: int
     image_size: int
+    continued: bool = False
     images: int = 0  # of an epoch
     probed: bool = False  # whether there are labels
     labels_alone: Results | None = None
@@ -146,17 +156,12 @@ class TaskComparison:
         if path.exists():
             self.stored = json.loads(path.read_text())
 
-    def run(self, tasks: Sequence[str], *, labels: bool) -> None:
-        """Run all rounds.
-
-        Args:
-            tasks: Names of the pretext tasks.
-            labels: Whether to train a network on the labels alone; useless beside given weights.
-        """
+    def run(self, tasks: Sequence[str]) -> None:
+        """Run all rounds; beside given weights no network is trained on the labels alone."""
         before = self.row("before", 0, ["task=random"])
         self.images, self.probed = before.run.pretrain_images or 0, bool(before.probes)
         first = max(1, round(FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2))
-        if self.probed and labels:
+        if self.probed and not self.continued:
             number = before.probes[0].protocol["labels"]["train"]
             tuning = ["task=random", "probe=[finetune]", "probe.finetune.fractions=[1.0]"]
             self.labels_alone = self.tried("labels alone", 0, [*tuning, *labels_length(first, number)])
@@ -170,24 +175,41 @@ class TaskComparison:
     def later_round(self, number: int, seeds: int) -> None:
         """Train the tasks that are not behind for longer, with as many seeds as the time left allows.
 
+        Where it does not suffice for all of them, the last round takes the first ones on held-out images.
+
         Args:
             number: Number of the round; it is left out if there is no time for longer runs.
             seeds: Largest number of seeds.
         """
         stored = self.stored["rounds"].get(str(number))
         if stored is None:
-            chosen, last = contenders(self.rounds[-1]), self.rounds[-1].seen
-            left = (self.seconds - sum(self.stored["seconds"].values())) * LATER[number]
-            stored = {"seeds": 0}  # no time for longer runs
-            for runs in range(seeds, 0, -1):
-                seen = {task: self.affordable(task, left / (len(chosen) * runs)) for task in chosen}
-                if all(seen[task] > last[task] for task in chosen):
-                    stored = {"seeds": runs, "images": seen}
-                    break
+            tasks = contenders(self.rounds[-1])
+            fewest = min(2, len(tasks)) if self.probed and number == max(LATER) else len(tasks)
+            stored = self.plan(tasks, fewest, seeds, LATER[number])
             self.stored["rounds"][str(number)] = stored
             self.store()
         if stored["seeds"]:
             self.run_round(stored["images"], number, stored["seeds"])
+
+    def plan(self, tasks: Sequence[str], fewest: int, seeds: int, share: float) -> dict[str, Any]:
+        """Plan longer runs of as many tasks as the time allows, then of as many seeds.
+
+        Args:
+            tasks: The tasks, best first.
+            fewest: Fewest tasks of a round.
+            seeds: Most seeds.
+            share: Share of the time left to plan for.
+
+        Returns:
+            The number of seeds, and the images that each task sees; no seeds if there is no time.
+        """
+        left = (self.seconds - sum(self.stored["seconds"].values())) * share
+        for count in range(len(tasks), fewest - 1, -1):
+            for runs in range(seeds, 0, -1):
+                seen = {task: self.affordable(task, left / (count * runs)) for task in tasks[:count]}
+                if all(images >= LONGER * self.rounds[-1].seen[task] for task, images in seen.items()):
+                    return {"seeds": runs, "images": seen}
+        return {"seeds": 0}
 
     def run_round(self, seen: Mapping[str, int], number: int, seeds: int = 1) -> None:
         """Train tasks on so many images each; a task that fails in the first round is out."""
@@ -205,8 +227,7 @@ class TaskComparison:
 
     def overrides(self, task: str, seen: int) -> list[str]:
         """Return the overrides of a task that sees so many images."""
-        continued = any(key_of(o) == "init_from" for o in self.given)
-        chosen = SETTINGS[task].overrides(self.images, continued=continued)
+        chosen = SETTINGS[task].overrides(self.images, continued=self.continued)
         batch = next(int(o.partition("=")[2]) for o in chosen if key_of(o) == "data.batch_size")
         return [f"task={task}", *chosen, *length(seen, self.images, batch)]
 
@@ -234,7 +255,7 @@ class TaskComparison:
     def row(self, name: str, seed: int, overrides: Sequence[str]) -> Results:
         """Run or resume one row, and store its seconds."""
         began = time.monotonic()
-        facts = ["+benchmark=compare", "hydra.mode=RUN", f"benchmark.row='{name}'"]
+        facts = ["+benchmark=compare", "hydra.mode=RUN", f"benchmark.row={name}"]
         done = run_row("comparison", self.folder, name, seed, [*facts, *self.given, *overrides])
         key = f"{name} {seed}"
         if key not in self.stored["seconds"]:
@@ -256,14 +277,19 @@ class TaskComparison:
     def tables(self) -> list[Table]:
         """Make the table: the backbone before training, the labels alone, then each task round by round.
 
-        Without labels it shows the figures of the pretext tasks.
+        Its figures are those of the metric that judges. Without labels it shows those of the pretext tasks.
         """
         if not self.probed:
             return series_tables(collect(self.folder))
         first = ["before", "labels alone"]
         rows = [f"{task} round {each.number}" for each in self.rounds for task in each.runs]
         benchmark = load_benchmark(find_benchmark("compare"))
-        columns = [*benchmark.columns, Column("fine-tuned", where={"probe": "finetune", "metric": "top1"})]
+        metric = judging_metric(next(iter(self.rounds[0].runs.values()))[0])
+        suffix = "" if metric == "top1" else f" {metric}"
+        columns = [
+            replace(column, name=f"{column.name}{suffix}", where={**column.where, "metric": metric})
+            for column in (*benchmark.columns, Column("fine-tuned", where={"probe": "finetune"}))
+        ]
         benchmark = replace(benchmark, rows=[*first, *sorted(rows)], columns=columns)
         tables = benchmark_tables(collect(self.folder), benchmark, None)
         for table in tables:

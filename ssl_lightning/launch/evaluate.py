@@ -18,7 +18,7 @@ from ssl_lightning.artifacts.run_folder import (
     NEXT_CONFIG,
     NEXT_EVALUATION,
 )
-from ssl_lightning.config.composition import drop_unchosen, resolve
+from ssl_lightning.config.composition import command_overrides, drop_unchosen, resolve
 from ssl_lightning.config.identity import leaves
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.entry import command_line
@@ -57,7 +57,7 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
         RunError: The run or a file is absent or does not fit, or a process failed.
     """
     hydra = HydraConfig.get()
-    cfg, given = drop_unchosen(cfg, hydra), as_given(hydra.overrides.task)
+    cfg, given = drop_unchosen(cfg, hydra), as_given(command_overrides(hydra))
     if hydra.mode is RunMode.MULTIRUN:
         cfg.name = f"{cfg.name}_{hydra.job.num}"  # a folder for each job
     folder = Path(cfg.run or cfg.run_dir).expanduser().resolve()

@@ -12,6 +12,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from ssl_lightning.config.composition import command_overrides
 from ssl_lightning.core.untrusted import printable
 
 
@@ -35,7 +36,7 @@ class Jobs:
             hydra = HydraConfig.get()
             if hydra.mode != RunMode.MULTIRUN:
                 return task(cfg)
-            self.overrides.append(list(hydra.overrides.task))
+            self.overrides.append(command_overrides(hydra))
             try:
                 return task(cfg)
             except Exception as error:

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from ssl_lightning.artifacts.run_folder import CONFIG, HYDRA, LOCK, NEXT_CONFIG, discard_refused
-from ssl_lightning.config.composition import drop_unchosen, resolve
+from ssl_lightning.config.composition import command_overrides, drop_unchosen, resolve
 from ssl_lightning.config.types import check_special
 from ssl_lightning.core.atomic_files import DiskFullError, naming_full_disk, remove_leftovers, write_file
 from ssl_lightning.core.errors import RunError
@@ -65,7 +65,7 @@ def launch(cfg: DictConfig) -> float | None:
 
 def launch_in(folder: Path, cfg: DictConfig) -> Path:
     """Launch a run in a folder, unless it is finished or skipped; return the folder of its results."""
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = command_overrides(HydraConfig.get())
     resolved = resolve(cfg)
     place = check_start(resolved)
     check_name(place, overrides)

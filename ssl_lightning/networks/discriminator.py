@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ssl_lightning.networks.features import StagedNetwork, check_in_channels
+from ssl_lightning.networks.heads import FlattenedClassifier, PooledClassifier
 
 MAX_STAGES = 5
 NORMS = ("batch", "spectral", "none")
+JUDGES = ("average", "flattened")
 
 
 class Discriminator(StagedNetwork):
@@ -71,6 +73,28 @@ def discriminator_stages(image_size: int) -> int:
     [1, 2, 3, 4, 4, 5]
     """
     return min(MAX_STAGES, max(1, (image_size // 4).bit_length() - 1))
+
+
+def make_judge(
+    discriminator: Discriminator, grid: Sequence[int], outputs: int, kind: str, norm: str
+) -> PooledClassifier | FlattenedClassifier:
+    """Make a head on the last stage map of a discriminator.
+
+    Args:
+        discriminator: The discriminator.
+        grid: Rows and columns of that map.
+        outputs: Number of logits.
+        kind: "average" or "flattened".
+        norm: Norm of the discriminator; "spectral" covers the head too.
+    """
+    head: PooledClassifier | FlattenedClassifier
+    if kind == "average":
+        head = PooledClassifier(discriminator, outputs)
+    else:
+        head = FlattenedClassifier(discriminator, grid, outputs)
+    if norm == "spectral":
+        spectral_norm(head.linear)
+    return head
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ from ssl_lightning.probes._accuracy import details, figure_of
 if TYPE_CHECKING:
     from ssl_lightning.probes.base import BaseProbe
 
-SPLITS = ("train", "heldout")  # of the labelled images, without a test split
+LABELLED = ("train", "heldout")  # of the labelled images, without a test split
 SETTINGS = ("k", "k_shot", "fraction")  # entries of a protocol that tell the figures of one probe apart
 AVERAGED = ("heldout", "sd", "standard_error", "majority")
 Part = TypeVar("Part")
@@ -32,31 +32,36 @@ def fold_features(features: Features) -> list[Features]:
 
     The folds are those of `Splits.folds`.
     """
-    sizes = [len(features.labels[split]) for split in SPLITS]
-    part = draw_folds(torch.cat([features.labels[split] for split in SPLITS]), FOLDS)
+    sizes = [len(features.labels[split]) for split in LABELLED]
+    part = draw_folds(torch.cat([features.labels[split] for split in LABELLED]), FOLDS)
     folds = []
     for fold in range(int(part.max()) + 1):
-        tested = dict(zip(SPLITS, (part == fold).split(sizes), strict=True))
+        tested = dict(zip(LABELLED, (part == fold).split(sizes), strict=True))
 
         def cut(values: Mapping[str, Tensor], tested: Mapping[str, Tensor] = tested) -> dict[str, Tensor]:
-            test = torch.cat([values[split][tested[split]] for split in SPLITS])
-            return {split: values[split][~tested[split]] for split in SPLITS} | {"test": test}
+            test = torch.cat([values[split][tested[split]] for split in LABELLED])
+            return {split: values[split][~tested[split]] for split in LABELLED} | {"test": test}
 
-        pooled: dict[str, dict[Any, Tensor]] = {split: {} for split in (*SPLITS, "test")}
-        for key in features.pooled["train"]:
-            for split, values in cut({split: features.pooled[split][key] for split in SPLITS}).items():
-                pooled[split][key] = values
+        pooled: dict[str, dict[Any, Tensor]] = {}
+        for kind, key in product(_kinds(features), features.pooled["train"]):
+            for split, values in cut(
+                {split: features.pooled[split + kind][key] for split in LABELLED}
+            ).items():
+                pooled.setdefault(split + kind, {})[key] = values
         folds.append(replace(features, labels=cut(features.labels), pooled=pooled))
     return folds
 
 
 def whole_features(features: Features) -> Features:
     """Return the features with any test split, to fit a classifier to all labelled images."""
-    return replace(
-        features,
-        labels=features.labels | {"test": features.labels["train"]},
-        pooled=features.pooled | {"test": features.pooled["train"]},
-    )
+    tests = {f"test{kind}": features.pooled[f"train{kind}"] for kind in _kinds(features)}
+    labels = features.labels | {"test": features.labels["train"]}
+    return replace(features, labels=labels, pooled=features.pooled | tests)
+
+
+def _kinds(features: Features) -> list[str]:
+    """Return what follows the name of a split: "" for its images, and a name for each corruption of them."""
+    return [name.removeprefix("train") for name in features.pooled if name.startswith("train")]
 
 
 def run_folds(

@@ -21,7 +21,8 @@ from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.messages import tell
 from ssl_lightning.core.progress import watched
 from ssl_lightning.features.encode import Features, Loader, encode, map_shapes
-from ssl_lightning.probes._cross_validation import fold_features, run_folds, whole_features
+from ssl_lightning.probes._cross_validation import LABELLED, fold_features, run_folds, whole_features
+from ssl_lightning.probes._reliability import CorruptedLoader, corrupted_split
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 
 
@@ -37,6 +38,7 @@ class BaseProbe:
     stage: str | None = None  # the one stage that it reads; None for all stages
     takes_views: ClassVar[bool] = True  # whether it accepts the mean over the tiles of an image
     selects: bool = True  # whether it needs held-out images: to select, or to report the best stage
+    corruptions: tuple[str, ...] = ()  # of the test images, whose features it needs too
     fitted: FittedClassifier | None = None  # by the last `run`, if the probe fits one to store
 
     def check(self, counts: Mapping[str, int]) -> None:
@@ -286,6 +288,10 @@ def run_probes(
     names = "\n".join(getattr(loaders.get("test"), "image_names", ())).encode(errors="surrogateescape")
     folds = [] if data is None else data.test_folds
     encoded = {split: loader for split, loader in loaders.items() if split != "test" or not folds}
+    corruptions = dict.fromkeys(name for probe in feature_probes.values() for name in probe.corruptions)
+    for split in LABELLED if folds else ("test",):
+        for name in corruptions:
+            encoded[corrupted_split(split, name)] = CorruptedLoader(loaders[split], name)
 
     def timed(name: str, branch: str, evaluate: Callable[[], list[Record]]) -> None:
         announce(f"{name} on {branch}")

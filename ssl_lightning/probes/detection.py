@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -26,6 +27,7 @@ from ssl_lightning.probes._dense import (
 )
 from ssl_lightning.probes._pictures import draw_boxes
 from ssl_lightning.probes._plan import BatchPart, TrainingPlan
+from ssl_lightning.probes._shares import Draw, Shares, Trained, candidate_plans
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
 METRICS = ("coco_map", "ap50", "voc07_ap50")
@@ -44,7 +46,8 @@ class DetectionProbe(BackboneProbe):
         stages: Stages of the pyramid, counted from 1; None takes the deepest of each stride from 4 on.
         finetune: Train a copy of the backbone too, with `trunk_lr`.
         width, box_width, anchor_scale, proposals, rois: See `make_detector`.
-        steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals: See `TrainingPlan`; AP50 selects.
+        fractions, draws, lr, trunk_lr: See `SegmentationProbe`.
+        steps, batch_size, optimizer, weight_decay, evals: See `TrainingPlan`; AP50 selects.
         flip: Mirror half of the training images left to right.
         pictures: Number of test images drawn into `detection_<branch>.png`; 0 draws none.
 
@@ -60,6 +63,8 @@ class DetectionProbe(BackboneProbe):
         *,
         stages: Sequence[int] | None = None,
         finetune: bool = False,
+        fractions: Sequence[float] | None = None,
+        draws: int = 3,
         width: int = 128,
         box_width: int = 256,
         anchor_scale: float = 8.0,
@@ -68,8 +73,8 @@ class DetectionProbe(BackboneProbe):
         steps: int = 1000,
         batch_size: int = 4,
         optimizer: str = "adamw",
-        lr: float = 0.0005,
-        trunk_lr: float = 0.0001,
+        lr: float | Sequence[float] = 0.0005,
+        trunk_lr: float | Sequence[float] = 0.0001,
         weight_decay: float = 0.0001,
         evals: int = 4,
         flip: bool = True,
@@ -89,14 +94,26 @@ class DetectionProbe(BackboneProbe):
             raise ValueError(f"probe.detection.pictures is {pictures}; it must be at least 0")
         self.stages, self.finetune, self.flip, self.pictures = stages, finetune, flip, pictures
         self.shape: dict[str, Any] = shape
-        self.plan = TrainingPlan("detection", steps, batch_size, optimizer, lr, trunk_lr, weight_decay, evals)
+        self.shares = Shares("detection", fractions, draws)
+        self.plans = candidate_plans(
+            "detection",
+            lr,
+            trunk_lr,
+            finetune=finetune,
+            steps=steps,
+            batch_size=batch_size,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            evals=evals,
+        )
 
     def check(self, counts: Mapping[str, int]) -> None:
         super().check(counts)
-        self.plan.check(counts["train"])
+        self.plans[0].check(self.shares.smallest(counts["train"]))
 
     def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:
-        return self.plan.fitted_limits(counts["train"])
+        smallest = self.shares.smallest(counts["train"])
+        return self.shares.fitted_limits(counts["train"]) + self.plans[0].fitted_limits(smallest)
 
     def run(self, context: ProbeContext) -> list[Record]:
         info: Any = context.backbone.feature_info
@@ -109,46 +126,13 @@ class DetectionProbe(BackboneProbe):
                     f"the {split} images have no object to detect, so average precision is undefined"
                 )
         maps = StageMaps(context, stages, copied=self.finetune)
-        images, targets = splits["train"]
-        maps.measure_on(images, self.plan.batch_size)
-        streams = context.seed, "detection", context.branch
+        maps.measure_on(splits["train"][0], self.plans[0].batch_size)
         devices = [maps.device] if maps.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # the detector samples boxes from the global stream
-            torch.manual_seed(stream_seed(*streams, "weights"))
-            detector = make_detector(
-                maps,
-                [info.channels()[stage - 1] for stage in stages],
-                [reductions[stage - 1] for stage in stages],
-                len(context.class_names),
-                tuple(images.shape[2:]),  # type: ignore[arg-type]
-                **self.shape,
-            ).to(context.device)
-
-            samplers = seeded_samplers(detector)
-
-            def loss(batch: BatchPart) -> Tensor:
-                pixels, wanted = images[batch.mine], [targets[index] for index in batch.mine.tolist()]
-                if self.flip:
-                    flips = generator(*streams, "flip", batch.step)
-                    mirrored = torch.rand(len(batch.indices), generator=flips) < 0.5
-                    pixels, wanted = mirror(pixels, wanted, mirrored[batch.part])
-                detector.train()
-                places = range(batch.part.start, batch.part.stop)
-                for number, sampler in enumerate(samplers):
-                    sampler.seeds = [stream_seed(*streams, batch.step, place, number) for place in places]
-                losses = detector(list(maps.input(pixels)), to_torchvision(wanted, maps.device))
-                return summand(losses, samplers, batch.weight)
-
-            heldout, training = self.plan.train(
-                nn.ModuleList([detector.backbone.pyramid, detector.rpn, detector.roi_heads]),
-                maps.backbone if self.finetune else None,
-                loss,
-                lambda: self._evaluate(detector, maps, *splits["heldout"], context.class_names, "heldout")[0],
-                images=len(images),
-                seed=context.seed,
-                choose_by="ap50",
+            training = _Training(self, context, maps, splits)
+            outcomes = self.shares.run(
+                len(splits["train"][0]), self.plans, training.train, training.test, choose_by="ap50"
             )
-            test, found = self._evaluate(detector, maps, *splits["test"], context.class_names, "test")
         images, targets = splits["test"]
         if self.pictures and rank_and_world()[0] == 0:
             shown = spread_over(len(images), self.pictures)
@@ -156,54 +140,128 @@ class DetectionProbe(BackboneProbe):
                 context.folder / f"detection_{context.branch}.png",
                 images[shown],
                 [targets[i] for i in shown],
-                [found[i] for i in shown],
+                [training.found[i] for i in shown],
                 context.class_names,
-                f"{context.branch}, test AP50 {100 * test['ap50']:.1f} %",
+                f"{context.branch}, test AP50 {100 * outcomes[-1].tested[-1]['ap50']:.1f} %",
                 min_score=DRAWN_SCORE,
             )
-        protocol = {
-            "stages": [f"stage{stage}" for stage in stages],
-            "strides": [reductions[stage - 1] for stage in stages],
-            **self.shape,
-            "features": "standardised per channel",
-            "image_size": list(images.shape[2:]),
-            "flip": self.flip,
-            **training,
-            "labels": {split: len(splits[split][0]) for split in ("train", "heldout")},
-        }
-        return [
-            Record(
-                f"stage{stages[-1]}",
-                metric,
-                test[metric],
-                len(images),
-                protocol | {"per_class": test["per_class"][metric], "heldout": heldout[metric]},
-            )
-            for metric in METRICS
-        ]
+        records = []
+        for outcome in outcomes:
+            protocol = {
+                "stages": [f"stage{stage}" for stage in stages],
+                "strides": [reductions[stage - 1] for stage in stages],
+                **self.shape,
+                "features": "standardised per channel",
+                "image_size": list(images.shape[2:]),
+                "flip": self.flip,
+                **outcome.training(),
+                "labels": {"train": len(outcome.draws[0].indices), "heldout": len(splits["heldout"][0])},
+            }
+            for metric in METRICS:
+                value, figures = outcome.figure(metric)
+                records.append(Record(f"stage{stages[-1]}", metric, value, len(images), protocol | figures))
+        return records
 
-    def _evaluate(
+
+class _Training:
+    """Trainings of a detector, and if fine-tuned of the backbone; each starts from the given backbone.
+
+    Args:
+        probe: The probe with its settings.
+        context: Context of the probe.
+        maps: The stage maps, measured; their backbone is trained if the probe fine-tunes.
+        splits: Images `(N, C, H, W)` uint8 and targets of each split.
+    """
+
+    def __init__(
         self,
-        detector: nn.Module,
+        probe: DetectionProbe,
+        context: ProbeContext,
         maps: StageMaps,
-        images: Tensor,
-        truth: Sequence[Target],
-        class_names: Sequence[str],
-        split: str,
-    ) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
+        splits: Mapping[str, tuple[Tensor, Any]],
+    ) -> None:
+        self.probe, self.context, self.maps, self.splits = probe, context, maps, splits
+        self.tuned = maps.backbone if probe.finetune else None
+        self.first = copy.deepcopy(self.tuned.state_dict()) if self.tuned is not None else {}
+        self.detector: Any = None  # of the last training
+        self.found: list[dict[str, Tensor]] = []  # its predictions for the test images
+
+    def train(self, draw: Draw, plan: TrainingPlan) -> Trained:
+        """Train on a draw of the labelled pictures, and keep the best state on held-out pictures."""
+        seed = draw.seed(self.context.seed)
+        streams = seed, "detection", self.context.branch
+        if self.tuned is not None:
+            self.tuned.load_state_dict(self.first)
+        self.detector = self._new_detector(stream_seed(*streams, "weights"))
+        samplers = seeded_samplers(self.detector)
+        images, targets = self.splits["train"]
+
+        def loss(batch: BatchPart) -> Tensor:
+            mine = draw.indices[batch.mine]
+            pixels, wanted = images[mine], [targets[index] for index in mine.tolist()]
+            if self.probe.flip:
+                flips = generator(*streams, "flip", batch.step)
+                mirrored = torch.rand(len(batch.indices), generator=flips) < 0.5
+                pixels, wanted = mirror(pixels, wanted, mirrored[batch.part])
+            self.detector.train()
+            places = range(batch.part.start, batch.part.stop)
+            for number, sampler in enumerate(samplers):
+                sampler.seeds = [stream_seed(*streams, batch.step, place, number) for place in places]
+            losses = self.detector(list(self.maps.input(pixels)), to_torchvision(wanted, self.maps.device))
+            return summand(losses, samplers, batch.weight)
+
+        heldout, protocol = plan.train(
+            self._head(),
+            self.tuned,
+            loss,
+            lambda: self._evaluate("heldout")[0],
+            images=len(draw.indices),
+            seed=seed,
+            choose_by="ap50",
+        )
+        return Trained(heldout, protocol, [copy.deepcopy(each.state_dict()) for each in self._trained()])
+
+    def test(self, trained: Trained) -> dict[str, Any]:
+        """Restore the state of a training, and return its test scores."""
+        for module, state in zip(self._trained(), trained.states, strict=True):
+            module.load_state_dict(state)
+        scores, self.found = self._evaluate("test")
+        return scores
+
+    def _head(self) -> nn.ModuleList:
+        return nn.ModuleList([self.detector.backbone.pyramid, self.detector.rpn, self.detector.roi_heads])
+
+    def _trained(self) -> list[nn.Module]:
+        return [self._head()] if self.tuned is None else [self._head(), self.tuned]
+
+    def _new_detector(self, seed: int) -> nn.Module:
+        info: Any = self.context.backbone.feature_info
+        torch.manual_seed(seed)
+        detector = make_detector(
+            self.maps,
+            [info.channels()[stage - 1] for stage in self.maps.stages],
+            [info.reduction()[stage - 1] for stage in self.maps.stages],
+            len(self.context.class_names),
+            tuple(self.splits["train"][0].shape[2:]),  # type: ignore[arg-type]
+            **self.probe.shape,
+        )
+        return detector.to(self.context.device)
+
+    def _evaluate(self, split: str) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
         """Return the scores of a split, and the predictions on the CPU; each process detects on its part."""
-        detector.eval()
+        images, truth = self.splits[split]
+        self.detector.eval()
         mine: list[dict[str, Tensor]] = []
-        parts = own_batches(len(images), self.plan.batch_size)
+        parts = own_batches(len(images), self.probe.plans[0].batch_size)
         with torch.no_grad():
             for part in tracked(parts, f"test on {split}", "batches"):
-                mine += detector(list(maps.input(images[part])))
+                mine += self.detector(list(self.maps.input(images[part])))
         mine = [{key: value.cpu() for key, value in objects.items()} for objects in mine]
         for objects in mine:
             objects["labels"] = objects["labels"] - 1  # 0 was background
         found = gather_objects(mine)
         with watched("average precision"):
-            return average_precisions(found, truth, class_names), found
+            return average_precisions(found, truth, self.context.class_names), found
 
 
 def summand(losses: Mapping[str, Tensor], samplers: Sequence[SeededSampler], weight: float) -> Tensor:

@@ -173,7 +173,9 @@ class FineTuneProbe(BackboneProbe):
             trainer = context.make_trainer(
                 max_epochs=epochs, logger=(), callbacks=(), enable_progress_bar=False
             )
-            with watched(f"train on {fraction:g} of the labels", module.steps, "steps") as module.progress:
+            with watched(
+                f"train on {100 * fraction:g} % of the labels", module.steps, "steps"
+            ) as module.progress:
                 trainer.fit(module, train_dataloaders=loader)
         module.to(context.device)
         counts = self.choice.counts(context.data.label_counts) | {"train": len(loader.indices)}

@@ -12,10 +12,12 @@ from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.results import Record, best_stage
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Features
+from ssl_lightning.ops.corruptions import CORRUPTIONS
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
 from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.probes._folds import out_of_fold, selecting_folds, selection, training_parts
+from ssl_lightning.probes._reliability import reliability
 from ssl_lightning.probes.base import Probe
 
 MAX_COPY = 2**28  # elements (1 GiB in float32)
@@ -41,9 +43,12 @@ class LinearProbe(Probe):
             long before the weights.
         refit: Fit again on training and held-out images with the selected penalty. Without it, the held-out
             images select however few they are.
+        calibration: Add `ece` and `nll` of the test images at the best stage.
+        corruptions: Add the top-1 on corrupted test images at the best stage, `top1_<name>`; names in
+            `ops.corruptions.CORRUPTIONS`.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or a corruption is unknown.
     """
 
     def __init__(
@@ -56,6 +61,8 @@ class LinearProbe(Probe):
         tol: float = 3e-4,
         select_tol: float = 1e-3,
         refit: bool = True,
+        calibration: bool = False,
+        corruptions: Sequence[str] = (),
     ) -> None:
         if pool < 1:
             raise ValueError(f"probe.linear.pool is {pool}; it must be at least 1")
@@ -68,7 +75,12 @@ class LinearProbe(Probe):
                 f"probe.linear has max_iter {max_iter}, tol {tol} and select_tol {select_tol}; "
                 "all must be above 0"
             )
+        if wrong := [name for name in corruptions if name not in CORRUPTIONS]:
+            raise ValueError(
+                f"probe.linear.corruptions has {', '.join(wrong)}; allowed are {', '.join(CORRUPTIONS)}"
+            )
         self.pool, self.max_dims = pool, max_dims
+        self.calibration, self.corruptions = calibration, tuple(corruptions)
         self.max_iter, self.tol, self.refit = max_iter, tol, refit
         self.select_tol = select_tol if refit else tol
         self.l2 = sorted((float(strength) for strength in l2), reverse=True)
@@ -89,6 +101,10 @@ class LinearProbe(Probe):
             records += of_stage
         best = best_stage([record for record in records if record.metric == "top1"])
         self.fitted = fitted[best.stage] if best else None
+        if self.fitted is not None:
+            records += reliability(
+                features, self.fitted, calibration=self.calibration, corruptions=self.corruptions
+            )
         return records
 
     def _run_stage(

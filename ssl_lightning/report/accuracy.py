@@ -102,17 +102,49 @@ def difference(one: Figure, other: Figure) -> int:
 def error_of_difference(one: Figure, other: Figure) -> float:
     """Return the standard error of the difference of two accuracies, see `paired_error`."""
     paired = paired_error(other.records, one.records)
+    if paired is None:
+        paired = draws_error(other.records, one.records)
     return math.hypot(one.error, other.error) if paired is None else paired
 
 
 def gain_error(before: Sequence[Record], after: Sequence[Record]) -> float | None:
     """Return the standard error of the gain between the seeds of two backbones.
 
-    Accuracies without stored answers count as independent. None for metrics without an error.
+    Accuracies without stored answers count as independent. None for metrics without an error, unless both are
+    means over draws of labelled images (`draws_error`).
     """
     if any(r.standard_error is None for r in (*before, *after)):
-        return None
+        return draws_error(before, after)
     return error_of_difference(mean_of(after), mean_of(before))
+
+
+def draws_error(before: Sequence[Record], after: Sequence[Record]) -> float | None:
+    """Return the standard error of a gain that was measured on the same draws of labelled images.
+
+    It is the root of draw^2 + seed^2: the standard deviation of the gain over the draws, averaged over the
+    seeds, and over the seeds, averaged over the draws, each divided by the root of their number. It says
+    nothing about other test images.
+
+    Args:
+        before: Record of each seed, on a share of the labelled images.
+        after: The same of the other backbone, in the order of the seeds.
+
+    Returns:
+        None if the figures have no draws, or not the same share, number of draws and number of seeds.
+    """
+    records = [*before, *after]
+    kinds = {
+        (r.probe, r.metric, r.protocol.get("fraction"), len(r.protocol.get("values", ()))) for r in records
+    }
+    if len(before) != len(after) or len(kinds) != 1:
+        return None
+    *_, fraction, draws = kinds.pop()
+    if fraction is None or draws < 2:
+        return None
+    gains = np.array([r.protocol["values"] for r in after]) - np.array([r.protocol["values"] for r in before])
+    of_draws = gains.mean(0).std(ddof=1) / math.sqrt(draws)  # gains: (seeds, draws)
+    of_seeds = gains.mean(1).std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return math.hypot(of_draws, of_seeds)
 
 
 def paired_error(before: Sequence[Record], after: Sequence[Record]) -> float | None:

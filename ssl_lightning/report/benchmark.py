@@ -14,7 +14,7 @@ from ssl_lightning.artifacts.results import BALANCED, Measured, Record
 from ssl_lightning.report.summary import UNITS
 
 BEST_STAGE = "best"
-BESIDE = (BALANCED, "alpha_req", "lidar")  # metrics beside the main one of their probe
+BESIDE = (BALANCED, "miou_learned", "alpha_req", "lidar")  # metrics beside the main one of their probe
 SELECTABLE = {each.name for each in fields(Measured)}  # other keys are looked up in the protocol
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from ssl_lightning.artifacts.results import BenchmarkRow
@@ -12,6 +13,7 @@ from ssl_lightning.config.keys import KEYS
 from ssl_lightning.report import notes
 from ssl_lightning.report.benchmark import Benchmark, Column
 from ssl_lightning.report.collect import Collection, ReportedRun
+from ssl_lightning.report.learned_classes import with_learned_classes
 from ssl_lightning.report.opening import opening
 from ssl_lightning.report.summary import column, headline
 from ssl_lightning.report.table import Duplicates, Row, Table, compare, group_by, make_rows, pretext_rows
@@ -33,7 +35,7 @@ def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None
     budgets = group_by(own, lambda run: _place(run).budget or FULL)
     tables = []
     for name in [budget] if budget else (sorted(budgets) or [FULL]):
-        runs = budgets.get(name, [])
+        runs = with_learned_classes(budgets.get(name, []))
         named = group_by(runs, lambda run: _place(run).row)
         order = [*benchmark.rows, *sorted(set(named) - set(benchmark.rows))]
         groups = {row: named.get(row, []) for row in order}
@@ -55,6 +57,7 @@ def series_tables(found: Collection) -> list[Table]:
     Raises:
         ValueError: There is no finished run; the message lists the runs found.
     """
+    found = replace(found, runs=with_learned_classes(found.runs))
     series = group_by(found.runs, series_key)
     labels = series_labels(series)
     groups = {labels[key]: runs for key, runs in series.items()}

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
+from ssl_lightning.artifacts.results import LESS_IS_BETTER, SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.accuracy import FLAT, SIGMAS, Figure, gain_error, mean_of
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
-from ssl_lightning.report.summary import UNITS
+from ssl_lightning.report.summary import UNITS, spread_over_draws
 
 UNTRAINED = "the same backbone before its first step"
 RANDOM = "the row random of the same seed, data and backbone"
@@ -54,6 +54,11 @@ class Cell:
         return 100.0 if self.percent else 1.0
 
     @property
+    def direction(self) -> int:
+        """1 if more is better, -1 if less is."""
+        return -1 if self.picks[0].record.metric in LESS_IS_BETTER else 1
+
+    @property
     def values(self) -> list[float]:
         return [self.scale * pick.record.value for pick in self.picks]
 
@@ -63,8 +68,11 @@ class Cell:
 
     @property
     def sd(self) -> float | None:
-        """Sample standard deviation over seeds; None for one seed."""
-        return statistics.stdev(self.values) if len(self.picks) > 1 else None
+        """Sample standard deviation over seeds; of one seed over the draws of its labels, if it has any."""
+        if len(self.picks) > 1:
+            return statistics.stdev(self.values)
+        spread = spread_over_draws(self.picks[0].record)
+        return None if spread is None else self.scale * spread
 
     @property
     def gains(self) -> list[float]:
@@ -98,11 +106,11 @@ class Cell:
 
     @property
     def trend(self) -> int:
-        """1 for a gain beyond the noise, -1 for a loss, 0 for neither; ranks have none."""
+        """1 for a figure better than before beyond the noise, -1 for a worse one, else 0, as for ranks."""
         noise = self.scale * FLAT if self.gain_error is None else SIGMAS * self.gain_error
         if self.gain is None or not self.percent or abs(self.gain) <= noise:
             return 0
-        return 1 if self.gain > 0 else -1
+        return self.direction if self.gain > 0 else -self.direction
 
     @property
     def over(self) -> list[str]:

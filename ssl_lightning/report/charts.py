@@ -6,6 +6,7 @@ import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ from ssl_lightning.report.training_log import epochs, read_metrics, smooth, thin
 from ssl_lightning.report.writers import duration, is_share
 
 Looks = Mapping[str, Style]  # style of each row, by label
+MakeCurve = Callable[[Results], label_efficiency.Curve | None]
 
 
 def row_styles(rows: Sequence[Row]) -> dict[str, Style]:
@@ -77,9 +79,49 @@ def own(run: ReportedRun, branch: str) -> list[Record]:
 
 def few_labels(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
     """Draw the label-efficiency curves of the backbones."""
+    caption = (
+        "Linear SVMs on few labels: mean and standard deviation over seeds; with one seed, over its draws."
+    )
+    figure = label_curves(rows, looks, width, label_efficiency.curve)
+    return None if figure is None else chart("labels", "Accuracy with few labels", caption, figure)
+
+
+def all_classes(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
+    """Draw mIoU over all classes against the labelled pictures."""
+    caption = (
+        "Segmentation on shares of the labels: mean and standard deviation over seeds; with one, over draws."
+    )
+    figure = label_curves(rows, looks, width, partial(label_efficiency.share_curve, metric="miou"))
+    return None if figure is None else chart("shares", "Segmentation by labelled pictures", caption, figure)
+
+
+def learned_classes(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
+    """Draw mIoU over the learned classes against the labelled pictures."""
+    caption = "The same over the classes that some row learns, as held-out pictures tell."
+    figure = label_curves(rows, looks, width, partial(label_efficiency.share_curve, metric="miou_learned"))
+    return (
+        None
+        if figure is None
+        else chart("shares_learned", "Segmentation of the learned classes", caption, figure)
+    )
+
+
+def detection(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
+    """Draw AP50 against the labelled pictures."""
+    caption = (
+        "Detection on shares of the labels: mean and standard deviation over seeds; with one, over draws."
+    )
+    figure = label_curves(rows, looks, width, partial(label_efficiency.share_curve, metric="ap50"))
+    if figure is None:
+        return None
+    return chart("shares_detection", "Detection by labelled pictures", caption, figure)
+
+
+def label_curves(rows: Sequence[Row], looks: Looks, width: float, make: MakeCurve) -> Figure | None:
+    """Draw the curve of each row over the labels, as far as the rows have one metric on one data set."""
     found = []
     for row in rows:
-        of_seeds = seed_curves(row) if row.branch == MAIN_BRANCH else []
+        of_seeds = seed_curves(row, make) if row.branch == MAIN_BRANCH else []
         if of_seeds:
             label = wrapped(row.label, 40 if width == WIDE else 18)
             found.append((replace(label_efficiency.mean_curve(of_seeds), name=label), looks[row.label]))
@@ -91,22 +133,20 @@ def few_labels(rows: Sequence[Row], looks: Looks, width: float) -> Picture | Non
     if not shown:
         return None
     curves, their_looks = zip(*shown, strict=True)
-    figure = label_efficiency.draw_curves(curves, their_looks, width)
-    caption = (
-        "Linear SVMs on few labels: mean and standard deviation over seeds; with one seed, over its draws."
-    )
-    return chart("labels", "Accuracy with few labels", caption, figure)
+    return label_efficiency.draw_curves(curves, their_looks, width)
 
 
-def seed_curves(row: Row) -> list[label_efficiency.Curve]:
+def seed_curves(row: Row, make: MakeCurve) -> list[label_efficiency.Curve]:
     """Return the curve of each seed on the data of the run, from its newest run that has one."""
     found: dict[int, label_efficiency.Curve] = {}
     for run in sorted(row.used, key=lambda run: run.ended):
         records = [r for r in run.probes if run.probed(r) == run.facts.data]
         try:
-            found[run.seed] = label_efficiency.curve(Results(run.facts, run.pretext, records))
+            curve = make(Results(run.facts, run.pretext, records))
         except (ValueError, KeyError, TypeError):  # no low-shot figures, or another version
             continue
+        if curve is not None:
+            found[run.seed] = curve
     return list(found.values())
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import NormalDist
 
-from ssl_lightning.artifacts.results import BALANCED, Results
+from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS, Results
 from ssl_lightning.report.accuracy import (
+    SIGMAS,
     Figure,
     difference,
     error_of_difference,
@@ -21,6 +24,7 @@ TITLES = {
     "super_resolution": "super-resolution",
     "context_prediction": "context prediction",
     "simclr": "SimCLR",
+    "mae": "MAE",
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",
     "byol": "BYOL",
@@ -75,9 +79,11 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     sentences = []
     if scored:
         winner = contenders(last)[0]
-        trends = _trends({task: runs for each in rounds for task, runs in each.runs.items()})
-        if trends and max(trends.values()) <= 0:
-            sentences = ["No task is better than the untrained backbone, beyond the noise."]
+        latest = {task: runs for each in rounds for task, runs in each.runs.items()}
+        gains = _gains(latest).values()
+        if gains and not any(gain > _sigmas(len(gains)) * error for gain, error in gains):
+            sentences = [f"No task is better than {_start(last)}, beyond the noise."]
+        sentences += _guessing([*latest.values(), *([[labels_alone]] if labels_alone else [])])
         sentences += [*_labelled(last, scored, winner), *_growth(rounds, winner), *_left_behind(rounds)]
         if len(rounds) == 1 and len(contenders(last)) > 1:
             sentences.append("There was no time for longer runs; more minutes= may tell the tasks apart.")
@@ -102,12 +108,14 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     before = {task: figure for task, figure in untrained.items() if figure is not None}
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
-    gain = f"{points(best, before[winner])} over the untrained backbone, " if winner in before else ""
+    gain = f"{points(best, before[winner])} over {_start(last)}, " if winner in before else ""
     sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
-    if _trends({winner: runs}).get(winner) == 0:
+    gained, error = _gains({winner: runs}).get(winner, (1.0, 0.0))
+    if abs(gained) <= SIGMAS * error:
         sentences.append("That gain is within the noise.")
     if tied := [title(task) for task in contenders(last) if task != winner]:
         sentences.append(f"The images that choose put it first, but cannot tell it from {_listed(tied)}.")
+    alike = []
     for task, figure in scored.items():
         if task == winner:
             continue
@@ -117,37 +125,78 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
         elif order < 0:
             sentences.append(f"{_name(task)} is {points(figure, best, sign='')} above it on test images.")
         else:
-            sentences.append(f"{_name(task)} cannot be told apart from it: {_percent(figure)}.")
+            alike.append(f"{title(task)} {_percent(figure)}")
+    if alike:
+        sentences.append(f"Test images cannot tell it from {_listed(alike)}.")
     floor = max(before, key=lambda task: before[task].value, default=winner)
     if floor != winner and winner in before and difference(before[floor], before[winner]) > 0:
         sentences.append(
-            f"An untrained backbone reaches {_percent(before[floor])} with the input of {title(floor)}."
+            f"Before training, the backbone reaches {_percent(before[floor])} with the input of "
+            f"{title(floor)}."
         )
     return sentences
 
 
-def _trends(runs: Mapping[str, Sequence[Results]]) -> dict[str, int]:
-    """Return 1 for a task above its own untrained backbone beyond the noise, -1 for one below, else 0."""
-    trends = {}
+def _start(last: TaskRound) -> str:
+    """Name the backbone before training."""
+    given = all(run.run.labels == UNKNOWN_LABELS for runs in last.runs.values() for run in runs)
+    return "the given weights" if given else "the untrained backbone"
+
+
+def _gains(runs: Mapping[str, Sequence[Results]]) -> dict[str, tuple[float, float]]:
+    """Return the gain of each task over its own untrained backbone, and its standard error."""
+    gains = {}
     for task, each in runs.items():
         before, after = (probe_figure(each, trained=state) for state in (False, True))
         if before is not None and after is not None:
-            trends[task] = difference(after, before)
-    return trends
+            gains[task] = after.value - before.value, error_of_difference(after, before)
+    return gains
+
+
+def _sigmas(tests: int) -> float:
+    """Return the standard errors that count where the best of several figures would be chance (Bonferroni).
+
+    >>> round(_sigmas(1), 2), round(_sigmas(6), 2)
+    (2.0, 2.67)
+    """
+    return -NormalDist().inv_cdf(NormalDist().cdf(-SIGMAS) / tests)
+
+
+def _guessing(rows: Sequence[Sequence[Results]]) -> list[str]:
+    """Say so if nothing beats always answering the largest class, as where labels mean nothing."""
+    known = [probe_figure(runs, trained=state) for runs in rows for state in (False, True)]
+    figures = [figure for figure in known if figure is not None]
+    answers = figures[0].records[0].answers if figures and figures[0].records else None
+    if answers is None:
+        return []
+    counts = Counter(answers.labels[at : at + 4] for at in range(0, len(answers.labels), 4))
+    balanced = judging_metric(rows[0][0]) == BALANCED
+    chance = 1 / len(counts) if balanced else max(counts.values()) / counts.total()
+    sigmas = _sigmas(len(figures))
+    if any(figure.value > chance + sigmas * figure.error for figure in figures):
+        return []
+    return [
+        f"No figure is above guessing ({100 * chance:.1f} %): nothing was found in the images that tells the "
+        "labels."
+    ]
 
 
 def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
-    """Name the tasks that were not trained further after each round, with their last figures."""
+    """Name the tasks that a later round left out, with their last figures and the reason."""
     sentences = []
     for one, following in pairwise(rounds):
         figures = {task: probe_figure(runs, trained=True) for task, runs in one.runs.items()}
-        out = [
-            f"{title(task)} {_percent(figure)}"
-            for task, figure in figures.items()
-            if task not in following.runs and figure is not None
-        ]
-        if out:
-            sentences.append(f"Not trained further after round {one.number}: {', '.join(out)}.")
+        out: dict[bool, list[str]] = {False: [], True: []}  # by whether only the time was short
+        for task, figure in figures.items():
+            if task not in following.runs and figure is not None:
+                out[task in contenders(one)].append(f"{title(task)} {_percent(figure)}")
+        if out[False]:
+            sentences.append(f"Behind after round {one.number}: {', '.join(out[False])}.")
+        if out[True]:
+            sentences.append(
+                f"Not behind after round {one.number}, but without time for more: {', '.join(out[True])}; "
+                "give more minutes=."
+            )
     return sentences
 
 

@@ -17,7 +17,15 @@ from ssl_lightning.core.untrusted import printable
 from ssl_lightning.report.colours import Style, styles
 
 PROBE = "lowshot"
-METRICS = {"top1": "top-1 in %", "map": "mean average precision in %"}
+SHARES = ("miou", "miou_learned", "ap50")  # metrics of shares of the labels
+METRICS = {
+    "top1": "top-1 in %",
+    "map": "mean average precision in %",
+    "miou": "mIoU over all classes in %",
+    "miou_learned": "mIoU over learned classes in %",
+    "ap50": "AP50 in %",
+}
+PER_CLASS, IN_ALL = "labelled images per class", "labelled images"
 
 
 @dataclass(frozen=True)
@@ -26,11 +34,12 @@ class Curve:
 
     Args:
         name: Name of the task.
-        ks: Labelled images per class, rising.
+        ks: Labelled images, per class or in all, rising.
         values: Mean over the draws, in [0, 1], at the stage with the best held-out figure.
         deviations: Standard deviation over the draws.
-        metric: "top1" or "map".
+        metric: A key of `METRICS`.
         data: Name of the probed data set.
+        counted: What `ks` counts.
     """
 
     name: str
@@ -39,6 +48,7 @@ class Curve:
     deviations: list[float]
     metric: str
     data: str
+    counted: str = PER_CLASS
 
 
 def curve(results: Results) -> Curve:
@@ -66,6 +76,34 @@ def curve(results: Results) -> Curve:
         [r.protocol["sd"] for r in best],
         rows[0].metric,
         (rows[0].evaluation or run).data,
+    )
+
+
+def share_curve(results: Results, metric: str) -> Curve | None:
+    """Return the curve of a run over shares of the labels, likewise of the trained backbone if there is one.
+
+    Args:
+        results: Results of the run.
+        metric: One of `SHARES`.
+
+    Returns:
+        None if the run has no such figures.
+    """
+    rows = [r for r in results.probes if r.metric == metric and r.branch == "backbone"]
+    rows = [r for r in rows if "class_draws" in r.protocol]
+    trained = any(r.trained for r in rows)
+    by_labels = {r.protocol["labels"]["train"]: r for r in rows if r.trained == trained}
+    if not by_labels:
+        return None
+    shown = [by_labels[labels] for labels in sorted(by_labels)]
+    return Curve(
+        results.run.task,
+        sorted(by_labels),
+        [r.value for r in shown],
+        [r.protocol["sd"] or 0.0 for r in shown],
+        metric,
+        (shown[0].evaluation or results.run).data,
+        IN_ALL,
     )
 
 
@@ -119,7 +157,7 @@ def draw_curves(curves: Sequence[Curve], looks: Sequence[Style] | None = None, w
     axis.set_xscale("log", base=2)
     axis.set_xticks(ks, [str(k) for k in ks])
     axis.minorticks_off()
-    axis.set_xlabel("labelled images per class")
+    axis.set_xlabel(curves[0].counted)
     axis.set_ylabel(f"{data}: test {METRICS[metric]}".replace("$", r"\$"))
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
@@ -134,13 +172,15 @@ def main(arguments: Sequence[str]) -> int:
     """Draw the runs named on the command line; return the exit status.
 
     `python -m ssl_lightning.report.label_efficiency curve.png <run folder> <run folder> ...` draws the
-    figures of `probe=[lowshot]` in the results.json of each run.
+    figures in the results.json of each run: on shares of the labels (`probe=[segmentation]` or
+    `probe=[detection]`), or else of `probe=[lowshot]`.
     """
     if len(arguments) < 2:
         print(f"usage: python -m {__spec__.name} <picture> <run folder> ...", file=sys.stderr)
         return 2
     try:
-        curves = [curve(read_results(Path(folder) / RESULTS)) for folder in arguments[1:]]
+        found = [read_results(Path(folder) / RESULTS) for folder in arguments[1:]]
+        curves = [share_curve(each, "miou") or share_curve(each, "ap50") or curve(each) for each in found]
         draw_curves(curves).savefig(arguments[0], dpi=130)
     except (OSError, ValueError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)

@@ -8,7 +8,9 @@ from ssl_lightning.artifacts.results import SPECTRAL
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
-from ssl_lightning.report.summary import cross_validated, unequal_classes
+from ssl_lightning.report.learned_classes import LEARNED
+from ssl_lightning.report.learned_classes import METRIC as LEARNED_METRIC
+from ssl_lightning.report.summary import cross_validated, spread_over_draws, unequal_classes
 from ssl_lightning.report.table import MAIN_BRANCH, Duplicates, Row
 
 MEASURED, GAIN, MISSING, SEEDS = "How it was measured", "Gains", "Missing", "Seeds"
@@ -29,6 +31,13 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     sizes = sorted({record.n for record in records if record.metric not in SPECTRAL})
     of = f" on {' or '.join(f'{n:,}' for n in sizes)} images" if sizes else ""
     lines = [f"Test figures in %{of}; mean ± standard deviation over seeds."]
+    if any(spread_over_draws(record) is not None for record in records):
+        lines.append(
+            "A share of the labels: mean over draws, equal for all rows; of one seed ± is over them."
+        )
+    learned = dict.fromkeys(tuple(r.protocol["learned"]) for r in records if r.metric == LEARNED_METRIC)
+    least = f"held-out IoU of at least {100 * LEARNED:g} % in some row and share"
+    lines += [f"Learned classes ({least}): {', '.join(names)}." for names in learned]
     if any(record.metric in SPECTRAL for record in records):
         lines.append("Ranks and slopes are plain numbers at the deepest stage.")
     if any(column.stage == BEST_STAGE for column in columns):
@@ -68,10 +77,14 @@ def gains(rows: Sequence[Row]) -> list[str]:
         where = "; ".join(f"{label} ({', '.join(names)})" for label, names in of.items())
         where = f" for {where}" if number else ""
         lines.append(f"In points over {over}, per seed{where}.")
-    if any(cell.gain_error is not None for row in rows for cell in row.cells.values()):
+    known = [cell for row in rows for cell in row.cells.values() if cell.gain_error is not None]
+    drawn = [cell for cell in known if spread_over_draws(cell.picks[0].record) is not None]
+    if len(known) > len(drawn):
         lines.append(
             "± standard error over test images and seeds; runs without answers.json count as independent."
         )
+    if drawn:
+        lines.append("Of a share of the labels, ± is the standard error over draws and seeds.")
     return lines + ([f"Only for some seeds: {'; '.join(partly)}."] if partly else [])
 
 

@@ -13,8 +13,11 @@ from ssl_lightning.core.untrusted import check_plain
 from ssl_lightning.report.canvas import NARROW, WIDE, Picture, pack
 from ssl_lightning.report.charts import (
     Looks,
+    all_classes,
     by_stage,
+    detection,
     few_labels,
+    learned_classes,
     over_training,
     row_styles,
     speed,
@@ -35,7 +38,16 @@ def draw_all(table: Table) -> list[Picture]:
     first = f"{table.columns[0]}" if table.columns else ""
     left = len(table.rows) - len(rows)
     cut = f" Only the {MOST} of {len(table.rows)} rows with the best {first} are shown." if left else ""
-    draws: list[Draw] = [by_stage, few_labels, over_training, training, speed]
+    draws: list[Draw] = [
+        by_stage,
+        few_labels,
+        all_classes,
+        learned_classes,
+        detection,
+        over_training,
+        training,
+        speed,
+    ]
     charts = [chart for draw in draws if (chart := both_widths(draw, rows, looks))]
     found = [replace(chart, caption=chart.caption + cut) for chart in charts]
     panels = [picture for number, row in enumerate(rows) for picture in task_pictures(row, number)]

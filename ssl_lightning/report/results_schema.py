@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.artifacts.results import FRACTION, SPECTRAL, ResultsFile
+from ssl_lightning.artifacts.results import FRACTION, LESS_IS_BETTER, SPECTRAL, ResultsFile
 from ssl_lightning.artifacts.typed_json import json_schema
 from ssl_lightning.core.atomic_files import write_file
 
@@ -17,10 +17,9 @@ def results_schema() -> dict[str, Any]:
     """Build the JSON schema of the results.json of this version."""
     schema = json_schema(ResultsFile)
     record = schema["properties"]["probes"]["items"]
-    bounds: list[tuple[dict[str, Any], Any]] = [
-        ({"const": metric}, limits) for metric, limits in SPECTRAL.items()
-    ]
-    bounds.append(({"not": {"enum": list(SPECTRAL)}}, FRACTION))
+    own = SPECTRAL | LESS_IS_BETTER
+    bounds: list[tuple[dict[str, Any], Any]] = [({"const": metric}, limits) for metric, limits in own.items()]
+    bounds.append(({"not": {"enum": list(own)}}, FRACTION))
     record["allOf"] = [
         {
             "if": {"properties": {"metric": metric}},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -26,6 +26,7 @@ UNITS = {
     BALANCED: BALANCED,
     "map": "mAP",
     "miou": "mIoU",
+    "miou_learned": "mIoU of learned classes",
     "coco_map": "COCO mAP",
     "ap50": "AP50",
     "voc07_ap50": "VOC07 AP50",
@@ -33,6 +34,9 @@ UNITS = {
     "alpha_req": "alpha-ReQ",
     "lidar": "LiDAR",
 }
+# Names and formats of the metrics in a line below the table
+RELIABILITY = {"ece": ("calibration error", ".1%"), "nll": ("negative log-likelihood", ".2f")}
+CORRUPTED = "top1_"  # begins the metrics on corrupted images
 
 PRETRAINED = ("untrained", "trained")  # names of the figures before and after pretraining
 CONTINUED = ("as it came", "continued")  # the same for a backbone that started from given weights
@@ -71,7 +75,7 @@ def print_probes(
     console = Console(highlight=False, soft_wrap=True)
     for table in summary_tables(records, console, states):
         print_table(table)
-    for line in unequal_classes(records):
+    for line in [*unequal_classes(records), *reliability_lines(records)]:
         console.print(line)
     if probe_s:
         encode_first = sorted(probe_s.items(), key=lambda item: item[0] != "encode_s")
@@ -93,6 +97,21 @@ def unequal_classes(records: Iterable[Record]) -> list[str]:
         "balanced is the mean accuracy over the classes."
         for n, share in sorted(sets)
     ]
+
+
+def reliability_lines(records: Sequence[Record]) -> list[str]:
+    """Return a line for each branch: calibration and accuracies on corrupted images, before and after."""
+    lines = []
+    measured = [r for r in records if r.metric in RELIABILITY or r.metric.startswith(CORRUPTED)]
+    for probe, branch in dict.fromkeys((r.probe, r.branch) for r in measured):
+        of = [r for r in measured if (r.probe, r.branch) == (probe, branch)]
+        parts = []
+        for metric in dict.fromkeys(r.metric for r in of):
+            name, form = RELIABILITY.get(metric, (metric.removeprefix(CORRUPTED).replace("_", " "), ".1%"))
+            values = [f"{r.value:{form}}" for r in of if r.metric == metric]
+            parts.append(f"{name} {' → '.join(values)}")
+        lines.append(f"{probe} on {branch}, best stage: {', '.join(parts)}")
+    return lines
 
 
 def cross_validated(record: Record) -> bool:
@@ -136,7 +155,8 @@ def summary_tables(
 def summary_table(records: list[Record], states: tuple[str, str] = PRETRAINED) -> Table:
     """Make the table of a run: one row per branch and stage, one column per probe.
 
-    A cell holds the test figure before and after pretraining and the gain, in points. A * marks the stage
+    A cell holds the test figure before and after pretraining and the gain, in points; a mean over draws of
+    labels has its standard deviation beside it. A * marks the stage
     with the best held-out figure of each probe; without held-out figures, no stage is marked.
     """
     shown = headline(records)
@@ -184,6 +204,11 @@ def column(record: Record) -> str:
     return " ".join([*parts, *filter(None, [UNITS[record.metric]])])
 
 
+def spread_over_draws(record: Record) -> float | None:
+    """Return the deviation over the draws of a share of the labels; None if there are none."""
+    return record.protocol.get("sd") if "fraction" in record.protocol else None
+
+
 def _cell(of_column: list[Record], stage: str) -> str:
     shown, texts = [], []
     for trained in (False, True):
@@ -193,7 +218,9 @@ def _cell(of_column: list[Record], stage: str) -> str:
             if record.stage == stage:
                 shown.append(record)
                 chosen = record is best and record.heldout is not None
-                texts.append(f"{_scale(record) * record.value:.1f}{'*' if chosen else ' '}")
+                spread = spread_over_draws(record)
+                drawn = "" if spread is None else f" ± {_scale(record) * spread:.1f}"
+                texts.append(f"{_scale(record) * record.value:.1f}{drawn}{'*' if chosen else ' '}")
     if len(shown) != 2:
         return " → ".join(texts)
     before, after = shown

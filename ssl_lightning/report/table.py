@@ -108,15 +108,17 @@ class Table:
         return [row.cells[name] for row in self.rows if name in row.cells]
 
     def best(self, name: str) -> float | None:
-        """Return the largest mean of a column over rows without labels.
+        """Return the best mean of a column over rows without labels.
 
         None if fewer than two compete, or if another cannot be told apart from the first.
         """
         cells = [row.cells[name] for row in self.rows if name in row.cells and not row.labels]
         if len(cells) < 2 or not all(cell.percent for cell in cells):
             return None
-        first, *others = sorted(cells, key=lambda cell: -cell.mean)
-        return first.mean if all(difference(first.figure, each.figure) > 0 for each in others) else None
+        better = cells[0].direction
+        first, *others = sorted(cells, key=lambda cell: -better * cell.mean)
+        ahead = [better * difference(first.figure, each.figure) > 0 for each in others]
+        return first.mean if all(ahead) else None
 
 
 Duplicates = dict[str, tuple[str, list[str]]]  # "row, seed" -> the run that counts, the older ones

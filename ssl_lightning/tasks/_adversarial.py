@@ -8,25 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
 
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.discriminator import (
+    JUDGES,
     NORMS,
     Discriminator,
     discriminator_stages,
     frozen,
+    make_judge,
     unrecorded,
 )
 from ssl_lightning.networks.features import deepest_map_size
-from ssl_lightning.networks.heads import FlattenedClassifier, PooledClassifier
 from ssl_lightning.ops.adversarial import LOSSES, discriminator_scores, generator_loss, gradient_penalty
 from ssl_lightning.ops.diff_augment import AUGMENTATIONS, diff_augment
+from ssl_lightning.ops.rotation import NUM_ROTATIONS
 from ssl_lightning.tasks._batches import explaining_single_images
+from ssl_lightning.tasks._rotation_of_pictures import RotationOfPictures
 from ssl_lightning.tasks._two_networks import TwoNetworks
 from ssl_lightning.tasks.base import Batch
-
-HEADS = ("average", "flattened")
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,10 @@ class AdversarialTask(TwoNetworks):
             "cutout" (Zhao et al. 2020); see `ops.diff_augment`.
         r1: Weight of half the squared gradient of the discriminator's logits at real pictures (Mescheder,
             Geiger, Nowozin 2018); 0 for none. Batch norm mixes the gradients of a batch.
+        discriminator_rotation: Weight of telling rotations of real pictures apart, beside the discriminator's
+            losses on both kinds (SS-GAN: Chen et al. 2019; paper: 1). Then its features are rotation's too,
+            and its branch is "discriminator_rotation". 0 for none.
+        generator_rotation: Weight of the same on generated pictures beside the adversarial loss (paper: 0.2).
         label_smoothing: The target for real pictures is 1 minus this (Salimans et al. 2016, one-sided).
         instance_noise: Deviation of the noise on the discriminator's input, in normalised units. It falls to
             0 over the run (Sønderby et al. 2017) and hides minor differences between real and fake.
@@ -106,6 +110,8 @@ class AdversarialTask(TwoNetworks):
         discriminator_steps: int = 1,
         discriminator_augment: Sequence[str] = (),
         r1: float = 0.0,
+        discriminator_rotation: float = 0.0,
+        generator_rotation: float = 0.2,
         label_smoothing: float = 0.1,
         instance_noise: float = 0.5,
         warmup_steps: int = 0,
@@ -128,7 +134,7 @@ class AdversarialTask(TwoNetworks):
         for key, value, allowed in (
             ("adversarial_loss", adversarial_loss, LOSSES),
             ("discriminator_norm", discriminator_norm, NORMS),
-            ("discriminator_head", discriminator_head, HEADS),
+            ("discriminator_head", discriminator_head, JUDGES),
         ):
             if value not in allowed:
                 raise ValueError(f"task.{key} is {value!r}; allowed are {', '.join(allowed)}")
@@ -139,8 +145,13 @@ class AdversarialTask(TwoNetworks):
                 f"task.discriminator_augment is {list(discriminator_augment)}; allowed are some of "
                 f"{', '.join(AUGMENTATIONS)}, or [] for none"
             )
-        if r1 < 0:
-            raise ValueError(f"task.r1 is {r1}; it must be at least 0")
+        rotations = {
+            "discriminator_rotation": discriminator_rotation,
+            "generator_rotation": generator_rotation,
+        }
+        for key, weight in {"r1": r1, **rotations}.items():
+            if weight < 0:
+                raise ValueError(f"task.{key} is {weight}; it must be at least 0")
         if not 0 <= label_smoothing < 0.5 or instance_noise < 0:
             raise ValueError(
                 f"task.label_smoothing is {label_smoothing} and task.instance_noise {instance_noise}; "
@@ -149,6 +160,8 @@ class AdversarialTask(TwoNetworks):
         self.adversarial_weight, self.adversarial_loss = adversarial_weight, adversarial_loss
         self.discriminator_lr_factor = discriminator_lr_factor
         self.discriminator_steps, self.r1 = discriminator_steps, r1
+        self.discriminator_rotation, self.generator_rotation = discriminator_rotation, generator_rotation
+        self.rotates = discriminator_rotation > 0
         self.discriminator_augment = tuple(discriminator_augment)
         self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
         self.adversarial = adversarial_weight > 0
@@ -170,17 +183,17 @@ class AdversarialTask(TwoNetworks):
             **self._discriminator,
         }
         self.discriminator = Discriminator(**self.discriminator_config)
-        self.judge: nn.Module
-        if self._head == "average":
-            self.judge = PooledClassifier(self.discriminator, 1)
-        else:
-            grid = deepest_map_size(self.discriminator, spec.channels, size)
-            self.judge = FlattenedClassifier(self.discriminator, grid, 1)
-        if self._discriminator["norm"] == "spectral":
-            spectral_norm(self.judge.linear)
+        grid = deepest_map_size(self.discriminator, spec.channels, size)
+        kind, norm = self._head, str(self._discriminator["norm"])
+        self.judge = make_judge(self.discriminator, grid, 1, kind, norm)
+        if self.rotates:
+            self.rotation = RotationOfPictures(
+                make_judge(self.discriminator, grid, NUM_ROTATIONS, kind, norm)
+            )
 
     def second_parameters(self) -> list[nn.Parameter]:
-        return [*self.discriminator.parameters(), *self.judge.parameters()]
+        rotation = self.rotation.parameters() if self.rotates else ()
+        return [*self.discriminator.parameters(), *self.judge.parameters(), *rotation]
 
     def fake_size(self, spec: ImageSpec) -> int:
         """Return height and width of the discriminator's input, which set its number of stages."""
@@ -206,13 +219,15 @@ class AdversarialTask(TwoNetworks):
         return self.attempt(images, stream).total_scores()
 
     def branches(self) -> dict[str, nn.Module]:
-        return super().branches() | ({"discriminator": self.discriminator} if self.adversarial else {})
+        return super().branches() | ({self._branch: self.discriminator} if self.adversarial else {})
 
     def branch_configs(self) -> dict[str, dict[str, Any]]:
         target = f"{Discriminator.__module__}.{Discriminator.__qualname__}"
-        return (
-            {"discriminator": {"_target_": target, **self.discriminator_config}} if self.adversarial else {}
-        )
+        return {self._branch: {"_target_": target, **self.discriminator_config}} if self.adversarial else {}
+
+    @property
+    def _branch(self) -> str:
+        return "discriminator_rotation" if self.rotates else "discriminator"
 
     def to_pixels(self, normalised: Tensor) -> Tensor:
         """Undo `normalise`, and clip to [0, 1]."""
@@ -246,10 +261,11 @@ class AdversarialTask(TwoNetworks):
         return scores["loss"].detach()
 
     def falling_loss(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """Leave out the adversarial term, which grows as the discriminator learns."""
+        """Leave out the adversarial terms, which grow as the discriminator learns."""
         if "adversarial" not in scores:
             return scores["loss"]
-        return scores["loss"] - self.adversarial_weight * scores["adversarial"]
+        others = scores["adversarial"] + self.generator_rotation * scores.get("adversarial_rotation", 0.0)
+        return scores["loss"] - self.adversarial_weight * others
 
     def rounds(
         self, images: Tensor, labels: Tensor, stream: torch.Generator
@@ -272,11 +288,19 @@ class AdversarialTask(TwoNetworks):
         if self.r1:
             shown = shown.detach().requires_grad_()
         real = self.discriminator(shown)
-        yield "loss", scores | self.generator_scores(scores["loss"], made, real)
+        scores |= self.generator_scores(scores["loss"], made, real)
+        if self.rotates:
+            weight = self.adversarial_weight * self.generator_rotation
+            scores |= self.rotation.of_generator(scores["loss"], weight, self.discriminator, made, stream)
+        yield "loss", scores
         for step in range(self.discriminator_steps):
             real = self.discriminator(shown) if step else real
             found = self.discriminator_scores(made.detach(), real)
-            yield "disc_loss", self.add_penalty(found, shown, real) if self.r1 else found
+            found = self.add_penalty(found, shown, real) if self.r1 else found
+            if self.rotates:  # `disc_loss` is half the sum of the losses on both kinds
+                loss, weight = found["disc_loss"], self.discriminator_rotation / 2
+                found |= self.rotation.of_discriminator(loss, weight, self.discriminator, shown, stream)
+            yield "disc_loss", found
 
     def add_penalty(self, scores: dict[str, Tensor], shown: Tensor, real: list[Tensor]) -> dict[str, Tensor]:
         """Add R1 to the discriminator's loss.

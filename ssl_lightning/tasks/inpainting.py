@@ -17,7 +17,7 @@ from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fi
 from ssl_lightning.tasks._adversarial import AdversarialTask, Attempt
 from ssl_lightning.tasks.base import Panel
 
-MASKS = ("center", "square", "blocks", "region")
+MASKS = ("center", "square", "blocks", "region", "none")
 SEEN = (None, "image", "filling")  # by the discriminator
 DRAWN = {"square": square_masks, "blocks": block_masks, "region": region_masks}
 
@@ -34,8 +34,9 @@ class Inpainting(AdversarialTask):
         spec: Shape and statistics of the images.
         mask: "center" removes a square in the middle, "square" one at a random place, "blocks" four squares
             of half its side at random places, which may overlap. "region" removes a random shape of its area
-            (sec. 3.3), which gives the paper's features.
-        hole: Side of that square in pixels; None: half the image, a quarter of its area.
+            (sec. 3.3), which gives the paper's features. "none" removes nothing, and the squared error covers
+            the full image: an autoencoder, the paper's control (table 2).
+        hole: Side of that square in pixels; None: half the image, a quarter of its area, or with "none" all.
         discriminator_sees: "image" shows the discriminator the image with the filling in it, whose seam may
             give it away. "filling" shows the filling alone: cut out if all holes are the same square, else on
             the mean colour, and real pictures likewise. None: "filling" for "center", else "image".
@@ -92,6 +93,13 @@ class Inpainting(AdversarialTask):
             ValueError: They do not fit the image.
         """
         hole, overlap = self._sizes
+        if self.mask == "none":
+            if hole is not None or overlap is not None:
+                raise ValueError(
+                    f"task.mask=none removes nothing, so task.hole ({hole}) and task.overlap ({overlap}) "
+                    "must be null"
+                )
+            return image_size, 0
         hole = image_size // 2 if hole is None else hole
         smallest = 2 if self.mask == "blocks" else 1
         if not smallest <= hole < image_size:
@@ -113,18 +121,24 @@ class Inpainting(AdversarialTask):
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
         mask = self.draw_mask(len(images), stream)  # (B, 1, S, S), True in the hole
         real = self.normalise(images)
-        made = self.restore(fill(images, mask, self.mean))  # (B, C, S, S), normalised
+        made = self.restore(self.corrupt(images, mask))  # (B, C, S, S), normalised
         weights = border_weights(mask, self.overlap, self.overlap_weight)
         error = masked_mse(made, real, weights).mean()
         scores = {"loss": (1 - self.adversarial_weight) * error} | self.measure(made, images, mask)
         return Attempt(scores, self.show(real, real, mask), self.show(made, real, mask))
 
     def draw_mask(self, batch: int, stream: torch.Generator) -> Tensor:
-        """Draw the holes: `(B, 1, S, S)` bool."""
+        """Draw the holes: `(B, 1, S, S)` bool; with "none", all pixels count as a hole that stays visible."""
         size = self.spec.image_size
+        if self.mask == "none":
+            return torch.ones(batch, 1, size, size, dtype=torch.bool, device=stream.device)
         if self.mask == "center":
             return centre_mask(batch, size, self.hole, stream.device)
         return DRAWN[self.mask](batch, size, self.hole, stream)
+
+    def corrupt(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Paint the holes of images in [0, 1] in the mean colour; with "none", return them as they are."""
+        return images if self.mask == "none" else fill(images, mask, self.mean)
 
     def restore(self, corrupted: Tensor) -> Tensor:
         """Predict the full picture, `(B, C, S, S)` float32 normalised, from images in [0, 1] with holes."""
@@ -155,7 +169,7 @@ class Inpainting(AdversarialTask):
 
     def panel(self, images: Tensor) -> Panel:
         mask = self.draw_mask(len(images), generator("panel", device=images.device))
-        corrupted = fill(images, mask, self.mean)
+        corrupted = self.corrupt(images, mask)
         made = self.to_pixels(self.restore(corrupted))
         quality = psnr(masked_mse(made, images, mask)).tolist()
         pictures = [corrupted, torch.where(mask, made, images), images]

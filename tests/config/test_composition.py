@@ -195,3 +195,9 @@ def test_a_benchmark_that_would_stay_empty_is_refused(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("results.json"))
+
+
+def test_an_override_is_not_resolved_to_find_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored command may name a variable that this shell does not have."""
+    monkeypatch.delenv("ABSENT_HERE", raising=False)
+    assert chosen("name=${oc.env:ABSENT_HERE}", "task=rotation").task._target_.endswith("Rotation")

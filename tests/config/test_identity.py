@@ -22,8 +22,16 @@ OTHER = {
     "task.discriminator_augment": ["cutout"],
     "task.discriminator_sees": "filling",
     "task.r1": 0.5,
+    "task.discriminator_rotation": 1.0,
+    "task.generator_rotation": 0.5,
     "probe.rankme.lidar_images": 500,
     "probe.rankme.lidar_views": 5,
+    "probe.segmentation.fractions": [0.1],
+    "probe.segmentation.draws": 5,
+    "probe.detection.fractions": [0.1],
+    "probe.detection.draws": 5,
+    "probe.linear.calibration": True,
+    "probe.linear.corruptions": ["gaussian_noise"],
 }
 
 
@@ -43,7 +51,8 @@ def with_key(config: Any, key: str, *value: Any) -> dict[str, Any]:
 def test_an_added_key_leaves_the_digest_of_old_configs(key: str, tmp_path: Path) -> None:
     data = "folder" if key == "data.value_range" else "fake"
     given = ["task=inpainting", f"data={data}", *["data.pretrain_dir=/somewhere"] * (data == "folder")]
-    config: Any = OmegaConf.to_container(composed([*given, "probe=[rankme]"], tmp_path))
+    probes = "probe=[linear,rankme,segmentation,detection]"
+    config: Any = OmegaConf.to_container(composed([*given, probes], tmp_path))
     assert OmegaConf.select(OmegaConf.create(config), key) == ADDED[key][0]
     old = with_key(config, key)
     for value in ADDED[key]:

@@ -33,7 +33,9 @@ MAKERS = {
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
 TASKS += ["super_resolution", "combined task.parts=[jigsaw,rotation,colorization]", "simclr"]
-TASKS += ["barlow_twins", "vicreg", "byol", "lejepa"]
+TASKS += ["barlow_twins", "vicreg", "byol", "lejepa", "mae"]
+OPTIONS = ["super_resolution task.discriminator_norm=spectral task.r1=0.1"]
+OPTIONS += ["inpainting task.discriminator_rotation=1.0", "inpainting task.mask=none"]
 # 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs
 QUICK = [
     "data=fake", "trainer.max_steps=25", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]",
@@ -73,6 +75,7 @@ def trained(overrides: list[str], folder: Path, graph: type[StepGraph] | None = 
         "super_resolution task.discriminator_width=4",
         "super_resolution task.discriminator_width=4 task.warmup_steps=7",
         "super_resolution task.discriminator_width=4 task.discriminator_norm=spectral task.r1=0.1",
+        "super_resolution task.discriminator_width=4 task.discriminator_rotation=1.0",
         "combined task.parts=[jigsaw,rotation] +task.options.rotation.copies=1",
     ],
 )
@@ -323,7 +326,7 @@ def test_only_recording_errors_are_attributed_to_graphs(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("task", [*TASKS, "super_resolution task.discriminator_norm=spectral task.r1=0.1"])
+@pytest.mark.parametrize("task", [*TASKS, *OPTIONS])
 def test_replayed_steps_equal_plain_steps(task: str, tmp_path: Path, exact: None) -> None:
     given = [*f"task={task}".split(), "trainer=gpu", "trainer.gradient_clip_val=5.0", "cuda_graphs=false"]
     given += ["optimizer=sgd", "optimizer.lr=0.001"]

@@ -240,7 +240,7 @@ def is_readable(path: Path) -> bool:
                 with np.load(path) as arrays:
                     return all(arrays[name] is not None for name in arrays)
             case ".bin":
-                return packed.is_whole(path)
+                return packed.is_complete_pack(path)
             case ".html":
                 return path.read_text().rstrip().endswith("</html>")
             case ".md" | ".tex":

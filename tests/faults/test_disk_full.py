@@ -77,7 +77,7 @@ def fail_and_recover(
     assert ballast.exists(), f"the moment {moment} did not come:\n{output}"
     assert status != 0, output
     assert "Traceback" not in output
-    assert "no space" in output.lower() or "are free" in output  # CacheSpaceError names the space needed
+    assert "no space" in output.lower() or " free; " in output  # CacheSpaceError names the space needed
     assert output.count("error: ") == 1, output
     assert torn(watch) == []
     ballast.unlink()

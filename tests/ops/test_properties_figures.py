@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ssl_lightning.ops.array_cache import read_array, write_array
 from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
+from ssl_lightning.ops.calibration import expected_calibration_error, negative_log_likelihood
 from ssl_lightning.ops.contrastive import nt_xent
 from ssl_lightning.ops.covariance import covariance_penalty
 from ssl_lightning.ops.knn import balanced_accuracy, knn_scores, topk_accuracy
@@ -285,6 +286,29 @@ def test_voc_ap(images: int, classes: int, iou: float, seed: int) -> None:
 def test_impossible_overlaps_are_refused(iou: float) -> None:
     with pytest.raises(ValueError, match="iou is"):
         voc_ap([], [], 2, iou=iou)
+
+
+# --- calibration ---
+
+
+@pytest.mark.slow
+@drawn()
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 20), TYPES, LAID, SEEDS)
+def test_calibration_against_loops(
+    count: int, classes: int, bins: int, dtype: torch.dtype, layout: str, seed: int
+) -> None:
+    scores, labels = 3 * features(count, classes, seed, dtype, layout), labels_of(count, classes, seed)
+    with unchanged(scores, labels):
+        error = float(expected_calibration_error(scores, labels, bins))
+        likelihood = float(negative_log_likelihood(scores, labels))
+    shares = np.exp(scores.double().numpy())
+    shares /= shares.sum(1, keepdims=True)
+    assert likelihood == pytest.approx(-np.log(shares[np.arange(count), labels.numpy()]).mean(), abs=1e-9)
+    gaps = np.zeros(bins)
+    for row, label in zip(torch.from_numpy(shares), labels, strict=True):
+        confidence, answer = row.max(0)
+        gaps[min(int(float(confidence) * bins), bins - 1)] += float(answer == label) - float(confidence)
+    assert error == pytest.approx(np.abs(gaps).sum() / count, abs=1e-9)
 
 
 # --- rank ---

@@ -25,6 +25,7 @@ from ssl_lightning.ops.ab_bins import (
 from ssl_lightning.ops.ab_prior import cached_statistics, measure, pixels, shrink
 from ssl_lightning.ops.adversarial import discriminator_scores, generator_loss
 from ssl_lightning.ops.bilinear import resize_bilinear
+from ssl_lightning.ops.corruptions import CORRUPTIONS, corrupt
 from ssl_lightning.ops.image_quality import masked_mse, psnr
 from ssl_lightning.ops.lab import lab_to_rgb, rgb_to_lab
 from ssl_lightning.ops.masks import block_masks, border_weights, centre_mask, fill, region_masks
@@ -479,3 +480,15 @@ def test_adversarial_losses(real: Tensor, fake: Tensor, smoothing: float) -> Non
     if clear:
         assert float(scores["disc_acc_real"]) == pytest.approx((true > undecided).mean())
         assert float(scores["disc_acc_fake"]) == pytest.approx((false < undecided).mean())
+
+
+@pytest.mark.slow
+@drawn()
+@given(st.sampled_from(list(CORRUPTIONS)), pictures(dtypes=(torch.uint8,), size=(2, 9)))
+def test_corruptions_take_every_layout_and_treat_images_apart(name: str, images: Tensor) -> None:
+    with unchanged(images):
+        found = corrupt(images, name)
+    assert (found.dtype, found.shape) == (torch.uint8, images.shape)
+    assert torch.equal(found, corrupt(images.contiguous(), name))
+    for each, expected in zip(images, found, strict=True):
+        assert torch.equal(corrupt(each[None], name)[0], expected)

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ssl_lightning.artifacts.results import Record, Results, Verdict
+import numpy as np
+
+from ssl_lightning.artifacts.results import UNKNOWN_LABELS, Record, Results, Verdict
 from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
 from tests.artifacts.test_results import FACTS
 from tests.report.test_verdict import answers
@@ -41,7 +43,7 @@ def test_the_winner_its_gain_and_the_distance_of_the_others() -> None:
     gain = "+31.0 ± 1.1 points over the untrained backbone, 2 seeds"
     assert text.startswith(f"Rotation: linear probe 61.0 ± 1.0 % ({gain}).")
     assert "Jigsaw is 11.0 ± 1.1 points behind." in text
-    assert "Colorization cannot be told apart from it: 60.5 ± 0.5 %." in text
+    assert "Test images cannot tell it from colorization 60.5 ± 0.5 %." in text
 
 
 def test_balanced_accuracy_judges_unequal_classes() -> None:
@@ -81,6 +83,40 @@ def test_nothing_helps() -> None:
     assert text.endswith("Not trained, for the reason above: colorization.")
 
 
+def test_given_weights_are_not_called_untrained() -> None:
+    found = run(0.302, 0.3)
+    given = replace(found, run=replace(FACTS, labels=UNKNOWN_LABELS))
+    text = conclusion(None, [of(rotation=[given])], [])
+    assert text.startswith("No task is better than the given weights, beyond the noise.")
+    assert "(+0.2 ± 0.6 points over the given weights, 1 seed)" in text
+    assert "untrained" not in text
+
+
+def test_the_best_of_many_gains_may_be_chance() -> None:
+    def text(tasks: int) -> str:
+        lucky = run(0.3175, 0.31)  # +1.75 points, 2.7 errors
+        others = {f"task{number}": [run(0.30, 0.31)] for number in range(tasks - 1)}
+        return conclusion(None, [of(rotation=[lucky], **others)], [])
+
+    assert not text(1).startswith("No task is better")
+    assert not text(6).startswith("No task is better")
+    assert text(12).startswith("No task is better than the untrained backbone, beyond the noise.")
+
+
+def test_labels_that_mean_nothing_are_named() -> None:
+    def guessed(value: float) -> Results:
+        found = run(value, value, untrained=0.5, n=1000)
+        labels = (np.arange(1000) % 2).astype("<i4").tobytes()
+        rows = [
+            replace(r, answers=replace(answers(round(1000 * r.value)), labels=labels)) for r in found.probes
+        ]
+        return replace(found, probes=rows)
+
+    said = "No figure is above guessing (50.0 %)"
+    assert said in conclusion(None, [of(rotation=[guessed(0.52)])], [])
+    assert said not in conclusion(None, [of(rotation=[guessed(0.56)])], [])
+
+
 def test_a_better_task_that_was_not_chosen_is_named() -> None:
     last = of(rotation=[run(0.302, 0.31)], jigsaw=[run(0.33, 0.305)])  # jigsaw: +3 points, error 0.7
     text = conclusion(None, [last], [])
@@ -94,9 +130,9 @@ def test_each_task_is_compared_with_its_own_untrained_backbone() -> None:
     last = of(rotation=[run(0.40, 0.45, untrained=0.42)], jigsaw=[run(0.35, 0.35, untrained=0.30)])
     text = conclusion(None, [last], [])
     assert text.startswith("Rotation: linear probe 40.0 ± 0.5 % (-2.0 ± 0.7 points over the untrained")
-    assert "An untrained backbone reaches" not in text
+    assert "Before training, the backbone reaches" not in text
     last = of(rotation=[run(0.40, 0.45, untrained=0.30)], jigsaw=[run(0.35, 0.35, untrained=0.42)])
-    assert "An untrained backbone reaches 42.0 ± 0.5 % with the input of jigsaw." in conclusion(
+    assert "Before training, the backbone reaches 42.0 ± 0.5 % with the input of jigsaw." in conclusion(
         None, [last], []
     )
 
@@ -108,8 +144,16 @@ def test_tasks_left_behind_and_failed_pretexts_are_named() -> None:
     text = conclusion(
         None, [of(rotation=[trivial], jigsaw=[run(0.5, 0.5)]), of(2000, jigsaw=[run(0.5, 0.5)])], []
     )
-    assert "Not trained further after round 1: rotation 29.0 ± 0.5 %." in text
+    assert "Behind after round 1: rotation 29.0 ± 0.5 %." in text
     assert "Rotation: pretext trivial: val/acc 100.0%." in text
+
+
+def test_a_task_without_time_is_told_from_one_that_is_behind() -> None:
+    first = of(rotation=[run(0.5, 0.58)], jigsaw=[run(0.5, 0.6)], inpainting=[run(0.4, 0.4)])
+    text = conclusion(None, [first, of(2000, jigsaw=[run(0.5, 0.6)])], [])
+    assert "Behind after round 1: inpainting 40.0 ± 0.5 %." in text
+    said = "Not behind after round 1, but without time for more: rotation 50.0 ± 0.5 %; give more minutes=."
+    assert said in text
 
 
 def test_a_task_left_behind_may_be_the_only_better_one() -> None:
@@ -117,7 +161,7 @@ def test_a_task_left_behind_may_be_the_only_better_one() -> None:
     text = conclusion(None, [first, of(2000, jigsaw=[run(0.302, 0.6)])], [])
     assert text.startswith("Jigsaw: linear probe 30.2 ± 0.5 % (+0.2 ± 0.6 points")
     assert "That gain is within the noise." in text
-    assert "Not trained further after round 1: rotation 50.0 ± 0.5 %." in text
+    assert "Behind after round 1: rotation 50.0 ± 0.5 %." in text
 
 
 def test_growth_over_the_rounds() -> None:

@@ -12,6 +12,7 @@ from ssl_lightning.report.summary import (
     print_probes,
     print_summary,
     print_times,
+    reliability_lines,
     summary_table,
     summary_tables,
     unequal_classes,
@@ -150,3 +151,17 @@ def test_the_share_of_the_largest_class_stands_below_unequal_figures() -> None:
     assert "50.0 ± 3.0*" in text
     assert text.splitlines()[-2:] == [said, "images: 9"]
     assert said in ProbeTable(rows)._repr_html_()
+
+
+def test_reliability_is_a_line_for_each_backbone() -> None:
+    rows = [
+        replace(record("stage1", trained, value, None, metric), probe="linear", branch=branch)
+        for branch in ("backbone", "discriminator")
+        for trained, figures in ((False, (0.1, 1.234, 0.5)), (True, (0.05, 0.987, 0.6)))
+        for metric, value in zip(("ece", "nll", "top1_gaussian_noise"), figures, strict=True)
+    ]
+    of = "calibration error 10.0% → 5.0%, negative log-likelihood 1.23 → 0.99, gaussian noise 50.0% → 60.0%"
+    assert reliability_lines(rows) == [
+        f"linear on {b}, best stage: {of}" for b in ("backbone", "discriminator")
+    ]
+    assert reliability_lines([record("stage1", True, 0.5, 0.5)]) == []

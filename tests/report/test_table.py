@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from ssl_lightning.report import notes
-from ssl_lightning.report.benchmark import load_benchmark
+from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.cells import RANDOM, TREATED, UNTRAINED, Cell
 from ssl_lightning.report.collect import collect
-from ssl_lightning.report.table import Row, Table
+from ssl_lightning.report.table import Row, Table, group_by, make_rows
 from ssl_lightning.report.writers import csv_text
 
 
@@ -305,6 +305,17 @@ def test_unequal_classes_are_a_column_and_a_note(tmp_path: Path, leave: Any, mak
         "always answering the largest one is right on 90.9%" in note for note in found.notes[notes.MEASURED]
     )
     assert notes.SEVERAL not in {kind for kind, said in found.notes.items() if said}
+
+
+def test_less_is_better_for_calibration(tmp_path: Path, leave: Any, make: Any) -> None:
+    columns = [Column("error", where={"metric": "ece"})]
+    leave("a", [make(0.30, trained=False, metric="ece"), make(0.10, metric="ece")])
+    leave("b", [make(0.10, trained=False, metric="ece"), make(0.30, metric="ece")], task="jigsaw")
+    groups = group_by(collect(tmp_path / "outputs").runs, lambda run: run.facts.task)
+    rows, _ = make_rows(groups, columns, {})
+    assert [row.cells["error"].trend for row in rows] == [1, -1]
+    table = Table("x", "x", [column.name for column in columns], rows)
+    assert table.best("error") == pytest.approx(10)
 
 
 def test_no_figure_at_all_names_what_there_is(tmp_path: Path, leave: Any, make: Any) -> None:

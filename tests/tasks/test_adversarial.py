@@ -40,7 +40,7 @@ def make(**options: Any) -> Inpainting:
 
 
 def judging(task: AdversarialTask) -> list[nn.Parameter]:
-    return [*task.discriminator.parameters(), *task.judge.parameters()]
+    return task.second_parameters()
 
 
 def making(task: AdversarialTask) -> list[nn.Parameter]:
@@ -124,6 +124,83 @@ def test_the_penalty_joins_the_discriminators_loss() -> None:
     found["disc_loss"].backward()
     assert all(p.grad is None for p in making(task))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in judging(task))
+
+
+def rotation_by_hand(task: AdversarialTask, pictures: Tensor, stream: torch.Generator) -> Tensor:
+    """Mean of -log P(angle) over pictures that are turned one by one, in float64."""
+    angles = torch.randint(4, (len(pictures),), generator=stream)
+    turned = torch.stack([p.rot90(int(k), (1, 2)) for p, k in zip(pictures, angles, strict=True)])
+    head, network = copy.deepcopy(task.rotation.head).double(), copy.deepcopy(task.discriminator).double()
+    shares = head(network(turned.double())).softmax(1)
+    return -torch.stack([share[k].log() for share, k in zip(shares, angles, strict=True)]).mean()
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_rotation_joins_the_losses_of_both_networks(norm: str) -> None:
+    options: dict[str, Any] = {
+        "discriminator_norm": norm,
+        "adversarial_loss": "hinge",
+        "label_smoothing": 0.0,
+    }
+    task = make(discriminator_rotation=1.0, **options)
+    plain = make(**options)
+    plain.load_state_dict(task.state_dict(), strict=False)
+    task.warm = plain.warm = True
+    images = torch.rand(8, 3, 16, 16)
+    attempt = task.attempt(images, generator(0))
+    stream = generator(0)
+    (_, made), (_, found) = task.rounds(images, torch.zeros(8), stream)
+    (_, expected), (_, other) = plain.rounds(images, torch.zeros(8), generator(0))
+    stream = generator(0)  # the holes are in the middle and there is no noise, so angles are drawn first
+    of_made = rotation_by_hand(task, attempt.fake, stream)
+    of_real = rotation_by_hand(task, attempt.real, stream)
+    assert made["adversarial_rotation"].item() == pytest.approx(of_made.item(), rel=1e-4)
+    generated = expected["loss"].item() + 0.5 * 0.2 * of_made.item()
+    assert made["loss"].item() == pytest.approx(generated, rel=1e-4)
+    # the mean over both kinds is half of the paper's sum, and so is the weight
+    assert found["disc_loss"].item() == pytest.approx(
+        other["disc_loss"].item() + of_real.item() / 2, rel=1e-4
+    )
+    assert 0 <= found["disc_rotation_acc"].item() <= 1
+    assert task.falling_loss(made).item() == pytest.approx(plain.falling_loss(expected).item(), rel=1e-4)
+    made["loss"].backward()
+    assert all(p.grad is None for p in judging(task))
+    assert all(p.grad is not None for p in making(task))
+    task.zero_grad()
+    found["disc_loss"].backward()
+    assert all(p.grad is None for p in making(task))
+    assert all(p.grad is not None for p in judging(task))
+    assert task.rotation.head.linear.weight.grad.any()
+
+
+def test_rotated_pictures_leave_the_statistics_and_the_plain_task_alone() -> None:
+    task, plain = make(discriminator_rotation=1.0), make()
+    assert "discriminator_rotation" in task.branch_configs()
+    assert list(task.branches()) == ["backbone", "discriminator_rotation"]
+    names = set(task.state_dict()) - set(plain.state_dict())
+    assert names == {"rotation.head.linear.weight", "rotation.head.linear.bias"}
+    plain.load_state_dict(task.state_dict(), strict=False)
+    task.warm = plain.warm = True
+    images = torch.rand(8, 3, 16, 16)
+    for each in (task, plain):
+        list(each.rounds(images, torch.zeros(8), generator(0)))
+    state = task.state_dict()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, state[name]) or name.endswith("num_batches_tracked")  # which nothing reads
+
+
+def test_a_discriminator_learns_rotations() -> None:
+    task = make(discriminator_rotation=1.0, discriminator_head="flattened")
+    optimizer = torch.optim.Adam(judging(task), lr=1e-2)
+    ramp = torch.linspace(-1, 1, 8).view(1, 1, 8, 1).expand(32, 3, 8, 8)  # dark above
+    real = ramp + 0.1 * torch.randn(32, 3, 8, 8, generator=generator(0))
+    for step in range(60):
+        loss = torch.zeros(())
+        found = task.rotation.of_discriminator(loss, 1.0, task.discriminator, real, generator(step))
+        optimizer.zero_grad()
+        found["disc_loss"].backward()
+        optimizer.step()
+    assert found["disc_rotation_acc"] > 0.9
 
 
 def test_the_adversarial_term_is_no_part_of_the_falling_loss() -> None:
@@ -308,6 +385,7 @@ def test_spectral_norm_ends_with_the_same_bits(again: str, tmp_path: Path) -> No
     options = DEFAULT | {
         "discriminator_norm": "spectral", "discriminator_head": "flattened", "adversarial_loss": "hinge",
         "discriminator_steps": 2, "discriminator_augment": ["translation"], "r1": 0.1, "instance_noise": 0.1,
+        "discriminator_rotation": 1.0,
     }  # fmt: skip
 
     class Save(pl.Callback):
@@ -329,7 +407,7 @@ def test_spectral_norm_ends_with_the_same_bits(again: str, tmp_path: Path) -> No
 
     expected = end(None)
     found = end(tmp_path / "first.ckpt" if again == "from a checkpoint" else None)
-    assert sum(name.endswith("_u") for name in expected) == 3
+    assert sum(name.endswith("_u") for name in expected) == 4
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
@@ -450,6 +528,8 @@ def test_a_discriminator_learns_and_is_fooled() -> None:
         ({"discriminator_steps": 2, "accumulate_grad_batches": 3}, "only one of them may be above 1"),
         ({"discriminator_augment": ["blur"]}, r"task.discriminator_augment is \['blur'\]; allowed are some"),
         ({"r1": -1}, "task.r1 is -1"),
+        ({"discriminator_rotation": -1}, "task.discriminator_rotation is -1"),
+        ({"generator_rotation": -0.1}, r"task.generator_rotation is -0\.1"),
         ({"warmup_steps": -1}, "task.warmup_steps is -1"),
         ({"discriminator_width": 0}, "width 0"),
     ],

@@ -103,6 +103,27 @@ def test_the_discriminator_is_shown_the_filling() -> None:
     assert whole.discriminator.feature_info.reduction() == [2, 4, 8]
 
 
+def test_no_mask_makes_an_autoencoder() -> None:
+    task = make(mask="none", adversarial_weight=0.25)
+    images, made = torch.rand(3, 3, 32, 32), torch.randn(3, 3, 32, 32)
+    seen: list[Tensor] = []
+
+    def restore(corrupted: Tensor) -> Tensor:
+        seen.append(corrupted)
+        return made
+
+    task.restore = restore  # type: ignore[method-assign]
+    attempt = task.attempt(images, generator(0))
+    assert torch.equal(seen[0], images)
+    real = (images - statistics()[0]) / statistics()[1]
+    torch.testing.assert_close(attempt.scores["loss"], 0.75 * (made - real).square().mean())
+    torch.testing.assert_close(attempt.real, real)
+    assert torch.equal(attempt.fake, made)
+    error = ((made * statistics()[1] + statistics()[0]).clamp(0, 1) - images).square().mean()
+    torch.testing.assert_close(attempt.scores["hole_mse"], error)
+    assert torch.equal(task.panel(images).images[:, 0], images)
+
+
 def test_the_defaults_are_those_of_the_paper_at_its_size() -> None:
     task = make(ImageSpec(3, 128, SPEC.mean, SPEC.std))
     assert (task.hole, task.overlap, task.overlap_weight) == (64, 4, 10)
@@ -169,7 +190,8 @@ def test_the_panel_shows_the_hole_and_its_filling() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mask": "centre"}, "task.mask is 'centre'; allowed are center, square, blocks, region"),
+        ({"mask": "centre"}, "task.mask is 'centre'; allowed are center, square, blocks, region, none"),
+        ({"mask": "none", "hole": 8}, r"task.mask=none removes nothing, so task.hole \(8\) and task"),
         ({"hole": 32}, r"task.hole is 32 px; allowed are 1 to 31.*data.image_size=32"),
         ({"hole": 40}, "task.hole is 40 px"),
         ({"hole": 0}, "task.hole is 0 px; allowed are 1"),
