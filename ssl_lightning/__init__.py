@@ -12,6 +12,7 @@ _MODULES = {
     "ImageData": "data.objects.image_data",
     "Inpainting": "tasks.inpainting",
     "Jigsaw": "tasks.jigsaw",
+    "MAE": "tasks.mae",
     "Random": "tasks.random",
     "Rotation": "tasks.rotation",
     "SimCLR": "tasks.simclr",
@@ -28,6 +29,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "MAE",
     "BarlowTwins",
     "Colorization",
     "Combined",

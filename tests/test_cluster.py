@@ -99,10 +99,13 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
         ("super_resolution", ["task.adversarial_weight=0", "optimizer=sgd", "probe=[knn,finetune]"]),
         ("supervised", []),
         ("simclr", []),
+        ("mae", ["backbone=vit_tiny_small_images", "backbone.width=24", "optimizer=sgd"]),
+        ("rotation", ["backbone=vit_tiny_small_images", "backbone.width=24"]),
     ],
 )
 def test_sharded_weights_learn_like_full_ones(tmp_path: Path, task: str, options: list[str]) -> None:
-    small = [o for o in SMALL if not o.startswith("backbone.")] if "resnet18_small" in str(options) else SMALL
+    named = [option.removeprefix("backbone=") for option in options if option.startswith("backbone=")]
+    small = [o for o in SMALL if not o.startswith("backbone.")] if named else SMALL
     given = {o.partition("=")[0] for o in options}
     small = [o for o in small if o.partition("=")[0] not in given]
     if "probe=[knn,finetune]" in options:
@@ -111,7 +114,7 @@ def test_sharded_weights_learn_like_full_ones(tmp_path: Path, task: str, options
     small = [*small, "channels_last=false"]
     for strategy in ("ddp", "fsdp"):
         train(tmp_path, *small, f"task={task}", *options, f"trainer={strategy}", f"name={strategy}")
-    backbone = "resnet18_small" if "backbone=resnet18_small" in options else "convnet"
+    backbone = named[0] if named else "convnet"
     ddp, fsdp = (tmp_path / task / "fake" / backbone / name for name in ("ddp", "fsdp"))
     # Adam's division amplifies rounding
     atol = 1e-4 if "optimizer=adamw" in options else 1e-5

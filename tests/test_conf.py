@@ -14,7 +14,6 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.launch.train import check_start
-from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.run.parts import OURS
 from ssl_lightning.tasks.base import PretextTask
 from tests._composed import CONF, composed
@@ -80,7 +79,8 @@ def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Pat
         assert instantiate(cfg[group])[option] is not None
     elif group == "task":
         spec = ImageSpec(3, 32, (0.5,) * 3, (0.2,) * 3, ("a", "b"), pretrain_labels=True)
-        assert isinstance(instantiate(cfg.task, _partial_=True)(ConvNet(), spec), PretextTask)
+        backbone = instantiate(cfg.backbone, in_channels=3)
+        assert isinstance(instantiate(cfg.task, _partial_=True)(backbone, spec), PretextTask)
     elif group == "optimizer":
         optimizer = instantiate(cfg.optimizer)([torch.zeros(1, requires_grad=True)])
         assert isinstance(optimizer, torch.optim.Optimizer)

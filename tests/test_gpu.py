@@ -46,6 +46,7 @@ CASES = {
     "combined": ["task=combined", "task.parts=[rotation,jigsaw,colorization]"],
     "Barlow Twins": ["task=barlow_twins"],
     "VICReg": ["task=vicreg"],
+    "MAE": ["task=mae"],
     "SimCLR": ["task=simclr", "task.blur=0.5", "task.solarise=0.2"],
 }
 FAKE = ["data=fake", "trainer=gpu"]

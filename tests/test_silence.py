@@ -23,6 +23,7 @@ from ssl_lightning.data.io.scan import scan
 from ssl_lightning.data.objects.image_data import ImageData
 from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.features.prepare import recalibrated
+from ssl_lightning.probes.attentive import AttentiveProbe
 from ssl_lightning.probes.embedding import EmbeddingProbe
 from ssl_lightning.probes.finetune import FineTuneProbe
 from ssl_lightning.probes.knn import KNNProbe
@@ -96,6 +97,7 @@ def test_probes_that_read_or_train_the_backbone(works: list[progress.Work], tmp_
     data = Fake(num_train=24, heldout=8, num_test=8, image_size=32, batch_size=8)
     probes = {
         "nonlinear": NonLinearProbe(epochs=2, batch_size=8),
+        "attentive": AttentiveProbe(epochs=3, stages=[4]),
         "finetune": FineTuneProbe(fractions=[1.0], epochs=1, min_steps=1, batch_size=8),
         "embedding": EmbeddingProbe(),
     }
@@ -103,6 +105,7 @@ def test_probes_that_read_or_train_the_backbone(works: list[progress.Work], tmp_
     found = counts(works)
     assert found[:3] == [f"encode maps of {split}: 1 batches" for split in SPLITS]
     assert "train: 2 epochs" in found
+    assert "train on stage4: 3 epochs" in found
     assert "train on 100 % of the labels: 2 steps" in found
     assert found[-3:] == ["test on heldout: 1 batches", "test on test: 1 batches", "encode images: 1 batches"]
 

@@ -374,13 +374,21 @@ def test_two_processes_fine_tune_like_one(tmp_path: Path) -> None:
 def test_every_probe_of_classes_leaves_valid_figures(tmp_path: Path) -> None:
     few = ["probe.lowshot.ks=[1,4]", "probe.lowshot.draws=2", "probe.nonlinear.epochs=1"]
     few += ["probe.finetune.fractions=[0.5]", "probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
-    names = ["lowshot", "svm", "nonlinear", "finetune", "rankme", "embedding"]
+    names = ["lowshot", "svm", "nonlinear", "attentive", "finetune", "rankme", "embedding"]
     some = ["data=fake", "trainer=debug", "task=random", f"probe=[{','.join(names)}]", "logger=[]"]
     done = train(tmp_path, *some, *few)
     folder = tmp_path / "random/fake/convnet/run"
     results = results_of(folder)  # checks each record against the schema
     assert {r.probe for r in results.probes} == set(names) - {"embedding"}
-    for column in ("lowshot 1-shot", "lowshot 4-shot", "svm", "nonlinear", "finetune 50 %", "rankme (rank)"):
+    for column in (
+        "lowshot 1-shot",
+        "lowshot 4-shot",
+        "svm",
+        "nonlinear",
+        "attentive",
+        "finetune 50 %",
+        "rankme (rank)",
+    ):
         assert column in done.stdout
     assert (folder / "embedding.npz").exists()
     assert (folder / "neighbours.png").exists()

@@ -24,8 +24,16 @@ LOOP = [
     "data=fake", "data.num_train=48", "data.heldout=16", "data.num_test=16", "data.batch_size=8",
     "trainer.max_epochs=3", "trainer.val_check_interval=0.5", "trainer.log_every_n_steps=1",
     "callbacks.checkpoint.every_n_steps=1", "callbacks.panel.images=1", "callbacks.panel.keep=false",
-    "probe=[knn]", "probe.knn.ks=[2]",
-    "backbone.widths=[8,16]", "backbone.strides=[2,2]", "scheduler=constant",
+    "probe=[knn]", "probe.knn.ks=[2]", "scheduler=constant",
+]  # fmt: skip
+CONVNET = ["backbone.widths=[8,16]", "backbone.strides=[2,2]"]
+VIT = [
+    "backbone=vit_tiny_small_images", "backbone.width=16", "backbone.heads=2", "backbone.depth=2",
+    "backbone.stages=2", "backbone.drop_path=0.1",
+]  # fmt: skip
+TIMM_VIT = [
+    "backbone=timm", "backbone.model_name=test_vit", "backbone.img_size=32", "+backbone.patch_size=4",
+    "+backbone.dynamic_img_size=true", "+backbone.proj_drop_rate=0.1",
 ]  # fmt: skip
 # views that are similar enough to be told in 12 steps
 SIMILAR = [
@@ -49,6 +57,13 @@ CASES = {
     "barlow_twins": SIMILAR,
     "vicreg": SIMILAR,
 }  # fmt: skip
+RUNS = {
+    **{name: [f"task={name}", *options, *CONVNET] for name, options in CASES.items()},
+    **{f"{name} on a ViT": [f"task={name}", *options, *VIT] for name, options in CASES.items()},
+    "mae on a ViT": ["task=mae", "task.decoder_width=16", "task.decoder_heads=2", *VIT],
+    "jigsaw on timm's ViT": ["task=jigsaw", *CASES["jigsaw"], *TIMM_VIT],
+}
+QUICK = ("rotation", "inpainting", "mae")  # tasks of the fast suite on a ViT
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted
 
@@ -136,16 +151,16 @@ def assert_falls(losses: list[float]) -> None:
     assert losses[2] < 0.9 * losses[0], losses
 
 
-@pytest.fixture(scope="module", params=CASES)
+def of_a_suite(name: str) -> Any:
+    """Leave most runs of ViTs to the slow suite."""
+    slow = name.endswith("on a ViT") and name.split(" ")[0] not in QUICK
+    return pytest.param(name, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.fixture(scope="module", params=map(of_a_suite, RUNS))
 def case(request: pytest.FixtureRequest) -> list[str]:
-    """The overrides of a task."""
-    return [
-        f"task={request.param}",
-        *CASES[request.param],
-        *LEARN,
-        "trainer=cpu",
-        "trainer.precision=32-true",
-    ]
+    """The overrides of a task and its backbone."""
+    return [*RUNS[request.param], *LEARN, "trainer=cpu", "trainer.precision=32-true"]
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +204,11 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("precision", "compiled"), [("32-true", "false"), ("32-true", "true"), ("bf16-mixed", "false")]
 )
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", RUNS)
 def test_on_a_gpu_graphs_an_interruption_and_compiling_change_little(
     name: str, precision: str, compiled: str, tmp_path: Path, exact: None
 ) -> None:
-    given = [f"task={name}", *CASES[name], "trainer=gpu", f"trainer.precision={precision}"]
+    given = [*RUNS[name], "trainer=gpu", f"trainer.precision={precision}"]
     given += ["optimizer=sgd", "optimizer.lr=0.001"]  # Adam would amplify rounding
     first = first_weights(tmp_path, [*LOOP, *given])
     pair = both(tmp_path, given, "cuda_graphs=true", f"compile={compiled}")
@@ -202,10 +217,10 @@ def test_on_a_gpu_graphs_an_interruption_and_compiling_change_little(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["false", "true"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", RUNS)
 def test_on_a_gpu_the_pretext_loss_falls_with_the_defaults(
     name: str, compiled: str, tmp_path: Path, exact: None
 ) -> None:
-    given = [f"task={name}", *CASES[name], *LEARN, "trainer=gpu", f"compile={compiled}"]
+    given = [*RUNS[name], *LEARN, "trainer=gpu", f"compile={compiled}"]
     run_job(tmp_path, given)
     assert_falls(epoch_losses(tmp_path))

@@ -95,13 +95,14 @@ class Classifier(nn.Module):
 def load_classifier(run: str | Path, probe: str = "linear", *, branch: str = "backbone") -> Classifier:
     """Load the classifier that a probe fitted in a run: the backbone with the linear or fine-tuned head.
 
-    It is the classifier of the last probing, by the run itself or by `evaluate.py run=`: for "linear" at the
-    stage that did best on held-out images, for "finetune" with the largest fraction of the labels. Its
-    accuracy on the test split is the reported one, up to rounding; `facts` has it, and names the data set.
+    It is the classifier of the last probing, by the run itself or by `evaluate.py run=`: for "linear" and
+    "attentive" at the stage that did best on held-out images, for "finetune" with the largest fraction of
+    the labels. Its accuracy on the test split is the reported one, up to rounding; `facts` has it, and names
+    the data set.
 
     Args:
         run: The run folder.
-        probe: Name of the probe in the config, "linear" or "finetune".
+        probe: Name of the probe in the config, "linear", "attentive" or "finetune".
         branch: Backbone of the task; adversarial tasks have "discriminator" too.
 
     Returns:

@@ -82,6 +82,16 @@ class SharedMaps:
         self._upcoming = list(upcoming)
         self._kept: dict[MapRequest, dict[str, Split]] = {}
 
+    def expect(self, wanted: Iterable[MapRequest], images: int) -> None:
+        """Add future requests, of a probe that knows its stages only once it has a backbone.
+
+        Args:
+            wanted: The requests, in their order.
+            images: Number of images of all splits.
+        """
+        self.images = images
+        self._upcoming += [each for each in wanted if each not in self._upcoming]
+
     def get(self, wanted: MapRequest) -> dict[str, Split]:
         """Return the maps and labels of each split, of all processes, on the device.
 

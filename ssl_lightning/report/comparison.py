@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
 
-from ssl_lightning.artifacts.results import BALANCED, Results
+from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS, Results
 from ssl_lightning.report.accuracy import (
     SIGMAS,
     Figure,
@@ -24,6 +24,7 @@ TITLES = {
     "super_resolution": "super-resolution",
     "context_prediction": "context prediction",
     "simclr": "SimCLR",
+    "mae": "MAE",
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",
 }
@@ -79,7 +80,7 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
         latest = {task: runs for each in rounds for task, runs in each.runs.items()}
         gains = _gains(latest).values()
         if gains and not any(gain > _sigmas(len(gains)) * error for gain, error in gains):
-            sentences = ["No task is better than the untrained backbone, beyond the noise."]
+            sentences = [f"No task is better than {_start(last)}, beyond the noise."]
         sentences += _guessing([*latest.values(), *([[labels_alone]] if labels_alone else [])])
         sentences += [*_labelled(last, scored, winner), *_growth(rounds, winner), *_left_behind(rounds)]
         if len(rounds) == 1 and len(contenders(last)) > 1:
@@ -105,7 +106,7 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     before = {task: figure for task, figure in untrained.items() if figure is not None}
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
-    gain = f"{points(best, before[winner])} over the untrained backbone, " if winner in before else ""
+    gain = f"{points(best, before[winner])} over {_start(last)}, " if winner in before else ""
     sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
     gained, error = _gains({winner: runs}).get(winner, (1.0, 0.0))
     if abs(gained) <= SIGMAS * error:
@@ -128,9 +129,16 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     floor = max(before, key=lambda task: before[task].value, default=winner)
     if floor != winner and winner in before and difference(before[floor], before[winner]) > 0:
         sentences.append(
-            f"An untrained backbone reaches {_percent(before[floor])} with the input of {title(floor)}."
+            f"Before training, the backbone reaches {_percent(before[floor])} with the input of "
+            f"{title(floor)}."
         )
     return sentences
+
+
+def _start(last: TaskRound) -> str:
+    """Name the backbone before training."""
+    given = all(run.run.labels == UNKNOWN_LABELS for runs in last.runs.values() for run in runs)
+    return "the given weights" if given else "the untrained backbone"
 
 
 def _gains(runs: Mapping[str, Sequence[Results]]) -> dict[str, tuple[float, float]]:

@@ -185,7 +185,7 @@ class AdversarialTask(TwoNetworks):
         }
         self.discriminator = Discriminator(**self.discriminator_config)
         grid = deepest_map_size(self.discriminator, spec.channels, size)
-        kind, norm = self._head, self._discriminator["norm"]
+        kind, norm = self._head, str(self._discriminator["norm"])
         self.judge = make_judge(self.discriminator, grid, 1, kind, norm)
         if self.rotates:
             self.rotation = RotationOfPictures(

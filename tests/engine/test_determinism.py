@@ -106,14 +106,15 @@ def whole_run(output: Path, pictures: Path, name: str, *overrides: str) -> dict[
         "data.num_workers=2", f"data.root={output}", "trainer=cpu", "trainer.max_epochs=2",
         "trainer.log_every_n_steps=2", "probe=[linear,knn]", "probe.knn.ks=[5]", "probe_untrained=true",
         "callbacks=[checkpoint,panel,collapse,online_knn]", "callbacks.collapse.images=16", "data.heldout=20",
-        "backbone.widths=[8,8,16]", f"output_dir={output}", f"name={name}", *overrides,
+        f"output_dir={output}", f"name={name}", *overrides,
     ]  # fmt: skip
+    given += ["backbone.width=24"] if "task=mae" in overrides else ["backbone.widths=[8,8,16]"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *given], env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=output, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder,) = output.glob(f"*/folder/convnet/{name}")
+    (folder,) = output.glob(f"*/folder/*/{name}")
     state = load_checkpoint(folder / "checkpoints/last.ckpt")
     results = json.loads((folder / "results.json").read_text())
     for key in TIMES:
@@ -160,6 +161,7 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
         ["task=simclr"],
         ["task=barlow_twins"],
         ["task=vicreg"],
+        ["task=mae"],
         ["task=rotation", "trainer.devices=2"],
         ["task=simclr", "trainer.devices=2"],
         ["task=inpainting", "optimizer=adam", "trainer.devices=2", "trainer.precision=32-true"],

@@ -74,6 +74,7 @@ def test_all_configs_are_here():
         "resnet50",
         "resnet18_small",
         "timm",
+        "vit_tiny_small_images",
         "torchvision",
     }
 

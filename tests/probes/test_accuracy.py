@@ -18,6 +18,7 @@ from ssl_lightning.data.io.sources import ArraySource
 from ssl_lightning.features.encode import Features
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes._accuracy import metrics_of, records_of
+from ssl_lightning.probes.attentive import AttentiveProbe
 from ssl_lightning.probes.base import BaseProbe, run_probes
 from ssl_lightning.probes.finetune import FineTuneProbe
 from ssl_lightning.probes.knn import KNNProbe
@@ -98,6 +99,7 @@ FEATURE_PROBES = [
 ]  # fmt: skip
 BACKBONE_PROBES = [
     NonLinearProbe(epochs=1, stage="stage1"), NonLinearProbe(epochs=1, stage="stage1", augment=True),
+    AttentiveProbe(epochs=1),
     FineTuneProbe(fractions=[1.0], epochs=1, min_steps=1),
 ]  # fmt: skip
 

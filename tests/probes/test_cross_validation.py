@@ -18,6 +18,7 @@ from ssl_lightning.features.encode import Features, encode
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.probes._cross_validation import fold_features, merge_folds
+from ssl_lightning.probes.attentive import AttentiveProbe
 from ssl_lightning.probes.base import BaseProbe, run_probes
 from ssl_lightning.probes.embedding import EmbeddingProbe
 from ssl_lightning.probes.finetune import FineTuneProbe
@@ -70,6 +71,7 @@ def right_of(record: Record) -> np.ndarray:
 PROBES = [
     KNNProbe(ks=[3, 5]), KNNProbe(ks=[500]), LinearProbe(), SVMProbe(costs=[1.0]),
     NonLinearProbe(epochs=1, stage=["stage1", "stage2"]),
+    AttentiveProbe(epochs=1, batch_size=16),
     FineTuneProbe(fractions=[0.5, 1.0], epochs=1, min_steps=1),
 ]  # fmt: skip
 

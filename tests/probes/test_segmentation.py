@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import FeatureInfo
+from ssl_lightning.networks.vit import create_small_vit
 from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.segmentation import SegmentationProbe
 
@@ -204,3 +205,18 @@ def test_few_images_make_a_smaller_batch_and_unknown_stages_are_refused(tmp_path
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"probe segmentation .* lower probe\.segmentation\.lr"):
         run(splits(), tmp_path, lr=1e30, optimizer="sgd", steps=9)
+
+
+def test_the_maps_of_a_transformer_are_segmented(tmp_path: Path) -> None:
+    data: Splits = {}
+    for split, n in SIZES.items():
+        stream = generator("vit", split)
+        masks = torch.randint(2, (n, 4, 4), generator=stream)  # each class fills squares of four patches
+        masks = masks.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        images = torch.randint(256, (n, 3, 16, 16), generator=stream, dtype=torch.uint8)
+        images[:, 0] = (60 + 120 * masks).byte()
+        data[split] = [(images, masks)]
+    torch.manual_seed(0)
+    vit = create_small_vit(patch_size=2, width=16, depth=2, heads=2, stages=2)
+    (record,) = run(data, tmp_path, vit, steps=100)
+    assert record.value > 0.8  # a constant answer has 0.25

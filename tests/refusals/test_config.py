@@ -109,6 +109,7 @@ CASES = {
     "backbone=timm backbone.out_indices=[9]": "timm cannot build 'resnet18'.*out_indices.*9",
     "backbone=timm +backbone.foo=1": "timm cannot build 'resnet18'.*unexpected keyword argument 'foo'",
     "backbone=resnet18_small backbone.model_name=vgg11": "no plain ResNet stem; allowed is e.g. resnet18",
+    "backbone=vit_tiny_small_images backbone.heads=5": "depth 6 and heads 5; .* multiple of 4 and of",
     "backbone=srresnet backbone.width=0": "width is 0, .* all must be at least 1",
     # tasks
     "task.copies=3": "copies is 3; allowed are 4 .* and 1",
@@ -132,6 +133,9 @@ CASES = {
     "task=combined +task.options.rotation.grid=3": "task.options.rotation.grid is not a key of task.options",
     "task=combined task.parts=[rotation,inpainting]": r"inpainting, whose discriminator needs an optimizer",
     "task=combined data.channels=1": "colorization needs images with colours",
+    "task=mae backbone=convnet": "the backbone is ConvNet; use backbone=vit_tiny_small_images",
+    "task=mae task.mask_ratio=1": "task.mask_ratio is 1; allowed are above 0",
+    "task=mae data.image_size=18": "18 px, which patches of 4 px do not divide; set data.image_size=20",
     "task=simclr task.temperature=0": "task.temperature is 0; it must be above 0",
     "task=simclr task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0",
     "task=simclr task.crop_scale=[1,0.2]": r"task.crop_scale is \[1, 0.2\]; allowed are 0 < smallest",
@@ -240,6 +244,9 @@ CASES = {
     "probe=[finetune] probe.finetune.fractions=[1.0] probe.finetune.freeze_until=stage3": (
         "on stage3 allowed are stage1, stage2, null"
     ),
+    "probe=[attentive] probe.attentive.stages=[9]": "'stage9'; the backbone has stage1, stage2, stage3",
+    "probe=[attentive] probe.attentive.lrs=[0]": r"probe.attentive.lrs is \[0\]; at least one is needed",
+    "data.heldout=0 probe=[attentive]": "AttentiveProbe needs held-out images to select on",
     "probe=[rankme] probe.rankme.images=0": "probe.rankme.images is 0; a rank needs at least 2",
     "probe=[finetune] probe.finetune.fractions=[2]": r"fractions is \[2\]; .*all in \(0, 1\]",
     "probe=[finetune] probe.finetune.fractions=[0.001]": r"is \[0.001\], at most 0 of 32 labelled",

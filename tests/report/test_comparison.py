@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ssl_lightning.artifacts.results import Record, Results, Verdict
+from ssl_lightning.artifacts.results import UNKNOWN_LABELS, Record, Results, Verdict
 from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
 from tests.artifacts.test_results import FACTS
 from tests.report.test_verdict import answers
@@ -83,6 +83,15 @@ def test_nothing_helps() -> None:
     assert text.endswith("Not trained, for the reason above: colorization.")
 
 
+def test_given_weights_are_not_called_untrained() -> None:
+    found = run(0.302, 0.3)
+    given = replace(found, run=replace(FACTS, labels=UNKNOWN_LABELS))
+    text = conclusion(None, [of(rotation=[given])], [])
+    assert text.startswith("No task is better than the given weights, beyond the noise.")
+    assert "(+0.2 ± 0.6 points over the given weights, 1 seed)" in text
+    assert "untrained" not in text
+
+
 def test_the_best_of_many_gains_may_be_chance() -> None:
     def text(tasks: int) -> str:
         lucky = run(0.3175, 0.31)  # +1.75 points, 2.7 errors
@@ -121,9 +130,9 @@ def test_each_task_is_compared_with_its_own_untrained_backbone() -> None:
     last = of(rotation=[run(0.40, 0.45, untrained=0.42)], jigsaw=[run(0.35, 0.35, untrained=0.30)])
     text = conclusion(None, [last], [])
     assert text.startswith("Rotation: linear probe 40.0 ± 0.5 % (-2.0 ± 0.7 points over the untrained")
-    assert "An untrained backbone reaches" not in text
+    assert "Before training, the backbone reaches" not in text
     last = of(rotation=[run(0.40, 0.45, untrained=0.30)], jigsaw=[run(0.35, 0.35, untrained=0.42)])
-    assert "An untrained backbone reaches 42.0 ± 0.5 % with the input of jigsaw." in conclusion(
+    assert "Before training, the backbone reaches 42.0 ± 0.5 % with the input of jigsaw." in conclusion(
         None, [last], []
     )
 

@@ -22,6 +22,7 @@ from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.data.io.collate import collate_images
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.vit import create_small_vit
 from ssl_lightning.run.execute import pretrain
 from ssl_lightning.run.parts import build_parts
 from ssl_lightning.tasks.barlow_twins import BarlowTwins
@@ -31,6 +32,7 @@ from ssl_lightning.tasks.combined import Combined
 from ssl_lightning.tasks.context_prediction import ContextPrediction
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
+from ssl_lightning.tasks.mae import MAE
 from ssl_lightning.tasks.random import Random
 from ssl_lightning.tasks.rotation import Rotation
 from ssl_lightning.tasks.simclr import SimCLR
@@ -55,6 +57,7 @@ TASKS: dict[type[PretextTask], tuple[dict[str, Any], int]] = {
         },
         32,
     ),
+    MAE: ({"decoder_width": 8, "decoder_heads": 2}, 32),
     SimCLR: ({"hidden": 8, "embedding": 4, "jitter": 0.5}, 32),
     BarlowTwins: ({"hidden": 8, "embedding": 4}, 32),
     VICReg: ({"hidden": 8, "embedding": 4}, 32),
@@ -65,7 +68,7 @@ NAMES = {
     "rotation": Rotation, "jigsaw": Jigsaw, "context_prediction": ContextPrediction,
     "colorization": Colorization, "inpainting": Inpainting, "super_resolution": SuperResolution,
     "combined": Combined,
-    "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "supervised": Supervised,
+    "mae": MAE, "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "supervised": Supervised,
 }  # fmt: skip
 OLD_RUN = Path(__file__).parent.parent / "fixtures/run_8a5cf39"
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3))
@@ -87,6 +90,10 @@ def given(batches: Any) -> DataLoader:
 
 def small() -> ConvNet:
     return ConvNet(widths=(8, 8), strides=(2, 2))
+
+
+def vit() -> nn.Module:
+    return create_small_vit(width=16, depth=2, heads=2, stages=2)
 
 
 def trainer(folder: Path, **options: Any) -> pl.Trainer:
@@ -128,7 +135,7 @@ def assert_equal_outputs(one: PretextTask, other: PretextTask, size: int) -> Non
 def test_a_stock_trainer_trains_logs_saves_and_loads(kind: type[PretextTask], tmp_path: Path) -> None:
     keywords, size = TASKS[kind]
     torch.manual_seed(0)
-    task = kind(torchvision.models.resnet18(), **keywords)
+    task = kind(vit() if kind is MAE else torchvision.models.resnet18(), **keywords)
     best = ModelCheckpoint(tmp_path, monitor="val/loss", save_weights_only=True)
     found = trainer(
         tmp_path, max_epochs=2, log_every_n_steps=1, logger=CSVLogger(str(tmp_path)),
@@ -435,12 +442,13 @@ def test_a_changed_torchvision_model_is_not_mistaken(tmp_path: Path) -> None:
         Rotation.load_from_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["own", "timm features", "timm classifier", "timm vit"])
+@pytest.mark.parametrize("name", ["own", "own vit", "timm features", "timm classifier", "timm vit"])
 def test_known_backbones_are_rebuilt(name: str, tmp_path: Path) -> None:
     import timm
 
     make = {
         "own": small,
+        "own vit": vit,
         "timm features": lambda: timm.create_model("test_resnet", features_only=True, out_indices=(1, 2)),
         "timm classifier": lambda: timm.create_model("test_resnet", num_classes=7),
         "timm vit": lambda: timm.create_model("test_vit", img_size=16),

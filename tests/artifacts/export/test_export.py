@@ -26,6 +26,7 @@ INPUT = {
     "crop_ratio": 0.875,
 }
 CONVNET = {"_target_": f"{NETWORKS}convnet.ConvNet", "widths": [4, 8], "strides": [2, 2]}
+SMALL_VIT = {"_target_": f"{NETWORKS}vit.create_small_vit", "width": 16, "depth": 2, "heads": 2, "stages": 2}
 SMALL_RESNET = {"_target_": f"{NETWORKS}resnet.create_small_resnet", "model_name": "resnet18"}
 
 
@@ -114,7 +115,7 @@ def test_torchvision_loads_all_but_the_classifier(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [CONVNET, SMALL_RESNET, torchvision_model("resnet18")])
+@pytest.mark.parametrize("config", [CONVNET, SMALL_RESNET, SMALL_VIT, torchvision_model("resnet18")])
 def test_the_hub_folder_is_loaded_offline(tmp_path: Path, config: dict[str, Any]) -> None:
     backbone = make_run(tmp_path / "run", config)
     done = export(tmp_path / "run", "hf", tmp_path / "mine")
@@ -131,7 +132,7 @@ def test_the_hub_folder_is_loaded_offline(tmp_path: Path, config: dict[str, Any]
     "config",
     [CONVNET, SMALL_RESNET, timm_model("resnet18"), torchvision_model("resnet18"),
      timm_model("vit_tiny_patch16_224", img_size=64), {"_target_": f"{NETWORKS}alexnet.AlexNet"},
-     {"_target_": f"{NETWORKS}nin.NIN"}],
+     {"_target_": f"{NETWORKS}nin.NIN"}, SMALL_VIT],
     ids=lambda config: config["_target_"].rpartition(".")[2],
 )  # fmt: skip
 def test_onnxruntime_agrees(tmp_path: Path, config: dict[str, Any]) -> None:
