@@ -162,6 +162,7 @@ class AdversarialTask(TwoNetworks):
         self.discriminator_steps, self.r1 = discriminator_steps, r1
         self.discriminator_rotation, self.generator_rotation = discriminator_rotation, generator_rotation
         self.rotates = discriminator_rotation > 0
+        self._branch = "discriminator_rotation" if self.rotates else "discriminator"
         self.discriminator_augment = tuple(discriminator_augment)
         self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
         self.adversarial = adversarial_weight > 0
@@ -224,10 +225,6 @@ class AdversarialTask(TwoNetworks):
     def branch_configs(self) -> dict[str, dict[str, Any]]:
         target = f"{Discriminator.__module__}.{Discriminator.__qualname__}"
         return {self._branch: {"_target_": target, **self.discriminator_config}} if self.adversarial else {}
-
-    @property
-    def _branch(self) -> str:
-        return "discriminator_rotation" if self.rotates else "discriminator"
 
     def to_pixels(self, normalised: Tensor) -> Tensor:
         """Undo `normalise`, and clip to [0, 1]."""
