@@ -96,8 +96,8 @@ class Inpainting(AdversarialTask):
         if self.mask == "none":
             if hole is not None or overlap is not None:
                 raise ValueError(
-                    f"task.mask=none removes nothing, so task.hole ({hole}) and task.overlap ({overlap}) "
-                    "must be null"
+                    f"task.mask is 'none', which removes nothing; task.hole is {hole} and task.overlap "
+                    f"{overlap}, and both must be null"
                 )
             return image_size, 0
         hole = image_size // 2 if hole is None else hole

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.data.io.augment import EvalView
 from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.vit import create_small_vit
 
 TASKS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/task").glob("*.yaml"))
 SIZE = 32
@@ -38,10 +40,16 @@ def test_it_gives_what_the_task_gives_its_backbone(tmp_path: Path, name: str, co
     if name in ("colorization", "combined") and colours == "grey":
         pytest.skip("colorization needs colours")
     target = OmegaConf.load(Path(__file__).parents[2] / f"conf/task/{name}.yaml")._target_
-    config = {"widths": [4, 8], "strides": [2, 2], "in_channels": get_class(target).backbone_channels(spec)}
-    backbone = ConvNet(**config)
+    config: dict[str, Any] = {"in_channels": get_class(target).backbone_channels(spec)}
+    if name == "mae":
+        config |= {"patch_size": 8, "width": 8, "depth": 1, "heads": 1, "stages": 1}
+        make: Any = create_small_vit
+    else:
+        config |= {"widths": [4, 8], "strides": [2, 2]}
+        make = ConvNet
+    backbone = make(**config)
     task = get_class(target)(backbone, spec)
-    described = {"_target_": "ssl_lightning.networks.convnet.ConvNet", **config}
+    described = {"_target_": f"{make.__module__}.{make.__name__}", **config}
     save_backbone(tmp_path, backbone, {"backbone": described, "input": task.input_config()})
     loaded = load_backbone(tmp_path)
     images = pictures(spec.channels, SIZE, SIZE)
@@ -51,7 +59,7 @@ def test_it_gives_what_the_task_gives_its_backbone(tmp_path: Path, name: str, co
     torch.testing.assert_close(loaded.transform(images[0]), expected[0], rtol=1e-5, atol=1e-5)
     pil = v2.to_pil_image(images[1])
     torch.testing.assert_close(loaded.transform(pil), expected[1], rtol=1e-5, atol=1e-5)
-    assert loaded(loaded.transform(images))[0].shape == (3, 4, 16, 16)
+    assert loaded(loaded.transform(images))[0].shape == ((3, 8, 4, 4) if name == "mae" else (3, 4, 16, 16))
     assert loaded.state_dict().keys() == backbone.state_dict().keys()
     assert "transform" not in dict(loaded.named_modules())
     assert copy.deepcopy(loaded).transform.config == loaded.transform.config

@@ -125,7 +125,7 @@ def test_a_key_of_no_option_is_not_dropped() -> None:
         (
             ["+probe.finetun.epochs=1"],
             r"probe\.finetun\.epochs is given, and finetun is not chosen in probe=\[linear,knn\]; "
-            r"options are detection, embedding, finetune, ",
+            r"options are attentive, detection, embedding, finetune, ",
         ),
         (
             ["experiment=voc07_classification", "probe=[linear]", "probe.finetune.fractions=[0.5]"],
@@ -133,7 +133,7 @@ def test_a_key_of_no_option_is_not_dropped() -> None:
         ),
         (
             ["+benchmark=rotnet_cifar10", "probe=[]", "probe.paper_conv.epochs=1"],
-            r"paper_conv is not chosen in probe=\[\]; options are detection, ",
+            r"paper_conv is not chosen in probe=\[\]; options are attentive, detection, ",
         ),
         (["callbacks=[]", "+callbacks.panel.images=2"], r"callbacks=\[panel\] chooses it"),
         (["probe=[]", "+probe.knn=3"], r"probe\.knn is given, and knn is not chosen in probe=\[\]"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from ssl_lightning.launch import sweep
 from ssl_lightning.launch.sweep import Jobs
@@ -17,8 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_all_failed_jobs_are_listed_with_what_sets_them_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    current: list[str] = []
-    hydra = SimpleNamespace(mode=RunMode.MULTIRUN, overrides=SimpleNamespace(task=current))
+    hydra = SimpleNamespace(mode=RunMode.MULTIRUN, overrides=SimpleNamespace(task=[]))
     monkeypatch.setattr(sweep.HydraConfig, "get", staticmethod(lambda: hydra))
 
     def work(cfg: Any) -> Any:
@@ -30,7 +30,7 @@ def test_all_failed_jobs_are_listed_with_what_sets_them_apart(monkeypatch: pytes
     watched = jobs.watch(work)
     assert watched.__module__ == work.__module__  # Hydra names the job after it
     for seed, error in enumerate([None, ValueError("error: too\x1b large\n(details)"), None, KeyError()]):
-        current[:] = ["data=fake", f"seed={seed}"]
+        hydra.overrides.task = OmegaConf.create(["data=fake", f"seed={seed}"])
         if error is None:
             assert watched(None) == 3.5
         else:

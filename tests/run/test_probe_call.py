@@ -228,7 +228,7 @@ def test_probes_of_the_config_are_all_known() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"probes": ["lineer"]}, r"probes has 'lineer'; allowed are detection, .*linear"),
+        ({"probes": ["lineer"]}, r"probes has 'lineer'; allowed are attentive, .*linear"),
         ({"probes": []}, r"probes is empty"),
         ({"probes": ["knn", KNNProbe(ks=[1])]}, r"probes has knn twice"),
         ({"probes": [3]}, r"probes has 3; allowed are names"),

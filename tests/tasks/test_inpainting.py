@@ -191,7 +191,10 @@ def test_the_panel_shows_the_hole_and_its_filling() -> None:
     ("options", "message"),
     [
         ({"mask": "centre"}, "task.mask is 'centre'; allowed are center, square, blocks, region, none"),
-        ({"mask": "none", "hole": 8}, r"task.mask=none removes nothing, so task.hole \(8\) and task"),
+        (
+            {"mask": "none", "hole": 8},
+            "which removes nothing; task.hole is 8 and task.overlap None, and both",
+        ),
         ({"hole": 32}, r"task.hole is 32 px; allowed are 1 to 31.*data.image_size=32"),
         ({"hole": 40}, "task.hole is 40 px"),
         ({"hole": 0}, "task.hole is 0 px; allowed are 1"),

@@ -136,7 +136,12 @@ def assert_equal_outputs(one: PretextTask, other: PretextTask, size: int) -> Non
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("kind", TASKS)
+FAST = (Rotation, Colorization, SuperResolution, Combined, BYOL)  # one of each kind of step
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in FAST else pytest.param(kind, marks=pytest.mark.slow) for kind in TASKS]
+)
 def test_a_stock_trainer_trains_logs_saves_and_loads(kind: type[PretextTask], tmp_path: Path) -> None:
     keywords, size = TASKS[kind]
     torch.manual_seed(0)
