@@ -13,6 +13,7 @@ SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
 NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned
 JUDGING = tuple(metric for metric in UNITS if metric not in SPECTRAL)
 SLOWER, SPARING = "a lower optimizer.lr", "task.freeze_until=0.1 task.backbone_lr_factor=0.1"
+APART = "Check the keys of the task that keep the embeddings of different images apart"
 FIRST = ("linear", "knn", "finetune")  # probes that judge, before all others
 
 
@@ -32,7 +33,7 @@ def judge(
     Args:
         results: Results of a finished run that trained.
         chances: Accuracy of guessing by the name of the score, such as `acc`; None for a task without one.
-        collapsed: Branches whose features collapsed at the end of the training.
+        collapsed: Branches and heads whose features collapsed at the end of the training.
         loaded: Whether the run started from given weights, not from random ones.
     """
     pretext = _pretext(results, chances or {})
@@ -40,7 +41,8 @@ def judge(
     if collapsed:
         what = f"the features of {' and '.join(collapsed)} hardly differ between images"
         gain = f"; {_gain(before, after, loaded)}" if before and after else ""
-        return Verdict("collapsed", f"{what}{gain}. Try a lower optimizer.lr")
+        in_head = all(name.endswith("head") for name in collapsed)
+        return Verdict("collapsed", f"{what}{gain}. {APART if in_head else f'Try {SLOWER}'}")
     if before is None or after is None:
         return _without_gain(results, pretext)
     difference, error = _difference(before, after)

@@ -81,6 +81,10 @@ def test_collapsed_features_come_first() -> None:
     judged = judge(results(*pair(0.45, 0.60)), chances=CHANCE, collapsed=["backbone"])
     assert judged.kind == "collapsed"
     assert "15.0" in judged.text
+    assert judged.text.endswith("Try a lower optimizer.lr")
+    judged = judge(results(*pair(0.45, 0.60)), chances=CHANCE, collapsed=["head"])
+    assert judged.kind == "collapsed"
+    assert judged.text.endswith("keep the embeddings of different images apart")
 
 
 def test_heldout_figures_choose_the_stages() -> None:
