@@ -135,10 +135,10 @@ class Record(Measured):
 
 @dataclass(frozen=True)
 class ClassDraws:
-    """IoU of each class in each draw of a share of the labels, in the protocol of a segmentation figure.
+    """Score of each class in each draw of a share of the labels, in the protocol of a dense figure.
 
     Args:
-        heldout: By name of the class, for each draw; None for a class without pixels.
+        heldout: By name of the class, for each draw; None for a class without pixels or objects.
         test: Likewise.
     """
 

@@ -277,7 +277,7 @@ class TaskComparison:
     def tables(self) -> list[Table]:
         """Make the table: the backbone before training, the labels alone, then each task round by round.
 
-        Its figures are those of the metric that judges. Without labels it shows those of the pretext tasks.
+        The metric that judges gives the figures; without labels, the scores of the pretext tasks do.
         """
         if not self.probed:
             return series_tables(collect(self.folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +17,14 @@ FIELDS = 64  # different fields of noise
 
 def _gaussian_noise(images: Tensor) -> Tensor:
     """Add noise of deviation 0.08. An image's field follows from its pixels, whatever its batch is."""
-    stream = generator("corruption", "gaussian_noise")
-    fields = torch.randn(FIELDS, *images.shape[1:], generator=stream).to(images.device)
     place = (255 * images).round().long().sum((1, 2, 3)) % FIELDS
-    return images + 0.08 * fields[place]
+    return images + 0.08 * _noise_fields(images.shape[1:]).to(images.device)[place]
+
+
+@lru_cache(maxsize=1)
+def _noise_fields(shape: torch.Size) -> Tensor:
+    """Return `(FIELDS, *shape)` normal numbers, the same on every call."""
+    return torch.randn(FIELDS, *shape, generator=generator("corruption", "gaussian_noise"))
 
 
 def _gaussian_blur(images: Tensor) -> Tensor:

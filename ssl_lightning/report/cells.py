@@ -50,6 +50,11 @@ class Cell:
         return self.picks[0].record.metric not in SPECTRAL
 
     @property
+    def accuracy(self) -> bool:
+        """Whether the figure is a share of which more is better."""
+        return self.percent and self.direction > 0
+
+    @property
     def scale(self) -> float:
         return 100.0 if self.percent else 1.0
 

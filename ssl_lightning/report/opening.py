@@ -56,12 +56,12 @@ def opening(rows: Sequence[Row], columns: Sequence[str]) -> str:
 
 
 def judging_column(rows: Sequence[Row], columns: Sequence[str]) -> str | None:
-    """Choose the first column in % that has the most rows, or its balanced accuracy if there is one."""
+    """Choose the first column of an accuracy that has the most rows, or its balanced accuracy."""
 
     def records(name: str) -> list[tuple[str, str]]:
         """Return the probe and the metric of each row."""
         cells = [row.cells[name] for row in rows if name in row.cells]
-        return [(cell.picks[0].record.probe, cell.picks[0].record.metric) for cell in cells if cell.percent]
+        return [(cell.picks[0].record.probe, cell.picks[0].record.metric) for cell in cells if cell.accuracy]
 
     found = {name: records(name) for name in columns}
     chosen = max(columns, key=lambda name: len(found[name]), default=None)

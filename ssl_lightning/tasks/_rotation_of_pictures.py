@@ -14,8 +14,8 @@ class RotationOfPictures(nn.Module):
     """Losses of a head on the discriminator's maps that tells four rotations apart.
 
     The discriminator learns on real pictures, the generator on its own ones, so that both work together.
-    Each picture has one random angle, while the authors rotate a quarter of the batch by all four. The
-    statistics of batch norm stay those of upright real pictures.
+    Each picture has one random angle, while the authors rotate a quarter of the batch by all four. Only
+    upright real pictures enter the statistics of batch norm.
 
     Args:
         head: Maps stage maps to logits `(N, 4)`.

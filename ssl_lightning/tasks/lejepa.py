@@ -15,7 +15,7 @@ from ssl_lightning.tasks._views import ViewTask
 
 
 class LeJEPA(ViewTask):
-    """Make the embeddings of all views of an image equal, and those of all images standard normal.
+    """Make the embeddings of the views of an image equal, and all embeddings standard normal.
 
     The second term (SIGReg) compares projections on random directions with a normal distribution. It keeps
     the features from collapsing, without a second network.

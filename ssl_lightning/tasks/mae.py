@@ -31,7 +31,7 @@ class MAE(PretextTask):
         spec: Shape and statistics of the images, of a size that patches divide.
         mask_ratio: Share of the tokens that is hidden, above 0 and below 1 (paper: 0.75).
         normalise_targets: Standardise each patch by its own mean and deviation before it is predicted
-            (paper, sec. 4.1). A constant answer then has a loss of about 1. False: by those of the data set.
+            (paper, sec. 4.1). A constant answer then has a loss of about 1. False: the data set's are used.
         decoder_width: Size of a token of the decoder, a multiple of 4 and of `decoder_heads`.
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of these blocks.

@@ -12,6 +12,7 @@ from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.cells import RANDOM, TREATED, UNTRAINED, Cell
 from ssl_lightning.report.collect import collect
+from ssl_lightning.report.opening import judging_column
 from ssl_lightning.report.table import Row, Table, group_by, make_rows
 from ssl_lightning.report.writers import csv_text
 
@@ -316,6 +317,7 @@ def test_less_is_better_for_calibration(tmp_path: Path, leave: Any, make: Any) -
     assert [row.cells["error"].trend for row in rows] == [1, -1]
     table = Table("x", "x", [column.name for column in columns], rows)
     assert table.best("error") == pytest.approx(10)
+    assert judging_column(rows, ["error"]) is None  # the first sentence is about accuracies
 
 
 def test_no_figure_at_all_names_what_there_is(tmp_path: Path, leave: Any, make: Any) -> None:
