@@ -56,7 +56,7 @@ class LightlySimCLR(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=LR)
 
 
-class Pictures(VisionDataset):
+class PilImages(VisionDataset):
     """Images in memory that are read as pictures, like torchvision's CIFAR10.
 
     Args:
@@ -109,7 +109,7 @@ def lightly_loader(data: PairedDataModule, strengths: Strengths, workers: int) -
         normalize={"mean": list(data.spec.mean), "std": list(data.spec.std)},
     )
     images = torch.cat([images.cpu() for images, _ in data.unlabelled()])
-    pictures = Pictures(images.permute(0, 2, 3, 1).contiguous().numpy())
+    pictures = PilImages(images.permute(0, 2, 3, 1).contiguous().numpy())
     return DataLoader(
         LightlyDataset.from_torch_dataset(pictures, transform=transform),
         batch_size=data.batch_size,
@@ -121,7 +121,7 @@ def lightly_loader(data: PairedDataModule, strengths: Strengths, workers: int) -
 
 
 def lightly_trainer(
-    accelerator: str, folder: str, callbacks: Sequence[pl.Callback], **length: int
+    accelerator: str, folder: str, callbacks: Sequence[pl.Callback], **length: Any
 ) -> pl.Trainer:
     """Return a Trainer with Lightning's defaults; only the place of its files and its length are given."""
     return pl.Trainer(
