@@ -29,7 +29,7 @@ RESUMED = {
     "state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str, "loops": dict,
     "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
 }  # fmt: skip
-COMPILED_FROM = 20_000  # batches; on an H100, NIN's compile time pays back after 13,000 (docs/speed.md)
+COMPILED_FROM = 20_000  # batches; NIN gains its compile time back in 16,000 on an H100 (docs/speed.md)
 OWN = ("Throughput", "DivergenceGuard", "Metrics")  # callbacks of every run, whose state a checkpoint needs
 
 
