@@ -175,7 +175,7 @@ class Largest(TorchDispatchMode):
 def test_blocks_change_nothing_and_bound_the_memory(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     features, costs = make(1.5, several=several), [0.01, 1.0]
     (together,) = SVMProbe(costs=costs, folds=5).run(features, num_classes=CLASSES)
-    monkeypatch.setattr(svm, "AT_ONCE", 1)  # machines one by one
+    monkeypatch.setattr(svm, "AT_ONCE", 720)  # six machines, or four on all labelled images
     monkeypatch.setattr(svm, "BLOCK", 7 * 13)  # seven images, or one class
     with Largest() as seen:
         (record,) = SVMProbe(costs=costs, folds=5).run(features, num_classes=CLASSES)
