@@ -57,6 +57,7 @@ CASES = {
     "barlow_twins": SIMILAR,
     "vicreg": SIMILAR,
     "byol": [*SIMILAR, "task.momentum=0.5"],
+    "dino": [*SIMILAR, "task.momentum=0.5", "task.prototypes=32", "task.local_views=2"],
     "lejepa": [*SIMILAR, "task.slices=32"],
 }  # fmt: skip
 RUNS = {
