@@ -137,7 +137,8 @@ class ViewTask(PretextTask):
         size: int | None = None,
     ) -> Tensor:
         """Make `count` views of `(B, C, H, W)` images, `(count, B, C, H, W)`, or of `size` px."""
-        draws = [draw_views(place.total, *images.shape[2:], strengths, stream) for _ in range(count)]
+        height, width = images.shape[2:]
+        draws = [draw_views(place.total, height, width, strengths, stream) for _ in range(count)]
         rows = [each.rows(place.first, len(images)) for each in draws]
         return torch.stack([make_views(images, each, size) for each in rows])
 

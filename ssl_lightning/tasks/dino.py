@@ -183,7 +183,7 @@ class DINO(MomentumTask):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        gradient = self.head.network.prototypes.weight.grad
+        gradient = self.head.network.get_parameter("prototypes.weight").grad
         if gradient is not None and self.trainer.global_step < self.freeze_prototypes * self._steps:
             gradient.zero_()  # a decay of the weights changes no cosine
 

@@ -141,7 +141,7 @@ CASES = {
     "task=simclr task.crop_scale=[1,0.2]": r"task.crop_scale is \[1, 0.2\]; allowed are 0 < smallest",
     "task=barlow_twins task.off_diagonal=-1": "task.off_diagonal is -1; allowed are 0 and above",
     "task=byol task.momentum=2": "task.momentum is 2; allowed are 0",
-    "task=dino task.local_size=1": "task.local_size is 1 px, but the backbone has stride 8",
+    "task=dino task.local_size=1": "task.local_size is 1 px, but the backbone has stride 4",
     "task=dino task.local_scale=[0,1]": r"task.local_scale is \[0, 1\]; allowed are 0 < smallest",
     "task=dino task.teacher_temperature=[0.04]": "allowed are two numbers above 0, the first and the last",
     "task=dino task.warmup=2": "task.warmup is 2; allowed is a share, 0 to 1",

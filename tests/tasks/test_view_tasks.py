@@ -55,7 +55,8 @@ def one_process(rank: int, folder: str) -> None:
                 task._alone = False
                 first = BatchPlace(counts, rank).first
                 scores = scored(task, pictures(sum(counts))[first : first + counts[rank]])
-                found[f"{kind} {training}"] = (scores, {n: p.grad for n, p in task.named_parameters()})
+                gradients = {n: p.grad for n, p in task.named_parameters()}
+                found[f"{kind} {training}"] = (scores, gradients, dict(task.named_buffers()))
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -77,9 +78,12 @@ def test_two_processes_compare_all_images_and_draw_the_views_of_one(
     expected = scored(task, pictures(sum(counts)))
     parts = [found[f"{kind} {training}"] for found in two_processes]
     for name, value in expected.items():  # Lightning weighs the processes by their images
-        shares = [scores[name] * count for (scores, _), count in zip(parts, counts, strict=True)]
+        shares = [scores[name] * count for (scores, *_), count in zip(parts, counts, strict=True)]
         mean = torch.stack(shares).sum() / sum(counts)
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=name)
+    for name, value in task.named_buffers():  # statistics, and the centre of DINO
+        for _, _, buffers in parts:
+            torch.testing.assert_close(buffers[name], value, rtol=1e-4, atol=1e-5, msg=name)
     # of all parameters: a bias before a normalisation has a gradient of 0, up to rounding
     learning = {name: p.grad for name, p in task.named_parameters() if training and p.requires_grad}
     scale = max((float(gradient.abs().max()) for gradient in learning.values()), default=0.0)  # type: ignore[union-attr]
