@@ -204,9 +204,11 @@ def test_the_health_line_and_the_verdict_name_a_collapse_without_guards(
     options = ["task=dino", "data.num_train=272", "callbacks.collapse.images=16", "trainer=cpu"]
     options += ["task.hidden=32", "task.embedding=16", "task.prototypes=64", "task.momentum=0.5"]
     options += ["task.local_views=2", "trainer.max_epochs=6", "trainer.precision=32-true"]
-    if not guarded:  # neither centred nor sharpened
-        options += ["task.centre_momentum=1", "task.teacher_temperature=[0.1,0.1]"]
-    run_job(tmp_path / "run", options)
+    guards = {  # without: neither centred nor sharpened
+        True: ["task.teacher_temperature=[0.04,0.04]"],
+        False: ["task.centre_momentum=1", "task.teacher_temperature=[0.1,0.1]"],
+    }
+    run_job(tmp_path / "run", [*options, *guards[guarded]])
     verdict = read_results(tmp_path / "run/results.json").run.verdict
     assert verdict is not None
     assert (verdict.kind == "collapsed") != guarded
