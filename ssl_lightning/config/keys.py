@@ -178,3 +178,5 @@ TOP = {key.name: key for key in KEYS if "." not in key.name and key.kind is not 
 TRAINER = {key.name.removeprefix("trainer."): key for key in KEYS if key.name.startswith("trainer.")}
 DATA = {key.name.removeprefix("data."): key for key in KEYS if key.name.startswith("data.")}
 PATHS = {key.name for key in KEYS if key.place in ("read", "cache")} | {"run", "output_dir"}
+# Keys and groups that `compare.py` refuses; an experiment sets some of the keys
+COMPARE_SETS = (*(key.name for key in KEYS if key.compare_sets), "experiment")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.results import Results
 from ssl_lightning.config.composition import command_overrides
-from ssl_lightning.config.keys import KEYS
+from ssl_lightning.config.keys import COMPARE_SETS
 from ssl_lightning.config.task_settings import SETTINGS, length
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.entry import command_line
@@ -34,8 +34,6 @@ from ssl_lightning.report.write import write_tables
 
 PLAN_NAME, ROUNDS_NAME = "compare.json", "rounds.json"
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
-# keys that the comparison sets for each row; an experiment sets some of them
-FIXED = (*(key.name for key in KEYS if key.compare_sets), "experiment")
 FIRST_IMAGES = 100  # images per minute of the comparison that each task sees in round 1, at 64 px
 LATER = {2: 0.35, 3: 0.95}  # share of the time left that a round plans for
 LONGER = 1.5  # times the images of its last run that a task must see in a longer one
@@ -88,7 +86,7 @@ def check_command(overrides: Sequence[str], minutes: float, tasks: Sequence[str]
         RunError: The message names the key, and what is allowed.
     """
     keys = [key_of(override) for override in overrides]
-    if fixed := [key for key in keys if f"{key}.".startswith(tuple(f"{each}." for each in FIXED))]:
+    if fixed := [key for key in keys if f"{key}.".startswith(tuple(f"{each}." for each in COMPARE_SETS))]:
         raise RunError(
             f"error: {fixed[0]}= cannot be given to a comparison, which sets it for each task; "
             "choose tasks by compare.tasks=[...]"

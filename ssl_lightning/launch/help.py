@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ssl_lightning.config.keys import COMPARE_SETS
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import conf_dirs
 from ssl_lightning.core.entry import command_line
@@ -33,7 +34,8 @@ def help_text(name: str) -> str:
     train = "train" in chosen  # compare and audit take the groups and keys of train too
     if train:
         chosen = defaults((conf_dir() / "train.yaml").read_text())
-    groups = {group: option for group, option in chosen.items() if options(group)}
+    refused = COMPARE_SETS if name == "compare" else ()
+    groups = {group: option for group, option in chosen.items() if options(group) and group not in refused}
     words = "KEY=VALUE GROUP=OPTION ..." if groups else "KEY=VALUE ..."
     lines = [f"usage: {command_line(name)} {words}", "", *indented(described(text)), ""]
     if groups:

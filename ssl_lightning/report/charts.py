@@ -11,7 +11,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssl_lightning.artifacts.results import Record, Results
+from ssl_lightning.artifacts.results import BALANCED, Record, Results
 from ssl_lightning.report import label_efficiency
 from ssl_lightning.report.canvas import WIDE, Picture, chart, columns, grid
 from ssl_lightning.report.collect import ReportedRun
@@ -31,8 +31,15 @@ def row_styles(rows: Sequence[Row]) -> dict[str, Style]:
 
 
 def by_stage(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
-    """Draw top-1 of the linear probe at each stage, trained and untrained, one chart per row."""
-    curves = {row.label: [stage_means(row, trained) for trained in (True, False)] for row in rows}
+    """Draw the linear probe at each stage, trained and untrained, one chart per row.
+
+    They are of balanced accuracy where a run has it, and of top-1 otherwise.
+    """
+    linear = {
+        r.metric for row in rows for run in row.runs for r in own(run, row.branch) if r.probe == "linear"
+    }
+    metric = BALANCED if BALANCED in linear else "top1"
+    curves = {row.label: [stage_means(row, trained, metric) for trained in (True, False)] for row in rows}
     curves = {label: pair for label, pair in curves.items() if any(len(curve) > 1 for curve in pair)}
     if not curves:
         return None
@@ -48,7 +55,8 @@ def by_stage(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
                 axis.plot(list(curve), list(curve.values()), style, color=its, marker="o", markersize=4)
         name_chart(axis, label, width / columns(len(curves), width))
         axis.set_xticks(sorted({stage for pair in curves.values() for curve in pair for stage in curve}))
-    figure.supylabel("linear probe, test top-1 in %", fontsize=9)
+    shown = "balanced accuracy" if metric == BALANCED else "top-1"
+    figure.supylabel(f"linear probe, test {shown} in %", fontsize=9)
     figure.supxlabel("stage", fontsize=9)
     caption = (
         "Linear probe at each stage, mean over seeds: trained (solid) and untrained backbone (dashed); pale "
@@ -57,13 +65,13 @@ def by_stage(rows: Sequence[Row], looks: Looks, width: float) -> Picture | None:
     return chart("stages", "Accuracy by stage", caption, figure)
 
 
-def stage_means(row: Row, trained: bool) -> dict[int, float]:
-    """Average the linear probe over seeds, by stage, in %."""
+def stage_means(row: Row, trained: bool, metric: str) -> dict[int, float]:
+    """Average a metric of the linear probe over seeds, by stage, in %."""
     values: dict[int, list[float]] = {}
     for run in row.runs:
         shown: dict[int, float] = {}
         for record in own(run, row.branch):
-            if (record.probe, record.metric, record.trained) == ("linear", "top1", trained):
+            if (record.probe, record.metric, record.trained) == ("linear", metric, trained):
                 stage = str(record.stage).removeprefix("stage")
                 if stage.isdigit():
                     shown[int(stage)] = 100 * record.value

@@ -81,9 +81,9 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     if scored:
         winner = contenders(last)[0]
         latest = {task: runs for each in rounds for task, runs in each.runs.items()}
-        gains = _gains(latest).values()
-        if gains and not any(gain > _sigmas(len(gains)) * error for gain, error in gains):
-            sentences = [f"No task is better than {_start(last)}, beyond the noise."]
+        gains = _gains(latest)
+        if gains and not any(gain > _sigmas(len(gains)) * error for gain, error in gains.values()):
+            sentences = [f"No task is better than {_start(last)}, beyond the noise{_by_chance(gains)}."]
         sentences += _guessing([*latest.values(), *([[labels_alone]] if labels_alone else [])])
         sentences += [*_labelled(last, scored, winner), *_growth(rounds, winner), *_left_behind(rounds)]
         if len(rounds) == 1 and len(contenders(last)) > 1:
@@ -152,6 +152,18 @@ def _gains(runs: Mapping[str, Sequence[Results]]) -> dict[str, tuple[float, floa
         if before is not None and after is not None:
             gains[task] = after.value - before.value, error_of_difference(after, before)
     return gains
+
+
+def _by_chance(gains: Mapping[str, tuple[float, float]]) -> str:
+    """Name the gain that would count if its task were the only one, as a table colours it."""
+    task = max(gains, key=lambda each: gains[each][0] - SIGMAS * gains[each][1])
+    gain, error = gains[task]
+    if gain <= SIGMAS * error:
+        return ""
+    return (
+        f": the {100 * gain:+.1f} ± {100 * error:.1f} points of {title(task)} may be chance, as the best of "
+        f"{len(gains)} gains"
+    )
 
 
 def _sigmas(tests: int) -> float:

@@ -39,7 +39,8 @@ def test_it_has_every_option_of_every_group(name: str) -> None:
     expected = {
         path.name: {file.stem for file in path.glob("*.yaml")} for path in CONF.iterdir() if path.is_dir()
     }
-    assert {"task", "data", "backbone", "probe", "trainer"} <= found.keys() <= expected.keys()
+    assert {"data", "backbone", "trainer"} <= found.keys() <= expected.keys()
+    assert ({"task", "probe", "experiment"} & found.keys() == set()) == (name == "compare")
     assert found == {group: expected[group] for group in found}
 
 

@@ -57,6 +57,17 @@ def test_accuracy_by_stage_is_the_mean_over_seeds(
     assert [line.get_linestyle() for line in axis.lines] == ["-", "--"]
 
 
+def test_accuracy_by_stage_is_balanced_where_that_judges(
+    tmp_path: Path, leave: Any, make: Any, drawn: dict[str, Any]
+) -> None:
+    stages = ("stage1", "stage2")
+    balanced = [make(0.3, stage=stage, metric="balanced") for stage in stages]
+    leave("r", [*(make(0.9, stage=stage) for stage in stages), *balanced])
+    draw_all(table(tmp_path))
+    assert lines(drawn["stages"].axes[0]) == [[[1, 30], [2, 30]]]
+    assert drawn["stages"].get_supylabel() == "linear probe, test balanced accuracy in %"
+
+
 def test_few_labels_are_those_of_the_pretraining_data(
     tmp_path: Path, leave: Any, make: Any, drawn: dict[str, Any]
 ) -> None:
