@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import stride_and_smallest
-from ssl_lightning.networks.heads import PrototypeHead
+from ssl_lightning.networks.prototype_head import PrototypeHead
 from ssl_lightning.ops.distillation import distillation
 from ssl_lightning.tasks._momentum import MomentumTask
 from ssl_lightning.tasks._views import BatchPlace

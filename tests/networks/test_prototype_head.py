@@ -7,7 +7,7 @@ import torch
 from lightly.models.modules.heads import DINOProjectionHead
 
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.networks.heads import PrototypeHead
+from ssl_lightning.networks.prototype_head import PrototypeHead
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
