@@ -63,6 +63,13 @@ CASES = {
 RUNS = {
     **{name: [f"task={name}", *options, *CONVNET] for name, options in CASES.items()},
     **{f"{name} on a ViT": [f"task={name}", *options, *VIT] for name, options in CASES.items()},
+    "jigsaw on tokens": ["task=jigsaw", "task.on=tokens", *CASES["jigsaw"], *VIT],
+    "context_prediction on tokens": [
+        "task=context_prediction",
+        "task.on=tokens",
+        *CASES["context_prediction"],
+        *VIT,
+    ],
     "mae on a ViT": ["task=mae", "task.decoder_width=16", "task.decoder_heads=2", *VIT],
     "jigsaw on timm's ViT": ["task=jigsaw", *CASES["jigsaw"], *TIMM_VIT],
 }
@@ -156,7 +163,7 @@ def assert_falls(losses: list[float]) -> None:
 
 def of_a_suite(name: str) -> Any:
     """Leave most runs of ViTs to the slow suite."""
-    slow = name.endswith("on a ViT") and name.split(" ")[0] not in QUICK
+    slow = name.endswith(("on a ViT", "on tokens")) and name.split(" ")[0] not in QUICK
     return pytest.param(name, marks=pytest.mark.slow if slow else ())
 
 

@@ -120,6 +120,8 @@ CASES = {
     "task=jigsaw task.permutations=1000000": "allowed are 2 to 362,880 orders of 9 tiles",
     "task=jigsaw task.permutations=4": "task.permutations_per_image is 8; allowed are 1 to 4",
     "task=jigsaw task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0 to 1",
+    "task=jigsaw task.on=tokens": "the backbone is ConvNet; use backbone=vit_tiny_small_images or",
+    "task=context_prediction task.on=pixels": "task.on is 'pixels'; allowed are tiles and tokens",
     "task=context_prediction task.tile=32": "need 96 px .*data.image_size is 16",
     "task=context_prediction task.colours=green": "colours",
     "task=inpainting task.hole=64": "task.hole is 64 px; allowed are 1 to 15",
