@@ -119,12 +119,13 @@ class DINO(MomentumTask):
     def build(self, spec: ImageSpec) -> None:
         super().build(spec)
         stride, smallest = stride_and_smallest(self.backbone)
-        half = max(SMALLEST, smallest, -(-spec.image_size // 2))
+        smallest = max(SMALLEST, smallest)
+        half = max(smallest, -(-spec.image_size // 2))
         self.local_size = half if self._local_size is None else self._local_size
-        if self.local_views and self.local_size < max(SMALLEST, smallest):
+        if self.local_views and self.local_size < smallest:
             raise ValueError(
                 f"task.local_size is {self.local_size} px, but the backbone has stride {stride} and needs at "
-                f"least {max(SMALLEST, smallest)} px; raise task.local_size, or set task.local_views=0"
+                f"least {smallest} px; raise task.local_size, or set task.local_views=0"
             )
         self.local_strengths = replace(self.strengths, crop_scale=self._local_scale)
         # state of the training, in the checkpoint
