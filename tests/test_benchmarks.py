@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from torchvision.models import vgg19
 
 from ssl_lightning.artifacts.results import BenchmarkRow, Record
 from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.ops.views import Strengths
 from tests._composed import CONF, composed
 from tests.test_conf import NEEDED, options
 from tests.test_train import results_of
@@ -129,7 +131,12 @@ def test_published_figures_equal_the_papers() -> None:
     by_stage = [resnet["rotation", f"stage {n}"] for n in range(1, 6)]
     assert by_stage == [12.2, 32.0, 44.6, 54.2, 45.9]
     assert resnet["jigsaw", "linear"] == 48.6
-    assert published("cifar10_six") == {}
+    lightly = {row: value for (row, column), value in published("lightly_cifar10").items()}
+    assert lightly == {
+        "simclr": 84.8, "barlow_twins": 81.9, "byol": 86.8, "dino": 81.3, "moco": 84.7, "simsiam": 76.4,
+        "swav": 84.2,
+    }  # fmt: skip
+    assert published("cifar10_six") == published("cifar10_methods") == {}
 
 
 @pytest.mark.parametrize("name", ["alexnet_imagenet_linear", "resnet50_imagenet"])
@@ -319,6 +326,25 @@ def test_dry_run_of_rotnet(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_dry_run_of_the_methods_of_lightly(tmp_path: Path) -> None:
+    small = ["data.num_train=232", "data.num_test=8", "data.heldout=32", "callbacks.online_knn.k=2"]
+    run_table(tmp_path, "lightly_cifar10", "data=fake", *small)
+    check_filled(tmp_path, "lightly_cifar10")
+
+
+@pytest.mark.slow
+def test_dry_run_of_the_methods_on_cifar10(tmp_path: Path) -> None:
+    small = ["data.num_train=640", "data.num_test=16", "data.heldout=64", "probe.lowshot.draws=2"]
+    run_table(tmp_path, "cifar10_methods", "data=fake", *small)
+    check_filled(tmp_path, "cifar10_methods")
+    command = [sys.executable, str(ROOT / "report.py"), "benchmark=cifar10_methods", "outputs=out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = (tmp_path / "report/table.md").read_text()
+    assert [row for row in table("cifar10_methods").benchmark.rows if f"| {row} |" not in written] == []
+
+
+@pytest.mark.slow
 def test_dry_run_of_alexnet_on_imagenet(pretrained: Path) -> None:
     check_filled(pretrained, "alexnet_imagenet_linear")
     again = run_table(pretrained, "alexnet_imagenet_linear", "data.dir=imagenet", "data.heldout=4")
@@ -363,6 +389,41 @@ def test_a_missing_backbone_is_named(place: Path) -> None:
     done = run_table(place, "alexnet_voc", *job, "data.dir=voc", "data.heldout=3", ok=False)
     missing = "out/benchmark/alexnet_imagenet_linear/tiny/rotation/seed7/backbone.safetensors is not there"
     assert f"error: {missing}" in done.stderr
+
+
+def test_the_rows_of_cifar10_methods_share_all_but_their_task() -> None:
+    rows = {cfg.benchmark.row: cfg for cfg in jobs("cifar10_methods")}
+    six = {cfg.benchmark.row: cfg for cfg in jobs("cifar10_six")}
+    for row, cfg in rows.items():
+        assert (cfg.choices.backbone == "vit_tiny_small_images") == (row == "mae")
+        assert cfg.choices.task == ("combined" if row.startswith("rotation_") else row)
+        for key in ("probe", "callbacks", "encoding"):
+            assert cfg[key] == six["random"][key]
+        if cfg.choices.task != "random":
+            assert cfg.trainer.max_epochs == 4
+            assert cfg.probe_untrained
+        if row in six:
+            assert all(cfg[key] == six[row][key] for key in ("task", "data", "backbone", "optimizer"))
+
+
+def test_the_experiments_of_lightly_have_its_settings() -> None:
+    rows = {cfg.benchmark.row: cfg for cfg in jobs("lightly_cifar10")}
+    for row, cfg in rows.items():
+        assert (cfg.choices.backbone, cfg.probe.knn.ks, cfg.probe.knn.temperature) == (
+            "resnet18_small",
+            [200],
+            0.1,
+        )
+        assert (cfg.data.batch_size, cfg.data.crop_padding, cfg.data.flip) == (512, 0, False)
+        if row == "random":
+            continue
+        step = 4 if row == "byol" else 1  # its loss is four times theirs
+        assert step * cfg.optimizer.lr * cfg.data.batch_size / cfg.task.lr_reference_batch == 0.06 * 512 / 128
+        assert cfg.optimizer.weight_decay == step * 5e-4
+        assert (cfg.optimizer.momentum, cfg.optimizer.nesterov) == (0.9, False)
+        views = Strengths(**{f.name: cfg.task[f.name] for f in fields(Strengths)})
+        assert views == Strengths(crop_scale=[0.08, 1.0])  # the others are lightly's for CIFAR-10
+        assert cfg.trainer.max_epochs == 200
 
 
 def test_the_arms_of_camvid_labels_differ_in_their_task_alone() -> None:

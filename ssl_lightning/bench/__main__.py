@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ssl_lightning.artifacts.provenance import git_revision, versions
 from ssl_lightning.core.atomic_files import write_json
-from ssl_lightning.core.cpu import ALLOCATOR
+from ssl_lightning.core.cpu import process_environment
 from ssl_lightning.core.entry import child_environment, command_line
 from ssl_lightning.report.summary import print_table
 from ssl_lightning.run.__main__ import keep_quiet
@@ -26,13 +26,11 @@ Rows = list[dict[str, Any]]
 
 def bench_steps(options: argparse.Namespace) -> Rows:
     """Images/s of the framework against a bare loop."""
-    from ssl_lightning.bench.steps import framework_against_bare
+    from ssl_lightning.bench.steps import BLOCK, framework_against_bare
 
+    block = options.block or BLOCK
     return [
-        {
-            "task": task,
-            **framework_against_bare(task_overrides(task, options), options.repeats, options.block),
-        }
+        {"task": task, **framework_against_bare(task_overrides(task, options), options.repeats, block)}
         for task in options.tasks
     ]
 
@@ -81,6 +79,17 @@ def bench_files(options: argparse.Namespace) -> Rows:
     return files_against_pack(2400, options.repeats)
 
 
+def bench_peers(options: argparse.Namespace) -> Rows:
+    """SimCLR against lightly's example of it: images/s in pairs, time to a kNN accuracy."""
+    from ssl_lightning.bench.peers import BLOCK, against_lightly
+
+    given = options.overrides, options.repeats, options.block or BLOCK
+    return [
+        against_lightly(*given, workers, options.peers_knn, options.peers_epochs)
+        for workers in options.peers_workers
+    ]
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "steps": bench_steps,
     "parts": bench_parts,
@@ -88,6 +97,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "ops": bench_ops,
     "probes": bench_probes,
     "files": bench_files,
+    "peers": bench_peers,
 }
 
 
@@ -98,7 +108,8 @@ def task_overrides(task: str, options: argparse.Namespace) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the chosen sections; print a table of each and write all figures as JSON."""
-    from ssl_lightning.bench.steps import BLOCK, TASKS
+    from ssl_lightning.bench.peers import EPOCHS, WORKERS
+    from ssl_lightning.bench.steps import TASKS
 
     keep_quiet()
     about = "Measure speed against plain PyTorch, print tables, and write one JSON file."
@@ -109,9 +120,16 @@ def main(arguments: Sequence[str]) -> int:
         parser.add_argument(
             f"--{option}", nargs="+", choices=names, default=default, metavar=name, help=about
         )
-    parser.add_argument("--repeats", type=int, default=20, help="blocks of steps, or calls, per figure")
-    about = "training steps per block; use more on a GPU, such as 100"
-    parser.add_argument("--block", type=int, default=BLOCK, help=about)
+    about = "blocks of steps, calls, or pairs of fits, per figure"
+    parser.add_argument("--repeats", type=int, default=20, help=about)
+    about = "training steps per block; default: 10, of peers 32; use more on a GPU, such as 100"
+    parser.add_argument("--block", type=int, help=about)
+    about = f"peers: processes of lightly's loader, a row each; default: {WORKERS}, as in its example"
+    parser.add_argument("--peers-workers", nargs="+", type=int, default=[WORKERS], metavar="N", help=about)
+    about = "peers: also train both until this held-out kNN accuracy, such as 0.45"
+    parser.add_argument("--peers-knn", type=float, metavar="SHARE", help=about)
+    about = f"peers: most epochs of that training; default: {EPOCHS}"
+    parser.add_argument("--peers-epochs", type=int, default=EPOCHS, metavar="N", help=about)
     parser.add_argument("--out", type=Path, default=Path("bench.json"), help="file for all figures")
     about = "overrides of a run, such as backbone=nin data.batch_size=128"
     parser.add_argument("overrides", nargs="*", help=about)
@@ -162,10 +180,11 @@ def _plain(value: object) -> str:
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Run with the memory allocator settings of a training run."""
-    if not ALLOCATOR.keys() <= os.environ.keys():  # the C library reads them at process start
+    """Run with the CPU settings of a training run."""
+    environment = process_environment(child_environment())
+    if not environment.keys() <= os.environ.keys():  # the C library reads them at process start
         again = [sys.executable, "-P", "-m", "ssl_lightning.bench", *arguments]
-        os.execve(sys.executable, again, ALLOCATOR | child_environment())
+        os.execve(sys.executable, again, environment)
     return main(arguments)
 
 

@@ -34,7 +34,7 @@ def device(accelerator: str = "auto") -> torch.device:
 
 def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
     """Compose and resolve `conf/train.yaml` with overrides; files of the run go to `folder`."""
-    return compose("train", [*overrides, f"run_dir='{folder}'"])
+    return compose("train", [*overrides, f"output_dir='{folder}'", "folder=."])
 
 
 def make_data(cfg: DictConfig) -> PairedDataModule:

@@ -22,6 +22,11 @@ SAME = {
 }
 
 
+def test_files_of_a_measured_run_go_to_its_folder(tmp_path: Path) -> None:
+    cfg = composed(["task=rotation", "data=fake"], tmp_path)
+    assert cfg.run_dir == cfg.logger.csv.save_dir == str(tmp_path)
+
+
 @pytest.mark.parametrize("task", SAME)
 def test_the_bare_loop_ends_where_the_framework_does(task: str, tmp_path: Path) -> None:
     quick = ["trainer.max_steps=4", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]"]

@@ -190,6 +190,7 @@ CASES = {
     "trainer.num_nodes=0": f"trainer.num_nodes is 0; {WHOLE}, 1 or more",
     "trainer.num_nodes=two": f"trainer.num_nodes is 'two'; {WHOLE}, 1 or more",
     "trainer.launcher=mpi": "trainer.launcher is 'mpi'; allowed is local, slurm or torchrun",
+    "compile=yes": "compile is 'yes'; allowed is auto or true or false",
     "cuda_graphs=1": "cuda_graphs is 1; allowed is auto or true or false",
     "trainer.strategy=magic": "trainer.strategy is 'magic'; allowed is auto, ddp, ",
     "trainer.strategy=ddp_spawn": "trainer.strategy is 'ddp_spawn'; allowed is auto, ddp, .* or fsdp",
