@@ -20,6 +20,7 @@ _MODULES = {
     "Supervised": "tasks.supervised",
     "VICReg": "tasks.vicreg",
     "BYOL": "tasks.byol",
+    "DINO": "tasks.dino",
     "LeJEPA": "tasks.lejepa",
     "as_backbone": "networks.adapter",
     "build_parts": "run.parts",
@@ -32,6 +33,7 @@ _MODULES = {
 
 __all__ = [
     "BYOL",
+    "DINO",
     "MAE",
     "BarlowTwins",
     "Colorization",

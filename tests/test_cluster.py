@@ -100,6 +100,7 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
         ("supervised", []),
         ("simclr", []),
         ("byol", ["task.momentum=0.5"]),
+        ("dino", ["task.momentum=0.5", "optimizer=sgd", "optimizer.lr=0.01"]),
         ("mae", ["backbone=vit_tiny_small_images", "backbone.width=24", "optimizer=sgd"]),
         ("rotation", ["backbone=vit_tiny_small_images", "backbone.width=24"]),
     ],

@@ -30,6 +30,7 @@ TASKS = (
     "barlow_twins",
     "vicreg",
     "byol",
+    "dino",
     "lejepa",
 )
 STEPS = 4  # of one epoch; without callbacks, which change no weight (tests/test_user_loop.py)

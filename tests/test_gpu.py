@@ -47,6 +47,7 @@ CASES = {
     "Barlow Twins": ["task=barlow_twins"],
     "VICReg": ["task=vicreg"],
     "BYOL": ["task=byol"],
+    "DINO": ["task=dino"],
     "LeJEPA": ["task=lejepa"],
     "MAE": ["task=mae"],
     "SimCLR": ["task=simclr", "task.blur=0.5", "task.solarise=0.2"],
@@ -148,6 +149,7 @@ def test_complete_runs(task: str, precision: str, tmp_path: Path) -> None:
         "simclr",
         "vicreg",
         "byol",
+        "dino",
         "lejepa",
     ],
 )

@@ -124,6 +124,7 @@ def sha(node: Any) -> str:
         ),
         ("simclr", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
         ("byol", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
+        ("dino", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
     ],
     ids=[
         "fp32",
@@ -141,6 +142,7 @@ def sha(node: Any) -> str:
         "combined-two-processes",
         "simclr-two-processes",
         "byol-two-processes",
+        "dino-two-processes",
     ],
 )
 def test_killed_runs_end_like_undisturbed_ones(

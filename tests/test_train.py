@@ -75,6 +75,7 @@ def test_the_random_control_is_where_every_task_starts(tmp_path: Path) -> None:
         ("combined", ["task.parts=[rotation,colorization]", "task.weights=[1,0.1]"]),
         ("simclr", ["task.hidden=32", "optimizer.lr=0.001"]),  # its first gradients are large
         ("byol", ["task.hidden=32", "optimizer.lr=0.001", "task.momentum=0.5"]),
+        ("dino", ["task.hidden=32", "optimizer.lr=0.001", "task.momentum=0.5"]),
         ("lejepa", ["task.hidden=32", "optimizer.lr=0.001"]),
         (
             "inpainting",

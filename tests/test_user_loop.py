@@ -57,11 +57,23 @@ CASES = {
     "barlow_twins": SIMILAR,
     "vicreg": SIMILAR,
     "byol": [*SIMILAR, "task.momentum=0.5"],
+    # a teacher that hardly moves, so that the loss falls
+    "dino": [
+        *SIMILAR, "task.momentum=0.99", "task.centre_momentum=0.5", "task.teacher_temperature=[0.06,0.04]",
+        "task.prototypes=32", "task.local_views=2",
+    ],
     "lejepa": [*SIMILAR, "task.slices=32"],
 }  # fmt: skip
 RUNS = {
     **{name: [f"task={name}", *options, *CONVNET] for name, options in CASES.items()},
     **{f"{name} on a ViT": [f"task={name}", *options, *VIT] for name, options in CASES.items()},
+    "jigsaw on tokens": ["task=jigsaw", "task.on=tokens", *CASES["jigsaw"], *VIT],
+    "context_prediction on tokens": [
+        "task=context_prediction",
+        "task.on=tokens",
+        *CASES["context_prediction"],
+        *VIT,
+    ],
     "mae on a ViT": ["task=mae", "task.decoder_width=16", "task.decoder_heads=2", *VIT],
     "jigsaw on timm's ViT": ["task=jigsaw", *CASES["jigsaw"], *TIMM_VIT],
 }
@@ -155,7 +167,7 @@ def assert_falls(losses: list[float]) -> None:
 
 def of_a_suite(name: str) -> Any:
     """Leave most runs of ViTs to the slow suite."""
-    slow = name.endswith("on a ViT") and name.split(" ")[0] not in QUICK
+    slow = name.endswith(("on a ViT", "on tokens")) and name.split(" ")[0] not in QUICK
     return pytest.param(name, marks=pytest.mark.slow if slow else ())
 
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ssl_lightning.artifacts.provenance import git_revision, versions
 from ssl_lightning.core.atomic_files import write_json
-from ssl_lightning.core.cpu import ALLOCATOR
+from ssl_lightning.core.cpu import process_environment
 from ssl_lightning.core.entry import child_environment, command_line
 from ssl_lightning.report.summary import print_table
 from ssl_lightning.run.__main__ import keep_quiet
@@ -180,10 +180,11 @@ def _plain(value: object) -> str:
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Run with the memory allocator settings of a training run."""
-    if not ALLOCATOR.keys() <= os.environ.keys():  # the C library reads them at process start
+    """Run with the CPU settings of a training run."""
+    environment = process_environment(child_environment())
+    if not environment.keys() <= os.environ.keys():  # the C library reads them at process start
         again = [sys.executable, "-P", "-m", "ssl_lightning.bench", *arguments]
-        os.execve(sys.executable, again, ALLOCATOR | child_environment())
+        os.execve(sys.executable, again, environment)
     return main(arguments)
 
 

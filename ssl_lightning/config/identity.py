@@ -22,6 +22,7 @@ RENAMED = {
 ADDED: dict[str, tuple[Any, ...]] = {
     "data.value_range": (None,),
     "data.near_duplicates": ("ignore", "report"),
+    "task.on": ("tiles",),
     "task.freeze_until": (0.0,),
     "task.backbone_lr_factor": (1.0,),
     "task.adversarial_loss": ("non_saturating",),

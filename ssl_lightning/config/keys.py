@@ -143,7 +143,7 @@ KEYS = (
     Key("diverged", float | None, science=False, resume=True),
     Key("deterministic", bool, science=False, evaluate="taken"),
     Key("channels_last", bool),
-    Key("compile", bool, science=False, resume=True),
+    Key("compile", Literal["auto"] | bool, science=False, resume=True),
     Key("cuda_graphs", Literal["auto"] | bool, science=False, resume=True),
     Key("probe_untrained", bool, audit_sets=True, compare_sets=True),
     # Initial weights

@@ -55,6 +55,7 @@ SETTINGS = {
     "barlow_twins": Settings("adamw", 0.002, 128),
     "vicreg": Settings("adamw", 0.002, 128),
     "byol": Settings("sgd", 0.1, 128),
+    "dino": Settings("adamw", 0.002, 128),
     "lejepa": Settings("adamw", 0.002, 128),
     "inpainting": Settings("adam", 0.002, more=GAN),
     "super_resolution": Settings(

@@ -87,20 +87,41 @@ def check_length(trainer: Mapping[str, Any], *, batches: int, batch_size: int, p
     """
     if trainer["max_epochs"] == trainer["max_steps"] == -1:
         raise ValueError("trainer.max_epochs and trainer.max_steps are both -1; a schedule needs an end")
-    limit = trainer["limit_train_batches"]
-    used = batches if limit is None else int(batches * limit) if isinstance(limit, float) else limit
+    used = _used_batches(trainer, batches)
     if used < 1:
+        limit = trainer["limit_train_batches"]
         raise ValueError(f"trainer.limit_train_batches is {limit}, which leaves none of {batches} batches")
     every = trainer["val_check_interval"]
-    if isinstance(every, int) and every > min(used, batches):
+    if isinstance(every, int) and every > used:
         raise ValueError(
             f"trainer.val_check_interval is {every}; allowed is a fraction, or 1 to "
-            f"{min(used, batches)}, the batches of an epoch"
+            f"{used}, the batches of an epoch"
         )
     if batch_size % processes:
         raise ValueError(
             f"data.batch_size is {batch_size} in all; it must divide evenly among {processes} processes"
         )
+
+
+def planned_batches(trainer: Mapping[str, Any], batches: int) -> int:
+    """Return the number of training batches of a run from its first to its last step.
+
+    Args:
+        trainer: Group of the config, checked by `check_length`.
+        batches: Batches per epoch.
+    """
+    epochs, steps = trainer["max_epochs"], trainer["max_steps"]
+    ends = [] if epochs == -1 else [epochs * _used_batches(trainer, batches)]
+    ends += [] if steps == -1 else [steps * trainer["accumulate_grad_batches"]]
+    return int(min(ends))
+
+
+def _used_batches(trainer: Mapping[str, Any], batches: int) -> int:
+    """Return the number of batches per epoch within `limit_train_batches`."""
+    limit = trainer["limit_train_batches"]
+    if limit is None:
+        return batches
+    return int(batches * limit) if isinstance(limit, float) else min(limit, batches)
 
 
 def accepted(target: Any) -> tuple[dict[str, Any], bool]:

@@ -1,8 +1,9 @@
-"""CPU environment of a run: available cores, and settings of the memory allocator."""
+"""CPU environment of a run: available cores, and settings of the memory allocator and of OpenMP."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 # Environment variables that glibc reads when a process starts. Without them it returns the memory of every
 # freed batch to the system and requests it again, page by page, in the next step: a training step on a CPU
@@ -12,6 +13,16 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": str(2**28),
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
 }
+# An environment variable that libgomp, torch's OpenMP library, reads when it is loaded: how often a waiting
+# thread looks again before it sleeps. By default it looks 300,000 times, for longer than a time slice. If
+# another process holds a core, one thread then burns the time that the other needs (docs/speed.md).
+SPINNING = {"GOMP_SPINCOUNT": "10000"}
+
+
+def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return a copy of environment variables for a new process, with the settings above as defaults."""
+    spinning = {} if "OMP_WAIT_POLICY" in environment else SPINNING  # it would override a policy of the user
+    return ALLOCATOR | spinning | dict(environment)
 
 
 def available_cores() -> int:

@@ -102,8 +102,8 @@ class FullySharded(ModelParallelStrategy):
             optimizer.load_state_dict({**saved, "state": state})
 
 
-def check_sharded(*, sync_batchnorm: bool, compiled: bool) -> None:
-    """Raise on options that sharded weights do not support.
+def check_sharded(*, sync_batchnorm: bool) -> None:
+    """Raise if sharded weights would keep batch-norm statistics of their own in each process.
 
     Raises:
         ValueError: The message names the option.
@@ -113,8 +113,6 @@ def check_sharded(*, sync_batchnorm: bool, compiled: bool) -> None:
             "trainer.sync_batchnorm is false; trainer.strategy=fsdp needs true, or each process would keep "
             "its own batch-norm statistics"
         )
-    if compiled:
-        raise ValueError("compile is true, which trainer.strategy=fsdp does not support; leave it false")
 
 
 def is_sharded(trainer: pl.Trainer) -> bool:

@@ -127,6 +127,7 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
     if any(each.startswith("data=") for each in given):
         stored.choices.data = new.choices.data
     stored.update(checkpoint=new.checkpoint, callbacks={}, logger={}, overrides=given)
+    stored.update(compile=False, cuda_graphs=False)  # they need the compiler and the GPU of the training
     if (folder / CHECKPOINTS).is_dir():
         stored.init_from = None  # the checkpoint replaces it; without checkpoints the run kept these weights
     check_loaded(stored, folder, folder / CONFIG, _keys_of(new, touched))

@@ -18,7 +18,7 @@ from ssl_lightning.core.entry import command_line
 FLAGS = ("-h", "--help")
 WIDTH, COLUMN = 100, 28  # of the text; where descriptions begin
 SCRIPT = re.compile(r"python (\w+)\.py")
-KEY = re.compile(r"^( *)(\w+):(?: ([^#]*?))?(?:\s+# (.*))?$")
+KEY = re.compile(r'^( *)"?(\w+)"?:(?: ([^#]*?))?(?:\s+# (.*))?$')
 HIDDEN = ("defaults", "hydra")  # sections without keys of the user
 FILLED = ("${hydra", "{}")  # values that Hydra fills in
 

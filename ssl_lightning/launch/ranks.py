@@ -22,7 +22,7 @@ from ssl_lightning.artifacts.run_folder import (
     REFUSED,
     UNREPORTED,
 )
-from ssl_lightning.core.cpu import ALLOCATOR, available_cores
+from ssl_lightning.core.cpu import available_cores, process_environment
 from ssl_lightning.core.entry import child_environment
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.stop_signals import REPEAT_S, SIGNALS
@@ -59,7 +59,7 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     environment = {name: value for name, value in child_environment().items() if name not in RANK_VARIABLES}
     threads = place.threads or max(1, available_cores() // place.per_node)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
-    environment = ALLOCATOR | environment
+    environment = process_environment(environment)
     read_end, write_end = os.pipe()
     environment[PARENT_PIPE] = str(read_end)
     # -P: files of the current folder must not shadow modules

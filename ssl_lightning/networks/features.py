@@ -137,11 +137,20 @@ def check_input_size(backbone: Any, image_size: int) -> None:
     Raises:
         ValueError: The image size is below the largest reduction of the backbone, or below its minimum.
     """
-    stride = max(backbone.feature_info.reduction())
-    smallest = max(stride, getattr(backbone, "min_image_size", stride))
+    stride, smallest = stride_and_smallest(backbone)
     if image_size < smallest:
         raise ValueError(
             f"data.image_size is {image_size} px, but the backbone has stride {stride} and needs at least "
             f"{smallest} px; set data.image_size to {smallest} or more, or choose a backbone with a smaller "
             "stride, such as convnet"
         )
+
+
+def stride_and_smallest(backbone: Any) -> tuple[int, int]:
+    """Return the largest reduction of a backbone, and the smallest image that leaves one cell in every map.
+
+    Args:
+        backbone: A backbone; its `feature_info` is read, and its `min_image_size` if it has one.
+    """
+    stride: int = max(backbone.feature_info.reduction())
+    return stride, max(stride, getattr(backbone, "min_image_size", stride))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.networks.features import stride_and_smallest
+
 
 class PooledClassifier(nn.Module):
     """Global average pooling of the last stage map, then one linear layer.
@@ -144,8 +146,7 @@ def check_tile_size(backbone: Any, tile: int, image_size: int) -> None:
     Raises:
         ValueError: The tile is below the largest reduction of the backbone, or below its minimum.
     """
-    stride = max(backbone.feature_info.reduction())
-    smallest = max(stride, getattr(backbone, "min_image_size", stride))
+    stride, smallest = stride_and_smallest(backbone)
     if tile < smallest:
         raise ValueError(
             f"the tiles are {tile} px (data.image_size is {image_size}), but the backbone has stride "

@@ -73,21 +73,30 @@ class SmallViT(VisionTransformer):
         names = [f"blocks.{index}" for index in self.indices]
         self.feature_info: Any = FeatureInfo([width] * stages, [patch_size] * stages, names)
 
-    def forward(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, images: Tensor, keep: Tensor | None = None, together: int = 1
+    ) -> list[Tensor]:
         """Map `(B, C, H, W)` floats to the stage maps, each `(B, width, rows, columns)`, shallow to deep.
 
         Args:
             images: The images.
             keep: Numbers of the tokens to encode, `(B, M)` int64; the others do not enter the blocks. The
                 result is then the last stage alone, as tokens `(B, M, width)`.
+            together: So many successive images, tiles of one picture, form one sequence of tokens. Their
+                tokens attend to each other, and their positions are those within each image, so nothing tells
+                the place of a tile. Above 1 the result is the last stage alone, and B a multiple of it.
         """
-        if keep is None:
+        if keep is None and together == 1:
             maps: Any = self.forward_intermediates(
                 images, indices=self.indices, norm=True, intermediates_only=True
             )
             return maps
-        tokens = self._pos_embed(self.patch_embed(images)).take_along_dim(keep[..., None], 1)
-        return [self.norm(self.blocks(tokens))]
+        patches = self.patch_embed(images)  # (B, rows, columns, width)
+        tokens = self._pos_embed(patches)
+        if keep is not None:
+            return [self.norm(self.blocks(tokens.take_along_dim(keep[..., None], 1)))]
+        joined = tokens.unflatten(0, (-1, together)).flatten(1, 2)  # (B / together, together * T, width)
+        return [self.norm(self.blocks(joined)).reshape(patches.shape).permute(0, 3, 1, 2)]
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         """Add the positions to patches `(B, rows, columns, D)`: tokens `(B, rows * columns, D)`."""

@@ -11,6 +11,7 @@ ARMIJO = 1e-4  # share of the predicted decrease that a step must reach
 MAX_HALVINGS = 40  # of one step; needing more means that rounding hides progress
 MAX_PRODUCTS = 200  # of conjugate gradients in one Newton step
 AT_ONCE = 2**24  # machines times samples; each (M, N) tensor then takes 128 MB
+BLOCK = 2**26  # elements of features or scores at once (512 MB)
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class SVMFit:
 
 
 class SVMSolver:
-    """Solver for machines on the same features.
+    """Solver for machines on the same features; it keeps a copy of them.
 
     Each machine minimises `|w|^2 / 2 + sum_i c_i max(0, 1 - y_i <w, x_i>)^2`, the objective of scikit-learn's
-    `LinearSVC` (the bias is a column of ones and is penalised, as there). The objective is piecewise
+    `LinearSVC` (the bias is a constant feature and is penalised, as there). The objective is piecewise
     quadratic: a Newton step that does not change the set of samples within the margin reaches the minimum
     exactly. This takes five to twenty steps (Keerthi & DeCoste 2005; Chapelle 2007).
 
@@ -42,15 +43,28 @@ class SVMSolver:
 
     Args:
         x: `(N, D)` float64.
+        bias: Whether the features have one more column, of ones.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, *, bias: bool = False) -> None:
+        dims = x.shape[1] + bias
         # with N < D the weights lie in the span of the samples: solve for N numbers
-        span = torch.linalg.qr(x.T).Q if len(x) < x.shape[1] else None  # (D, N)
-        inner = x if span is None else x @ span
-        self._scale, axes = torch.linalg.eigh(inner.T @ inner)  # (R,), (R, R)
+        span = torch.linalg.qr(_with_ones(x, bias).T).Q if len(x) < dims else None  # (D, N)
+
+        def inner(rows: Tensor) -> Tensor:
+            rows = _with_ones(rows, bias)
+            return rows if span is None else rows @ span
+
+        rank = min(len(x), dims)
+        gram, self._x = x.new_zeros(rank, rank), x.new_empty(len(x), rank)  # (R, R), (N, R)
+        size = max(1, BLOCK // dims)
+        for rows in x.split(size):
+            part = inner(rows)
+            gram += part.T @ part
+        self._scale, axes = torch.linalg.eigh(gram)  # (R,), (R, R)
         self._axes = axes if span is None else span @ axes  # (D, R)
-        self._x = inner @ axes  # (N, R)
+        for rows, turned in zip(x.split(size), self._x.split(size), strict=True):
+            torch.mm(inner(rows), axes, out=turned)
 
     @property
     def at_once(self) -> int:
@@ -125,6 +139,11 @@ class SVMSolver:
             before, product = product, (rest * turned).sum(1)
             along = turned + torch.where(unsolved, product / before, 0)[:, None] * along
         return step
+
+
+def _with_ones(x: Tensor, wanted: bool) -> Tensor:
+    """Append a column of ones to `(N, D)` features, if wanted."""
+    return torch.cat([x, x.new_ones(len(x), 1)], 1) if wanted else x
 
 
 def _line_search(

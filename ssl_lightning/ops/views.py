@@ -197,7 +197,7 @@ def _central(height: int, width: int) -> tuple[int, int, int, int]:
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def make_views(images: Tensor, draws: Draws) -> Tensor:
+def make_views(images: Tensor, draws: Draws, size: int | None = None) -> Tensor:
     """Make one view of each image: crop, mirror, change the colours, blur, solarise, in this order.
 
     Torchvision shuffles the order of the changes of colour for each image. Here it is fixed: brightness,
@@ -206,11 +206,12 @@ def make_views(images: Tensor, draws: Draws) -> Tensor:
     Args:
         images: `(N, C, H, W)` uint8, or floats in [0, 1].
         draws: Parameters of the N images.
+        size: Height and width of the views in pixels; None for those of the images.
 
     Returns:
-        `(N, C, H, W)` float32 in [0, 1] (float64 for float64), contiguous.
+        `(N, C, H, W)`, or `(N, C, size, size)`, float32 in [0, 1] (float64 for float64), contiguous.
     """
-    views = crop_resize(images, draws.boxes, draws.mirrored)
+    views = crop_resize(images, draws.boxes, draws.mirrored, size)
     if draws.brightness is not None:
         views = adjust_brightness(views, draws.brightness)
     if draws.contrast is not None:
@@ -228,16 +229,19 @@ def make_views(images: Tensor, draws: Draws) -> Tensor:
     return views
 
 
-def crop_resize(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
-    """Crop each image at its own place and enlarge the crop to the size of the image, bilinear.
+def crop_resize(images: Tensor, boxes: Tensor, mirrored: Tensor, size: int | None = None) -> Tensor:
+    """Crop each image at its own place and resize the crop, by default to the size of the image, bilinear.
+
+    A crop that shrinks is not smoothed before (no antialiasing).
 
     Args:
         images: `(N, C, H, W)` uint8, or floats in [0, 1].
         boxes: `(N, 4)`: top, left, height and width, within the image.
         mirrored: `(N,)` bool, whether the crop is mirrored left to right.
+        size: Height and width of the result in pixels; None for those of the images.
 
     Returns:
-        `(N, C, H, W)` float32 in [0, 1] (float64 for float64), contiguous.
+        `(N, C, H, W)`, or `(N, C, size, size)`, float32 in [0, 1] (float64 for float64), contiguous.
     """
     if images.dtype == torch.uint8:
         images = images.float().div_(255)
@@ -247,7 +251,7 @@ def crop_resize(images: Tensor, boxes: Tensor, mirrored: Tensor) -> Tensor:
     top, left, h, w = boxes.to(images.dtype)[:, :, None].unbind(1)  # each (N, 1)
     y, x = (
         (torch.arange(side, device=images.device, dtype=images.dtype) + 0.5) / side
-        for side in (height, width)
+        for side in (size or height, size or width)
     )
     x = torch.where(mirrored[:, None], 1 - x, x)  # (N, W)
     # pixels beyond the crop are not seen, as if it had been cut out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.features.encode import Features
+from ssl_lightning.ops import svm
 from ssl_lightning.ops.average_precision import average_precision
-from ssl_lightning.ops.knn import topk_accuracy
-from ssl_lightning.ops.svm import SVMSolver
+from ssl_lightning.ops.knn import right_in_topk
 from ssl_lightning.probes.base import Probe
 
 POSITIVES_WEIGH = 2.0
@@ -41,6 +41,10 @@ class SVMs:
     def scores(self, x: Tensor) -> Tensor:
         """Return signed distances `(N, K)` of features `(N, D)`, times the norm of the weights."""
         return x @ self.weight.T + self.bias
+
+    def of(self, classes: Tensor) -> SVMs:
+        """Return the machines of some classes."""
+        return SVMs(self.weight[classes], self.bias[classes], self.costs[classes], self.converged)
 
 
 class LinearSVMProbe(Probe):
@@ -84,13 +88,19 @@ class LinearSVMProbe(Probe):
         return tuple(self.pool >> halvings for halvings in range(self.pool.bit_length()))
 
     def unit_features(self, features: Features, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return unit-length features `(N, D)` float64 by split, on the CPU, and their protocol."""
+        """Return unit-length features `(N, D)` float64 on the CPU, and their protocol.
+
+        They are named by split. Those of `train` and `heldout` are parts of `labelled`, not copies.
+        """
         pool = next((pool for pool in self.pools if features.dims(stage, pool) <= self.max_dims), 1)
-        x = {s: F.normalize(features.get(s, stage, pool).cpu().double()) for s in features.labels}
+        train, heldout, test = (features.get(split, stage, pool) for split in ("train", "heldout", "test"))
+        labelled = _unit_length(train, heldout)
+        x = {"labelled": labelled, "test": _unit_length(test)}
+        x["train"], x["heldout"] = labelled.split([len(train), len(heldout)])
         protocol = {
             "classifier": "linear SVM, squared hinge, one against the rest, positives weigh 2",
             "pool": list(features.grids[stage, pool]),
-            "dims": x["train"].shape[1],
+            "dims": train.shape[1],
             "normalised": "to length 1",
         }
         return x, protocol
@@ -99,6 +109,14 @@ class LinearSVMProbe(Probe):
         """Return the protocol entries on convergence."""
         warning = {} if converged else {"warning": f"a machine was not solved in {self.max_iter} steps"}
         return {"converged": converged, **warning}
+
+
+def _unit_length(*parts: Tensor) -> Tensor:
+    """Return all rows scaled to length 1, float64 on the CPU; memory holds this one copy."""
+    x = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=torch.float64)
+    for rows, part in zip(x.split([len(part) for part in parts]), parts, strict=True):
+        rows.copy_(part)
+    return F.normalize(x, out=x)
 
 
 @contextmanager
@@ -117,21 +135,24 @@ def single_threaded_pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def as_targets(labels: Tensor, num_classes: int) -> Tensor:
-    """Convert labels `(N,)` to targets `(N, K)`; multi-label targets `(N, K)` stay as they are.
+    """Convert labels `(N,)` to targets `(N, K)` int8; multi-label targets `(N, K)` stay as they are.
 
     A target is 1 if the image shows the class, 0 if not, -1 if the class ignores it.
     """
-    return labels if labels.ndim == 2 else F.one_hot(labels, num_classes)
+    if labels.ndim == 2:
+        return labels
+    shown = torch.zeros(len(labels), num_classes, dtype=torch.int8)  # there may be a thousand classes
+    return shown.scatter_(1, labels[:, None], 1)
 
 
-def solver(x: Tensor) -> SVMSolver:
+def solver(x: Tensor) -> svm.SVMSolver:
     """Return the solver of machines with a bias on features `(N, D)` float64."""
-    return SVMSolver(torch.cat([x, x.new_ones(len(x), 1)], 1))
+    return svm.SVMSolver(x, bias=True)
 
 
 def fit(
-    on: SVMSolver,
-    targets: Tensor,
+    on: svm.SVMSolver,
+    targets: Callable[[Tensor], Tensor],
     costs: Tensor,
     *,
     max_iter: int,
@@ -142,7 +163,7 @@ def fit(
 
     Args:
         on: From `solver`, of N images.
-        targets: `(N, M)` of 1, 0 and -1.
+        targets: Returns the targets of machines: indices `(m,)` to `(m, N)` of 1, 0 and -1.
         costs: `(M,)` C of each machine.
         max_iter: Maximum number of solver steps.
         tol: See `SVMSolver`.
@@ -151,7 +172,7 @@ def fit(
     start = None if init is None else torch.cat([init.weight, init.bias[:, None]], 1)
     weights, converged = [], True
     for few in torch.arange(len(costs)).split(on.at_once):
-        columns = targets.T[few]
+        columns = targets(few)
         present, absent = (columns == 1).any(1), (columns == 0).any(1)
         trainable = present & absent  # a machine needs both kinds
         columns, some = columns[trainable], few[trainable]
@@ -190,29 +211,41 @@ def fit_cross_validated(
     merit, converged = x.new_zeros(len(candidates), folds, classes), True
     if len(candidates) > 1:  # one candidate needs no choice
         part = assign_folds(targets, folds, one_label=one_label)
-        is_out = part == torch.arange(folds)[:, None, None]  # (F, N, K)
-        small = targets.to(torch.int8)  # there may be a thousand classes
-        learned = torch.where(is_out, -1, small).movedim(0, 1).flatten(1)  # (N, F * K)
-        left_out, machines = torch.where(is_out, small, -1), None
+        machines = None
+
+        def learned(few: Tensor) -> Tensor:
+            """Return the targets of machines, which are numbered by fold and then by class."""
+            is_out = part.T[few % classes] == few[:, None] // classes
+            return torch.where(is_out, -1, targets.T[few % classes])
+
         for row, cost in enumerate(candidates):
             each = x.new_full((folds * classes,), cost)
             machines = fit(on, learned, each, max_iter=max_iter, tol=SELECT_TOL, init=machines)
             converged &= machines.converged
-            scores = machines.scores(x).unflatten(1, (folds, classes)).unbind(1)
             for fold in range(folds):
-                merit[row, fold] = _merit(scores[fold], left_out[fold], one_label)
+                of_fold = machines.of(torch.arange(classes) + fold * classes)
+                merit[row, fold] = _merit(of_fold, x, targets, part == fold, one_label)
     means = merit.nanmean(1).nan_to_num(-1.0)  # (candidates, K)
     best = (means == means.amax(0)).int().argmax(0)  # the first of equal ones
-    chosen = fit(on, targets, x.new_tensor(candidates)[best], max_iter=max_iter)
+    chosen = fit(on, lambda few: targets.T[few], x.new_tensor(candidates)[best], max_iter=max_iter)
     return SVMs(chosen.weight, chosen.bias, chosen.costs, converged and chosen.converged)
 
 
-def _merit(scores: Tensor, left_out: Tensor, one_label: bool) -> Tensor:
-    """Score the left-out images, `(K,)`: their top-1 for all classes, or average precision of each."""
-    if not one_label:
-        return average_precision(scores, left_out, envelope=False)
-    rows = left_out[:, 0] >= 0
-    return topk_accuracy(scores[rows], left_out[rows].argmax(1)).expand(left_out.shape[1])
+def _merit(machines: SVMs, x: Tensor, targets: Tensor, is_out: Tensor, one_label: bool) -> Tensor:
+    """Score the left-out images, `(K,)`: their top-1 for all classes, or average precision of each.
+
+    Scores are computed in blocks of images or of classes.
+    """
+    count, classes = targets.shape
+    if one_label:
+        rows = is_out[:, 0].nonzero()[:, 0].split(max(1, svm.BLOCK // max(x.shape[1], classes)))
+        right = [right_in_topk(machines.scores(x[few]), targets[few].argmax(1), 1) for few in rows]
+        return torch.cat(right).double().mean().expand(classes)
+    merits = []
+    for few in torch.arange(classes).split(max(1, svm.BLOCK // count)):
+        left_out = torch.where(is_out[:, few], targets[:, few], -1)
+        merits.append(average_precision(machines.of(few).scores(x), left_out, envelope=False))
+    return torch.cat(merits)
 
 
 def assign_folds(targets: Tensor, folds: int, *, one_label: bool) -> Tensor:

@@ -21,6 +21,9 @@ class SVMProbe(LinearSVMProbe):
     training and held-out images. A class ignores the images with label -1, in training and test; the authors'
     code trains on them as negatives.
 
+    Besides features and targets, memory holds two copies of the features in float64 and a few GiB, for any
+    number of classes, folds and candidates.
+
     Args:
         pool: Stage maps are average-pooled to at most pool x pool cells.
         max_dims: Limit on the number of features; the grid is halved until they fit.
@@ -61,20 +64,21 @@ class SVMProbe(LinearSVMProbe):
         labels = {split: values.cpu() for split, values in features.labels.items()}
         one_label = labels["train"].ndim == 1
         folds = min(self.folds, len(labels["train"]))
-        targets = {split: as_targets(values, num_classes) for split, values in labels.items()}
+        targets = torch.cat([as_targets(labels[split], num_classes) for split in ("train", "heldout")])
         records: list[Record] = []
         for stage in tracked(features.stages, "fit", "stages"):
             x, protocol = self.unit_features(features, stage)
             chosen = fit_cross_validated(
                 x["train"],
-                targets["train"],
+                targets[: len(x["train"])],
                 self.costs,
                 folds,
                 one_label=one_label,
                 max_iter=self.max_iter,
             )
-            both, all_targets = (torch.cat([part["train"], part["heldout"]]) for part in (x, targets))
-            final = fit(solver(both), all_targets, chosen.costs, max_iter=self.max_iter)
+            final = fit(
+                solver(x["labelled"]), lambda few: targets.T[few], chosen.costs, max_iter=self.max_iter
+            )
             protocol |= {
                 "C": chosen.costs[0].item() if one_label else chosen.costs.tolist(),
                 "candidates": self.costs,

@@ -28,6 +28,7 @@ TITLES = {
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",
     "byol": "BYOL",
+    "dino": "DINO",
     "lejepa": "LeJEPA",
 }
 TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts

@@ -16,6 +16,8 @@ from ssl_lightning.artifacts.checkpoints import load_checkpoint
 from ssl_lightning.artifacts.state_dicts import mismatches
 from ssl_lightning.artifacts.weights import load_weights, read_state
 from ssl_lightning.core.entry import command_line
+from ssl_lightning.core.errors import first_line
+from ssl_lightning.core.messages import tell
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import memory_format
@@ -27,6 +29,7 @@ RESUMED = {
     "state_dict": dict, "epoch": int, "global_step": int, "pytorch-lightning_version": str, "loops": dict,
     "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
 }  # fmt: skip
+COMPILED_FROM = 20_000  # batches; NIN gains its compile time back in 16,000 on an H100 (docs/speed.md)
 OWN = ("Throughput", "DivergenceGuard", "Metrics")  # callbacks of every run, whose state a checkpoint needs
 
 
@@ -143,16 +146,38 @@ def compile_networks(task: PretextTask) -> None:
         network.compile(dynamic=False)
 
 
-def check_compiler(device: torch.device) -> None:
-    """Compile a trivial function to check that a compiler exists.
+def use_compiler(wanted: bool | str, *, device: torch.device, sharded: bool, batches: int) -> bool:
+    """Whether to compile the networks for training steps.
+
+    Args:
+        wanted: `compile` of the config: true, false, or auto to compile a long run on a GPU.
+        device: Device of the training.
+        sharded: Whether the weights are sharded.
+        batches: Planned batches of the full run, so that a resumed run decides as the interrupted one.
 
     Raises:
-        ValueError: There is no compiler for this device.
+        ValueError: `wanted` is true, but the networks cannot be compiled.
     """
+    if not wanted:
+        return False
+    against = "trainer.strategy=fsdp does not support it" if sharded else ""
+    if wanted == "auto":
+        if device.type != "cuda":
+            against = f"it does not pay on {device.type}"
+        elif batches < COMPILED_FROM:
+            against = f"it pays from {COMPILED_FROM:,} batches, and this run has {batches:,}"
+    against = against or compiler_error(device)
+    if against and wanted != "auto":
+        raise ValueError(f"compile is true, but {against}; leave it false")
+    if wanted == "auto":
+        tell(f"compile=auto is off: {against}" if against else f"compile=auto is on for {batches:,} batches")
+    return not against
+
+
+def compiler_error(device: torch.device) -> str:
+    """Compile a trivial function for a device; return the reason if that fails, else an empty string."""
     try:
         torch.compile(torch.neg)(torch.ones(8, device=device))
     except Exception as error:  # a missing C++ compiler or Triton raises various classes
-        why = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"compile is true, but torch.compile does not work here ({why}); leave it false"
-        ) from error
+        return f"torch.compile does not work here ({first_line(error)})"
+    return ""

@@ -21,7 +21,7 @@ from ssl_lightning.callbacks.restored import Restored
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.config.keys import TRAINER
 from ssl_lightning.config.trust import given_overrides
-from ssl_lightning.config.types import check_length, check_types
+from ssl_lightning.config.types import check_length, check_types, planned_batches
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.cuda_graphs import StepGraph, use_graphs
 from ssl_lightning.engine.fsdp import check_sharded, is_sharded
@@ -30,7 +30,7 @@ from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.prepare import Preparation
 from ssl_lightning.probes.base import BaseProbe, check_probes
-from ssl_lightning.run.build import StartingPoint, check_compiler
+from ssl_lightning.run.build import StartingPoint, use_compiler
 from ssl_lightning.run.checks import (
     build_all,
     check_backbone,
@@ -68,6 +68,7 @@ class Parts:
         throughput: Callback that counts images.
         metrics: Callback that sends figures to the loggers.
         health: Callback that stops a run that no longer learns.
+        compiled: Whether the networks are compiled for training steps.
     """
 
     cfg: DictConfig
@@ -85,11 +86,7 @@ class Parts:
     throughput: Throughput
     metrics: Metrics
     health: HealthGuard
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the networks are compiled for training steps."""
-        return bool(self.cfg.get("compile")) and self.task.needs_training
+    compiled: bool
 
     def unlabelled(self, n: int) -> Tensor:
         """Return up to n pretraining images `(n, C, H, W)` uint8, the same ones in every run."""
@@ -137,7 +134,7 @@ def build_parts(
         options["limit_val_batches"] = 0  # Lightning would warn of an empty loader
     trainer = make_trainer(**task.trainer_options(options), callbacks=callbacks, logger=loggers)
     data.place(trainer.strategy.root_device)
-    task = fit_to_hardware(cfg, task, trainer, data)
+    task, compiled = fit_to_hardware(cfg, task, trainer, data)
     if task.needs_training:
         validates = data.holds_out and cfg.trainer.limit_val_batches != 0
         check_monitors(callbacks, scores, validates=validates)
@@ -148,7 +145,7 @@ def build_parts(
     check_objective(cfg.get("objective"), scores, probes, holds_out=data.holds_out)
     return Parts(
         cfg, folder, data, task, loaded, trainer, preparation, probes, skipped, resumed_from, previous,
-        restored, throughput, metrics, health,
+        restored, throughput, metrics, health, compiled,
     )  # fmt: skip
 
 
@@ -167,19 +164,20 @@ def untrained_records(previous: Results | None) -> list[Record]:
 
 def fit_to_hardware(
     cfg: DictConfig, task: PretextTask, trainer: pl.Trainer, data: PairedDataModule
-) -> PretextTask:
+) -> tuple[PretextTask, bool]:
     """Check that the task can train on this hardware, and adapt it.
 
     Returns:
-        The task, with synchronised batch norms on several processes, and with a CUDA graph if possible.
+        The task, with synchronised batch norms on several processes, and with a CUDA graph if possible; and
+        whether to compile its networks.
 
     Raises:
         ValueError: The length, the processes or the device do not fit.
     """
     if is_sharded(trainer):
-        check_sharded(sync_batchnorm=cfg.trainer.sync_batchnorm, compiled=cfg.get("compile"))
+        check_sharded(sync_batchnorm=cfg.trainer.sync_batchnorm)
     if not task.needs_training:
-        return task
+        return task, False
     device = trainer.strategy.root_device
     check_length(
         cfg.trainer,
@@ -190,8 +188,12 @@ def fit_to_hardware(
     check_validation(data, trainer.world_size, cfg.trainer.limit_val_batches)
     if trainer.world_size > 1 and cfg.trainer.sync_batchnorm:
         task = cast(PretextTask, synchronise_batch_norm(task, on_gpu=device.type == "cuda"))
-    if cfg.get("compile"):
-        check_compiler(device)
+    compiled = use_compiler(
+        cfg.get("compile", False),
+        device=device,
+        sharded=is_sharded(trainer),
+        batches=planned_batches(cfg.trainer, data.pretrain_batches),
+    )
     if use_graphs(
         cfg.get("cuda_graphs", False),  # configs of old runs lack the key
         device=device,
@@ -201,7 +203,7 @@ def fit_to_hardware(
         recordable=task.recordable,
     ):
         task.graph = StepGraph(task)
-    return task
+    return task, compiled
 
 
 def fitting_probes(

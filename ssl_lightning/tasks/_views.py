@@ -125,9 +125,22 @@ class ViewTask(PretextTask):
 
     def views(self, images: Tensor, place: BatchPlace, stream: torch.Generator) -> Tensor:
         """Make V views of `(B, C, H, W)` images: `(V, B, C, H, W)`, floats in [0, 1]."""
-        size, count = (images.shape[2], images.shape[3]), self.views_per_image
-        draws = [draw_views(place.total, *size, self.strengths, stream) for _ in range(count)]
-        return torch.stack([make_views(images, each.rows(place.first, len(images))) for each in draws])
+        return self.crops(images, place, stream, self.views_per_image, self.strengths)
+
+    def crops(
+        self,
+        images: Tensor,
+        place: BatchPlace,
+        stream: torch.Generator,
+        count: int,
+        strengths: Strengths,
+        size: int | None = None,
+    ) -> Tensor:
+        """Make `count` views of `(B, C, H, W)` images, `(count, B, C, H, W)`, or of `size` px."""
+        height, width = images.shape[2:]
+        draws = [draw_views(place.total, height, width, strengths, stream) for _ in range(count)]
+        rows = [each.rows(place.first, len(images)) for each in draws]
+        return torch.stack([make_views(images, each, size) for each in rows])
 
     def embed(self, views: Tensor) -> Tensor:
         """Embed views `(V, B, C, H, W)`: `(V, B, D)` float32."""

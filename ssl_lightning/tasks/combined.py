@@ -157,6 +157,11 @@ class Combined(PretextTask):
         for part in self.tasks.values():
             part.on_train_batch_start(batch, batch_idx)
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        for part in self.tasks.values():
+            part.on_before_optimizer_step(optimizer)
+
     def receive(self, images: Tensor) -> Tensor:
         return images  # each part converts them
 

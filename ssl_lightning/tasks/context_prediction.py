@@ -29,6 +29,7 @@ from ssl_lightning.ops.tile_guards import (
     resampling_table,
 )
 from ssl_lightning.tasks._pixels import white_of
+from ssl_lightning.tasks._tiles import check_on, encode_tiles
 from ssl_lightning.tasks.base import Panel, PretextTask
 
 COLOURS = ("dropping", "projection")
@@ -37,13 +38,16 @@ COLOURS = ("dropping", "projection")
 class ContextPrediction(PretextTask):
     """Predict which of the eight neighbours of a centre patch another patch is.
 
-    The backbone sees each patch alone and once; the head sees the centre beside one neighbour.
+    The backbone sees each patch alone and once; the head sees the centre beside one neighbour. A transformer
+    may see both together: their tokens then attend to each other, without positions that tell them apart.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        pairs_per_image: 8 scores all neighbours of the centre in one pass over 9 patches; fewer draws so many
-            of them.
+        on: "tiles" encodes each patch alone. "tokens" encodes the two patches of a pair together; it needs a
+            transformer of `create_small_vit` (`backbone=vit_tiny_small_images`).
+        pairs_per_image: 8 scores all neighbours of the centre, on tiles in one pass over 9 patches; fewer
+            draws so many of them.
         tile: Size of a patch in pixels. None takes three quarters of a third of the image, rounded up
             (255 px: 64, 64: 16, 32: 8).
         gap: Guard: pixels between neighbours. None takes the rest of a third of the image (21, 5, 2). 0: off.
@@ -59,7 +63,8 @@ class ContextPrediction(PretextTask):
         **base: The keywords of `PretextTask`.
 
     Raises:
-        ValueError: A number is out of range, or a patch is smaller than the stride of the backbone.
+        ValueError: A value is out of range, a patch is smaller than the stride of the backbone, or the
+            backbone has no tokens.
     """
 
     recalibrate = True
@@ -84,6 +89,7 @@ class ContextPrediction(PretextTask):
         backbone: nn.Module,
         spec: ImageSpec | None = None,
         *,
+        on: str = "tiles",
         pairs_per_image: int = 8,
         tile: int | None = None,
         gap: int | None = None,
@@ -96,6 +102,7 @@ class ContextPrediction(PretextTask):
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
+        check_on(on, self.backbone, self.origin.kind)
         if not 1 <= pairs_per_image <= len(NEIGHBOURS):
             raise ValueError(f"task.pairs_per_image is {pairs_per_image}; allowed are 1 to {len(NEIGHBOURS)}")
         if colours is not None and colours not in COLOURS:
@@ -106,8 +113,8 @@ class ContextPrediction(PretextTask):
             raise ValueError(
                 f"task.embedding is {embedding} and task.hidden {hidden}; allowed: >= 1 and >= 0"
             )
-        self.views_per_image = pairs_per_image + 1
-        self.pairs_per_image = pairs_per_image
+        self.views_per_image = 2 * pairs_per_image if on == "tokens" else pairs_per_image + 1
+        self.on, self.pairs_per_image = on, pairs_per_image
         self.colours, self.downsample = colours, downsample
         self._make_grid = partial(neighbour_grid, tile=tile, gap=gap, jitter=jitter)
         self._smallest, self._widths = downsample_to, (embedding, hidden)
@@ -142,7 +149,7 @@ class ContextPrediction(PretextTask):
         place = self.draw_places(len(images), stream)  # (B, P)
         patches = self.cut(images, corners, place)  # (B, 1 + P, C, t, t)
         patches = self.prepare(patches, stream, white_of(images))
-        logits = self.score(self.encode(patches))  # (B * P, 8)
+        logits = self.score(patches)  # (B * P, 8)
         place = place.flatten()
         return {
             "loss": F.cross_entropy(logits, place),
@@ -173,14 +180,20 @@ class ContextPrediction(PretextTask):
         return drop_colours(patches, stream) if self.colours == "dropping" else patches
 
     def encode(self, patches: Tensor) -> Tensor:
-        """Embed every patch alone: `(B, n, C, t, t)` to `(B, n, E)`."""
-        x = patches.flatten(0, 1).contiguous(memory_format=self.image_format)  # (B * n, C, t, t)
-        return self.embed(self.backbone(x)).unflatten(0, patches.shape[:2])
+        """Embed every patch: `(B, n, C, t, t)` to `(B, n, E)`."""
+        maps = encode_tiles(self.backbone, patches, self.on, self.image_format)
+        return self.embed(maps).unflatten(0, patches.shape[:2])
 
-    def score(self, embedded: Tensor) -> Tensor:
-        """Score the centre beside each neighbour: `(B, 1 + P, E)` to logits `(B * P, 8)`."""
-        centre, neighbours = embedded[:, :1].expand_as(embedded[:, 1:]), embedded[:, 1:]
-        return self.head(torch.stack([centre, neighbours], 2).flatten(0, 1))
+    def score(self, patches: Tensor) -> Tensor:
+        """Score the centre beside each neighbour: `(B, 1 + P, C, t, t)` to logits `(B * P, 8)`."""
+        if self.on == "tokens":
+            return self.head(self.encode(self.pair(patches)))
+        return self.head(self.pair(self.encode(patches)))
+
+    def pair(self, each: Tensor) -> Tensor:
+        """Put the centre beside each neighbour: `(B, 1 + P, ...)` to `(B * P, 2, ...)`."""
+        centre, neighbours = each[:, :1].expand_as(each[:, 1:]), each[:, 1:]
+        return torch.stack([centre, neighbours], 2).flatten(0, 1)
 
     def probe_views(self, images: Tensor) -> Tensor:
         """Cut the patches of plain images at regular places: `(B, 9, C, t, t)`, in colour."""
@@ -193,7 +206,7 @@ class ContextPrediction(PretextTask):
         corners = draw_corners(self.grid, len(images), stream)
         place = draw_neighbours(len(images), 1, stream)  # (B, 1)
         pair = self.prepare(self.cut(images, corners, place), stream)  # (B, 2, C, t, t)
-        confidence, answer = self.score(self.encode(pair)).softmax(1).max(1)
+        confidence, answer = self.score(pair).softmax(1).max(1)
         shown = (pair * self.std + self.mean).clamp(0, 1)
         regular = regular_corners(self.grid, images.device)  # (9, 2)
         around, size, place = regular[list(AROUND)], self.spec.image_size, place[:, 0]

@@ -27,6 +27,7 @@ from ssl_lightning.ops.permutations import permutation_set
 from ssl_lightning.ops.tile_grid import jigsaw_grid
 from ssl_lightning.ops.tile_guards import grey_scale, standardise_tiles
 from ssl_lightning.tasks._pixels import white_of
+from ssl_lightning.tasks._tiles import check_on, encode_tiles
 from ssl_lightning.tasks.base import Panel, PretextTask
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,14 @@ log = logging.getLogger(__name__)
 class Jigsaw(PretextTask):
     """Predict in which of a fixed set of orders the tiles of an image appear.
 
-    The backbone sees each tile alone and once; only the head sees the orders.
+    The backbone sees each tile once, and only the head sees the orders. A transformer may see the tiles of an
+    image together: their tokens then attend to each other, without positions that tell the tiles apart.
 
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
+        on: "tiles" encodes each tile alone. "tokens" encodes the tiles of an image together; it needs a
+            transformer of `create_small_vit` (`backbone=vit_tiny_small_images`).
         grid: Tiles along an edge; n = grid squared.
         cell: Size in pixels of the cell that holds a tile; None: image_size // grid (255 px: 85, 64: 21,
             32: 10).
@@ -58,7 +62,8 @@ class Jigsaw(PretextTask):
         **base: The keywords of `PretextTask`.
 
     Raises:
-        ValueError: A number is out of range, or a tile is smaller than the stride of the backbone.
+        ValueError: A value is out of range, a tile is smaller than the stride of the backbone, or the
+            backbone has no tokens.
     """
 
     recalibrate = True
@@ -79,6 +84,7 @@ class Jigsaw(PretextTask):
         backbone: nn.Module,
         spec: ImageSpec | None = None,
         *,
+        on: str = "tiles",
         grid: int = 3,
         cell: int | None = None,
         tile: int | None = None,
@@ -95,6 +101,7 @@ class Jigsaw(PretextTask):
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
+        check_on(on, self.backbone, self.origin.kind)
         if not 0 <= grey <= 1:
             raise ValueError(f"task.grey is {grey}; allowed are probabilities, 0 to 1")
         if not 1 <= permutations_per_image <= permutations:
@@ -106,7 +113,7 @@ class Jigsaw(PretextTask):
             raise ValueError(
                 f"task.embedding is {embedding} and task.hidden {hidden}; allowed: >= 1 and >= 0"
             )
-        self.permutations_per_image = permutations_per_image
+        self.on, self.permutations_per_image = on, permutations_per_image
         self.standardise, self.grey = standardise, grey
         self._make_grid = partial(jigsaw_grid, side=grid, cell=cell, tile=tile, gap=gap)
         self._make_orders = partial(permutation_set, size=permutations, method=method, cache_dir=cache_dir)
@@ -160,9 +167,9 @@ class Jigsaw(PretextTask):
         return tiles.sub_(self.mean * white).div_(self.std * white)
 
     def encode(self, tiles: Tensor) -> Tensor:
-        """Embed every tile alone: `(B, n, C, t, t)` to `(B, n, E)`."""
-        x = tiles.flatten(0, 1).contiguous(memory_format=self.image_format)  # (B * n, C, t, t)
-        return self.embed(self.backbone(x)).unflatten(0, tiles.shape[:2])
+        """Embed every tile: `(B, n, C, t, t)` to `(B, n, E)`."""
+        maps = encode_tiles(self.backbone, tiles, self.on, self.image_format)
+        return self.embed(maps).unflatten(0, tiles.shape[:2])
 
     def score(self, embedded: Tensor, order: Tensor) -> Tensor:
         """Score the tiles `(B, n, E)` in the orders of classes `(B, P)`: logits `(B * P, K)`."""

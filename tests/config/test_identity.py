@@ -13,6 +13,7 @@ from tests._composed import composed
 OTHER = {
     "data.value_range": [0, 4095],
     "data.near_duplicates": "drop",
+    "task.on": "tokens",
     "task.freeze_until": 0.1,
     "task.backbone_lr_factor": 0.1,
     "task.adversarial_loss": "hinge",
@@ -50,7 +51,8 @@ def with_key(config: Any, key: str, *value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("key", ADDED)
 def test_an_added_key_leaves_the_digest_of_old_configs(key: str, tmp_path: Path) -> None:
     data = "folder" if key == "data.value_range" else "fake"
-    given = ["task=inpainting", f"data={data}", *["data.pretrain_dir=/somewhere"] * (data == "folder")]
+    task = "jigsaw" if key == "task.on" else "inpainting"
+    given = [f"task={task}", f"data={data}", *["data.pretrain_dir=/somewhere"] * (data == "folder")]
     probes = "probe=[linear,rankme,segmentation,detection]"
     config: Any = OmegaConf.to_container(composed([*given, probes], tmp_path))
     assert OmegaConf.select(OmegaConf.create(config), key) == ADDED[key][0]

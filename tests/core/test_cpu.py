@@ -1,10 +1,13 @@
-"""Number of cores that a process may use."""
+"""Number of cores that a process may use, and the CPU settings of a new process."""
 
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
-from ssl_lightning.core.cpu import available_cores
+from ssl_lightning.core.cpu import ALLOCATOR, SPINNING, available_cores, process_environment
 
 
 @pytest.mark.parametrize(
@@ -19,3 +22,22 @@ def test_cores_are_limited_by_affinity_and_slurm(
     if given is not None:
         monkeypatch.setenv("SLURM_CPUS_ON_NODE", given)
     assert available_cores() == expected
+
+
+def test_a_users_own_settings_count() -> None:
+    assert process_environment({"HOME": "/"}) == {"HOME": "/"} | ALLOCATOR | SPINNING
+    own = {"MALLOC_TOP_PAD_": "1", "GOMP_SPINCOUNT": "7"}
+    assert process_environment(own) == ALLOCATOR | own
+    policy = {"OMP_WAIT_POLICY": "active"}
+    assert process_environment(policy) == ALLOCATOR | policy
+
+
+def test_openmp_takes_the_number_of_spins() -> None:
+    environment = process_environment({"PATH": os.environ["PATH"], "OMP_DISPLAY_ENV": "verbose"})
+    shown = subprocess.run(
+        [sys.executable, "-c", "import torch"], env=environment, capture_output=True, text=True, check=True
+    ).stderr
+    spins = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", shown)
+    if not spins:
+        pytest.skip("torch does not use libgomp here")
+    assert set(spins) == {SPINNING["GOMP_SPINCOUNT"]}

@@ -33,7 +33,7 @@ MAKERS = {
 DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 TASKS = ["rotation", "jigsaw", "context_prediction", "colorization", "supervised", "inpainting"]
 TASKS += ["super_resolution", "combined task.parts=[jigsaw,rotation,colorization]", "simclr"]
-TASKS += ["barlow_twins", "vicreg", "byol", "lejepa", "mae"]
+TASKS += ["barlow_twins", "vicreg", "byol", "dino", "lejepa", "mae"]
 OPTIONS = ["super_resolution task.discriminator_norm=spectral task.r1=0.1"]
 OPTIONS += ["inpainting task.discriminator_rotation=1.0", "inpainting task.mask=none"]
 # 25 steps without validation and callbacks; tests/test_user_loop.py covers these and several epochs

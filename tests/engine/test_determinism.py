@@ -162,6 +162,7 @@ def assert_equal(one: Any, other: Any, place: str = "") -> None:
         ["task=barlow_twins"],
         ["task=vicreg"],
         ["task=byol"],
+        ["task=dino"],
         ["task=lejepa"],
         ["task=mae"],
         ["task=rotation", "trainer.devices=2"],

@@ -15,7 +15,14 @@ from PIL import Image
 
 from ssl_lightning.artifacts.classifiers import load_classifier
 from ssl_lightning.artifacts.results import best_stage, read_results
-from ssl_lightning.artifacts.run_folder import BACKBONE_CONFIG, ERROR, EVALUATION, EVALUATION_ERROR, RESULTS
+from ssl_lightning.artifacts.run_folder import (
+    BACKBONE_CONFIG,
+    CONFIG,
+    ERROR,
+    EVALUATION,
+    EVALUATION_ERROR,
+    RESULTS,
+)
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.evaluate import as_given, evaluation_config, with_data_of_run
 from ssl_lightning.launch.ranks import failure_message
@@ -68,6 +75,14 @@ def test_a_mean_of_the_command_line_or_of_another_data_set_stays(folder: Path) -
     assert evaluated(folder, "data.heldout=3").data["mean"] is None
     (folder / BACKBONE_CONFIG).write_text("{")
     assert evaluated(folder, "data.heldout=3").data.heldout == 3
+
+
+def test_an_evaluation_needs_neither_the_compiler_nor_the_gpu_of_its_run(folder: Path) -> None:
+    stored = OmegaConf.load(folder / CONFIG)
+    stored.compile = stored.cuda_graphs = True
+    OmegaConf.save(stored, folder / CONFIG)
+    cfg = evaluated(folder, "probe=[]")
+    assert (cfg.compile, cfg.cuda_graphs) == (False, False)
 
 
 def test_a_key_that_the_data_lack_is_refused(folder: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.core import entry
-from ssl_lightning.core.cpu import ALLOCATOR
+from ssl_lightning.core.cpu import ALLOCATOR, SPINNING
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch import cluster
 from ssl_lightning.launch.cluster import count_devices, this_machine
@@ -105,17 +105,17 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None
 def test_each_rank_knows_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = (
         "e = os.environ\nnames = ('LOCAL_RANK', 'WORLD_SIZE', 'MASTER_PORT', 'MALLOC_TRIM_THRESHOLD_', "
-        "'MALLOC_TOP_PAD_')\n"
+        "'MALLOC_TOP_PAD_', 'GOMP_SPINCOUNT')\n"
         "(folder / e['RANK']).write_text(' '.join(e[n] for n in names))"
     )
     stand_in(tmp_path, monkeypatch, body)
     monkeypatch.setenv("GROUP_RANK", "7")  # of a surrounding job
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")  # a user's own setting counts
     start_ranks(tmp_path, this_machine(2))
-    (rank0, world0, port0, *memory), (rank1, world1, port1, *_) = (
+    (rank0, world0, port0, *settings), (rank1, world1, port1, *_) = (
         (tmp_path / r).read_text().split() for r in "01"
     )
-    assert memory == [ALLOCATOR["MALLOC_TRIM_THRESHOLD_"], "1"]
+    assert settings == [ALLOCATOR["MALLOC_TRIM_THRESHOLD_"], "1", SPINNING["GOMP_SPINCOUNT"]]
     assert (rank0, rank1, world0, world1) == ("0", "1", "2", "2")
     assert port0 == port1
 

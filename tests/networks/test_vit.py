@@ -48,6 +48,22 @@ def test_a_size_that_patches_do_not_divide_is_padded_with_zeros():
         torch.testing.assert_close(some, other)
 
 
+@torch.no_grad()
+def test_tiles_together_are_one_sequence_with_the_positions_of_each():
+    net = create_small_vit(**TINY).eval()
+    tiles = torch.rand(6, 3, 8, 12)  # three of each of two pictures
+    (found,) = net(tiles, together=3)
+    assert found.shape == (6, 24, 2, 3)
+    places = positions(2, 3, 24).flatten(0, 1)
+    for picture in range(2):
+        own = tiles[3 * picture : 3 * picture + 3]
+        tokens = [net.patch_embed(tile[None]).flatten(1, 2)[0] + places for tile in own]
+        expected = net.norm(net.blocks(torch.cat(tokens)[None]))[0].split(6)
+        for tile, each in zip(found[3 * picture :], expected, strict=False):
+            torch.testing.assert_close(tile, each.T.reshape(24, 2, 3))
+    torch.testing.assert_close(net(tiles[:1])[-1], net(tiles[:1], together=1)[-1])
+
+
 def test_drop_path_draws_from_the_global_stream_in_training_only():
     net = create_small_vit(**TINY, drop_path=0.5)
     images = torch.rand(4, 3, 8, 8)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl_lightning.ops.adversarial import gradient_penalty
 from ssl_lightning.ops.diff_augment import AUGMENTATIONS, diff_augment
+from ssl_lightning.ops.distillation import distillation
 from ssl_lightning.ops.knn import right_in_topk, topk_accuracy
 from ssl_lightning.ops.masks import square_masks
 from ssl_lightning.ops.rank import lidar, spectral_slope
@@ -144,3 +145,34 @@ def test_epps_pulley(x: Tensor, count: int, seed: int) -> None:
     tolerance = 1e-4 if x.dtype == torch.float32 else 1e-9
     for same in (torch.stack(each).mean(), epps_pulley(-x, slices), epps_pulley(x.flip(1), slices)):
         torch.testing.assert_close(same, found, rtol=tolerance, atol=tolerance)
+
+
+@drawn()
+@given(
+    tensors(
+        st.tuples(st.integers(2, 5), st.integers(1, 6), st.integers(2, 9)), (torch.float32, torch.float64)
+    ),
+    st.integers(1, 2),
+    st.sampled_from([0.04, 0.1, 1.0]),
+    SEEDS,
+)
+def test_distillation(student: Tensor, count: int, temperature: float, seed: int) -> None:
+    teacher = values((count, *student.shape[1:]), seed, student.dtype)
+    sharp = torch.tensor(temperature, dtype=student.dtype)
+    with unchanged(student, teacher):
+        loss, entropy = distillation(student, teacher, 0.1, sharp)
+    assert (loss.dtype, loss.shape, entropy.shape) == (student.dtype, (), ())
+    assert 0 <= entropy <= np.log(student.shape[2]) + 1e-5
+    pairs = [
+        -((wanted / temperature).softmax(1) * (view / 0.1).log_softmax(1)).sum(1).mean()
+        for t, wanted in enumerate(teacher)
+        for v, view in enumerate(student)
+        if v != t
+    ]
+    tolerance = 1e-4 if student.dtype == torch.float32 else 1e-9
+    moved = distillation(student + 3, teacher - 2, 0.1, sharp)[0]  # the softmax ignores a common shift
+    for same in (torch.stack(pairs).mean(), moved):
+        torch.testing.assert_close(same, loss, rtol=tolerance, atol=tolerance)
+    order = torch.randperm(student.shape[1], generator=generator(seed))
+    permuted = distillation(student[:, order], teacher[:, order], 0.1, sharp)[0]
+    torch.testing.assert_close(permuted, loss, rtol=tolerance, atol=tolerance)

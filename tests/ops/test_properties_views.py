@@ -44,8 +44,8 @@ def one_by_one(images: Tensor, change: Callable[[Tensor, float], Tensor], values
 
 @pytest.mark.slow
 @drawn()
-@given(pictures(dtypes=ALL), SEEDS)
-def test_crop_resize(images: Tensor, seed: int) -> None:
+@given(pictures(dtypes=ALL), st.none() | st.integers(1, 14), SEEDS)
+def test_crop_resize(images: Tensor, side: int | None, seed: int) -> None:
     count, _, height, width = images.shape
     boxes = draw_crops(count, height, width, (0.1, 1.0), generator(seed))
     assert boxes.shape == (count, 4)
@@ -54,11 +54,12 @@ def test_crop_resize(images: Tensor, seed: int) -> None:
         assert ((begin >= 0) & (length >= 1) & (begin + length <= whole)).all()
     mirrored = uniform(count, 0, 1, seed) < 0.5
     with unchanged(images):
-        found = crop_resize(images, boxes, mirrored)
+        found = crop_resize(images, boxes, mirrored, side)
     assert found.dtype == (torch.float64 if images.dtype == torch.float64 else torch.float32)
     assert found.is_contiguous()
     values = images.to(found.dtype) / (255 if images.dtype == torch.uint8 else 1)
-    size = [height, width]
+    size = [side or height, side or width]
+    assert found.shape == (*images.shape[:2], *size)
     for row, image in enumerate(values):
         expected = tv.resized_crop(image, *boxes[row].tolist(), size, InterpolationMode.BILINEAR, False)
         close(found[row], tv.hflip(expected) if mirrored[row] else expected, torch.float32)
@@ -123,13 +124,14 @@ def test_kernel_size(size: int) -> None:
 
 @pytest.mark.slow
 @drawn()
-@given(pictures(dtypes=ALL, channels=(3, 3), size=(4, 12)), SEEDS)
-def test_make_views(images: Tensor, seed: int) -> None:
+@given(pictures(dtypes=ALL, channels=(3, 3), size=(4, 12)), st.none() | st.integers(2, 9), SEEDS)
+def test_make_views(images: Tensor, size: int | None, seed: int) -> None:
     count, _, height, width = images.shape
     draws = draw_views(count, height, width, EVERYTHING, generator(seed))
     with unchanged(images):
-        views = make_views(images, draws)
-    assert views.shape == images.shape
+        views = make_views(images, draws, size)
+    assert views.shape == (count, 3, size or height, size or width)
     assert ((views >= 0) & (views <= 1)).all()
     for row in range(count):  # no image depends on another
-        close(make_views(images[row : row + 1], draws.rows(row, 1)), views[row : row + 1], torch.float32)
+        alone = make_views(images[row : row + 1], draws.rows(row, 1), size)
+        close(alone, views[row : row + 1], torch.float32)

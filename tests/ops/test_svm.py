@@ -7,6 +7,7 @@ from sklearn.svm import LinearSVC
 from torch import Tensor
 
 from ssl_lightning.core.seeding import generator
+from ssl_lightning.ops import svm
 from ssl_lightning.ops.svm import SVMFit, SVMSolver
 from tests.ops._bounds import assert_same_svms, svm_gradients
 
@@ -63,6 +64,17 @@ def test_the_start_does_not_change_the_end() -> None:
         found = fit_one(x, signs, costs, init=init)
         assert_same_svms(found.weight[None], expected.weight[None], x, signs[None], costs[None])
     assert fit_one(x, signs, costs, init=expected.weight).iterations == 0
+
+
+@pytest.mark.parametrize("dims", [12, 300])  # fewer and more than samples
+def test_a_bias_is_a_column_of_ones_also_in_blocks(dims: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, signs = data(dims=dims)
+    costs = torch.ones(200).double()
+    expected = fit_one(x, signs, costs).weight[None]
+    for block in (svm.BLOCK, 7 * dims, 1):
+        monkeypatch.setattr(svm, "BLOCK", block)
+        found = SVMSolver(x[:, :-1], bias=True).fit(signs[None], costs[None]).weight
+        assert_same_svms(found, expected, x, signs[None], costs[None])
 
 
 def test_too_few_steps_are_said() -> None:

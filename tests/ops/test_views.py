@@ -22,9 +22,9 @@ def pictures(count: int, size: int = 24, channels: int = 3) -> Tensor:
     return (smooth * 255).round().byte()
 
 
-def by_torchvision(image: Tensor, draws: Draws, row: int) -> Tensor:
+def by_torchvision(image: Tensor, draws: Draws, row: int, side: int | None = None) -> Tensor:
     """Make the view of one image `(C, H, W)` uint8 by the functions of torchvision."""
-    size = list(image.shape[1:])
+    size = [side or image.shape[1], side or image.shape[2]]
     top, left, height, width = draws.boxes[row].tolist()
     x = image.float() / 255
     x = tv.resized_crop(x, top, left, height, width, size, InterpolationMode.BILINEAR, antialias=False)
@@ -45,17 +45,18 @@ def by_torchvision(image: Tensor, draws: Draws, row: int) -> Tensor:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_views_are_those_of_torchvision(channels_last: bool) -> None:
+@pytest.mark.parametrize("size", [None, 18, 56])
+def test_views_are_those_of_torchvision(size: int | None, channels_last: bool) -> None:
     images = pictures(64, 40)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     draws = draw_views(64, 40, 40, EVERYTHING, generator("draws"))
-    views = make_views(images, draws)
+    views = make_views(images, draws, size)
     assert (views.dtype, views.is_contiguous()) == (torch.float32, True)
     # solarising doubles no distance, but a value near 0.5 may fall on either side
     near = 4 * LUMA_GAP
     for row, image in enumerate(images):
-        expected = by_torchvision(image, draws, row)
+        expected = by_torchvision(image, draws, row, size)
         apart = (views[row] - expected).abs()
         if draws.solarised is not None and draws.solarised[row]:
             apart = torch.minimum(apart, (views[row] - (1 - expected)).abs())

@@ -1,11 +1,15 @@
 """SVM probe: against scikit-learn; C and the held-out score use only the allowed images."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
@@ -154,10 +158,39 @@ def test_machines_fitted_a_few_at_a_time_are_the_same(several: bool, monkeypatch
     assert_same_svms(*weights, torch.cat([x, x.new_ones(len(x), 1)], 1), 2.0 * targets.T - 1, costs)
 
 
+class Largest(TorchDispatchMode):
+    """Record the bytes of the largest tensor that any operation makes."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, Tensor):
+                self.nbytes = max(self.nbytes, each.untyped_storage().nbytes())
+        return made
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_blocks_change_nothing_and_bound_the_memory(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, costs = make(1.5, several=several), [0.01, 1.0]
+    (together,) = SVMProbe(costs=costs, folds=5).run(features, num_classes=CLASSES)
+    monkeypatch.setattr(svm, "AT_ONCE", 720)  # six machines, or four on all labelled images
+    monkeypatch.setattr(svm, "BLOCK", 7 * 13)  # seven images, or one class
+    with Largest() as seen:
+        (record,) = SVMProbe(costs=costs, folds=5).run(features, num_classes=CLASSES)
+    assert record.value == together.value
+    assert record.protocol == together.protocol
+    labelled = SIZES["train"] + SIZES["heldout"]
+    assert (
+        seen.nbytes <= labelled * 13 * 8
+    )  # one copy of the features; all scores are larger, 5 * CLASSES > 13
+
+
 def test_a_class_that_is_never_or_always_there_gets_a_constant_answer() -> None:
     x = torch.randn(6, 3, generator=generator("x")).double()
     targets = torch.tensor([[0, 1, -1, 1]] * 3 + [[0, 1, -1, 0]] * 3)
-    machines = fit(solver(x), targets, torch.ones(4), max_iter=100)
+    machines = fit(solver(x), lambda few: targets.T[few], torch.ones(4), max_iter=100)
     assert machines.scores(x)[:, :3].tolist() == [[-1.0, 1.0, -1.0]] * 6
     assert machines.weight[3].abs().sum() > 0
 

@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
-from ssl_lightning.run.build import OWN, PROBED, RESUMED, check_compiler, check_complete
+from ssl_lightning.run import build
+from ssl_lightning.run.build import COMPILED_FROM, OWN, PROBED, RESUMED, check_complete, use_compiler
+from ssl_lightning.run.parts import build_parts
+from tests._composed import composed
 from tests.test_train import SMALL, results_of, train
+
+FINE: dict[str, Any] = {"device": torch.device("cuda"), "sharded": False, "batches": COMPILED_FROM}
 
 
 @pytest.mark.slow
@@ -36,7 +41,60 @@ def test_a_missing_compiler_is_reported_before_the_run(monkeypatch: pytest.Monke
     with pytest.raises(
         ValueError, match=r"compile is true, .* here \(no C\+\+ compiler was found\); leave it false"
     ):
-        check_compiler(torch.device("cpu"))
+        use_compiler(True, **FINE | {"device": torch.device("cpu")})
+    assert not use_compiler("auto", **FINE)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": torch.device("cpu")}, "it does not pay on cpu"),
+        ({"sharded": True}, "trainer.strategy=fsdp does not support it"),
+        ({"batches": COMPILED_FROM - 1}, "it pays from 20,000 batches, and this run has 19,999"),
+    ],
+)
+def test_auto_compiles_long_runs_on_a_gpu(
+    given: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(build, "compiler_error", lambda device: "")
+    assert use_compiler("auto", **FINE)
+    assert not use_compiler("auto", **FINE | given)
+    assert caplog.messages == ["compile=auto is on for 20,000 batches", f"compile=auto is off: {message}"]
+    assert not use_compiler(False, **FINE)
+    if "sharded" in given:
+        with pytest.raises(ValueError, match=f"compile is true, but {message}; leave it false"):
+            use_compiler(True, **FINE | given)
+    else:
+        assert use_compiler(True, **FINE | given)
+    assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize(
+    ("length", "batches"),
+    [
+        (["trainer.max_epochs=3"], 3 * 8),
+        (["trainer.max_epochs=3", "trainer.limit_train_batches=0.5"], 3 * 4),
+        (["trainer.max_epochs=3", "trainer.limit_train_batches=99"], 3 * 8),
+        (["trainer.max_epochs=3", "trainer.max_steps=5"], 5),
+        (["trainer.max_epochs=-1", "trainer.max_steps=50", "trainer.accumulate_grad_batches=4"], 200),
+    ],
+)
+def test_a_run_decides_by_its_planned_batches(
+    length: list[str], batches: int, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    few = ["data=fake", "data.num_train=144", "data.heldout=16", "data.batch_size=16", "probe=[]"]
+    given = [*few, "trainer=cpu", "logger=[]", "callbacks=[]", "compile=auto", *length]
+    parts = build_parts(composed(given, tmp_path), tmp_path)
+    assert parts.data.pretrain_batches == 8
+    assert not parts.compiled
+    assert "compile=auto is off: it does not pay on cpu" in caplog.messages
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "ssl_lightning.run.parts.use_compiler", lambda wanted, **named: seen.update(named) or True
+    )
+    assert build_parts(composed(given, tmp_path), tmp_path).compiled
+    assert seen == {"device": torch.device("cpu"), "sharded": False, "batches": batches}
 
 
 def checkpoint(**changes: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ssl_lightning.tasks.byol import BYOL
 from ssl_lightning.tasks.colorization import Colorization
 from ssl_lightning.tasks.combined import Combined
 from ssl_lightning.tasks.context_prediction import ContextPrediction
+from ssl_lightning.tasks.dino import DINO
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
 from ssl_lightning.tasks.rotation import Rotation
@@ -36,6 +37,7 @@ PARTS: dict[str, tuple[type[PretextTask], dict[str, Any]]] = {
     "super_resolution": (SuperResolution, {"adversarial_weight": 0.0, "decoder_width": 8}),
     "simclr": (SimCLR, {"hidden": 8, "embedding": 8}),
     "byol": (BYOL, {"hidden": 8, "embedding": 8}),
+    "dino": (DINO, {"hidden": 8, "embedding": 8, "prototypes": 16, "local_views": 2}),
 }
 
 
@@ -201,7 +203,7 @@ def test_the_channels_of_the_backbone_are_those_of_every_part() -> None:
         both.check_channels()
 
 
-ALLOWED = "barlow_twins, byol, colorization, context_prediction, inpainting, jigsaw"
+ALLOWED = "barlow_twins, byol, colorization, context_prediction, dino, inpainting, jigsaw"
 REFUSED: dict[str, dict[str, Any]] = {
     rf"task.parts is \['rotatoin'\]; allowed are different names of pretext tasks: {ALLOWED}": {
         "parts": ["rotatoin"]

@@ -31,6 +31,7 @@ from ssl_lightning.tasks.byol import BYOL
 from ssl_lightning.tasks.colorization import Colorization
 from ssl_lightning.tasks.combined import Combined
 from ssl_lightning.tasks.context_prediction import ContextPrediction
+from ssl_lightning.tasks.dino import DINO
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
 from ssl_lightning.tasks.lejepa import LeJEPA
@@ -64,6 +65,7 @@ TASKS: dict[type[PretextTask], tuple[dict[str, Any], int]] = {
     BarlowTwins: ({"hidden": 8, "embedding": 4}, 32),
     VICReg: ({"hidden": 8, "embedding": 4}, 32),
     BYOL: ({"hidden": 8, "embedding": 4, "momentum": 0.5}, 32),
+    DINO: ({"hidden": 8, "embedding": 4, "prototypes": 16, "local_views": 1, "momentum": 0.5}, 32),
     LeJEPA: ({"hidden": 8, "embedding": 4, "views": 3, "slices": 8}, 32),
     Supervised: ({}, 32),
     Random: ({}, 32),
@@ -73,7 +75,7 @@ NAMES = {
     "colorization": Colorization, "inpainting": Inpainting, "super_resolution": SuperResolution,
     "combined": Combined,
     "mae": MAE, "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg,
-    "byol": BYOL, "lejepa": LeJEPA, "supervised": Supervised,
+    "byol": BYOL, "dino": DINO, "lejepa": LeJEPA, "supervised": Supervised,
 }  # fmt: skip
 OLD_RUN = Path(__file__).parent.parent / "fixtures/run_8a5cf39"
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3))

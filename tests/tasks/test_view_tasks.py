@@ -15,13 +15,15 @@ from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.tasks._views import BatchPlace, ViewTask
 from ssl_lightning.tasks.barlow_twins import BarlowTwins
 from ssl_lightning.tasks.byol import BYOL
+from ssl_lightning.tasks.dino import DINO
 from ssl_lightning.tasks.lejepa import LeJEPA
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.vicreg import VICReg
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 KINDS: dict[str, type[ViewTask]] = {
-    "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "byol": BYOL, "lejepa": LeJEPA,
+    "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "byol": BYOL, "dino": DINO,
+    "lejepa": LeJEPA,
 }  # fmt: skip
 COUNTS = {True: (5, 5), False: (4, 3)}  # images of each process, in training and in the last validation batch
 
@@ -53,7 +55,8 @@ def one_process(rank: int, folder: str) -> None:
                 task._alone = False
                 first = BatchPlace(counts, rank).first
                 scores = scored(task, pictures(sum(counts))[first : first + counts[rank]])
-                found[f"{kind} {training}"] = (scores, {n: p.grad for n, p in task.named_parameters()})
+                gradients = {n: p.grad for n, p in task.named_parameters()}
+                found[f"{kind} {training}"] = (scores, gradients, dict(task.named_buffers()))
         torch.save(found, f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
@@ -75,9 +78,12 @@ def test_two_processes_compare_all_images_and_draw_the_views_of_one(
     expected = scored(task, pictures(sum(counts)))
     parts = [found[f"{kind} {training}"] for found in two_processes]
     for name, value in expected.items():  # Lightning weighs the processes by their images
-        shares = [scores[name] * count for (scores, _), count in zip(parts, counts, strict=True)]
+        shares = [scores[name] * count for (scores, *_), count in zip(parts, counts, strict=True)]
         mean = torch.stack(shares).sum() / sum(counts)
         torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=name)
+    for name, value in task.named_buffers():  # statistics, and the centre of DINO
+        for _, _, buffers in parts:
+            torch.testing.assert_close(buffers[name], value, rtol=1e-4, atol=1e-5, msg=name)
     # of all parameters: a bias before a normalisation has a gradient of 0, up to rounding
     learning = {name: p.grad for name, p in task.named_parameters() if training and p.requires_grad}
     scale = max((float(gradient.abs().max()) for gradient in learning.values()), default=0.0)  # type: ignore[union-attr]
