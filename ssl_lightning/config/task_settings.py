@@ -9,8 +9,21 @@ SMALLEST_BATCH = 8
 STEPS_AN_EPOCH = 8  # fewest, where the batch can be smaller
 VALIDATIONS = 4  # in a run of several epochs
 
-WIDTHS = ("task.discriminator_width=16", "task.decoder_width=16")
-GAN = ("scheduler=cosine", "optimizer.betas=[0.5,0.999]", *WIDTHS)
+GAN = ("scheduler=cosine", "optimizer.betas=[0.5,0.999]", "task.decoder_width=16")
+LEARNING_DISCRIMINATOR = (  # docs/discriminators.md
+    "task.adversarial_weight=0.1",
+    "task.adversarial_loss=hinge",
+    "task.discriminator_norm=spectral",
+    "task.discriminator_head=flattened",
+    "task.discriminator_lr_factor=0.2",
+    "task.label_smoothing=0.0",
+    "task.instance_noise=0.0",
+)
+WEAK_DISCRIMINATOR = (
+    "task.discriminator_width=16",
+    "task.adversarial_weight=0.01",
+    "task.instance_noise=1.0",
+)
 
 
 @dataclass(frozen=True)
@@ -57,10 +70,8 @@ SETTINGS = {
     "byol": Settings("sgd", 0.1, 128),
     "dino": Settings("adamw", 0.002, 128),
     "lejepa": Settings("adamw", 0.002, 128),
-    "inpainting": Settings("adam", 0.002, more=GAN),
-    "super_resolution": Settings(
-        "adam", 0.002, more=(*GAN, "task.adversarial_weight=0.01", "task.instance_noise=1.0")
-    ),
+    "inpainting": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR)),
+    "super_resolution": Settings("adam", 0.002, more=(*GAN, *WEAK_DISCRIMINATOR)),
 }
 
 

@@ -19,7 +19,8 @@ TASKS = {  # colour and marker of each task; every pair differs for colour-blind
     "random": ("#90959d", "X"),  # the controls are grey
     "supervised": ("#666b73", "X"),
 }
-OTHERS = (("#1791a6", "o"), ("#d0434f", "s"), ("#6f8a1c", "^"), ("#9a6a4f", "D"))  # tasks of other packages
+# Methods that compare views, and tasks of other packages: the n-th has the n-th colour; later rounds another marker
+OTHERS = (("#1791a6", "o"), ("#d0434f", "s"), ("#6f8a1c", "^"), ("#9a6a4f", "D"))
 LINES = ("-", "--", ":", "-.")  # of the first, second, ... row of one task
 
 
@@ -43,6 +44,7 @@ def styles(tasks: Sequence[str]) -> list[Style]:
     """
     named = dict(TASKS)
     for place, task in enumerate(sorted(set(tasks) - set(TASKS))):
-        named[task] = OTHERS[place % len(OTHERS)]
+        turn, number = divmod(place, len(OTHERS))
+        named[task] = OTHERS[number][0], OTHERS[(number + turn) % len(OTHERS)][1]
     repeats = [tasks[:place].count(task) for place, task in enumerate(tasks)]
     return [Style(*named[task], LINES[turn % len(LINES)]) for task, turn in zip(tasks, repeats, strict=True)]

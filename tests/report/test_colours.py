@@ -56,3 +56,8 @@ def test_a_task_keeps_its_colour_whatever_stands_beside_it() -> None:
     assert [found[2].colour, found[2].line, found[4].line] == [found[4].colour, "-", "--"]
     assert len({style.colour for style in found}) == 5
     assert {style.colour for style in styles(many[::-1])} == {style.colour for style in found}
+
+
+def test_sixteen_methods_differ_in_colour_or_marker() -> None:
+    found = styles([f"method{number}" for number in range(16)])
+    assert len({(style.colour, style.marker) for style in found}) == 16
