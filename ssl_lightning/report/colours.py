@@ -19,7 +19,7 @@ TASKS = {  # colour and marker of each task; every pair differs for colour-blind
     "random": ("#90959d", "X"),  # the controls are grey
     "supervised": ("#666b73", "X"),
 }
-# Methods that compare views, and tasks of other packages: the n-th has the n-th colour; later rounds another marker
+# Methods that compare views, and tasks of other packages; the fifth has the first colour and another marker
 OTHERS = (("#1791a6", "o"), ("#d0434f", "s"), ("#6f8a1c", "^"), ("#9a6a4f", "D"))
 LINES = ("-", "--", ":", "-.")  # of the first, second, ... row of one task
 
