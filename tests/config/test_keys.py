@@ -8,9 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from ssl_lightning.config import identity, trust
-from ssl_lightning.config.keys import DATA, KEYS, TOP, TRAINER
+from ssl_lightning.config.keys import COMPARE_SETS, DATA, KEYS, TOP, TRAINER
 from ssl_lightning.config.types import check_special
-from ssl_lightning.launch import audit, compare, evaluate, resume
+from ssl_lightning.launch import audit, evaluate, resume
 from ssl_lightning.report import build
 from ssl_lightning.run.parts import OURS
 from ssl_lightning.run.probe import HARDWARE
@@ -104,7 +104,7 @@ def test_keys_that_an_audit_sets_and_refuses() -> None:
 
 
 def test_keys_that_a_comparison_sets() -> None:
-    assert set(compare.FIXED) == {
+    assert set(COMPARE_SETS) == {
         "task", "optimizer", "scheduler", "probe", "budget", "benchmark", "experiment", "seed", "folder",
         "run_dir", "resume", "probe_untrained", "data.batch_size", "trainer.max_epochs", "trainer.max_steps",
     }  # fmt: skip
