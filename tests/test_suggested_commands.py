@@ -183,7 +183,7 @@ NEEDED = (
     "backbone=timm",
     "probe=[nonlinear,knn]",
 )
-OF_TASK = {"task.local_views=0": "dino", "task.on=tiles": "jigsaw"}  # values of keys that super_resolution lacks
+OF_TASK = {"task.local_views=0": "dino", "task.on=tiles": "jigsaw"}  # keys that super_resolution lacks
 # arguments of timm, of as_backbone and of ImageData, and markup
 NO_KEYS = ("features_only", "n", "style", "stages", "channels", "value_range")
 
