@@ -57,7 +57,13 @@ def section(path: Path, title: str, prefix: str, annotation_of: Lookup) -> list[
 def about(text: str) -> str:
     """Return the comment that a file begins with, without its package line."""
     comments = list(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
-    return " ".join(line.removeprefix("# ") for line in comments if not line.startswith("# @"))
+    return escaped(" ".join(line.removeprefix("# ") for line in comments if not line.startswith("# @")))
+
+
+def escaped(text: str) -> str:
+    """Return text whose angle brackets are no HTML; in code, between backticks, they are none anyway."""
+    parts = text.split("`")
+    return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))
 
 
 def keys(text: str, annotation_of: Lookup) -> Iterator[tuple[str, yaml.Node, str, str, str]]:
@@ -80,7 +86,7 @@ def keys(text: str, annotation_of: Lookup) -> Iterator[tuple[str, yaml.Node, str
                     default = yaml.safe_dump(
                         yaml.safe_load(yaml.serialize(value)), default_flow_style=True
                     ).strip()
-                comment = found[1].replace("|", "\\|") if found else ""
+                comment = escaped(found[1].replace("|", "\\|")) if found else ""
                 yield name, value, default, comment, annotation_of(target, key.value)
 
     root = yaml.compose(text)

@@ -18,7 +18,7 @@ defaults:
   - other
 _target_: ssl_lightning.small.Small
 ks: [1, 5] # neighbours | a list
-share: 0.5 # at most 1
+share: 0.5 # at most 1, as <root>/`<name>`
 name: null
 title: "a # b" # in quotes
 path: ${oc.env:HOME} # a folder
@@ -34,7 +34,7 @@ after: ??? # must be given
 """
 ROWS = [
     ("probe.small.ks", "list", "[1, 5]", "neighbours \\| a list"),
-    ("probe.small.share", "float", "0.5", "at most 1"),
+    ("probe.small.share", "float", "0.5", "at most 1, as &lt;root>/`<name>`"),
     ("probe.small.name", "str | None", "null", ""),
     ("probe.small.title", "str", '"a # b"', "in quotes"),
     ("probe.small.path", None, "${oc.env:HOME}", "a folder"),
