@@ -188,12 +188,7 @@ def time_to_accuracy(peers: Peers, target: float, epochs: int = EPOCHS) -> dict[
 
     Returns:
         Of each side the accuracy that it reached, its epochs, and the seconds of training.
-
-    Raises:
-        ValueError: The target is out of range.
     """
-    if not 0 < target <= 1:
-        raise ValueError(f"--peers-knn is {target}; allowed is a share above 0, up to 1, such as 0.45")
     found: dict[str, float] = {"target_knn": target}
     for name, train in (("ours", peers.train_ours), ("lightly", peers.train_lightly)):
         watch = UntilAccuracy(target, peers.heldout_knn)
@@ -210,7 +205,13 @@ def against_lightly(
     target: float | None = None,
     epochs: int = EPOCHS,
 ) -> dict[str, Any]:
-    """Measure one row: images/s of both sides, and with a target the time to that kNN accuracy."""
+    """Measure one row: images/s of both sides, and with a target the time to that kNN accuracy.
+
+    Raises:
+        ValueError: The target is out of range, the task is another one, or lightly cannot make the views.
+    """
+    if target is not None and not 0 < target <= 1:
+        raise ValueError(f"--peers-knn is {target}; allowed is a share above 0, up to 1, such as 0.45")
     peers = Peers(overrides, workers)
     found = {
         "backbone": peers.cfg.choices.backbone,

@@ -15,10 +15,10 @@ def distillation(
     not see. Under autocast it multiplies in half precision. The values are the same.
 
     Args:
-        student: Logits `(V, B, K)`; its first T views are those of the teacher.
+        student: Logits `(V, B, K)`; the teacher sees its first T views.
         teacher: Logits `(T, B, K)`, centred and without a graph; T is at least 1, and V at least 2.
         student_temperature: Divides the logits of the student.
-        teacher_temperature: Divides those of the teacher, `()`; a lower one makes them sharper.
+        teacher_temperature: Divides the teacher's logits, `()`; a lower one makes them sharper.
 
     Returns:
         The mean cross-entropy over the images and the pairs of different views, and the mean entropy of the

@@ -22,6 +22,12 @@ THRESHOLD = 0.5  # solarised images are inverted from here
 # take the same operations, so the device is never asked which ones are chosen.
 
 
+def check_scale(name: str, scale: Sequence[float]) -> None:
+    """Raise a ValueError unless `scale` is the smallest and the largest area of a crop, in (0, 1]."""
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"task.{name} is {list(scale)}; allowed are 0 < smallest <= largest <= 1")
+
+
 @dataclass(frozen=True)
 class Strengths:
     """Ranges and probabilities of the changes of a view; 0 switches a change off.
@@ -54,9 +60,7 @@ class Strengths:
     solarise: float = 0.0
 
     def __post_init__(self) -> None:
-        scale = self.crop_scale
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"task.crop_scale is {list(scale)}; allowed are 0 < smallest <= largest <= 1")
+        check_scale("crop_scale", self.crop_scale)
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"task.hue is {self.hue}; allowed are 0 (off) to 0.5")
         for name in ("flip", "jitter", "grey", "blur", "solarise"):

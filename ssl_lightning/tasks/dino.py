@@ -16,6 +16,7 @@ from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import stride_and_smallest
 from ssl_lightning.networks.prototype_head import PrototypeHead
 from ssl_lightning.ops.distillation import distillation
+from ssl_lightning.ops.views import check_scale
 from ssl_lightning.tasks._momentum import MomentumTask
 from ssl_lightning.tasks._views import BatchPlace
 from ssl_lightning.tasks.base import Panel
@@ -45,8 +46,8 @@ class DINO(MomentumTask):
         embedding: Size of a prototype (paper: 256).
         batch_norm: Whether the hidden layers of the head have batch norm (paper: no).
         student_temperature: Divides the cosines of the student.
-        teacher_temperature: Divides those of the teacher: in the first step, and after the warm-up. The one
-            of the student or more leaves the targets unsharpened.
+        teacher_temperature: Divides the teacher's cosines: in the first step, and after the warm-up. At
+            `student_temperature` or above, the targets are not sharpened.
         warmup: Share of the run in which the temperature of the teacher rises, linearly.
         centre_momentum: Share of the old centre that it keeps in a step; 1 switches centring off.
         freeze_prototypes: Share of the run, from its start, in which the student's prototypes stay as they
@@ -87,10 +88,7 @@ class DINO(MomentumTask):
             raise ValueError(
                 f"task.local_views is {local_views} and task.prototypes {prototypes}; allowed: >= 0 and >= 2"
             )
-        if len(local_scale) != 2 or not 0 < local_scale[0] <= local_scale[1] <= 1:
-            raise ValueError(
-                f"task.local_scale is {list(local_scale)}; allowed are 0 < smallest <= largest <= 1"
-            )
+        check_scale("local_scale", local_scale)
         if student_temperature <= 0:
             raise ValueError(f"task.student_temperature is {student_temperature}; it must be above 0")
         if len(teacher_temperature) != 2 or min(teacher_temperature) <= 0:

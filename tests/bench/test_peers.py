@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from ssl_lightning.bench import __main__ as bench
 from ssl_lightning.bench import peers as module
 from ssl_lightning.bench.lightly_example import LightlySimCLR, lightly_loader
-from ssl_lightning.bench.peers import Peers, StepClock, UntilAccuracy, throughput, time_to_accuracy
+from ssl_lightning.bench.peers import (
+    Peers,
+    StepClock,
+    UntilAccuracy,
+    against_lightly,
+    throughput,
+    time_to_accuracy,
+)
 from ssl_lightning.ops.contrastive import nt_xent
 from ssl_lightning.ops.views import Strengths
 
@@ -139,9 +146,12 @@ def test_the_accuracy_is_that_of_a_plain_vote(peers: Peers, monkeypatch: pytest.
     assert peers.heldout_knn(task) == pytest.approx(float(expected), abs=1.5 / len(nearest))
 
 
-def test_training_ends_at_the_target_or_at_the_limit(peers: Peers) -> None:
+def test_a_wrong_target_is_refused_before_any_work() -> None:
     with pytest.raises(ValueError, match=r"--peers-knn is 45\.0"):
-        time_to_accuracy(peers, 45.0)
+        against_lightly(TINY, 1, target=45.0)
+
+
+def test_training_ends_at_the_target_or_at_the_limit(peers: Peers) -> None:
     for target, epochs in ((0.01, 1), (1.0, 2)):
         found = time_to_accuracy(peers, target, epochs=2)
         for side in ("ours", "lightly"):
