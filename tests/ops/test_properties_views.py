@@ -18,6 +18,7 @@ from ssl_lightning.ops.views import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    check_scale,
     crop_resize,
     draw_crops,
     draw_views,
@@ -115,6 +116,15 @@ def test_solarise(images: Tensor, seed: int) -> None:
 
 @pytest.mark.slow
 @drawn()
+@given(st.lists(st.floats(-1, 2) | st.sampled_from([0.0, 1.0]), min_size=1, max_size=3))
+def test_check_scale(scale: list[float]) -> None:
+    if len(scale) == 2 and scale == sorted(scale) and all(0 < area <= 1 for area in scale):
+        check_scale("crop_scale", scale)
+    else:
+        with pytest.raises(ValueError, match=r"task\.crop_scale is \[.*\]; allowed are 0 < smallest"):
+            check_scale("crop_scale", scale)
+
+
 @given(st.integers(1, 500))
 def test_kernel_size(size: int) -> None:
     kernel = kernel_size(size)
