@@ -210,7 +210,8 @@ def test_a_terminated_run_resumes_to_the_same_end(tmp_path: Path) -> None:
     process = start(tmp_path, *RUN, "name=stopped")
     wait_for_checkpoint(process, folder)
     process.terminate()
-    assert "holds the run up to here" in finish(process, ok=False)
+    said = finish(process, ok=False)
+    assert f"last.ckpt holds the run up to here; resume with: python train.py resume={folder}\n" in said
     assert process.returncode == 128 + signal.SIGTERM
     assert json.loads((folder / "results.json").read_text())["run"]["status"] == "interrupted"
     assert "resumed" in finish(start(tmp_path, f"resume={folder}", "logger=[csv,tensorboard]"))
