@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from ssl_lightning.artifacts.checkpoints import SCHEMA, SCHEMA_KEY
 from ssl_lightning.artifacts.run_folder import BEST, LAST, PREVIOUS
 from ssl_lightning.callbacks.health import DivergedError, HealthGuard
 from ssl_lightning.core.atomic_files import remove_leftovers
-from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.stop_signals import STOP, requeue_if_slurm
 from ssl_lightning.engine.fsdp import broadcast_flag, is_sharded
 
@@ -114,8 +112,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._steps_since, self._saved_at = 0, time.monotonic()
         if STOP.signum is not None and trainer.is_global_zero:
             what = "holds the run up to here" if saved else "is older: the gradient was 0 at the last step"
-            resume = f"{command_line('train')} resume={shlex.quote(str(self.folder.parent))}"
-            print(f"stopped by a signal; {last} {what}; resume with: {resume}", flush=True)
+            print(f"{last} {what}", flush=True)
             if requeue_if_slurm(STOP.signum):
                 print("the SLURM job was put back into the queue", flush=True)
             STOP.exit()
