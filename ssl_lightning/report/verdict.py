@@ -10,6 +10,7 @@ from ssl_lightning.report.summary import UNITS, column
 
 TOO_WIDE = 0.05  # two standard errors above this tell too little
 SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
+EASY = 0.9  # accuracy of a pretext task that may have a shortcut, if the features gained nothing
 NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned
 JUDGING = tuple(metric for metric in UNITS if metric not in SPECTRAL)
 SLOWER, SPARING = "a lower optimizer.lr", "task.freeze_until=0.1 task.backbone_lr_factor=0.1"
@@ -55,7 +56,16 @@ def judge(
         return Verdict("worse than before", f"{text}. Try {SPARING if loaded else SLOWER}, or another task")
     if error > TOO_WIDE:
         return Verdict("too few images to tell", f"{text}, measured on {after.n:,} test images")
-    return Verdict("no better than before", f"{text}. Train longer, or try another task")
+    return Verdict("no better than before", f"{text}. {_advice(results, chances or {})}, or try another task")
+
+
+def _advice(results: Results, chances: Mapping[str, float]) -> str:
+    """Say what may help where training changed nothing."""
+    found = {f"val/{name}": results.pretext.get(f"val/{name}", 0.0) for name in chances}
+    if results.run.labels not in (None, "none") or not found or min(found.values()) < EASY:
+        return "Train longer"
+    shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
+    return f"The pretext task is easy ({shown}): look for shortcuts (docs/shortcuts.md)"
 
 
 def _pretext(results: Results, chances: Mapping[str, float]) -> Verdict | None:
@@ -78,7 +88,7 @@ def _pretext(results: Results, chances: Mapping[str, float]) -> Verdict | None:
 def _without_gain(results: Results, pretext: Verdict | None) -> Verdict:
     """Judge a run without figures before and after pretraining by its pretext task."""
     labelled = any(record.trained for record in results.probes)
-    missing = "set probe_untrained=true" if labelled else "label about 10 images a class and probe again"
+    missing = "set probe_untrained=true" if labelled else "probe about 10 labelled images a class"
     advice = f"to see whether the features help, {missing}"
     if pretext is not None:
         return Verdict(pretext.kind, f"{pretext.text}; {advice}")
