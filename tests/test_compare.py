@@ -184,5 +184,6 @@ def test_without_labels_the_pretext_tasks_are_compared(tmp_path: Path) -> None:
     done = compare(tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / "compare/folder/convnet/first/COMPARE.md").read_text()
+    assert "\nimages    36 to pretrain on; labelled: none\n" in done.stdout  # a tenth is held out
     assert "Without labels nobody knows which features help" in text
     assert "load_backbone(" in text
