@@ -152,12 +152,7 @@ def known_targets() -> dict[str, set[str]]:
 
 
 def _check_bounded(text: str) -> None:
-    """Raise if YAML has aliases or is nested deeply, so that a small file takes much memory or time.
-
-    Raises:
-        ValueError: As said.
-        yaml.YAMLError: The text is no YAML.
-    """
+    """Raise ValueError if YAML has aliases or deep nesting, which let a small file take long."""
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
