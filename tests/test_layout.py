@@ -30,6 +30,7 @@ SEPARATE = ("run", "launch")  # `run` stands below `launch` in the table, but mu
 LIGHT = [*PACKAGE.glob("config/*.py"), *PACKAGE.glob("launch/*.py"), *PACKAGE.glob("core/*.py")]
 LIGHT.append(PACKAGE / "artifacts/run_folder.py")
 HEAVY = {"seeding.py"}  # in core; imports torch
+USES_TIMM = {"networks/vit.py", "networks/mae_decoder.py"}  # other runs start without it, a second earlier
 QUESTIONS = {"What", "How", "Which", "Whether", "Where"}  # no module docstring starts so
 SHARED_NAMES = {"main"}  # every command has one
 
@@ -93,6 +94,14 @@ sys.exit(", ".join(failed) or 0)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_slow_libraries_are_imported_where_they_are_used() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        names = [node.names[0].name for node in parsed(path).body if isinstance(node, ast.Import)]
+        names += [str(node.module) for node in parsed(path).body if isinstance(node, ast.ImportFrom)]
+        if str(path.relative_to(PACKAGE)) not in USES_TIMM:
+            assert not {name.split(".")[0] for name in names} & {"timm", "kornia"}, path
 
 
 def test_a_public_name_exists_in_one_room() -> None:
