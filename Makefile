@@ -14,9 +14,10 @@ setup: $(STAMP) ## Create .venv with exactly the packages of requirements.lock
 
 # --compile-bytecode: each rank of a run starts in a third of the time
 $(STAMP): requirements.lock pyproject.toml
+	@echo "installing the packages of requirements.lock into .venv: 6 GB on disk, some minutes the first time"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock
+	$(BIN)/uv pip sync --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $(STAMP)
 

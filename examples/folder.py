@@ -15,12 +15,11 @@ def main(
     photos: str, train: str, test: str, image_size: int = 96, batch_size: int = 64, max_epochs: int = 10
 ) -> None:
     data = ImageData(photos, train, test, image_size=image_size, batch_size=batch_size)
-    untrained = timm.create_model("resnet18")
-    print("untrained", probe(untrained, train, test, image_size=image_size), sep="\n")
-
     task = Rotation(timm.create_model("resnet18"))
+    before = probe(task, train, test, image_size=image_size)
     pl.Trainer(max_epochs=max_epochs).fit(task, data)
-    print("pretrained", probe(task, train, test, image_size=image_size), sep="\n")
+    after = probe(task, train, test)
+    print(after.against(before))
 
 
 if __name__ == "__main__":

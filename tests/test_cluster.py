@@ -279,6 +279,21 @@ def test_torchrun_starts_the_processes(tmp_path: Path) -> None:
     assert_same_state(here, there, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_two_torchruns_on_two_hosts_equal_one_machine(tmp_path: Path) -> None:
+    train(tmp_path, *SMALL, "trainer=ddp", "name=here")
+    small = [*SMALL[:-1], "trainer=torchrun", "name=there"]
+    port = meeting()["MASTER_PORT"]
+    by = ("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d")
+    by += (f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=1")
+    hosts = [start(tmp_path, *small, by=by) for _ in range(2)]
+    said = [end(host) for host in hosts]
+    assert sum("2 x cpu" in each for each in said) == 1  # the first process alone speaks
+    here, there = (tmp_path / "rotation/fake/convnet" / name for name in ("here", "there"))
+    assert_same_state(here, there, rtol=0, atol=0)
+    assert results_of(there).probes == results_of(here).probes
+
+
 def meeting() -> dict[str, str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -47,6 +47,16 @@ def test_the_time_left_decides_on_tasks_and_seeds(
     assert comparison.plan(tasks, fewest, 3, 1.0) == expected
 
 
+def test_a_round_tells_when_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = TaskComparison(tmp_path, [], 600, 3, 32)
+    comparison.stored["seconds"] = {"before 0": 30.0, "rotation round 1 0": 100.0, "jigsaw round 1 0": 200.0}
+    comparison.tell_time(1, 2, 6)
+    text = "round 1: 2 of 6 trainings done, 55% of the time used, about 10 min to the end of the round\n"
+    assert capsys.readouterr().out == text  # four of 150 s
+    comparison.tell_time(2, 0, 4)
+    assert capsys.readouterr().out == "round 2: 0 of 4 trainings done, 55% of the time used\n"
+
+
 @pytest.mark.parametrize(
     ("metrics", "columns"),
     [

@@ -95,18 +95,18 @@ plt.show()
 # %% [markdown]
 # ## Measure
 #
-# `probe` fits a linear classifier and nearest neighbours on the frozen features of every stage. It takes
-# any network, so that the untrained one can stand beside:
+# `probe` fits a linear classifier and nearest neighbours on the frozen features of every stage. A task that
+# was not trained yet is the control: `against` puts both into one table.
 
 # %%
 from ssl_lightning import probe
 
 labelled, held = (train, train_labels), (test, test_labels)
 torch.manual_seed(0)
-print(probe(timm.create_model("resnet18"), labelled, held, image_size=32))
-trained = probe(task, labelled, held)
-print(trained)
-print(trained.best("linear"))
+before = probe(Rotation(timm.create_model("resnet18")), labelled, held, image_size=32)
+after = probe(task, labelled, held)
+print(after.against(before))
+print(after.best("linear"))
 
 # %% [markdown]
 # ## Store

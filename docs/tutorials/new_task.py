@@ -82,7 +82,8 @@
 #
 # ## The config
 #
-# The config names the class and gives every keyword a value and a comment:
+# The config names the class and gives every keyword a value and a comment. The last three belong to every
+# task (`PretextTask`):
 
 # %% language="bash"
 # cat > conf/task/upside_down.yaml <<'END'
@@ -90,6 +91,8 @@
 # _target_: ssl_lightning.tasks.upside_down.UpsideDown
 # share: 0.5 # share of the images that are turned
 # lr_reference_batch: null # a number: lr * global batch / this (linear scaling); null: lr as it is
+# freeze_until: 0.0 # share of the run in which the backbone stays as it is, for weights of init_from
+# backbone_lr_factor: 1.0 # learning rate of the backbone over that of the heads
 # END
 
 # %% [markdown]
@@ -182,5 +185,6 @@ plt.show()
 # python train.py task=upside_down data=fake task.share=2 2>&1 || true
 
 # %% [markdown]
-# [Contributing](../contributing.md#add-a-task) lists what else a task can override: guards, several views,
-# networks of its own. A task can also live in [a package of your own](../python.md#plugin-packages).
+# [Contributing](../contributing.md#add-a-task) (the file `CONTRIBUTING.md`) lists what else a task can
+# override: guards, several views, networks of its own. A task can also live
+# in [a package of your own](../python.md#plugin-packages).

@@ -19,11 +19,7 @@ LEARNING_DISCRIMINATOR = (  # docs/discriminators.md
     "task.label_smoothing=0.0",
     "task.instance_noise=0.0",
 )
-WEAK_DISCRIMINATOR = (
-    "task.discriminator_width=16",
-    "task.adversarial_weight=0.01",
-    "task.instance_noise=1.0",
-)
+HARD_FAKES = ("task.scale=8", "task.content=null")
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ SETTINGS = {
     "dino": Settings("adamw", 0.002, 128),
     "lejepa": Settings("adamw", 0.002, 128),
     "inpainting": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR)),
-    "super_resolution": Settings("adam", 0.002, more=(*GAN, *WEAK_DISCRIMINATOR)),
+    "super_resolution": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR, *HARD_FAKES)),
 }
 
 

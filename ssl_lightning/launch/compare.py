@@ -21,6 +21,7 @@ from ssl_lightning.config.task_settings import SETTINGS, length
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
+from ssl_lightning.core.progress import span
 from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row
 from ssl_lightning.launch.train import locked_new
@@ -212,16 +213,25 @@ class TaskComparison:
     def run_round(self, seen: Mapping[str, int], number: int, seeds: int = 1) -> None:
         """Train tasks on so many images each; a task that fails in the first round is out."""
         start = self.tried if number == 1 else self.row
-        used = sum(self.stored["seconds"].values()) / self.seconds
-        print(f"\nround {number}: {', '.join(seen)}; {used:.0%} of the time is used", flush=True)
+        print(f"\nround {number}: {', '.join(seen)}", flush=True)
         found: dict[str, list[Results]] = {}
-        for task, images in seen.items():
+        for place, (task, images) in enumerate(seen.items()):
+            self.tell_time(number, place * seeds, len(seen) * seeds)
             for seed in range(seeds):
                 done = start(f"{task} round {number}", seed, self.overrides(task, images))
                 if done is None:
                     break
                 found.setdefault(task, []).append(done)
         self.rounds.append(TaskRound({task: seen[task] for task in found}, found, number))
+
+    def tell_time(self, number: int, done: int, trainings: int) -> None:
+        """Print how much of the time is used, and how long the rest of the round takes at its pace."""
+        used = sum(self.stored["seconds"].values()) / self.seconds
+        text = f"round {number}: {done} of {trainings} trainings done, {used:.0%} of the time used"
+        taken = [value for name, value in self.stored["seconds"].items() if f" round {number} " in name]
+        if done and taken:
+            text += f", about {span((trainings - done) * sum(taken) / len(taken))} to the end of the round"
+        print(text, flush=True)
 
     def overrides(self, task: str, seen: int) -> list[str]:
         """Return the overrides of a task that sees so many images."""

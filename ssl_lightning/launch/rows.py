@@ -17,6 +17,7 @@ from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.entry import child_environment, command_line
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.previous_runs import finished_facts
+from ssl_lightning.launch.ranks import STOP_GRACE_S, Stopped, end_all, signals_raised
 
 
 @contextlib.contextmanager
@@ -63,6 +64,7 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
 
     Raises:
         RunError: The run failed; earlier rows are kept.
+        SystemExit: A signal asked to stop; the run has saved its state.
     """
     place = folder / row_folder(row, seed)
     if finished_facts(place) is None:
@@ -72,13 +74,29 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
             arguments = [*overrides, f"seed={seed}", f"output_dir={folder}", f"folder={place.name}"]
         print(f"\n{row}, seed {seed}: {command_line('train')} {shlex.join(arguments)}", flush=True)
         command = [sys.executable, "-P", "-m", "ssl_lightning", "train", *arguments]
-        done = subprocess.run(command, env=child_environment(), check=False)
-        if done.returncode:
-            raise RunError(
-                f"error: the run {row!r} with seed {seed} failed (exit status {done.returncode}); "
-                f"the same command with name={folder.name} continues the {what}"
-            )
+        same = f"the same command with name={folder.name} continues the {what}"
+        try:
+            code = run_to_end(command)
+        except Stopped as request:
+            print(f"stopped by a signal; {same}", file=sys.stderr, flush=True)
+            raise SystemExit(128 + request.args[0]) from None
+        if code:
+            raise RunError(f"error: the run {row!r} with seed {seed} failed (exit status {code}); {same}")
     return read_results(place / RESULTS)
+
+
+def run_to_end(command: Sequence[str]) -> int:
+    """Run a command and return its exit status; it gets a stop signal too, and time to save its state.
+
+    Raises:
+        Stopped: A signal asked to stop. The command has ended.
+    """
+    with subprocess.Popen(command, env=child_environment()) as child, signals_raised():
+        try:
+            return child.wait()
+        except Stopped as request:
+            end_all([child], request.args[0], STOP_GRACE_S)
+            raise
 
 
 def row_folder(row: str, seed: int) -> str:

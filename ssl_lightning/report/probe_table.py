@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
-from typing import Any
+from typing import Any, Self
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,9 +14,10 @@ from rich.table import Table
 
 from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
 from ssl_lightning.core.untrusted import printable
-from ssl_lightning.report.summary import column, headline, unequal_classes
+from ssl_lightning.report.summary import cell, column, headline, unequal_classes
 
 CAPTION = "Test results in %, ± standard error; * best stage, chosen on held-out images"
+GAINS = "Test results in %, before → after, gain ± standard error; * best stage, chosen on held-out images"
 SETTINGS = ("k", "k_shot", "fraction")  # entries of a protocol that distinguish results of one probe
 WIDTH = 10_000  # no line of the text is wrapped or cut
 
@@ -28,10 +29,26 @@ class ProbeTable:
     Args:
         records: One per figure, in the order of the probes.
         notes: Lines below the table, such as the images and the normalisation.
+        before: Records of the network before training, on the same test images; see `against`.
     """
 
     records: list[Record]
     notes: list[str] = field(default_factory=list)
+    before: Sequence[Record] = ()
+
+    def against(self, before: Self) -> Self:
+        """Return this table with the figures of the network before training beside its own, and the gains.
+
+        Raises:
+            ValueError: The tables are of different test images, or share no figure.
+        """
+        one, two = ({_place(r): r.n for r in headline(table.records)} for table in (before, self))
+        if not one.keys() & two.keys():
+            raise ValueError("the tables share no stage and probe, so there is no gain to show")
+        tests = {r.answers.test for r in (*before.records, *self.records) if r.answers is not None}
+        if len(tests) > 1 or any(one[place] != two[place] for place in one.keys() & two.keys()):
+            raise ValueError("the tables are of different test images; give probe() the same ones both times")
+        return replace(self, before=before.records)
 
     def best(
         self, probe: str | None = None, metric: str | None = None, *, branch: str | None = None
@@ -107,7 +124,7 @@ class ProbeTable:
         text = io.StringIO()
         console = Console(file=text, width=WIDTH, color_system=None, force_jupyter=False)
         console.print(table, markup=False)
-        lines = [CAPTION, *(line.rstrip() for line in text.getvalue().splitlines())]
+        lines = [self._caption(), *(line.rstrip() for line in text.getvalue().splitlines())]
         lines += [*unequal_classes(self.records), *self.notes]
         return "\n".join(map(printable, lines))
 
@@ -120,24 +137,41 @@ class ProbeTable:
         )
         notes = "".join(f"<br>{escape(note)}" for note in [*unequal_classes(self.records), *self.notes])
         return (
-            f"<table><caption>{CAPTION}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<table><caption>{self._caption()}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             f"<small>{notes.removeprefix('<br>')}</small>"
         )
+
+    def _caption(self) -> str:
+        return GAINS if self.before else CAPTION
 
     def _cells(self) -> list[list[str]]:
         """Return the header and one row of texts for each branch and stage."""
         shown = headline(self.records)
-        chosen = [id(record) for record in _chosen(shown)]
         columns = list(dict.fromkeys(map(column, shown)))
-        lines: dict[tuple[str, str], dict[str, str]] = {}
-        for record in shown:
-            text = _figure(record) + ("*" if id(record) in chosen else " ")
-            lines.setdefault((record.branch, record.stage), {})[column(record)] = text
+        chosen = [id(record) for record in _chosen(shown)]
+        texts = {_place(r): _figure(r) + ("*" if id(r) in chosen else " ") for r in shown}
+        if self.before:
+            both = [replace(r, trained=False) for r in headline(list(self.before))]
+            both += [replace(r, trained=True) for r in shown]
+            texts = {
+                (name, branch, stage): cell(
+                    [r for r in both if (column(r), r.branch) == (name, branch)], stage
+                )
+                for name, branch, stage in texts
+            }
         rows = [
-            [stage if branch == "backbone" else f"{branch} {stage}", *(cells.get(c, "") for c in columns)]
-            for (branch, stage), cells in lines.items()
+            [
+                stage if branch == "backbone" else f"{branch} {stage}",
+                *(texts.get((name, branch, stage), "") for name in columns),
+            ]
+            for branch, stage in dict.fromkeys((r.branch, r.stage) for r in shown)
         ]
         return [["backbone", *columns], *rows]
+
+
+def _place(record: Record) -> tuple[str, str, str]:
+    """Return column, branch and stage of a record."""
+    return column(record), record.branch, record.stage
 
 
 def _chosen(records: Sequence[Record]) -> list[Record]:

@@ -175,7 +175,7 @@ def summary_table(records: list[Record], states: tuple[str, str] = PRETRAINED) -
     rows = {(r.branch, r.stage) for r in shown}
     for branch, stage in sorted(rows, key=lambda row: (branches.index(row[0]), row[1])):
         cells = [
-            _cell([r for r in shown if (column(r), r.branch) == (name, branch)], stage) for name in columns
+            cell([r for r in shown if (column(r), r.branch) == (name, branch)], stage) for name in columns
         ]
         table.add_row(stage if branch == "backbone" else f"{branch} {stage}", *cells)
     return table
@@ -209,7 +209,13 @@ def spread_over_draws(record: Record) -> float | None:
     return record.protocol.get("sd") if "fraction" in record.protocol else None
 
 
-def _cell(of_column: list[Record], stage: str) -> str:
+def cell(of_column: list[Record], stage: str) -> str:
+    """Format the figures of a stage before and after training, and the gain with its standard error.
+
+    Args:
+        of_column: Records of one branch, probe and metric, untrained and trained, of all stages.
+        stage: The stage.
+    """
     shown, texts = [], []
     for trained in (False, True):
         records = [r for r in of_column if r.trained == trained]

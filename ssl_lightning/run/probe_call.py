@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from ssl_lightning.probes.base import BaseProbe, check_probes, run_probes
 from ssl_lightning.report.probe_table import ProbeTable
 from ssl_lightning.run.bare_network import bare_network, own_transform
 from ssl_lightning.run.labelled_data import labelled_data
+from ssl_lightning.tasks.base import PretextTask
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ def probe(
     The mode and device of the model and the random state of torch stay as they were.
 
     Args:
-        model: A pretext task, all of whose branches are probed, or any network that `as_backbone` takes.
+        model: A pretext task, all of whose branches are probed, or any network that `as_backbone` takes. Of a
+            task that was not trained yet, a copy is built for these images.
         train: Labelled training images: a pair of images and labels (arrays or tensors), a `Dataset` of such
             pairs, or a folder with one folder per class (see `ImageData`). Or a data module of this package,
             with no `test`.
@@ -107,6 +110,8 @@ def probe(
         batch_size=batch_size,
         seed=seed,
     )
+    if isinstance(model, PretextTask) and not model.is_built:
+        model = built(model, data.spec)
     task = probed_task(model, data.spec, mean, std)
     chosen = named_probes(probes, data)
     normalisation = getattr(task, "normalisation", f"of {type(task).__name__}")
@@ -148,8 +153,18 @@ def trained_with(model: nn.Module, key: str) -> int | None:
     transform = own_transform(model)
     if transform and transform.colour == "L" and key == "channels":
         return 3  # lightness comes from RGB
+    if isinstance(model, PretextTask) and not model.is_built:
+        return None
     value = getattr(transform or getattr(model, "spec", None), key, None)
     return value if isinstance(value, int) else None
+
+
+def built(task: PretextTask, spec: ImageSpec) -> PretextTask:
+    """Return a copy of a task, built for such images; the random state of torch stays as it was."""
+    task = copy.deepcopy(task)
+    with torch.random.fork_rng(devices=[]):
+        task.build(spec)
+    return task
 
 
 def probed_task(

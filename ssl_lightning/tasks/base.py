@@ -348,6 +348,11 @@ class PretextTask(pl.LightningModule):
         """Return the training loader as given to the Trainer."""
         return self.trainer.fit_loop._data_source.dataloader()
 
+    @property
+    def is_built(self) -> bool:
+        """Whether the task knows its images; a stock Trainer tells it when training starts."""
+        return self._spec is not None
+
     def normalise(self, images: Tensor) -> Tensor:
         """Standardise floats in [0, 1] with the mean and deviation of the data set."""
         mean, std = (along_rows(values, images) for values in (self.mean, self.std))

@@ -1,17 +1,20 @@
 """One call that probes: against `run_probes`, numpy, and every kind of network and of labelled images."""
 
 import builtins
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import timm
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from ssl_lightning import load_backbone, probe
+from ssl_lightning import ImageData, load_backbone, probe
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.data.fake import Fake, striped
 from ssl_lightning.networks.convnet import ConvNet
@@ -20,6 +23,8 @@ from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 from ssl_lightning.report.probe_table import ProbeTable
 from ssl_lightning.run.probe_call import probe_names
+from ssl_lightning.tasks.inpainting import Inpainting
+from ssl_lightning.tasks.jigsaw import Jigsaw
 from ssl_lightning.tasks.rotation import Rotation
 
 QUIET: dict[str, Any] = {"device": "cpu", "progress": False}
@@ -193,6 +198,51 @@ def test_a_table_shows_figures_with_their_errors() -> None:
     assert [row["best"] for row in rows] == [False, True, True, False, False]
     assert rows[2]["k"] == 20
     assert rows[4]["standard_error"] is None
+
+
+def test_a_table_beside_an_earlier_one_shows_the_gains() -> None:
+    before = ProbeTable([record("linear", "stage1", 0.4, 0.5), record("linear", "stage2", 0.3, 0.1)])
+    table = TABLE.against(before)
+    lines = repr(table).splitlines()
+    assert lines[0].startswith("Test results in %, before → after, gain ± standard error")
+    error = 100 * math.hypot(
+        math.sqrt(0.5 * 0.5 / 100), math.sqrt(0.4 * 0.6 / 100)
+    )  # no answers: independent
+    assert [line.split() for line in lines if line.lstrip().startswith("stage")] == [
+        ["stage1", "40.0*", "→", "50.0", "+10.0", "±", f"{error:.1f}", "30.0*"],
+        ["stage2", "30.0", "→", "40.0*", "+10.0", "±", "6.7", "20.0", "12.3"],
+    ]
+    assert table.records == TABLE.records
+    assert "40.0* → 50.0" in table._repr_html_()
+
+
+def test_tables_of_other_images_or_figures_are_refused() -> None:
+    with pytest.raises(ValueError, match="the tables are of different test images"):
+        TABLE.against(ProbeTable([replace(record("linear", "stage1", 0.4, 0.5), n=99)]))
+    with pytest.raises(ValueError, match="the tables share no stage and probe"):
+        TABLE.against(ProbeTable([record("linear", "stage9", 0.4, 0.5)]))
+
+
+@pytest.mark.parametrize("kind", [Rotation, Jigsaw, Inpainting])
+def test_a_task_is_probed_before_and_after_its_training(kind: Any, tmp_path: Path) -> None:
+    labelled = arrays(120, "train"), arrays(40, "test")
+    torch.manual_seed(1)
+    task = kind(backbone())
+    state = torch.get_rng_state()
+    weights = [each.clone() for each in task.backbone.parameters()]
+    before = probe(task, *labelled, probes=["linear"], **QUIET)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not task.is_built
+    assert all(map(torch.equal, weights, task.backbone.parameters()))
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(task, ImageData(labelled[0][0], batch_size=16))
+    after = probe(task, *labelled, probes=["linear"], **QUIET)
+    assert {r.branch for r in before.records} == {r.branch for r in after.records} == set(task.branches())
+    for row in repr(after.against(before)).splitlines():
+        assert ("→" in row and "±" in row) == ("stage" in row)
 
 
 def test_a_table_becomes_a_data_frame() -> None:

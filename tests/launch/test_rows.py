@@ -1,0 +1,59 @@
+"""Tests of the rows of an audit or a comparison: what a stop signal does to them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROW = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.5)
+    pathlib.Path(sys.argv[1]).write_text("saved")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+CALLER = """
+import sys
+from ssl_lightning.launch.rows import run_to_end
+run_to_end([sys.executable, "-c", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("to_all", [False, True])
+def test_a_row_that_is_stopped_saves_its_state_first(to_all: bool, tmp_path: Path) -> None:
+    """A shell signals the whole group (Ctrl-C), `kill` the command alone."""
+    command = [sys.executable, "-c", CALLER, ROW, str(tmp_path / "state")]
+    with subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "ready\n"
+        if to_all:
+            os.killpg(caller.pid, signal.SIGTERM)
+        else:
+            caller.terminate()
+        assert caller.wait(30) != 0
+        assert (tmp_path / "state").read_text() == "saved"
+
+
+@pytest.mark.slow
+def test_a_stopped_comparison_tells_how_it_continues(tmp_path: Path) -> None:
+    small = ["data=fake", "data.num_train=6400", "data.num_test=64", "data.heldout=32", "trainer=cpu"]
+    command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={tmp_path}", *small, "minutes=10"]
+    folder = tmp_path / "compare/fake/convnet/first/rotation_round_1-0"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as comparison:
+        assert comparison.stdout is not None
+        while not comparison.stdout.readline().startswith("epoch 1"):  # of the first task
+            assert comparison.poll() is None
+        comparison.terminate()
+        _, said = comparison.communicate(timeout=60)
+    assert comparison.returncode == 143
+    assert said.endswith("stopped by a signal; the same command with name=first continues the comparison\n")
+    assert (folder / "checkpoints/last.ckpt").exists()
