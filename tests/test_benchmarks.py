@@ -31,6 +31,7 @@ from tests.test_train import results_of
 
 ROOT = Path(__file__).parent.parent
 TABLES = options("benchmark")
+ON_A_VIT = ("mae", "random_vit")  # rows of cifar10_methods on a transformer
 SELECTORS = ("name", "probe", "metric", "stage", "data")  # the other keys of a column name the protocol
 
 
@@ -337,6 +338,10 @@ def test_dry_run_of_the_methods_on_cifar10(tmp_path: Path) -> None:
     small = ["data.num_train=640", "data.num_test=16", "data.heldout=64", "probe.lowshot.draws=2"]
     run_table(tmp_path, "cifar10_methods", "data=fake", *small)
     check_filled(tmp_path, "cifar10_methods")
+    mae, control = (
+        results_of(tmp_path / f"out/benchmark/cifar10_methods/tiny/{row}/seed0") for row in ON_A_VIT
+    )
+    assert control.probes == [record for record in mae.probes if not record.trained]
     command = [sys.executable, str(ROOT / "report.py"), "benchmark=cifar10_methods", "outputs=out"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -395,8 +400,8 @@ def test_the_rows_of_cifar10_methods_share_all_but_their_task() -> None:
     rows = {cfg.benchmark.row: cfg for cfg in jobs("cifar10_methods")}
     six = {cfg.benchmark.row: cfg for cfg in jobs("cifar10_six")}
     for row, cfg in rows.items():
-        assert (cfg.choices.backbone == "vit_tiny_small_images") == (row == "mae")
-        assert cfg.choices.task == ("combined" if row.startswith("rotation_") else row)
+        assert cfg.choices.backbone == ("vit_tiny_small_images" if row in ON_A_VIT else "convnet")
+        assert cfg.choices.task == ("combined" if row.startswith("rotation_") else row.removesuffix("_vit"))
         for key in ("probe", "callbacks", "encoding"):
             assert cfg[key] == six["random"][key]
         if cfg.choices.task != "random":
@@ -404,6 +409,16 @@ def test_the_rows_of_cifar10_methods_share_all_but_their_task() -> None:
             assert cfg.probe_untrained
         if row in six:
             assert all(cfg[key] == six[row][key] for key in ("task", "data", "backbone", "optimizer"))
+
+
+def test_one_command_gives_a_gpu_a_resnet_for_all_rows_but_those_of_a_transformer() -> None:
+    rows = list(table("cifar10_methods").benchmark.rows)
+    for row in ("random", "rotation_simclr", *ON_A_VIT):
+        cfg = job("cifar10_methods", "gpu", rows.index(row))
+        assert cfg.benchmark.row == row
+        assert cfg.choices.backbone == ("vit_tiny_small_images" if row in ON_A_VIT else "resnet18_small")
+        backbone = instantiate(cfg.backbone, in_channels=3)
+        get_class(cfg.task._target_)(backbone, ImageSpec(3, 32, (0.5,) * 3, (0.2,) * 3))
 
 
 def test_the_experiments_of_lightly_have_its_settings() -> None:

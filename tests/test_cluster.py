@@ -80,31 +80,52 @@ def assert_same_state(one: Path, two: Path, **tolerance: float) -> None:
 # --- sharded weights ---
 
 
+SHARDED = [
+    ("rotation", []),
+    ("rotation", ["backbone=resnet18_small", "optimizer.momentum=0.9", "data.image_size=16"]),
+    ("jigsaw", ["data.image_size=48", "trainer.accumulate_grad_batches=2"]),
+    (
+        "context_prediction",
+        ["data.image_size=48", "optimizer=adamw", "optimizer.lr=1e-4", "+optimizer.fused=false"],
+    ),
+    (
+        "colorization",
+        ["trainer.gradient_clip_val=0.1", "callbacks=[checkpoint,panel,online_knn]", "optimizer=sgd"],
+    ),
+    ("inpainting", ["task.adversarial_weight=0", "optimizer=sgd", "trainer.precision=bf16-mixed"]),
+    ("super_resolution", ["task.adversarial_weight=0", "optimizer=sgd", "probe=[knn,finetune]"]),
+    ("supervised", []),
+    ("simclr", []),
+    ("byol", ["task.momentum=0.5"]),
+    ("dino", ["task.momentum=0.5", "optimizer=sgd", "optimizer.lr=0.01"]),
+    ("mae", ["backbone=vit_tiny_small_images", "backbone.width=24", "optimizer=sgd"]),
+    ("rotation", ["backbone=vit_tiny_small_images", "backbone.width=24"]),
+    (
+        "combined",
+        [
+            "task.parts=[rotation,simclr,barlow_twins,vicreg,lejepa]",
+            "+task.options.barlow_twins={hidden:32,embedding:16}",
+            "task.weights=[1,0.1,0.01,0.1,0.1]",
+            "optimizer=sgd",
+        ],
+    ),
+    (
+        "combined",
+        [
+            "backbone=vit_tiny_small_images",
+            "backbone.width=24",
+            "backbone.depth=2",
+            "task.parts=[jigsaw,context_prediction]",
+            "+task.options.jigsaw.on=tokens",
+            "+task.options.context_prediction.on=tokens",
+            "optimizer=sgd",
+        ],
+    ),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "options"),
-    [
-        ("rotation", []),
-        ("rotation", ["backbone=resnet18_small", "optimizer.momentum=0.9", "data.image_size=16"]),
-        ("jigsaw", ["data.image_size=48", "trainer.accumulate_grad_batches=2"]),
-        (
-            "context_prediction",
-            ["data.image_size=48", "optimizer=adamw", "optimizer.lr=1e-4", "+optimizer.fused=false"],
-        ),
-        (
-            "colorization",
-            ["trainer.gradient_clip_val=0.1", "callbacks=[checkpoint,panel,online_knn]", "optimizer=sgd"],
-        ),
-        ("inpainting", ["task.adversarial_weight=0", "optimizer=sgd", "trainer.precision=bf16-mixed"]),
-        ("super_resolution", ["task.adversarial_weight=0", "optimizer=sgd", "probe=[knn,finetune]"]),
-        ("supervised", []),
-        ("simclr", []),
-        ("byol", ["task.momentum=0.5"]),
-        ("dino", ["task.momentum=0.5", "optimizer=sgd", "optimizer.lr=0.01"]),
-        ("mae", ["backbone=vit_tiny_small_images", "backbone.width=24", "optimizer=sgd"]),
-        ("rotation", ["backbone=vit_tiny_small_images", "backbone.width=24"]),
-    ],
-)
+@pytest.mark.parametrize(("task", "options"), SHARDED)
 def test_sharded_weights_learn_like_full_ones(tmp_path: Path, task: str, options: list[str]) -> None:
     named = [option.removeprefix("backbone=") for option in options if option.startswith("backbone=")]
     small = [o for o in SMALL if not o.startswith("backbone.")] if named else SMALL

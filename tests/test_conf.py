@@ -63,7 +63,7 @@ def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Pat
     added = "+" if group == "benchmark" else ""
     cfg = composed([added + chosen, *NEEDED.get(option, [])], tmp_path)
     check_types(OmegaConf.to_container(cfg))  # type: ignore[arg-type]
-    if group in ("experiment", "benchmark", "budget"):
+    if group in ("experiment", "benchmark", "budget", "common_backbone"):
         return
     if option == "wandb":
         pytest.importorskip("wandb")

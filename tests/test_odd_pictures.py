@@ -22,6 +22,7 @@ from ssl_lightning.launch.train import save_config
 from ssl_lightning.run.execute import run
 from ssl_lightning.run.parts import Parts, build_parts
 from tests._composed import composed
+from tests._tasks import FORMS, TASKS, VIEW_TASKS
 from tests.refusals._run import make_run
 
 COUNT, SIDE = 12, 20
@@ -79,20 +80,29 @@ def parts(tmp_path: Path, images: Path, *overrides: str) -> Parts:
     return build_parts(composed(given, run), run)
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        *("rotation", "jigsaw", "context_prediction", "supervised"),
-        "inpainting task.decoder_width=8 task.discriminator_width=4",
-        "super_resolution task.decoder_width=8 task.discriminator_width=4",
-        "combined task.parts=[rotation,jigsaw]",
-        "simclr task.saturation=0 task.hue=0 task.grey=0",
+FOUR_CHANNELS = {
+    **{name: given for name, given in TASKS.items() if name != "colorization"},
+    **{name: [*TASKS[name], "task.saturation=0", "task.hue=0", "task.grey=0"] for name in VIEW_TASKS},
+    **{
+        name: [*TASKS[name], "task.decoder_width=8", "task.discriminator_width=4"]
+        for name in ("inpainting", "super_resolution")
+    },
+    "combined": ["task=combined", "task.parts=[rotation,jigsaw]"],
+    "rotation and simclr": [
+        *TASKS["rotation and simclr"], "+task.options.simclr={saturation:0,hue:0,grey:0}",
     ],
+    "supervised": ["task=supervised"],
+}  # fmt: skip
+SLOW = [*FORMS, *(name for name in VIEW_TASKS if name != "simclr")]  # other cases build the same views
+
+
+@pytest.mark.parametrize(
+    "task", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FOUR_CHANNELS]
 )
 def test_every_task_but_colorization_takes_four_channels(tmp_path: Path, task: str) -> None:
     batch = ["callbacks=[checkpoint,panel]", "callbacks.panel.images=1", "trainer.max_steps=1"]
     batch += ["data.image_size=32"]
-    run = make_run(tmp_path / "run", *f"task={task}".split(), "data.channels=4", *batch)
+    run = make_run(tmp_path / "run", *FOUR_CHANNELS[task], "data.channels=4", *batch)
     assert (run / PANEL).is_file()
     assert (run / RESULTS).is_file()
     backbone = ssl_lightning.load_backbone(run)

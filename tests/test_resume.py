@@ -24,6 +24,7 @@ from ssl_lightning.artifacts.checkpoints import AtomicCheckpointIO, load_checkpo
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.launch.resume import resume_main, resumed_config
+from tests._tasks import VIT
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("SSL_LIGHTNING_KILLS", 0))  # trials of each case; 0: the numbers below
@@ -63,8 +64,8 @@ def finish(process: subprocess.Popen[str], ok: bool = True) -> str:
     return output
 
 
-def folder_of(output: Path, name: str, task: str = "rotation") -> Path:
-    return output / task / "fake/convnet" / name
+def folder_of(output: Path, name: str) -> Path:
+    return output / "rotation/fake/convnet" / name
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], folder: Path) -> None:
@@ -101,61 +102,61 @@ def sha(node: Any) -> str:
     return hashlib.sha256(repr(node).encode()).hexdigest()
 
 
+# one run resumes many tasks
+PARTS = [
+    "task.parts=[rotation,jigsaw,simclr,barlow_twins,vicreg,lejepa]",
+    "+task.options.simclr.hidden=32",
+    "+task.options.barlow_twins={hidden:32,embedding:16}", "+task.options.vicreg={hidden:32,embedding:16}",
+    "+task.options.lejepa.hidden=32",
+]  # fmt: skip
+PARTS_ON_A_VIT = [
+    VIT, "backbone.width=24", "backbone.depth=2", "backbone.stages=2",
+    "task.parts=[mae,jigsaw,context_prediction]", "+task.options.jigsaw.on=tokens",
+    "+task.options.context_prediction.on=tokens",
+]  # fmt: skip
+FP32, TWO = "trainer.precision=32-true", "trainer.devices=2"
+# for each case: the number of killed runs, and overrides
+KILLED = {
+    "fp32": (KILLS or 10, ["task=rotation", FP32]),
+    "bf16": (KILLS or 3, ["task=rotation", "trainer.precision=bf16-mixed"]),
+    "two-processes": (KILLS or 5, ["task=rotation", FP32, TWO]),
+    "sharded": (KILLS or 2, ["task=rotation", FP32, TWO, "trainer.strategy=fsdp"]),
+    "jigsaw": (KILLS or 2, ["task=jigsaw", FP32, TWO]),
+    "context": (KILLS or 2, ["task=context_prediction", "trainer.precision=bf16-mixed"]),
+    "colour": (KILLS or 2, ["task=colorization", FP32]),
+    "gan-fp32": (KILLS or 4, ["task=inpainting", FP32, *ADVERSARIAL]),
+    "gan-bf16": (KILLS or 2, ["task=inpainting", "trainer.precision=bf16-mixed", *ADVERSARIAL]),
+    "gan-two-processes": (KILLS or 2, ["task=inpainting", FP32, TWO, *ADVERSARIAL]),
+    "gan-accumulated": (
+        KILLS or 2,
+        ["task=super_resolution", "optimizer=adam", "trainer.accumulate_grad_batches=3"],
+    ),
+    "gan-spectral": (KILLS or 2, ["task=super_resolution", FP32, *SPECTRAL]),
+    "simclr": (KILLS or 2, ["task=simclr", FP32, TWO]),
+    "byol": (KILLS or 2, ["task=byol", FP32, TWO]),
+    "dino": (KILLS or 2, ["task=dino", FP32, TWO]),
+    "combined": (KILLS or 2, ["task=combined", FP32, TWO, *PARTS]),
+    "combined-vit": (KILLS or 1, ["task=combined", FP32, TWO, *PARTS_ON_A_VIT]),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("task", "trials", "overrides"),
-    [
-        ("rotation", KILLS or 10, ["trainer.precision=32-true"]),
-        ("rotation", KILLS or 3, ["trainer.precision=bf16-mixed"]),
-        ("rotation", KILLS or 5, ["trainer.precision=32-true", "trainer.devices=2"]),
-        ("rotation", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2", "trainer.strategy=fsdp"]),
-        ("jigsaw", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
-        ("context_prediction", KILLS or 2, ["trainer.precision=bf16-mixed"]),
-        ("colorization", KILLS or 2, ["trainer.precision=32-true"]),
-        ("inpainting", KILLS or 4, ["trainer.precision=32-true", *ADVERSARIAL]),
-        ("inpainting", KILLS or 2, ["trainer.precision=bf16-mixed", *ADVERSARIAL]),
-        ("inpainting", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2", *ADVERSARIAL]),
-        ("super_resolution", KILLS or 2, ["optimizer=adam", "trainer.accumulate_grad_batches=3"]),
-        ("super_resolution", KILLS or 2, ["trainer.precision=32-true", *SPECTRAL]),
-        (
-            "combined",
-            KILLS or 2,
-            ["trainer.precision=32-true", "trainer.devices=2", "task.parts=[rotation,jigsaw]"],
-        ),
-        ("simclr", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
-        ("byol", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
-        ("dino", KILLS or 2, ["trainer.precision=32-true", "trainer.devices=2"]),
-    ],
-    ids=[
-        "fp32",
-        "bf16",
-        "two-processes",
-        "sharded",
-        "jigsaw",
-        "context",
-        "colour",
-        "gan-fp32",
-        "gan-bf16",
-        "gan-two-processes",
-        "gan-accumulated",
-        "gan-spectral",
-        "combined-two-processes",
-        "simclr-two-processes",
-        "byol-two-processes",
-        "dino-two-processes",
-    ],
-)
-def test_killed_runs_end_like_undisturbed_ones(
-    tmp_path: Path, task: str, trials: int, overrides: list[str]
-) -> None:
-    overrides = [*overrides, f"task={task}"]
-    finish(start(tmp_path, *RUN, *overrides, "name=undisturbed"))
-    expected = digest(folder_of(tmp_path, "undisturbed", task))
+@pytest.mark.parametrize("case", KILLED)
+def test_killed_runs_end_like_undisturbed_ones(tmp_path: Path, case: str) -> None:
+    trials, overrides = KILLED[case]
+    task = overrides[0].removeprefix("task=")
+    if VIT in overrides:
+        run = [option for option in RUN if not option.startswith("backbone.")]
+        folders = tmp_path / task / "fake/vit_tiny_small_images"
+    else:
+        run, folders = RUN, tmp_path / task / "fake/convnet"
+    finish(start(tmp_path, *run, *overrides, "name=undisturbed"))
+    expected = digest(folders / "undisturbed")
     draw = random.Random(time.time_ns())
     resumed = 0
     for trial in range(trials):
-        folder = folder_of(tmp_path, f"killed{trial}", task)
-        process = start(tmp_path, *RUN, *overrides, f"name=killed{trial}")
+        folder = folders / f"killed{trial}"
+        process = start(tmp_path, *run, *overrides, f"name=killed{trial}")
         wait_for_checkpoint(process, folder)
         time.sleep(draw.uniform(0, 4))
         os.killpg(process.pid, signal.SIGKILL)  # the launcher and all ranks

@@ -19,6 +19,7 @@ from ssl_lightning.run.parts import Parts, build_parts
 from ssl_lightning.run.writer import RunWriter
 from tests._composed import composed
 from tests._stand_in import StandIn
+from tests._tasks import TASKS, VIT
 from tests.test_resume import digest
 
 # 32 images, 4 batches an epoch, a validation after the 2nd and the 4th
@@ -29,9 +30,9 @@ LOOP = [
     "probe=[knn]", "probe.knn.ks=[2]", "scheduler=constant",
 ]  # fmt: skip
 CONVNET = ["backbone.widths=[8,16]", "backbone.strides=[2,2]"]
-VIT = [
-    "backbone=vit_tiny_small_images", "backbone.width=16", "backbone.heads=2", "backbone.depth=2",
-    "backbone.stages=2", "backbone.drop_path=0.1",
+SMALL_VIT = [
+    "backbone.width=16", "backbone.heads=2", "backbone.depth=2", "backbone.stages=2",
+    "backbone.drop_path=0.1",
 ]  # fmt: skip
 TIMM_VIT = [
     "backbone=timm", "backbone.model_name=test_vit", "backbone.img_size=32", "+backbone.patch_size=4",
@@ -65,21 +66,23 @@ CASES = {
         "task.prototypes=32", "task.local_views=2",
     ],
     "lejepa": [*SIMILAR, "task.slices=32"],
-}  # fmt: skip
-RUNS = {
-    **{name: [f"task={name}", *options, *CONVNET] for name, options in CASES.items()},
-    **{f"{name} on a ViT": [f"task={name}", *options, *VIT] for name, options in CASES.items()},
-    "jigsaw on tokens": ["task=jigsaw", "task.on=tokens", *CASES["jigsaw"], *VIT],
-    "context_prediction on tokens": [
-        "task=context_prediction",
-        "task.on=tokens",
-        *CASES["context_prediction"],
-        *VIT,
+    "rotation and simclr": [
+        "+task.options.rotation.copies=1",
+        "+task.options.simclr={hidden:32,embedding:16,crop_scale:[0.7,1.0],jitter:0,grey:0,temperature:0.2}",
     ],
-    "mae on a ViT": ["task=mae", "task.decoder_width=16", "task.decoder_heads=2", *VIT],
+}  # fmt: skip
+CHOICES = {**TASKS, "supervised": ["task=supervised"]}
+RUNS = {
+    **{name: [*CHOICES[name], *options, *CONVNET] for name, options in CASES.items()},
+    **{f"{name} on a ViT": [*CHOICES[name], *options, VIT, *SMALL_VIT] for name, options in CASES.items()},
+    **{
+        f"{name} on tokens": [*TASKS[f"{name} on tokens"], *CASES[name], *SMALL_VIT]
+        for name in ("jigsaw", "context_prediction")
+    },
+    "mae on a ViT": [*TASKS["mae"], "task.decoder_width=16", "task.decoder_heads=2", VIT, *SMALL_VIT],
     "jigsaw on timm's ViT": ["task=jigsaw", *CASES["jigsaw"], *TIMM_VIT],
 }
-QUICK = ("rotation", "inpainting", "mae")  # tasks of the fast suite on a ViT
+QUICK = ("rotation on a ViT", "inpainting on a ViT", "mae on a ViT")  # transformers of the fast suite
 LEARN = ["optimizer=adam", "optimizer.lr=0.01"]
 STOP = (1, 3)  # epoch and batch, both from 0, before which a run is interrupted
 
@@ -169,7 +172,7 @@ def assert_falls(losses: list[float]) -> None:
 
 def of_a_suite(name: str) -> Any:
     """Leave most runs of ViTs to the slow suite."""
-    slow = name.endswith(("on a ViT", "on tokens")) and name.split(" ")[0] not in QUICK
+    slow = name.endswith(("on a ViT", "on tokens")) and name not in QUICK
     return pytest.param(name, marks=pytest.mark.slow if slow else ())
 
 

@@ -89,9 +89,9 @@ KEYS = (
     Key("trainer", Mapping, evaluate="taken"),
     Key("probe", Mapping, evaluate="taken", compare_sets=True),
     Key("encoding", Mapping, evaluate="taken"),
-    Key(
-        "budget", series="hidden", compare_sets=True
-    ),  # a choice on the command line; the config has no such key
+    # choices on the command line; the config has no such keys
+    Key("budget", series="hidden", compare_sets=True),
+    Key("common_backbone"),
     Key("benchmark", Mapping, science=False, compare_sets=True),
     # Length
     Key("trainer.max_epochs", int, EPOCHS, resume=True, compare_sets=True),

@@ -17,7 +17,7 @@ from ssl_lightning.config.identity import config_sha256
 from ssl_lightning.config.types import check_special
 from ssl_lightning.core.errors import RunError
 from tests._composed import composed
-from tests.refusals._run import TINY
+from tests.refusals._run import tiny
 
 ROOT = Path(__file__).parents[2]
 GIVEN = ["task=jigsaw", "data=fake", "name=first", "output_dir=/scratch", "probe=[knn]"]
@@ -107,7 +107,7 @@ def test_wrong_overrides_are_named() -> None:
 
 
 def test_parts_are_built_from_it_and_train(tmp_path: Path) -> None:
-    cfg = ssl_lightning.compose("train", [*TINY, f"output_dir={tmp_path}"])
+    cfg = ssl_lightning.compose("train", [*tiny([]), f"output_dir={tmp_path}"])
     parts = ssl_lightning.build_parts(cfg, Path(cfg.run_dir), resume=False)
     assert not list(tmp_path.iterdir())
     parts.trainer.fit(parts.task, datamodule=parts.data)

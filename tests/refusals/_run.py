@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,24 @@ from ssl_lightning.run.evaluate import evaluate
 from ssl_lightning.run.execute import run
 from ssl_lightning.run.parts import build_parts
 from tests._composed import composed
+from tests._tasks import on_a_vit
 
 # one epoch, and `resume` adds one; tests/test_user_loop.py resumes with every callback
 TINY = [
     "data=fake", "data.num_train=32", "data.num_test=16", "data.heldout=16", "data.batch_size=8",
     "data.image_size=16", "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "logger=[]",
-    "callbacks=[checkpoint]", "probe=[knn]", "probe.knn.ks=[5]", "backbone.widths=[4,4,4]",
+    "callbacks=[checkpoint]", "probe=[knn]", "probe.knn.ks=[5]",
 ]  # fmt: skip
+
+
+def tiny(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a tiny run, with a small backbone."""
+    return [*TINY, "backbone.width=24" if on_a_vit(overrides) else "backbone.widths=[4,4,4]", *overrides]
 
 
 def make_run(folder: Path, *overrides: str) -> Path:
     """Train for one epoch in this process; return the run folder."""
-    given = [*TINY, *overrides]
+    given = tiny(overrides)
     cfg = composed(given, folder)
     OmegaConf.update(cfg, "overrides", given, force_add=True)
     save_config(cfg, folder)
@@ -39,7 +45,7 @@ def make_run(folder: Path, *overrides: str) -> Path:
 
 
 def composed_with(folder: Path, *overrides: str) -> Any:
-    given = [*TINY, *overrides]
+    given = tiny(overrides)
     cfg = composed(given, folder)
     OmegaConf.update(cfg, "overrides", given, force_add=True)
     return cfg

@@ -21,6 +21,7 @@ from ssl_lightning.launch.train import check_start
 from ssl_lightning.run.checks import try_step
 from ssl_lightning.run.parts import build_parts
 from tests._composed import composed
+from tests._tasks import on_a_vit
 
 ROOT = Path(__file__).parents[2]
 DATA = ["data.num_train=48", "data.num_test=16", "data.heldout=16", "data.batch_size=8", "data.image_size=16"]
@@ -122,6 +123,7 @@ CASES = {
     "task=jigsaw task.permutations=4": "task.permutations_per_image is 8; allowed are 1 to 4",
     "task=jigsaw task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0 to 1",
     "task=jigsaw task.on=tokens": "the backbone is ConvNet; use backbone=vit_tiny_small_images or",
+    "task=context_prediction task.on=tokens": "the backbone is ConvNet; use backbone=vit_tiny_small",
     "task=context_prediction task.on=pixels": "task.on is 'pixels'; allowed are tiles and tokens",
     "task=context_prediction task.tile=32": "need 96 px .*data.image_size is 16",
     "task=context_prediction task.colours=green": "colours",
@@ -135,15 +137,24 @@ CASES = {
     "task=combined +task.options.rotation.copies=3": "task.options.rotation.copies is 3; allowed are 4",
     "task=combined +task.options.rotation.grid=3": "task.options.rotation.grid is not a key of task.options",
     "task=combined task.parts=[rotation,inpainting]": r"inpainting, whose discriminator needs an optimizer",
+    "task=combined task.parts=[rotation,simclr] +task.options.simclr.temperature=0": (
+        "task.options.simclr.temperature is 0; it must be above 0"
+    ),
+    "task=combined task.parts=[mae,rotation]": "the backbone is ConvNet; use backbone=vit_tiny_small_images",
     "task=combined data.channels=1": "colorization needs images with colours",
     "task=mae backbone=convnet": "the backbone is ConvNet; use backbone=vit_tiny_small_images",
     "task=mae task.mask_ratio=1": "task.mask_ratio is 1; allowed are above 0",
     "task=mae data.image_size=18": "18 px, which patches of 4 px do not divide; set data.image_size=20",
+    "task=mae task.decoder_heads=5": "decoder_width is 96, decoder_depth 2 and decoder_heads 5; all must be",
+    "task=simclr task.hidden=0": "task.hidden is 0 and task.embedding 128; allowed: >= 1 and >= 1",
     "task=simclr task.temperature=0": "task.temperature is 0; it must be above 0",
     "task=simclr task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0",
     "task=simclr task.crop_scale=[1,0.2]": r"task.crop_scale is \[1, 0.2\]; allowed are 0 < smallest",
     "task=barlow_twins task.off_diagonal=-1": "task.off_diagonal is -1; allowed are 0 and above",
     "task=byol task.momentum=2": "task.momentum is 2; allowed are 0",
+    "task=byol task.predictor=maybe": "task.predictor is 'maybe'; allowed is true or false",
+    "task=dino task.prototypes=1": "task.local_views is 4 and task.prototypes 1; allowed: >= 0 and >= 2",
+    "task=dino task.student_temperature=0": "task.student_temperature is 0; it must be above 0",
     "task=dino task.local_size=1": "task.local_size is 1 px, but the backbone has stride 4",
     "task=dino task.local_scale=[0,1]": r"task.local_scale is \[0, 1\]; allowed are 0 < smallest",
     "task=dino task.teacher_temperature=[0.04]": "allowed are two numbers above 0, the first and the last",
@@ -280,7 +291,8 @@ def quiet():
 def refused(overrides: list[str], folder: Path) -> Exception:
     """Build a run like `train.py`, and return the error that stops it."""
     base = [*TINY, *([] if overrides[0].startswith(("data=", "backbone=a")) else DATA)]
-    base += [] if overrides[0].startswith("backbone=") else ["backbone.widths=[4,4,4]"]
+    own = overrides[0].startswith("backbone=") or on_a_vit(overrides)
+    base += [] if own else ["backbone.widths=[4,4,4]"]
     base += ["data.image_size=16"] if overrides[0] == "backbone=alexnet" else []
     try:
         cfg = composed([*base, *overrides], folder)

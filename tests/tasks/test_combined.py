@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.tasks.barlow_twins import BarlowTwins
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.byol import BYOL
 from ssl_lightning.tasks.colorization import Colorization
@@ -21,9 +22,11 @@ from ssl_lightning.tasks.context_prediction import ContextPrediction
 from ssl_lightning.tasks.dino import DINO
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
+from ssl_lightning.tasks.lejepa import LeJEPA
 from ssl_lightning.tasks.rotation import Rotation
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.super_resolution import SuperResolution
+from ssl_lightning.tasks.vicreg import VICReg
 from tests.tasks._learning import learn
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -35,9 +38,12 @@ PARTS: dict[str, tuple[type[PretextTask], dict[str, Any]]] = {
     "colorization": (Colorization, {"width": 8}),
     "inpainting": (Inpainting, {"adversarial_weight": 0.0, "decoder_width": 8}),
     "super_resolution": (SuperResolution, {"adversarial_weight": 0.0, "decoder_width": 8}),
-    "simclr": (SimCLR, {"hidden": 8, "embedding": 8}),
-    "byol": (BYOL, {"hidden": 8, "embedding": 8}),
-    "dino": (DINO, {"hidden": 8, "embedding": 8, "prototypes": 16, "local_views": 2}),
+    "simclr": (SimCLR, SMALL),
+    "barlow_twins": (BarlowTwins, SMALL),
+    "vicreg": (VICReg, SMALL),
+    "byol": (BYOL, SMALL),
+    "dino": (DINO, {"prototypes": 16, "local_views": 2, **SMALL}),
+    "lejepa": (LeJEPA, {"slices": 8, **SMALL}),
 }
 
 
