@@ -14,7 +14,7 @@ EASY = 0.9  # accuracy of a pretext task that may have a shortcut, if the featur
 NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned
 JUDGING = tuple(metric for metric in UNITS if metric not in SPECTRAL)
 SLOWER, SPARING = "a lower optimizer.lr", "task.freeze_until=0.1 task.backbone_lr_factor=0.1"
-APART = "Check the keys of the task that keep the embeddings of different images apart"
+APART = "the keys of the task that keep the embeddings of different images apart"
 FIRST = ("linear", "knn", "finetune")  # probes that judge, before all others
 
 
@@ -42,8 +42,8 @@ def judge(
     if collapsed:
         what = f"the features of {' and '.join(collapsed)} hardly differ between images"
         gain = f"; {_gain(before, after, loaded)}" if before and after else ""
-        in_head = all(name.endswith("head") for name in collapsed)
-        return Verdict("collapsed", f"{what}{gain}. {APART if in_head else f'Try {SLOWER}'}")
+        check = f", or check {APART}" if all(name.endswith("head") for name in collapsed) else ""
+        return Verdict("collapsed", f"{what}{gain}. Try {SLOWER}{check}")
     if before is None or after is None:
         return _without_gain(results, pretext)
     difference, error = _difference(before, after)
