@@ -17,7 +17,7 @@ from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.heads import PooledHead
 from ssl_lightning.ops.views import Strengths, draw_views, make_views
 from ssl_lightning.tasks._pixels import to_float
-from ssl_lightning.tasks.base import Batch, Panel, PretextTask
+from ssl_lightning.tasks.base import Panel, PretextTask
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,8 @@ class ViewTask(PretextTask):
             dist.all_reduce(fewest, dist.ReduceOp.MIN)
             self._shared_batches = float(fewest)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._alone = batch_idx >= self._shared_batches
-        super().validation_step(batch, batch_idx)
 
     def _in_parallel(self) -> bool:
         return dist.is_available() and dist.is_initialized() and (self.training or not self._alone)

@@ -157,6 +157,16 @@ class Combined(PretextTask):
         for part in self.tasks.values():
             part.on_train_batch_start(batch, batch_idx)
 
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        for part in self.tasks.values():
+            part.on_validation_start()
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().on_validation_batch_start(batch, batch_idx, dataloader_idx)
+        for part in self.tasks.values():
+            part.on_validation_batch_start(batch, batch_idx, dataloader_idx)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         for part in self.tasks.values():

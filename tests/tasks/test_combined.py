@@ -57,6 +57,13 @@ def alone(name: str, **base: Any) -> PretextTask:
     return kind(backbone(), SPEC, **options, **base)
 
 
+def test_every_hook_of_a_part_is_called() -> None:
+    kinds = {cls for kind, _ in PARTS.values() for cls in kind.__mro__ if issubclass(cls, PretextTask)}
+    own = {name for kind in kinds - {PretextTask} for name in vars(kind)}
+    assert {name for name in own if name.startswith("on_")} <= set(vars(Combined))
+    assert "validation_step" not in own  # Lightning calls that of the combined task
+
+
 def combined(*names: str, **more: Any) -> Combined:
     options = {name: PARTS[name][1] for name in names}
     return Combined(backbone(), SPEC, parts=names, options=options, **more)
