@@ -211,11 +211,26 @@ def test_a_terminated_run_resumes_to_the_same_end(tmp_path: Path) -> None:
     process = start(tmp_path, *RUN, "name=stopped")
     wait_for_checkpoint(process, folder)
     process.terminate()
-    assert "holds the run up to here" in finish(process, ok=False)
+    said = finish(process, ok=False)
+    assert "last.ckpt holds the run up to here\n" in said
+    assert said.endswith(f"stopped by a signal; resume with: python train.py resume={folder}\n")
     assert process.returncode == 128 + signal.SIGTERM
     assert json.loads((folder / "results.json").read_text())["run"]["status"] == "interrupted"
     assert "resumed" in finish(start(tmp_path, f"resume={folder}", "logger=[csv,tensorboard]"))
     assert digest(folder) == digest(folder_of(tmp_path, "undisturbed"))
+
+
+@pytest.mark.slow
+def test_a_run_stopped_while_it_probes_tells_how_it_goes_on(tmp_path: Path) -> None:
+    folder = tmp_path / "random/fake/convnet/probed"
+    process = start(tmp_path, *RUN, "task=random", "data.num_train=20000", "name=probed")
+    assert process.stdout is not None
+    while not process.stdout.readline().startswith("hardware"):
+        assert process.poll() is None
+    process.terminate()
+    said = finish(process, ok=False)
+    assert said.endswith(f"stopped by a signal; resume with: python train.py resume={folder}\n")
+    assert f"run folder: {folder}" in finish(start(tmp_path, f"resume={folder}"))
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -112,7 +112,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._steps_since, self._saved_at = 0, time.monotonic()
         if STOP.signum is not None and trainer.is_global_zero:
             what = "holds the run up to here" if saved else "is older: the gradient was 0 at the last step"
-            print(f"stopped by a signal; {last} {what}", flush=True)
+            print(f"{last} {what}", flush=True)
             if requeue_if_slurm(STOP.signum):
                 print("the SLURM job was put back into the queue", flush=True)
             STOP.exit()

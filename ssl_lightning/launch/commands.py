@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.config.composition import quote_paths
+from ssl_lightning.config.misspelled import explained
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.core.errors import RunError, print_error
@@ -112,8 +113,8 @@ def _shortened(error: Exception) -> RunError:
     """Return an error of Hydra, or of a job of a sweep, without Hydra's search path."""
     if isinstance(error, RunError):
         return error
-    text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
-    if isinstance(error, OSError):  # Hydra makes the run folder
+    text = explained(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the run folder
         text += "; output_dir= names the parent of the run folders"
     return RunError(f"error: {text}")
 

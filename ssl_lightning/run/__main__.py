@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -95,7 +96,7 @@ def main() -> int:
             check_trusted(cast(dict[str, Any], OmegaConf.to_container(cfg)), folder, folder / config)
         resumes = not evaluates and "resume" in cfg  # the config of an evaluation has no `resume`
         again = (
-            f"resume with: {command_line('train')} resume={folder}"
+            f"resume with: {command_line('train')} resume={shlex.quote(str(folder))}"
             if resumes
             else "run the same command again"
         )
@@ -109,6 +110,10 @@ def main() -> int:
                 evaluate.evaluate(cfg, folder, accept)
             else:
                 execute.run(cfg, folder, accept)
+    except SystemExit:
+        if STOP.signum is not None and first and not refuses:
+            print(f"stopped by a signal; {again}", flush=True)
+        raise
     except Exception as error:
         if STOP.signum is not None and not first:
             STOP.exit()  # rank 0 stopped, and this rank lost the connection
