@@ -128,7 +128,7 @@ def test_a_comparison_ends_with_a_sentence_and_continues_after_a_kill(tmp_path: 
     text = (folder / "COMPARE.md").read_text()
     assert "linear probe" in text
     assert "The labels alone reach" in text
-    assert "model = ssl_lightning.load_classifier(" in text
+    assert "classifier = ssl_lightning.load_classifier(" in text
     assert (folder / "report/report.html").stat().st_size > 0
     (folder / "jigsaw_round_1-0/results.json").unlink()  # as after a kill
     again = compare(tmp_path, *SMALL)
@@ -184,5 +184,6 @@ def test_without_labels_the_pretext_tasks_are_compared(tmp_path: Path) -> None:
     done = compare(tmp_path, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     text = (tmp_path / "compare/folder/convnet/first/COMPARE.md").read_text()
+    assert "\nimages    36 to pretrain on; labelled: none\n" in done.stdout  # a tenth is held out
     assert "Without labels nobody knows which features help" in text
     assert "load_backbone(" in text

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ SEPARATE = ("run", "launch")  # `run` stands below `launch` in the table, but mu
 LIGHT = [*PACKAGE.glob("config/*.py"), *PACKAGE.glob("launch/*.py"), *PACKAGE.glob("core/*.py")]
 LIGHT.append(PACKAGE / "artifacts/run_folder.py")
 HEAVY = {"seeding.py"}  # in core; imports torch
+USES_TIMM = {"networks/vit.py", "networks/mae_decoder.py"}  # other runs start without it, a second earlier
 QUESTIONS = {"What", "How", "Which", "Whether", "Where"}  # no module docstring starts so
 SHARED_NAMES = {"main"}  # every command has one
 
@@ -37,10 +39,15 @@ def modules(room: str) -> list[Path]:
     return sorted((PACKAGE / room).rglob("*.py"))
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imported_rooms(path: Path) -> set[str]:
     """Rooms that a file imports, at its top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -73,9 +80,9 @@ def test_light_modules_import_without_torch() -> None:
         for path in LIGHT
         if path.name not in HEAVY
     ]
-    # fork gives each module a fresh process whose parent has not imported torch
+    # fork gives each module a fresh process; the parent has imported hydra, which takes longest, but no torch
     code = f"""
-import importlib, os, sys
+import hydra, importlib, os, sys
 failed = []
 for name in {names!r}:
     pid = os.fork()
@@ -89,9 +96,17 @@ sys.exit(", ".join(failed) or 0)
     assert done.returncode == 0, done.stderr
 
 
+def test_slow_libraries_are_imported_where_they_are_used() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        names = [node.names[0].name for node in parsed(path).body if isinstance(node, ast.Import)]
+        names += [str(node.module) for node in parsed(path).body if isinstance(node, ast.ImportFrom)]
+        if str(path.relative_to(PACKAGE)) not in USES_TIMM:
+            assert not {name.split(".")[0] for name in names} & {"timm", "kornia"}, path
+
+
 def test_a_public_name_exists_in_one_room() -> None:
     """Check classes, functions, and constants that another file imports."""
-    trees = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+    trees = {path: parsed(path) for path in PACKAGE.rglob("*.py")}
     imported = {
         (node.module, alias.name)
         for tree in trees.values()
@@ -135,11 +150,7 @@ def test_each_module_has_its_config_and_its_test(folder: str) -> None:
 def test_the_base_class_knows_no_task_and_no_data() -> None:
     names = {p.stem for folder in ("task", "data") for p in (ROOT / "conf" / folder).glob("*.yaml")}
     for base in ("tasks/base.py", "data/base.py", "probes/base.py", "run/execute.py"):
-        words = {
-            node.id
-            for node in ast.walk(ast.parse((PACKAGE / base).read_text()))
-            if isinstance(node, ast.Name)
-        }
+        words = {node.id for node in ast.walk(parsed(PACKAGE / base)) if isinstance(node, ast.Name)}
         assert not words & (names - {"random", "folder"}), base
 
 
@@ -163,7 +174,7 @@ WRITTEN = {
 def test_module_docstrings_are_one_line() -> None:
     wrong = []
     for path in PACKAGE.rglob("*.py"):
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        text = ast.get_docstring(parsed(path)) or ""
         if len(text.splitlines()) != 1 or text.split()[0] in QUESTIONS:
             wrong.append(f"{path.relative_to(ROOT)}: {text!r}")
     assert not wrong

@@ -83,6 +83,10 @@ def parts(tmp_path: Path, images: Path, *overrides: str) -> Parts:
 FOUR_CHANNELS = {
     **{name: given for name, given in TASKS.items() if name != "colorization"},
     **{name: [*TASKS[name], "task.saturation=0", "task.hue=0", "task.grey=0"] for name in VIEW_TASKS},
+    **{
+        name: [*TASKS[name], "task.decoder_width=8", "task.discriminator_width=4"]
+        for name in ("inpainting", "super_resolution")
+    },
     "combined": ["task=combined", "task.parts=[rotation,jigsaw]"],
     "rotation and simclr": [
         *TASKS["rotation and simclr"], "+task.options.simclr={saturation:0,hue:0,grey:0}",
@@ -96,7 +100,8 @@ SLOW = [*FORMS, *(name for name in VIEW_TASKS if name != "simclr")]  # other cas
     "task", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FOUR_CHANNELS]
 )
 def test_every_task_but_colorization_takes_four_channels(tmp_path: Path, task: str) -> None:
-    batch = ["callbacks=[checkpoint,panel]", "trainer.max_steps=1", "data.image_size=32"]
+    batch = ["callbacks=[checkpoint,panel]", "callbacks.panel.images=1", "trainer.max_steps=1"]
+    batch += ["data.image_size=32"]
     run = make_run(tmp_path / "run", *FOUR_CHANNELS[task], "data.channels=4", *batch)
     assert (run / PANEL).is_file()
     assert (run / RESULTS).is_file()

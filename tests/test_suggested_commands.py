@@ -3,7 +3,7 @@
 import ast
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -208,17 +208,27 @@ def test_errors_suggest_keys_that_exist() -> None:
     assert suggested <= known_keys()
 
 
+def together(overrides: Iterable[str]) -> Iterator[list[str]]:
+    """Yield lists of overrides with as many keys at once as possible, since compositions take long."""
+    left = set(overrides)
+    while left:
+        job = list({each.partition("=")[0]: each for each in sorted(left)}.values())
+        yield job
+        left -= set(job)
+
+
 def test_errors_suggest_values_that_exist() -> None:
     written = [each for each in SUGGESTED if re.search(r"=(\w|\[\w)", each) and not each.startswith(NO_KEYS)]
+    assert len(written) > 40
     formats = [each for each in written if each.startswith("format=")]
     assert {each.partition("=")[2] for each in formats} <= set(FORMATS)
     values = [each for each in written if "." in each.partition("=")[0]]
     left = set(written) - set(formats) - set(values)
-    jobs = [[*NEEDED, f"task={OF_TASK.get(value, 'super_resolution')}", value] for value in values]
-    while left:  # as many groups at once as do not contradict each other
-        job = {each.partition("=")[0]: each for each in sorted(left)}.values()
-        jobs.append(["data.pretrain_dir=/photos"] * ("data=folder" in job) + list(job))
-        left -= set(job)
-    assert len(jobs) > 10
+    jobs = []
+    for task in {"super_resolution", *OF_TASK.values()}:
+        of_task = [value for value in values if OF_TASK.get(value, "super_resolution") == task]
+        jobs += [[*NEEDED, f"task={task}", *job] for job in together(of_task)]
+    for job in together(left):
+        jobs.append(["data.pretrain_dir=/photos"] * ("data=folder" in job) + job)
     for job in jobs:
         check(compose("train", job))

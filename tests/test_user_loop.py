@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.callbacks import panel
 from ssl_lightning.run.execute import execute, pretrain
 from ssl_lightning.run.parts import Parts, build_parts
 from ssl_lightning.run.writer import RunWriter
@@ -179,6 +181,14 @@ def of_a_suite(name: str) -> Any:
 def case(request: pytest.FixtureRequest) -> list[str]:
     """The overrides of a task and its backbone."""
     return [*RUNS[request.param], *LEARN, "trainer=cpu", "trainer.precision=32-true"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_drawing() -> Iterator[None]:
+    """Leave panels empty, whose drawing takes half of these runs; tests/callbacks/test_panel.py checks it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panel, "draw_panel", lambda _: Figure())
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -185,6 +185,7 @@ plt.show()
 # python train.py task=upside_down data=fake task.share=2 2>&1 || true
 
 # %% [markdown]
+# A task that is easy to solve may have a shortcut: [shortcuts](../shortcuts.md) tells how to find it.
 # [Contributing](../contributing.md#add-a-task) (the file `CONTRIBUTING.md`) lists what else a task can
 # override: guards, several views, networks of its own. A task can also live
 # in [a package of your own](../python.md#plugin-packages).

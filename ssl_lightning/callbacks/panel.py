@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.run_folder import PANEL, PANELS, STRIP
 from ssl_lightning.callbacks._loaders import paired_data, watched_sample
-from ssl_lightning.core.atomic_files import atomic_file
+from ssl_lightning.core.atomic_files import atomic_file, write_file
 from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.tasks._pixels import to_float
 from ssl_lightning.tasks.base import Panel
@@ -71,7 +71,7 @@ class PanelPicture(Callback):
         if self.keep:
             kept = folder / PANELS
             kept.mkdir(exist_ok=True)
-            save(pictures["panel"], kept / f"epoch_{epoch:04d}.png")
+            write_file(kept / f"epoch_{epoch:04d}.png", (folder / PANEL).read_bytes())
             if panel.watched is not None:
                 write_column(panel.images[:, panel.watched], kept / f"watched_{epoch:04d}.png")
                 pictures["strip"] = draw_panel(strip(panel, kept, epoch))

@@ -17,7 +17,7 @@ from ssl_lightning.config.identity import rename_targets
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.plugins import conf_dirs
 from ssl_lightning.core.entry import command_line
-from ssl_lightning.core.untrusted import read_text
+from ssl_lightning.core.untrusted import MAX_DEPTH, read_text
 
 MAX_BYTES = 1 << 20  # of a config; a run writes about 5 kB
 GROUPS = ("task", "data", "backbone", "optimizer", "scheduler", "trainer", "choices")
@@ -35,14 +35,14 @@ def load_config(path: Path) -> DictConfig:
     `overrides` holds the command line as given, which may contain `${`: read it with `given_overrides`.
 
     Raises:
-        ValueError: The file is too large, is not the config of a run, or has aliases or interpolations.
+        ValueError: The file is too large, nested too deeply, or not the config of a run, or it has aliases or
+            interpolations.
     """
     try:
         text = read_text(path, MAX_BYTES)
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError("it has YAML aliases, which let a small file expand without bound")
+        _check_bounded(text)
         content: Any = OmegaConf.to_container(OmegaConf.create(text))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} cannot be read as a config: {reason}") from None
     complete = isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in GROUPS)
@@ -149,6 +149,20 @@ def known_targets() -> dict[str, set[str]]:
             group = path.parent.name if path.parent != conf else "encoding"
             known[group].update(TARGET.findall(path.read_text()))
     return known
+
+
+def _check_bounded(text: str) -> None:
+    """Raise ValueError if YAML has aliases or deep nesting, which let a small file take long."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has YAML aliases, which let a small file expand without bound")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def _walk(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:

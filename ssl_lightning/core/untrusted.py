@@ -50,7 +50,7 @@ def check_folder(path: Path, needs: str = "") -> None:
         unpacked = file.with_name(file.name.partition(".")[0])
         command = shlex.join(["python", "-m", unpacker, "-e", str(file), str(unpacked)])
         advice = f"; unpack it, then give {unpacked}: {command}"
-    raise NotADirectoryError(f"{file} is a file; a folder is needed{advice}")
+    raise NotADirectoryError(f"{file} is a file; a folder is needed{advice}{needs}")
 
 
 def read_text(path: Path, max_bytes: int) -> str:

@@ -68,9 +68,9 @@ class Shards(Pictures):
 
     def fetch(self) -> None:
         """Check that the folders exist, so that a wrong path fails early."""
-        for folder in (self.pretrain_dir, self.train_dir, self.test_dir):
-            if folder is not None:
-                check_folder(folder)
+        for key in ("pretrain_dir", "train_dir", "test_dir"):
+            if (folder := getattr(self, key)) is not None:
+                check_folder(folder, f"; data.{key} is this folder")
 
     def load(self) -> Pairing:
         """Read the indexes, and match the folders by the content of their images."""

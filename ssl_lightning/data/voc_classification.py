@@ -61,7 +61,7 @@ class VOCClassification(ImageFiles):
         for split in ("trainval", "test"):
             read_list(self._folder(), "Main", split)
         if self.pretrain_dir is not None:
-            check_folder(self.pretrain_dir)
+            check_folder(self.pretrain_dir, "; data.pretrain_dir is this folder")
 
     def load(self) -> Pairing:
         """Read all annotations."""

@@ -8,10 +8,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
-
-KNOWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 
 def synchronise_batch_norm(module: nn.Module, *, on_gpu: bool) -> nn.Module:
@@ -27,11 +24,14 @@ def synchronise_batch_norm(module: nn.Module, *, on_gpu: bool) -> nn.Module:
     Raises:
         ValueError: On the CPU, a batch norm has an unknown class.
     """
+    from timm.layers import BatchNormAct2d, convert_sync_batchnorm  # takes a second, unused by one process
+
     if on_gpu:
         return convert_sync_batchnorm(module)
+    known = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
     for name, part in module.named_modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and not isinstance(part, _SharedStatistics):
-            if type(part) not in KNOWN:
+            if type(part) not in known:
                 raise ValueError(
                     f"{name} is a {type(part).__name__}, which cannot share its statistics between processes "
                     "on the CPU; use trainer.devices=1, or trainer.sync_batchnorm=false"
@@ -50,7 +50,7 @@ class _SharedStatistics:
             return super().forward(x)  # type: ignore[misc]
         y, mean, variance = _Normalise.apply(x, norm.weight, norm.bias, norm.eps)
         _update_running(norm, mean, variance, x.numel() // x.shape[1])
-        return norm.act(norm.drop(y)) if isinstance(norm, BatchNormAct2d) else y
+        return norm.act(norm.drop(y)) if hasattr(norm, "act") else y  # timm's BatchNormAct2d
 
 
 class _Normalise(torch.autograd.Function):

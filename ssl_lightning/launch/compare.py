@@ -29,7 +29,7 @@ from ssl_lightning.report.accuracy import judging_metric
 from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
-from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
+from ssl_lightning.report.comparison import TaskRound, any_helps, conclusion, contenders
 from ssl_lightning.report.table import Table
 from ssl_lightning.report.write import write_tables
 
@@ -275,11 +275,23 @@ class TaskComparison:
         """Return the lines of Python that use the backbone of the winner."""
         last = self.rounds[-1]
         winner = contenders(last)[0]
-        run = self.folder / row_folder(f"{winner} round {last.number}", 0)
-        model = "load_classifier" if last.runs[winner][0].probes else "load_backbone"
+        run = str(self.folder / row_folder(f"{winner} round {last.number}", 0))
+        lines = ["import ssl_lightning", "from PIL import Image", 'image = Image.open("photo.jpg")']
+        if last.runs[winner][0].probes:
+            lines += [
+                f"classifier = ssl_lightning.load_classifier({run!r})",
+                "scores = classifier(classifier.transform(image)[None])  # one of each class",
+            ]
+        lines += [
+            f"backbone = ssl_lightning.load_backbone({run!r})",
+            "maps = backbone(backbone.transform(image)[None])  # features of each stage",
+        ]
+        code = "\n".join(f"    {line}" for line in lines)
+        if any_helps(self.rounds):
+            return code
         return (
-            f"    import ssl_lightning\n    model = ssl_lightning.{model}({str(run)!r})\n"
-            "    output = model(model.transform(image)[None])  # of a PIL image"
+            "More labelled images tell more, and more minutes= train longer. "
+            f"To try the first task all the same:\n\n{code}"
         )
 
     def tables(self) -> list[Table]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from kornia.color import lab_to_rgb as _lab_to_rgb
 from torch import Tensor
 
 # Linear RGB to XYZ (Rec. 709 primaries), and XYZ of D65 white; digits as in kornia and scikit-image
@@ -69,8 +68,10 @@ def _compressed(xyz: Tensor) -> Tensor:
 
 def lab_to_rgb(lab: Tensor) -> Tensor:
     """Convert Lab `(..., 3, H, W)` to sRGB with kornia; colours outside sRGB are clipped to [0, 1]."""
+    from kornia import color  # takes a second, and most runs draw no colours
+
     with torch.autocast(lab.device.type, enabled=False):
-        return _lab_to_rgb(_full(lab), clip=True)
+        return color.lab_to_rgb(_full(lab), clip=True)
 
 
 def _full(values: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def hamming(orders: np.ndarray) -> np.ndarray:
 def _candidates(tiles: int, size: int) -> np.ndarray:
     """Return the orders to choose from, `(N, n)` uint8 in lexicographic order; the identity is the first."""
     if tiles <= EXHAUSTIVE:
-        return np.array(list(itertools.permutations(range(tiles))), dtype=np.uint8)
+        return _every_order(tiles)
     # a tenth more draws replace duplicates, which are rare (below 3 % at n = 10)
     draws = torch.rand(SAMPLED * 11 // 10, tiles, generator=generator("permutations", tiles))
     drawn = draws.argsort(dim=1, stable=True).numpy().astype(np.uint8)
@@ -114,24 +113,35 @@ def _candidates(tiles: int, size: int) -> np.ndarray:
     return np.unique(drawn, axis=0)[:SAMPLED]
 
 
+def _every_order(tiles: int) -> np.ndarray:
+    """Return all orders, `(n!, n)` uint8 in lexicographic order, like `itertools.permutations` but faster.
+
+    >>> _every_order(3).tolist()
+    [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]
+    """
+    orders = np.zeros((1, 1), np.uint8)
+    for count in range(2, tiles + 1):  # each number once as the first, before the orders of the others
+        others = np.concatenate([orders + (orders >= first) for first in range(count)])
+        orders = np.column_stack([np.repeat(np.arange(count, dtype=np.uint8), len(orders)), others])
+    return orders
+
+
 def _choose(candidates: np.ndarray, size: int, method: str) -> np.ndarray:
     """Pick `size` rows greedily, `(P, n)` uint8."""
     places = np.ascontiguousarray(candidates.T)  # (n, N): each position is compared in one sweep
-    nearest = np.full(len(candidates), len(places), dtype=np.int64)
+    nearest = np.full(len(candidates), len(places), dtype=np.uint8)  # 0 for chosen orders
     total = np.zeros(len(candidates), dtype=np.int64)
     chosen = [0]
     while len(chosen) < size:
-        newest = chosen[-1]
-        distance = (places != places[:, newest, None]).sum(0, dtype=np.uint8)
+        distance = np.zeros_like(nearest)
+        for place in places:  # bytes only: half the time of one comparison of all positions
+            distance += place != place[chosen[-1]]
         np.minimum(nearest, distance, out=nearest)
         total += distance
-        # one number that ranks by the first criterion, then by the second; chosen orders get -1
-        if method == "minimum":
-            rank = nearest * (len(places) * size) + total
-        else:
-            rank = total * (len(places) + 1) + nearest
-        rank[nearest == 0] = -1
-        chosen.append(int(rank.argmax()))  # argmax returns the first of equal values
+        first = nearest if method == "minimum" else np.where(nearest > 0, total, 0)
+        second = total if method == "minimum" else nearest
+        # argmax returns the first of equal values
+        chosen.append(int(np.where(first == first.max(), second, 0).argmax()))
     return candidates[chosen]
 
 

@@ -81,16 +81,19 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     sentences = []
     if scored:
         winner = contenders(last)[0]
-        latest = {task: runs for each in rounds for task, runs in each.runs.items()}
-        gains = _gains(latest)
-        if gains and not any(gain > _sigmas(len(gains)) * error for gain, error in gains.values()):
-            sentences = [f"No task is better than {_start(last)}, beyond the noise{_by_chance(gains)}."]
+        latest = _latest(rounds)
+        if not any_helps(rounds):
+            chance = _by_chance(_gains(latest))
+            sentences = [f"No task is better than {_start(last)}, beyond the noise{chance}."]
         sentences += _guessing([*latest.values(), *([[labels_alone]] if labels_alone else [])])
         sentences += [*_labelled(last, scored, winner), *_growth(rounds, winner), *_left_behind(rounds)]
         if len(rounds) == 1 and len(contenders(last)) > 1:
             sentences.append("There was no time for longer runs; more minutes= may tell the tasks apart.")
         if labels_alone is not None and (alone := probe_figure([labels_alone], trained=False)):
-            sentences.append(f"The labels alone reach {_percent(alone)}.")
+            guessing = _chance(labels_alone, alone)
+            guessed = guessing is not None and alone.value <= guessing + SIGMAS * alone.error
+            but = ", which is not above guessing" if guessed else ""
+            sentences.append(f"The labels alone reach {_percent(alone)}{but}.")
             if difference(alone, scored[winner]) > 0:
                 sentences.append("That is more: for these labels, so short a pretraining is not worth it.")
     else:
@@ -101,6 +104,17 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     if refused:
         sentences.append(f"Not trained, for the reason above: {', '.join(map(title, refused))}.")
     return " ".join(sentences)
+
+
+def any_helps(rounds: Sequence[TaskRound]) -> bool:
+    """Return whether the gain of some task is beyond the noise; true where no gain is known."""
+    gains = _gains(_latest(rounds))
+    return not gains or any(gain > _sigmas(len(gains)) * error for gain, error in gains.values())
+
+
+def _latest(rounds: Sequence[TaskRound]) -> dict[str, Sequence[Results]]:
+    """Return the longest runs of each task."""
+    return {task: runs for each in rounds for task, runs in each.runs.items()}
 
 
 def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> list[str]:
@@ -114,9 +128,12 @@ def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> lis
     sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
     gained, error = _gains({winner: runs}).get(winner, (1.0, 0.0))
     if abs(gained) <= SIGMAS * error:
-        sentences.append("That gain is within the noise.")
+        sentences.append(f"That {'gain' if gained > 0 else 'loss'} is within the noise.")
     if tied := [title(task) for task in contenders(last) if task != winner]:
-        sentences.append(f"The images that choose put it first, but cannot tell it from {_listed(tied)}.")
+        images = best.records[0].heldout_images
+        sentences.append(
+            f"The {images:,} images that choose put it first, but cannot tell it from {_listed(tied)}."
+        )
     alike = []
     for task, figure in scored.items():
         if task == winner:
@@ -180,19 +197,23 @@ def _guessing(rows: Sequence[Sequence[Results]]) -> list[str]:
     """Say so if nothing beats always answering the largest class, as where labels mean nothing."""
     known = [probe_figure(runs, trained=state) for runs in rows for state in (False, True)]
     figures = [figure for figure in known if figure is not None]
-    answers = figures[0].records[0].answers if figures and figures[0].records else None
-    if answers is None:
-        return []
-    counts = Counter(answers.labels[at : at + 4] for at in range(0, len(answers.labels), 4))
-    balanced = judging_metric(rows[0][0]) == BALANCED
-    chance = 1 / len(counts) if balanced else max(counts.values()) / counts.total()
+    chance = _chance(rows[0][0], figures[0]) if figures else None
     sigmas = _sigmas(len(figures))
-    if any(figure.value > chance + sigmas * figure.error for figure in figures):
+    if chance is None or any(figure.value > chance + sigmas * figure.error for figure in figures):
         return []
     return [
         f"No figure is above guessing ({100 * chance:.1f} %): nothing was found in the images that tells the "
         "labels."
     ]
+
+
+def _chance(run: Results, figure: Figure) -> float | None:
+    """Return the accuracy of always answering the largest class; None if the answers are not stored."""
+    answers = figure.records[0].answers if figure.records else None
+    if answers is None:
+        return None
+    counts = Counter(answers.labels[at : at + 4] for at in range(0, len(answers.labels), 4))
+    return 1 / len(counts) if judging_metric(run) == BALANCED else max(counts.values()) / counts.total()
 
 
 def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:

@@ -10,10 +10,11 @@ from ssl_lightning.report.summary import UNITS, column
 
 TOO_WIDE = 0.05  # two standard errors above this tell too little
 SOLVED = 0.995  # accuracy of a pretext task that hardly teaches any more
+EASY = 0.9  # accuracy of a pretext task that may have a shortcut, if the features gained nothing
 NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task was not learned
 JUDGING = tuple(metric for metric in UNITS if metric not in SPECTRAL)
 SLOWER, SPARING = "a lower optimizer.lr", "task.freeze_until=0.1 task.backbone_lr_factor=0.1"
-APART = "Check the keys of the task that keep the embeddings of different images apart"
+APART = "the keys of the task that keep the embeddings of different images apart"
 FIRST = ("linear", "knn", "finetune")  # probes that judge, before all others
 
 
@@ -41,8 +42,8 @@ def judge(
     if collapsed:
         what = f"the features of {' and '.join(collapsed)} hardly differ between images"
         gain = f"; {_gain(before, after, loaded)}" if before and after else ""
-        in_head = all(name.endswith("head") for name in collapsed)
-        return Verdict("collapsed", f"{what}{gain}. {APART if in_head else f'Try {SLOWER}'}")
+        check = f", or check {APART}" if all(name.endswith("head") for name in collapsed) else ""
+        return Verdict("collapsed", f"{what}{gain}. Try {SLOWER}{check}")
     if before is None or after is None:
         return _without_gain(results, pretext)
     difference, error = _difference(before, after)
@@ -55,7 +56,16 @@ def judge(
         return Verdict("worse than before", f"{text}. Try {SPARING if loaded else SLOWER}, or another task")
     if error > TOO_WIDE:
         return Verdict("too few images to tell", f"{text}, measured on {after.n:,} test images")
-    return Verdict("no better than before", f"{text}. Train longer, or try another task")
+    return Verdict("no better than before", f"{text}. {_advice(results, chances or {})}, or try another task")
+
+
+def _advice(results: Results, chances: Mapping[str, float]) -> str:
+    """Say what may help where training changed nothing."""
+    found = {f"val/{name}": results.pretext.get(f"val/{name}", 0.0) for name in chances}
+    if results.run.labels not in (None, "none") or not found or min(found.values()) < EASY:
+        return "Train longer"
+    shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
+    return f"The pretext task is easy ({shown}): look for shortcuts (docs/shortcuts.md)"
 
 
 def _pretext(results: Results, chances: Mapping[str, float]) -> Verdict | None:
@@ -78,7 +88,7 @@ def _pretext(results: Results, chances: Mapping[str, float]) -> Verdict | None:
 def _without_gain(results: Results, pretext: Verdict | None) -> Verdict:
     """Judge a run without figures before and after pretraining by its pretext task."""
     labelled = any(record.trained for record in results.probes)
-    missing = "set probe_untrained=true" if labelled else "label about 10 images a class and probe again"
+    missing = "set probe_untrained=true" if labelled else "probe about 10 labelled images a class"
     advice = f"to see whether the features help, {missing}"
     if pretext is not None:
         return Verdict(pretext.kind, f"{pretext.text}; {advice}")

@@ -173,6 +173,11 @@ class RunWriter:
             facts["held out"] = "nothing (data.heldout is 0): no validation, no best.ckpt"
         if places := [f"{key} {cfg.data[key]}" for key in PLACES if cfg.data.get(key)]:
             facts["data"] = ", ".join(places)
+            counts = parts.data.label_counts
+            labelled = (
+                "{train:,} train, {heldout:,} held out, {test:,} test".format(**counts) if counts else "none"
+            )
+            facts["images"] = f"{parts.data.pretrain_images:,} to pretrain on; labelled: {labelled}"
         if found := parts.data.duplicates_found:
             write_file(parts.folder / NEAR_DUPLICATES, "".join(f"{each}\n" for each in found))
             facts["near-duplicates"] = f"{len(found):,}, listed in {parts.folder / NEAR_DUPLICATES}"

@@ -18,7 +18,8 @@ from ssl_lightning.run.evaluate import evaluate
 from tests.refusals._run import make_run
 
 SMALL = ["probe=[knn,linear,finetune]", "probe.finetune.fractions=[0.5,1.0]", "probe.finetune.epochs=1",
-         "probe.finetune.min_steps=4", "data.num_test=40", "data.num_train=96"]  # fmt: skip
+         "probe.finetune.min_steps=4", "data.num_test=40", "data.num_train=96", "task.decoder_width=8",
+         "task.discriminator_width=8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,15 @@ from ssl_lightning.run.parts import build_parts
 
 # Both loops run only steps. tests/test_user_loop.py checks that validation and callbacks change no weights.
 
+SMALL = ["data=fake", "data.batch_size=8", "backbone.widths=[8,16]", "backbone.strides=[2,2]"]
 # tasks without random draws
 SAME = {
     "supervised": ["task=supervised"],
-    "super_resolution": ["task=super_resolution", "task.instance_noise=0", "task.discriminator_lr_factor=1"],
-}
+    "super_resolution": [
+        "task=super_resolution", "task.instance_noise=0", "task.discriminator_lr_factor=1",
+        "task.discriminator_width=4", "task.decoder_width=8",
+    ],
+}  # fmt: skip
 
 
 def test_files_of_a_measured_run_go_to_its_folder(tmp_path: Path) -> None:
@@ -30,8 +34,8 @@ def test_files_of_a_measured_run_go_to_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", SAME)
 def test_the_bare_loop_ends_where_the_framework_does(task: str, tmp_path: Path) -> None:
     quick = ["trainer.max_steps=4", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]"]
-    quick += ["data=fake", "scheduler=constant", "trainer=cpu", "trainer.precision=32-true", "callbacks=[]"]
-    cfg = composed([*SAME[task], *quick, "optimizer.lr=0.001"], tmp_path)
+    quick += ["scheduler=constant", "trainer=cpu", "trainer.precision=32-true", "callbacks=[]"]
+    cfg = composed([*SAME[task], *SMALL, *quick, "optimizer.lr=0.001"], tmp_path)
     job = build_parts(cfg, tmp_path)
     bare, optimizers = bare_task(cfg, job.data)
     start = {name: value.clone() for name, value in bare.state_dict().items()}
@@ -46,7 +50,7 @@ def test_the_bare_loop_ends_where_the_framework_does(task: str, tmp_path: Path) 
 
 def test_both_take_turns_and_are_timed_alike(tmp_path: Path) -> None:
     quick = ["trainer.max_steps=9", "trainer.max_epochs=-1", "trainer.limit_val_batches=0", "probe=[]"]
-    cfg = composed(["task=rotation", "data=fake", "trainer=cpu", "callbacks=[]", *quick], tmp_path)
+    cfg = composed(["task=rotation", *SMALL, "trainer=cpu", "callbacks=[]", *quick], tmp_path)
     job = build_parts(cfg, tmp_path)
     task, optimizers = bare_task(cfg, job.data)
     loop = BareLoop(task, load_batches(job.data, task, PREPARED), optimizers, job.trainer.precision)

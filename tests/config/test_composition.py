@@ -156,6 +156,7 @@ def run(place: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
 
 
+@pytest.mark.slow
 def test_a_benchmark_without_probes_and_callbacks_leaves_the_config_that_ran(tmp_path: Path) -> None:
     table = ["+benchmark=rotnet_cifar10", "experiment=gidaris2018_rotation", "budget=tiny", "data=fake"]
     small = ["trainer.limit_train_batches=2", "trainer=cpu", "backbone=convnet", "data.max_labels=null"]

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from timm.layers import BatchNormAct2d
 from torch import nn
 
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
+from tests._two_processes import in_two_processes
 
 
 def network() -> nn.Module:
@@ -40,23 +39,20 @@ def train(net: nn.Module, x: torch.Tensor, target: torch.Tensor, bf16: bool) -> 
         (y.float() - target).square().mean().backward()
 
 
-def one_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def one_rank(rank: int, folder: Path) -> None:
     for bf16 in (False, True):
         net = synchronise_batch_norm(network(), on_gpu=False)
         x, target = (part.chunk(2)[rank] for part in batch())
         train(nn.parallel.DistributedDataParallel(net), x, target, bf16)
         if rank == 0:
             grads = {name: p.grad for name, p in net.named_parameters()}
-            torch.save({"grads": grads, "state": net.state_dict()}, Path(folder) / f"{bf16}.pt")
-    dist.destroy_process_group()
+            torch.save({"grads": grads, "state": net.state_dict()}, folder / f"{bf16}.pt")
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(one_rank, (str(folder),), nprocs=2)
+    in_two_processes(one_rank, folder)
     return folder
 
 

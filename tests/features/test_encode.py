@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import encode, evaluating, gather_batches, global_order
+from tests._two_processes import in_two_processes
 
 
 class Backbone(nn.Module):
@@ -101,16 +100,14 @@ def test_one_process_gathers_nothing() -> None:
     assert gather_batches(local, [2, 1]) is local
 
 
-def _encode_a_share(rank: int, world: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    share = [(x.tensor_split(world)[rank], y.tensor_split(world)[rank]) for x, y in batches(9)]
+def _encode_a_share(rank: int, folder: Path) -> None:
+    share = [(x.tensor_split(2)[rank], y.tensor_split(2)[rank]) for x, y in batches(9)]
     features = encode(Backbone(), double, {"train": share}, [2])
-    torch.save((features.labels, features.pooled), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save((features.labels, features.pooled), folder / f"{rank}.pt")
 
 
 def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
-    mp.spawn(_encode_a_share, (2, str(tmp_path)), nprocs=2)  # the second has no rows of the last batch
+    in_two_processes(_encode_a_share, tmp_path)  # the second has no rows of the last batch
     alone = encode(Backbone(), double, {"train": batches(9)}, [2])
     for rank in range(2):
         labels, pooled = torch.load(tmp_path / f"{rank}.pt")

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import cKDTree
 from skimage.color import rgb2lab
 
 from ssl_lightning.ops.ab_bins import (
@@ -45,7 +46,7 @@ def test_every_bin_is_beside_the_gamut_and_every_colour_between_bins(grid: int, 
     assert torch.equal(bins % grid, torch.zeros_like(bins))
     shade = np.linspace(0, 1, 52)  # every fifth of 256
     ab = torch.from_numpy(rgb2lab(np.stack(np.meshgrid(shade, shade, shade), -1).reshape(-1, 3))[:, 1:])
-    gaps = torch.stack([(ab - point).abs().amax(1).min() for point in bins])  # Chebyshev, to the gamut
+    gaps = torch.from_numpy(cKDTree(ab).query(bins, p=math.inf)[0])  # Chebyshev, to the gamut
     more = (bins[:, None] == torch.tensor(AUTHORS_MORE)).all(2).any(1) if grid == 10 else gaps < 0
     assert gaps[~more].max() < grid + 1  # 1: the colours between the points of the coarse cube
     assert gaps[more].numel() == (4 if grid == 10 else 0)

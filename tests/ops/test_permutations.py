@@ -55,7 +55,7 @@ def test_every_step_is_greedy(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["minimum", "mean"])
-@pytest.mark.parametrize(("tiles", "size"), [(4, 24), (9, 64), (9, 1000), (16, 100)])
+@pytest.mark.parametrize(("tiles", "size"), [(4, 24), (9, 64), (9, 400), (16, 100)])
 def test_orders_are_permutations_all_distinct_and_begin_with_the_identity(
     tiles: int, size: int, method: str
 ) -> None:

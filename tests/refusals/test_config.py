@@ -257,6 +257,7 @@ CASES = {
     "probe=[linear] probe.linear.l2=0.1": "probe.linear.l2 is 0.1; allowed is a list",
     "probe=[linear] probe.linear.l2=[-1]": r"probe.linear.l2 is \[-1\]; .*all above 0",
     "probe=[linear] probe.linear.refit=maybe": "probe.linear.refit is 'maybe'; allowed is true or false",
+    "probe=[knn,lowshot] probe.lowshot.ks=[0]": r"probe.lowshot.ks is \[0\]; at least one",
     "probe=[knn] probe.knn.temperature=-1": "probe.knn.temperature is -1; it must be above 0",
     "probe=[nonlinear] probe.nonlinear.stage=stage9": "'stage9'; the backbone has stage1, stage2, stage3",
     "data.heldout=0 probe=[linear]": "LinearProbe needs held-out images to select on, and data.heldout is 0",
@@ -318,11 +319,17 @@ def test_a_wrong_config_is_refused_before_any_work(given: str, tmp_path: Path) -
     assert not folder.exists()
 
 
+# one of each place that refuses: types, special keys, data, weights, backbones, probes
+QUICK = ["seed=x", "data.batch_size=1e-3x", "trainer.max_epochs=0", "+task.grid=3", "data.image_size=2"]
+QUICK += ["data=folder data.pretrain_dir=/nowhere", "init_from=/nowhere/x.ckpt"]
+QUICK += ["probe=[knn,lowshot] probe.lowshot.ks=[0]"]
+
+
 def test_the_error_names_the_given_value(tmp_path: Path) -> None:
-    """Cover one fast case, since one place checks the types of all groups."""
-    for given in ("seed=x", "data.batch_size=1e-3x", "trainer.max_epochs=0", "+task.grid=3"):
-        with pytest.raises((ValueError, RunError), match=CASES[given]):
-            raise refused([given], tmp_path / "run")
+    for given in QUICK:
+        with pytest.raises((ValueError, OSError, RunError), match=CASES[given]):
+            raise refused(given.split(" "), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_fitting_values_are_accepted(tmp_path: Path) -> None:

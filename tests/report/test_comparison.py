@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ssl_lightning.artifacts.results import UNKNOWN_LABELS, Record, Results, Verdict
-from ssl_lightning.report.comparison import TaskRound, conclusion, contenders
+from ssl_lightning.report.comparison import TaskRound, any_helps, conclusion, contenders
 from tests.artifacts.test_results import FACTS
 from tests.report.test_verdict import answers
 
@@ -78,7 +78,10 @@ def test_distances_pair_the_answers_to_each_image() -> None:
 
 
 def test_nothing_helps() -> None:
-    text = conclusion(None, [of(rotation=[run(0.302, 0.3)])], ["colorization"])
+    rounds = [of(rotation=[run(0.302, 0.3)])]
+    assert not any_helps(rounds)
+    assert any_helps([of(rotation=[run(0.4, 0.4)])])
+    text = conclusion(None, rounds, ["colorization"])
     assert text.startswith("No task is better than the untrained backbone, beyond the noise.")
     assert text.endswith("Not trained, for the reason above: colorization.")
 
@@ -118,6 +121,10 @@ def test_labels_that_mean_nothing_are_named() -> None:
     said = "No figure is above guessing (50.0 %)"
     assert said in conclusion(None, [of(rotation=[guessed(0.52)])], [])
     assert said not in conclusion(None, [of(rotation=[guessed(0.56)])], [])
+    alone = guessed(0.56)  # untrained: 50 %
+    assert "The labels alone reach 50.0 ± 1.6 %, which is not above guessing." in conclusion(
+        alone, [of(rotation=[guessed(0.56)])], []
+    )
 
 
 def test_a_better_task_that_was_not_chosen_is_named() -> None:
@@ -125,7 +132,7 @@ def test_a_better_task_that_was_not_chosen_is_named() -> None:
     text = conclusion(None, [last], [])
     assert text.startswith("Rotation: linear probe 30.2")
     assert "That gain is within the noise." in text
-    assert "The images that choose put it first, but cannot tell it from jigsaw." in text
+    assert "The 1,000 images that choose put it first, but cannot tell it from jigsaw." in text
     assert "Jigsaw is 2.8 ± 0.7 points above it on test images." in text
 
 

@@ -106,6 +106,22 @@ def test_the_linear_probe_judges_before_others_and_balanced_accuracy_before_top1
     assert judged.text.startswith("linear balanced 20.0%")
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "advice"),
+    [
+        (0.7, "Train longer, or try another task"),
+        (
+            0.94,
+            "The pretext task is easy (val/acc 94.0%): look for shortcuts (docs/shortcuts.md), or try",
+        ),
+    ],
+)
+def test_an_easy_pretext_without_a_gain_may_have_a_shortcut(accuracy: float, advice: str) -> None:
+    judged = judge(results(*pair(0.45, 0.45), accuracy=accuracy), chances=CHANCE)
+    assert judged.kind == "no better than before"
+    assert f". {advice}" in judged.text
+
+
 def test_figures_without_an_error_count_from_one_point_on() -> None:
     def kind(gain: float) -> str:
         return judge(results(*pair(0.2, 0.2 + gain, probe="segmentation", metric="miou"))).kind
@@ -126,7 +142,7 @@ def test_without_labels_the_pretext_task_is_judged() -> None:
     judged = judge(results(accuracy=0.7), chances=CHANCE)
     assert judged == Verdict(
         "not compared",
-        "val/acc 0.7; to see whether the features help, label about 10 images a class and probe again",
+        "val/acc 0.7; to see whether the features help, probe about 10 labelled images a class",
     )
     judged = judge(results(record(0.6, True)), chances=CHANCE)
     assert judged.text.endswith("set probe_untrained=true")

@@ -1,11 +1,10 @@
 """Tasks that compare two views: two processes against one, and a last batch of one image."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from ssl_lightning.core.image_spec import ImageSpec
@@ -20,6 +19,7 @@ from ssl_lightning.tasks.lejepa import LeJEPA
 from ssl_lightning.tasks.pirl import PIRL
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.vicreg import VICReg
+from tests._two_processes import in_two_processes
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 KINDS: dict[str, type[ViewTask]] = {
@@ -45,28 +45,24 @@ def scored(task: ViewTask, images: Tensor) -> dict[str, Any]:
     return {name: value.detach() for name, value in scores.items()}
 
 
-def one_process(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        found: dict[str, Any] = {}
-        for kind in KINDS:
-            for training, counts in COUNTS.items():
-                task = make(kind).train(training)
-                synchronise_batch_norm(task, on_gpu=False)
-                task._alone = False
-                first = BatchPlace(counts, rank).first
-                scores = scored(task, pictures(sum(counts))[first : first + counts[rank]])
-                gradients = {n: p.grad for n, p in task.named_parameters()}
-                found[f"{kind} {training}"] = (scores, gradients, dict(task.named_buffers()))
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def one_process(rank: int, folder: Path) -> None:
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        for training, counts in COUNTS.items():
+            task = make(kind).train(training)
+            synchronise_batch_norm(task, on_gpu=False)
+            task._alone = False
+            first = BatchPlace(counts, rank).first
+            scores = scored(task, pictures(sum(counts))[first : first + counts[rank]])
+            gradients = {n: p.grad for n, p in task.named_parameters()}
+            found[f"{kind} {training}"] = (scores, gradients, dict(task.named_buffers()))
+    torch.save(found, folder / f"{rank}.pt")
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("two")
-    mp.spawn(one_process, (str(folder),), nprocs=2)
+    in_two_processes(one_process, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
