@@ -103,9 +103,9 @@ SHARDED = [
     (
         "combined",
         [
-            "task.parts=[rotation,simclr,barlow_twins,vicreg,lejepa]",
+            "task.parts=[rotation,simclr,pirl,barlow_twins,vicreg,lejepa]",
             "+task.options.barlow_twins={hidden:32,embedding:16}",
-            "task.weights=[1,0.1,0.01,0.1,0.1]",
+            "task.weights=[1,0.1,0.1,0.01,0.1,0.1]",
             "optimizer=sgd",
         ],
     ),

@@ -104,8 +104,8 @@ def sha(node: Any) -> str:
 
 # one run resumes many tasks
 PARTS = [
-    "task.parts=[rotation,jigsaw,simclr,barlow_twins,vicreg,lejepa]",
-    "+task.options.simclr.hidden=32",
+    "task.parts=[rotation,jigsaw,simclr,pirl,barlow_twins,vicreg,lejepa]",
+    "+task.options.simclr.hidden=32", "+task.options.pirl={hidden:8,embedding:16}",
     "+task.options.barlow_twins={hidden:32,embedding:16}", "+task.options.vicreg={hidden:32,embedding:16}",
     "+task.options.lejepa.hidden=32",
 ]  # fmt: skip

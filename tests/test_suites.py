@@ -44,7 +44,7 @@ SUITES: dict[str, tuple[set[str], set[str]]] = {
     "four channels": (of(test_odd_pictures.FOUR_CHANNELS.values()), {"colorization"}),
     "stock trainer": (set(test_stock_trainer.STOCK), set()),
     "parts": (set(test_combined.PARTS), {*FORMS, "combined", "mae"}),  # mae needs a transformer
-    "golden losses": (set(test_golden.TASKS), {*FORMS, "combined", "mae"}),
+    "golden losses": (set(test_golden.TASKS), {*FORMS, "combined", "mae", "pirl"}),
 }
 
 

@@ -81,8 +81,8 @@ def test_the_random_control_is_where_every_task_starts(complete: tuple[Path, str
 EQUAL = {
     "rotation": [],
     "combined": [
-        "task.parts=[rotation,colorization,simclr,barlow_twins,vicreg]",
-        "task.weights=[1,0.1,0.1,0.01,0.1]", "+task.options.simclr.hidden=32",
+        "task.parts=[rotation,colorization,simclr,pirl,barlow_twins,vicreg]",
+        "task.weights=[1,0.1,0.1,0.1,0.01,0.1]", "+task.options.simclr.hidden=32",
         "+task.options.barlow_twins={hidden:32,embedding:16}", "+task.options.vicreg.hidden=32",
     ],
     "simclr": ["task.hidden=32", "optimizer.lr=0.001"],  # its first gradients are large

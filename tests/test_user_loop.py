@@ -57,6 +57,7 @@ CASES = {
         "+task.options.colorization.width=8",
     ],
     "simclr": [*SIMILAR, "task.temperature=0.2"],
+    "pirl": [*SIMILAR, "task.temperature=0.2"],
     "barlow_twins": SIMILAR,
     "vicreg": SIMILAR,
     "byol": [*SIMILAR, "task.momentum=0.5"],

@@ -61,6 +61,7 @@ SETTINGS = {
     "context_prediction": Settings("sgd", 0.05),
     "colorization": Settings("adamw", 0.002),
     "simclr": Settings("sgd", 0.1, 128),
+    "pirl": Settings("sgd", 0.1, 128),
     "barlow_twins": Settings("adamw", 0.002, 128),
     "vicreg": Settings("adamw", 0.002, 128),
     "byol": Settings("sgd", 0.1, 128),

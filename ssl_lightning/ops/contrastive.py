@@ -1,4 +1,4 @@
-"""Contrastive loss of embeddings of two views (NT-Xent: Chen et al. 2020, eq. 1)."""
+"""Contrastive losses: between two views (NT-Xent: Chen et al. 2020, eq. 1), and from queries to keys."""
 
 from __future__ import annotations
 
@@ -33,6 +33,27 @@ def nt_xent(own: Tensor, everyone: Tensor, first: int, temperature: float) -> tu
         logits = logits.masked_fill(itself[:, None] == at, float("-inf"))
         loss = F.cross_entropy(logits, other)
     return loss, (logits.argmax(1) == other).float().mean()
+
+
+def info_nce(queries: Tensor, keys: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Find the key of the same image among the keys of all images, by cosine similarity (InfoNCE).
+
+    Args:
+        queries: Embeddings `(B, D)` of the images of this process.
+        keys: Embeddings `(N, D)` of the images of all processes.
+        first: Place of the first own image among the N.
+        temperature: Divides the similarities.
+
+    Returns:
+        The mean cross-entropy over the queries, and the share of queries whose most similar key is the one of
+        the same image. Both are computed in full precision, under autocast too.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        rows, columns = (F.normalize(_full(x), dim=1) for x in (queries, keys))
+        logits = rows @ columns.T / temperature  # (B, N)
+        place = torch.arange(first, first + len(queries), device=queries.device)
+        loss = F.cross_entropy(logits, place)
+    return loss, (logits.argmax(1) == place).float().mean()
 
 
 def _full(values: Tensor) -> Tensor:

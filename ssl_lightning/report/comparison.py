@@ -24,6 +24,7 @@ TITLES = {
     "super_resolution": "super-resolution",
     "context_prediction": "context prediction",
     "simclr": "SimCLR",
+    "pirl": "PIRL",
     "mae": "MAE",
     "barlow_twins": "Barlow Twins",
     "vicreg": "VICReg",

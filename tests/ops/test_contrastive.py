@@ -1,4 +1,4 @@
-"""NT-Xent against lightly's loss and closed forms."""
+"""NT-Xent and InfoNCE against lightly's loss, naive loops and closed forms."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from lightly.loss import NTXentLoss
 
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.ops.contrastive import nt_xent
+from ssl_lightning.ops.contrastive import info_nce, nt_xent
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
@@ -51,3 +51,26 @@ def test_the_size_of_an_embedding_does_not_count_and_autocast_keeps_full_precisi
     with torch.autocast("cpu", torch.bfloat16):
         found, _ = nt_xent(7 * views, 7 * views, 0, 0.1)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_info_nce_is_a_naive_loop(temperature: float) -> None:
+    queries, keys = torch.randn(2, 9, 5, dtype=torch.float64, generator=generator(3))
+    loss, hits = 0.0, 0
+    for place in range(4):  # the own images are 3, 4, 5 and 6
+        query = queries[3 + place]
+        cosines = [float(query @ key / (query.norm() * key.norm())) for key in keys]
+        shares = [math.exp(cosine / temperature) for cosine in cosines]
+        loss -= math.log(shares[3 + place] / sum(shares)) / 4
+        hits += max(cosines) == cosines[3 + place]
+    found, accuracy = info_nce(queries[3:7], keys, 3, temperature)
+    assert found.item() == pytest.approx(loss)
+    assert accuracy.item() == hits / 4
+
+
+def test_info_nce_of_equal_and_of_orthogonal_keys() -> None:
+    loss, _ = info_nce(torch.ones(4, 3), torch.ones(7, 3), 2, 0.1)
+    assert loss.item() == pytest.approx(math.log(7), rel=1e-6)
+    loss, accuracy = info_nce(torch.eye(6)[2:4], torch.eye(6), 2, 0.5)
+    assert loss.item() == pytest.approx(math.log(1 + 5 * math.exp(-2)), rel=1e-6)
+    assert accuracy.item() == 1

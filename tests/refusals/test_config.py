@@ -150,6 +150,8 @@ CASES = {
     "task=simclr task.temperature=0": "task.temperature is 0; it must be above 0",
     "task=simclr task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0",
     "task=simclr task.crop_scale=[1,0.2]": r"task.crop_scale is \[1, 0.2\]; allowed are 0 < smallest",
+    "task=pirl task.tiles_weight=2": "task.tiles_weight is 2; allowed are 0 to 1, a share of the loss",
+    "task=pirl task.grid=9": "the tiles are 1 px .*needs at least 4 px",
     "task=barlow_twins task.off_diagonal=-1": "task.off_diagonal is -1; allowed are 0 and above",
     "task=byol task.momentum=2": "task.momentum is 2; allowed are 0",
     "task=byol task.predictor=maybe": "task.predictor is 'maybe'; allowed is true or false",

@@ -23,6 +23,7 @@ from ssl_lightning.tasks.dino import DINO
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
 from ssl_lightning.tasks.lejepa import LeJEPA
+from ssl_lightning.tasks.pirl import PIRL
 from ssl_lightning.tasks.rotation import Rotation
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.super_resolution import SuperResolution
@@ -39,6 +40,7 @@ PARTS: dict[str, tuple[type[PretextTask], dict[str, Any]]] = {
     "inpainting": (Inpainting, {"adversarial_weight": 0.0, "decoder_width": 8}),
     "super_resolution": (SuperResolution, {"adversarial_weight": 0.0, "decoder_width": 8}),
     "simclr": (SimCLR, SMALL),
+    "pirl": (PIRL, SMALL),
     "barlow_twins": (BarlowTwins, SMALL),
     "vicreg": (VICReg, SMALL),
     "byol": (BYOL, SMALL),

@@ -93,9 +93,15 @@ def test_wrong_values_are_refused(given: dict[str, Any], message: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("lr", "kind"), [(10.0, "collapsed"), (0.01, "not compared")])
-def test_the_verdict_names_a_collapse(lr: float, kind: str, tmp_path: Path) -> None:
+def test_the_health_line_and_the_verdict_name_a_collapse(
+    lr: float, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     options = ["task=simclr", "data.num_train=272", "callbacks.collapse.images=16", "trainer=cpu"]
     run_job(tmp_path / "run", [*options, "trainer.precision=32-true", "optimizer=sgd", f"optimizer.lr={lr}"])
     verdict = read_results(tmp_path / "run/results.json").run.verdict
     assert verdict is not None
     assert verdict.kind == kind
+    assert ("hardly differ between images" in verdict.text) == (kind == "collapsed")
+    assert ("Try a lower optimizer.lr" in verdict.text) == (kind == "collapsed")
+    lines = [text for text in caplog.messages if "have collapsed" in text]
+    assert len(lines) == (3 if kind == "collapsed" else 0)  # one in each epoch

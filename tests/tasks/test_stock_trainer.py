@@ -36,6 +36,7 @@ from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.jigsaw import Jigsaw
 from ssl_lightning.tasks.lejepa import LeJEPA
 from ssl_lightning.tasks.mae import MAE
+from ssl_lightning.tasks.pirl import PIRL
 from ssl_lightning.tasks.random import Random
 from ssl_lightning.tasks.rotation import Rotation
 from ssl_lightning.tasks.simclr import SimCLR
@@ -72,6 +73,7 @@ STOCK: dict[str, tuple[type[PretextTask], dict[str, Any]]] = {
     ),
     "mae": (MAE, {"decoder_width": 8, "decoder_heads": 2}),
     "simclr": (SimCLR, {"jitter": 0.5, **VIEWS}),
+    "pirl": (PIRL, VIEWS),
     "barlow_twins": (BarlowTwins, VIEWS),
     "vicreg": (VICReg, VIEWS),
     "byol": (BYOL, {"momentum": 0.5, **VIEWS}),
@@ -141,7 +143,7 @@ def assert_equal_outputs(one: PretextTask, other: PretextTask, size: int) -> Non
             assert torch.equal(a, b)
 
 
-TILED = ("jigsaw", "context_prediction")  # tiles that fit the stride of a resnet18 need larger images
+TILED = ("jigsaw", "context_prediction", "pirl")  # tiles that fit the stride of a resnet18 need larger images
 FAST = ("rotation", "colorization", "super_resolution", "combined", "byol")  # one of each kind of step
 
 

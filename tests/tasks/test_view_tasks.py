@@ -16,13 +16,14 @@ from ssl_lightning.tasks.barlow_twins import BarlowTwins
 from ssl_lightning.tasks.byol import BYOL
 from ssl_lightning.tasks.dino import DINO
 from ssl_lightning.tasks.lejepa import LeJEPA
+from ssl_lightning.tasks.pirl import PIRL
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.vicreg import VICReg
 from tests._two_processes import in_two_processes
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 KINDS: dict[str, type[ViewTask]] = {
-    "simclr": SimCLR, "barlow_twins": BarlowTwins, "vicreg": VICReg, "byol": BYOL, "dino": DINO,
+    "simclr": SimCLR, "pirl": PIRL, "barlow_twins": BarlowTwins, "vicreg": VICReg, "byol": BYOL, "dino": DINO,
     "lejepa": LeJEPA,
 }  # fmt: skip
 COUNTS = {True: (5, 5), False: (4, 3)}  # images of each process, in training and in the last validation batch
