@@ -17,7 +17,7 @@ from torch import Tensor
 from ssl_lightning.ops.array_cache import read_array, write_array
 from ssl_lightning.ops.average_precision import average_precision, mean_average_precision
 from ssl_lightning.ops.calibration import expected_calibration_error, negative_log_likelihood
-from ssl_lightning.ops.contrastive import nt_xent
+from ssl_lightning.ops.contrastive import info_nce, nt_xent
 from ssl_lightning.ops.covariance import covariance_penalty
 from ssl_lightning.ops.knn import balanced_accuracy, knn_scores, topk_accuracy
 from ssl_lightning.ops.logistic import cross_entropy_residual, fit_logistic, second_moments
@@ -502,6 +502,28 @@ def test_nt_xent(
         truth = others.index((1 - view, image))
         terms.append(scores.logsumexp(0) - scores[truth])
         hits.append(float(scores[truth] >= scores.max() - 1e-4))
+    close(loss, torch.stack(terms).mean(), torch.float32, scale=1 / temperature)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert float(accuracy) <= sum(hits) / len(hits) + 1e-6  # equal similarities may go to either
+
+
+@pytest.mark.slow
+@drawn()
+@given(st.integers(1, 6), st.integers(1, 5), st.floats(0.1, 2), TYPES, LAID, SEEDS, st.data())
+def test_info_nce(
+    count: int, dims: int, temperature: float, dtype: Any, layout: str, seed: int, data: Any
+) -> None:
+    first = data.draw(st.integers(0, count - 1))
+    end = data.draw(st.integers(first + 1, count))
+    queries, keys = laid_out((values((2, count, dims), seed, torch.float64) - 0.5).to(dtype), layout)
+    with unchanged(queries, keys):
+        loss, accuracy = info_nce(queries[first:end], keys, first, temperature)
+    rows, columns = (F.normalize(x.double(), dim=1) for x in (queries, keys))
+    terms, hits = [], []
+    for image in range(first, end):
+        scores = torch.stack([rows[image] @ columns[other] / temperature for other in range(count)])
+        terms.append(scores.logsumexp(0) - scores[image])
+        hits.append(float(scores[image] >= scores.max() - 1e-4))
     close(loss, torch.stack(terms).mean(), torch.float32, scale=1 / temperature)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert float(accuracy) <= sum(hits) / len(hits) + 1e-6  # equal similarities may go to either
