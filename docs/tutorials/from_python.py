@@ -95,8 +95,8 @@ plt.show()
 # %% [markdown]
 # ## Measure
 #
-# `probe` fits a linear classifier and nearest neighbours on the frozen features of every stage. A task that
-# was not trained yet is the control: `against` puts both into one table.
+# `probe` fits a linear classifier and nearest neighbours on the frozen features of every stage. The control
+# is the task before its training, whose weights the same seed gives: `against` puts both into one table.
 
 # %%
 from ssl_lightning import probe

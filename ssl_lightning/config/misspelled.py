@@ -8,7 +8,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_lightning.config.paths import conf_dir
+from ssl_lightning.config.plugins import conf_dirs
 
 
 def explained(error: Exception) -> str:
@@ -26,7 +26,8 @@ def explained(error: Exception) -> str:
             return f"{key} is not a key of {parent}; did you mean {', '.join(close)}?"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        options = error.options or sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        files = (path for conf in conf_dirs() for path in (conf / group).glob("*.yaml"))
+        options = error.options or sorted({path.stem for path in files})
         close = get_close_matches(name, options)
         meant = f"{error.missing_cfg_file}'" + (f"; did you mean {close[0]}?" if close else "")
         text = text.replace(f"{error.missing_cfg_file}'", meant, 1)

@@ -61,28 +61,34 @@ def judge(
 
 def _advice(results: Results, chances: Mapping[str, float]) -> str:
     """Say what may help where training changed nothing."""
-    found = {f"val/{name}": results.pretext.get(f"val/{name}", 0.0) for name in chances}
-    if results.run.labels not in (None, "none") or not found or min(found.values()) < EASY:
+    accuracy = _pretext_accuracies(results, chances)
+    if not accuracy or min(accuracy.values()) < EASY:
         return "Train longer"
-    shown = ", ".join(f"{name} {value:.1%}" for name, value in found.items())
+    shown = ", ".join(f"val/{name} {value:.1%}" for name, value in accuracy.items())
     return f"The pretext task is easy ({shown}): look for shortcuts (docs/shortcuts.md)"
 
 
 def _pretext(results: Results, chances: Mapping[str, float]) -> Verdict | None:
     """Judge the pretext task by its accuracies on held-out images; None if it teaches, or has no accuracy."""
-    names = [name for name in chances if f"val/{name}" in results.pretext]
-    if not names or results.run.labels not in (None, "none"):
+    accuracy = _pretext_accuracies(results, chances)
+    if not accuracy:
         return None
-    accuracy = {name: results.pretext[f"val/{name}"] for name in names}
 
     def shown(chosen: Sequence[str]) -> str:
         return "; ".join(f"val/{n} {accuracy[n]:.1%}, guessing gives {chances[n]:.1%}" for n in chosen)
 
-    if missed := [name for name in names if accuracy[name] < NEAR_CHANCE * chances[name]]:
+    if missed := [name for name in accuracy if accuracy[name] < NEAR_CHANCE * chances[name]]:
         return Verdict("pretext not learned", f"the task is hardly better than guessing: {shown(missed)}")
     if min(accuracy.values()) >= SOLVED:
-        return Verdict("pretext trivial", f"the task is solved and teaches no more: {shown(names)}")
+        return Verdict("pretext trivial", f"the task is solved and teaches no more: {shown(list(accuracy))}")
     return None
+
+
+def _pretext_accuracies(results: Results, chances: Mapping[str, float]) -> dict[str, float]:
+    """Return the accuracies of the pretext task on held-out images by score; none if it is labels."""
+    if results.run.labels not in (None, "none"):
+        return {}
+    return {name: results.pretext[f"val/{name}"] for name in chances if f"val/{name}" in results.pretext}
 
 
 def _without_gain(results: Results, pretext: Verdict | None) -> Verdict:

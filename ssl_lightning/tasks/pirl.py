@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.networks.heads import PooledHead, SequenceClassifier, check_tile_size
+from ssl_lightning.networks.heads import PooledClassifier, SequenceClassifier, check_tile_size
 from ssl_lightning.networks.own_statistics import OwnStatistics
 from ssl_lightning.ops.contrastive import info_nce
 from ssl_lightning.ops.patches import cut_tiles, draw_corners, permute_tiles, place_tiles, regular_corners
@@ -73,8 +73,7 @@ class PIRL(ViewTask):
         self.grid = self._make_grid(spec.image_size)
         check_tile_size(self.backbone, self.grid.tile, spec.image_size)
         self.views_per_image = 2 + self.grid.count
-        info: Any = self.backbone.feature_info
-        self.tile_head = PooledHead(nn.Linear(info.channels()[-1], self.hidden))
+        self.tile_head = PooledClassifier(self.backbone, self.hidden)
         self.join = SequenceClassifier(self.grid.count, self.hidden, 0, self.embedding)
         self.tile_statistics = OwnStatistics(self.backbone)
 
