@@ -29,7 +29,8 @@ from ssl_lightning.engine.optim import check_optimizer
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.prepare import Preparation
-from ssl_lightning.probes.base import BaseProbe, check_probes
+from ssl_lightning.probes._runner import check_probes
+from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.run.build import StartingPoint, use_compiler
 from ssl_lightning.run.checks import (
     build_all,

@@ -14,7 +14,7 @@ from ssl_lightning.config.keys import TRAINER
 from ssl_lightning.data.base import SPLITS
 from ssl_lightning.engine.fsdp import is_sharded
 from ssl_lightning.engine.trainer import make_trainer
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.run.parts import Parts
 from ssl_lightning.tasks.base import PretextTask
 

@@ -26,7 +26,8 @@ from ssl_lightning.data.base import SPLITS, PairedDataModule
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.encode import evaluating
 from ssl_lightning.features.prepare import Preparation
-from ssl_lightning.probes.base import BaseProbe, check_probes, run_probes
+from ssl_lightning.probes._runner import check_probes, run_probes
+from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.report.probe_table import ProbeTable
 from ssl_lightning.run.bare_network import bare_network, own_transform
 from ssl_lightning.run.labelled_data import labelled_data

@@ -16,8 +16,8 @@ from ssl_lightning.data.fake import Fake
 from ssl_lightning.networks.attentive import AttentiveClassifier, attend_all
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.vit import create_small_vit
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.attentive import AttentiveProbe, channel_standardisation, scores
-from ssl_lightning.probes.base import run_probes
 
 Splits = Mapping[str, tuple[Tensor, Tensor]]
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.results import Record
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.probes.base import BackboneProbe, Probe, ProbeContext, run_probes
+from ssl_lightning.probes._runner import run_probes
+from ssl_lightning.probes.base import BackboneProbe, Probe, ProbeContext
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 
