@@ -12,7 +12,7 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Health
+from ssl_lightning.artifacts.run_facts import Health
 from ssl_lightning.artifacts.run_folder import BAD_BATCH
 from ssl_lightning.callbacks.failure_report import report_divergence, way_back
 from ssl_lightning.engine.fsdp import local_parts

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.artifacts.answers import Answers, short_digest
-from ssl_lightning.artifacts.results import BALANCED, Protocol, Record, best_stage
+from ssl_lightning.artifacts.records import BALANCED, Protocol, Record, best_stage
 from ssl_lightning.data.io.splits import FOLDS, draw_folds
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._accuracy import details, figure_of

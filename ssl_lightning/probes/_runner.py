@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.answers import short_digest
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.messages import tell
 from ssl_lightning.core.progress import watched
 from ssl_lightning.features.encode import Features, Loader, encode, map_shapes

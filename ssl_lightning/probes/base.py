@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.features.encode import Features, Loader
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.progress import watched
 from ssl_lightning.core.seeding import stream_seed

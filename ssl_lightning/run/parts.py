@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import resume_point
-from ssl_lightning.artifacts.results import Record, Results, earlier_results
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import Results, earlier_results
 from ssl_lightning.callbacks.discriminator_watch import DiscriminatorWatch
 from ssl_lightning.callbacks.health import GradientWatch, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.config.keys import TRAINER
 from ssl_lightning.data.base import SPLITS
 from ssl_lightning.engine.fsdp import is_sharded

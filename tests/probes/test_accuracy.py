@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.fake import Fake

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.networks.attentive import AttentiveClassifier, attend_all

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.records import Record, best_stage
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.fake import Fake

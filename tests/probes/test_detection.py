@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import StagedNetwork
 from ssl_lightning.probes._runner import run_probes

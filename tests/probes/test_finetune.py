@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.records import Record, best_stage
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.ops.calibration import expected_calibration_error, negative_log_likelihood
