@@ -33,7 +33,7 @@ HEAVY = {"seeding.py"}  # in core; imports torch
 USES_TIMM = {"networks/vit.py", "networks/mae_decoder.py"}  # other runs start without it, a second earlier
 QUESTIONS = {"What", "How", "Which", "Whether", "Where"}  # no module docstring starts so
 SHARED_NAMES = {"main"}  # every command has one
-BASES = ("tasks/base.py", "data/base.py", "probes/base.py", "probes/_runner.py")
+BASES = ("tasks/base.py", "data/base.py", "data/_loaders.py", "probes/base.py", "probes/_runner.py")
 
 
 def modules(room: str) -> list[Path]:

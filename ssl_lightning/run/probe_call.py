@@ -22,7 +22,8 @@ from torch import nn
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.progress import shown_by
-from ssl_lightning.data.base import SPLITS, PairedDataModule
+from ssl_lightning.data._pairing import SPLITS
+from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.encode import evaluating
 from ssl_lightning.features.prepare import Preparation
