@@ -22,7 +22,8 @@ from omegaconf import DictConfig
 from PIL import Image
 from torchvision.models import vgg19
 
-from ssl_lightning.artifacts.results import BenchmarkRow, Record
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.run_facts import BenchmarkRow
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.ops.views import Strengths
 from tests._composed import CONF, composed

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ssl_lightning.artifacts.results import BenchmarkRow, Results, read_results, write_results
+from ssl_lightning.artifacts.results import Results, read_results, write_results
+from ssl_lightning.artifacts.run_facts import BenchmarkRow
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.compare import TaskComparison, check_command
 from ssl_lightning.report.comparison import TaskRound

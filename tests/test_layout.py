@@ -33,6 +33,15 @@ HEAVY = {"seeding.py"}  # in core; imports torch
 USES_TIMM = {"networks/vit.py", "networks/mae_decoder.py"}  # other runs start without it, a second earlier
 QUESTIONS = {"What", "How", "Which", "Whether", "Where"}  # no module docstring starts so
 SHARED_NAMES = {"main"}  # every command has one
+BASES = (  # they know no task and no data set
+    "tasks/base.py",
+    "tasks/_training.py",
+    "data/base.py",
+    "data/_loaders.py",
+    "probes/base.py",
+    "probes/_runner.py",
+    "run/execute.py",
+)
 
 
 def modules(room: str) -> list[Path]:
@@ -149,7 +158,7 @@ def test_each_module_has_its_config_and_its_test(folder: str) -> None:
 
 def test_the_base_class_knows_no_task_and_no_data() -> None:
     names = {p.stem for folder in ("task", "data") for p in (ROOT / "conf" / folder).glob("*.yaml")}
-    for base in ("tasks/base.py", "data/base.py", "probes/base.py", "run/execute.py"):
+    for base in BASES:
         words = {node.id for node in ast.walk(parsed(PACKAGE / base)) if isinstance(node, ast.Name)}
         assert not words & (names - {"random", "folder"}), base
 

@@ -39,7 +39,14 @@ END = re.compile(r"\s+#|\s*-->|\)\"|\"$")  # of the arguments on a line
 NO_RUN = ("...", "--help", "--cfg", "-sc", "{")  # arguments that are left out, or print something
 REFUSED = "optimizer.lr=1e-3x"  # docs/trust.md shows how this value is refused
 # Files whose messages are for users of Python, with arguments of functions instead of keys
-PYTHON = ("data/objects/", "tasks/_batches.py", "tasks/_stored.py", "tasks/base.py", "run/probe_call.py")
+PYTHON = (
+    "data/objects/",
+    "tasks/_batches.py",
+    "tasks/_stored.py",
+    "tasks/_training.py",
+    "tasks/base.py",
+    "run/probe_call.py",
+)
 
 
 def printed_commands(texts: Sequence[Path]) -> Iterator[tuple[str, str]]:

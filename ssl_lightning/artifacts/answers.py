@@ -16,7 +16,7 @@ from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.core.untrusted import check_schema, read_json
 
 if TYPE_CHECKING:
-    from ssl_lightning.artifacts.results import Record
+    from ssl_lightning.artifacts.records import Record
 
 SCHEMA = 1
 MAX_BYTES = 1 << 26  # of an answers.json; 10,000 test images take 2 kB a record

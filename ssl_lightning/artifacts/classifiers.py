@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.checkpoints import MAX_BYTES
 from ssl_lightning.artifacts.input_transform import InputTransform
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.artifacts.run_folder import BACKBONE, CLASSIFIERS, CONFIG, classifier_files
 from ssl_lightning.artifacts.state_dicts import mismatches
 from ssl_lightning.artifacts.weights import (

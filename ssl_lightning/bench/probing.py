@@ -13,9 +13,9 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from ssl_lightning.bench.build import autocast, composed, device, make_data, precision_of
-from ssl_lightning.data.base import SPLITS
+from ssl_lightning.data._pairing import SPLITS
 from ssl_lightning.features.encode import evaluating, stage_maps
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.run.build import build_task
 
 EPOCHS = 28  # as in Goyal et al. 2019

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,14 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Health
-from ssl_lightning.artifacts.run_folder import BAD_BATCH, CHECKPOINTS, LAST
-from ssl_lightning.core.atomic_files import atomic_file
+from ssl_lightning.artifacts.run_facts import Health
+from ssl_lightning.artifacts.run_folder import BAD_BATCH
+from ssl_lightning.callbacks.failure_report import report_divergence, way_back
 from ssl_lightning.engine.fsdp import local_parts
 
 LOOKS = 3  # consecutive looks without learning that stop a run
 LOW_LR = 0.01  # share of the highest rate so far, below which updates may vanish in fp32
 SAMPLED = 64  # values per parameter that are compared for changes
-SHOWN = 8  # images named in a message; the file lists all
 NAMES = 64  # most losses of a task; NAMES * step + number identifies a bad figure
 GRADIENT = NAMES - 1  # number of the gradient norm; a bad loss of the same step has a lower one
 FALLING = ""  # name of the figure that may not grow
@@ -256,14 +253,9 @@ class HealthGuard(Callback):
         raise DeadRunError(
             f"{what} at step {trainer.fit_loop.total_batch_idx + 1}, for {LOOKS} looks in a row (every "
             f"{trainer.log_every_n_steps} steps), at a learning rate of {lr:.3g}: {missing} of "  # type: ignore[attr-defined]
-            f"{parameters} parameters have no gradient, and the run learns nothing. {self._way_back(trainer)}"
+            f"{parameters} parameters have no gradient, and the run learns nothing. "
+            f"{way_back(self.folder(trainer))}"
         )
-
-    def _way_back(self, trainer: pl.Trainer) -> str:
-        last = self.folder(trainer) / CHECKPOINTS / LAST
-        if not last.exists():
-            return "There is no earlier checkpoint"
-        return f"The last good checkpoint is {last}; a new run may start from it: init_from={last}"
 
     def _diverged(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, what: str, step: int, batches: int
@@ -281,28 +273,8 @@ class HealthGuard(Callback):
             DivergedError: Always.
         """
         self.verdict = "diverged"
-        ago = self._steps - step
-        number = trainer.fit_loop.total_batch_idx + 1 - ago
-        in_epoch = trainer.fit_loop.epoch_loop.batch_idx + 1 - ago
-        facts = {"what": what, "step": number, "epoch": trainer.current_epoch + 1, "batch": in_epoch}
-        parts = [f"{what} at step {number} (epoch {facts['epoch']}, batch {in_epoch})"]
-        images, names = pretraining_images(trainer, ago, batches)
-        if images:
-            path = self.folder(trainer) / BAD_BATCH
-            if trainer.is_global_zero:
-                with atomic_file(path) as temporary:
-                    temporary.write_text(json.dumps(facts | {"images": images, "names": names}, indent=1))
-            rest = ", ..." if len(images) > SHOWN else ""
-            parts.append(
-                f"its {len(images)} images, all named in {path}, are "
-                f"{', '.join(map(str, images[:SHOWN]))}{rest}"
-            )
-        tries = [f"a lower optimizer.lr (now {trainer.optimizers[0].param_groups[0]['lr']:.3g})"]
-        tries.append("trainer.gradient_clip_val=1.0")
-        if trainer.precision != "32-true":
-            tries.append("trainer.precision=32-true")
         raise DivergedError(
-            f"{'; '.join(parts)}. {self._way_back(trainer)}. What may help: {', '.join(tries)}"
+            report_divergence(trainer, self.folder(trainer), what, self._steps - step, batches)
         )
 
 
@@ -343,20 +315,3 @@ def sample_weights(module: torch.nn.Module) -> Tensor:
             for part in parts
         ]
     )
-
-
-def pretraining_images(trainer: pl.Trainer, ago: int, batches: int) -> tuple[Sequence[int], Sequence[str]]:
-    """Return the numbers and names of the pretraining images of some batches, over all processes.
-
-    Args:
-        trainer: Trainer whose loader knows the order of the images.
-        ago: Number of batches since the last of them.
-        batches: Number of batches.
-    """
-    loader: Any = trainer.train_dataloader
-    if not batches or not hasattr(loader, "batch_indices"):
-        return [], []
-    last = loader.epoch * len(loader) + loader.position - 1 - ago  # the loader is at the next batch
-    numbers = range(max(0, last - batches + 1), last + 1)
-    indices = torch.cat([loader.batch_indices(number) for number in numbers])
-    return indices.tolist(), loader.names(indices)

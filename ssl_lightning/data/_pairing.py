@@ -12,6 +12,8 @@ from ssl_lightning.core.messages import fitted, tell
 from ssl_lightning.data.io.sources import ImageSource
 from ssl_lightning.data.io.splits import FOLDS, complement, draw_folds, stratified
 
+SPLITS = ("train", "heldout", "test")  # of the labelled images
+
 
 @dataclass(frozen=True)
 class Pairing:

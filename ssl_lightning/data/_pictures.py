@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ssl_lightning.data.base import MAX_PIXELS, PairedDataModule, check_channels
+from ssl_lightning.data.base import PairedDataModule, check_channels
 from ssl_lightning.data.io.augment import EvalView, TrainView
 from ssl_lightning.data.io.eight_bit import check_value_range
+from ssl_lightning.data.io.folders import MAX_PIXELS
 from ssl_lightning.data.io.sources import default_workers
 
 

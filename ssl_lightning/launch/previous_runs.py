@@ -6,7 +6,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ssl_lightning.artifacts.results import RunFacts, objective_value, read_results
+from ssl_lightning.artifacts.results import objective_value, read_results
+from ssl_lightning.artifacts.run_facts import RunFacts
 from ssl_lightning.artifacts.run_folder import CONFIG, RESULTS
 from ssl_lightning.config.identity import config_sha256, differences
 from ssl_lightning.config.trust import load_config

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ssl_lightning.artifacts.answers import Answers, short_digest
-from ssl_lightning.artifacts.results import BALANCED, Protocol, Record
+from ssl_lightning.artifacts.records import BALANCED, Protocol, Record
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import balanced_accuracy, right_in_topk, topk_accuracy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, product
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.artifacts.answers import Answers, short_digest
-from ssl_lightning.artifacts.results import BALANCED, Protocol, Record, best_stage
+from ssl_lightning.artifacts.records import BALANCED, Protocol, Record, best_stage
 from ssl_lightning.data.io.splits import FOLDS, draw_folds
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._accuracy import details, figure_of
-
-if TYPE_CHECKING:
-    from ssl_lightning.probes.base import BaseProbe
+from ssl_lightning.probes.base import BaseProbe
 
 LABELLED = ("train", "heldout")  # of the labelled images, without a test split
 SETTINGS = ("k", "k_shot", "fraction")  # entries of a protocol that tell the figures of one probe apart

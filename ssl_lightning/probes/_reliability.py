@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.features.encode import Features, Loader
 from ssl_lightning.ops.calibration import expected_calibration_error, negative_log_likelihood
 from ssl_lightning.ops.corruptions import corrupt

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.records import Record, best_stage
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.networks.attentive import AttentiveClassifier, attend_all

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.progress import tracked, watched
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.networks.detector import SeededSampler, make_detector, pyramid_stages, seeded_samplers

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import ClassLabels, encode

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.records import Record, best_stage
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.corruptions import CORRUPTIONS

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import BALANCED, Record
+from ssl_lightning.artifacts.records import BALANCED, Record
 from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.messages import tell
 from ssl_lightning.features.encode import ClassLabels, Features, encode
 from ssl_lightning.ops.rank import effective_rank, lidar, spectral_slope

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Features

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lightning.artifacts.results import BALANCED, Record, Results, best_stage
+from ssl_lightning.artifacts.records import BALANCED, Record, best_stage
+from ssl_lightning.artifacts.results import Results
 
 SIGMAS = 2.0  # a difference counts if it exceeds this many standard errors
 FLAT = 0.01  # smallest difference that counts where no standard error is known

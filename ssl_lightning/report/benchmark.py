@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from ssl_lightning.artifacts.results import BALANCED, Measured, Record
+from ssl_lightning.artifacts.records import BALANCED, Measured, Record
 from ssl_lightning.report.summary import UNITS
 
 BEST_STAGE = "best"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from ssl_lightning.artifacts.results import BenchmarkRow
+from ssl_lightning.artifacts.run_facts import BenchmarkRow
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.report import notes
 from ssl_lightning.report.benchmark import Benchmark, Column

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssl_lightning.artifacts.results import LESS_IS_BETTER, SPECTRAL, Record, best_stage
+from ssl_lightning.artifacts.records import LESS_IS_BETTER, SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.accuracy import FLAT, SIGMAS, Figure, gain_error, mean_of
 from ssl_lightning.report.benchmark import BEST_STAGE, Column

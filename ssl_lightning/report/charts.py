@@ -11,7 +11,8 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ssl_lightning.artifacts.results import BALANCED, Record, Results
+from ssl_lightning.artifacts.records import BALANCED, Record
+from ssl_lightning.artifacts.results import Results
 from ssl_lightning.report import label_efficiency
 from ssl_lightning.report.canvas import WIDE, Picture, chart, columns, grid
 from ssl_lightning.report.collect import ReportedRun

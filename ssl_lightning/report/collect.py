@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ssl_lightning.artifacts.results import Record, RunFacts, read_results
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import read_results
+from ssl_lightning.artifacts.run_facts import RunFacts
 from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.core.untrusted import printable, printable_all
 

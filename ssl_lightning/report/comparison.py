@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import NormalDist
 
-from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS, Results
+from ssl_lightning.artifacts.records import BALANCED
+from ssl_lightning.artifacts.results import Results
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
 from ssl_lightning.report.accuracy import (
     SIGMAS,
     Figure,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ssl_lightning.artifacts.results import Results, best_stage, read_results
+from ssl_lightning.artifacts.records import best_stage
+from ssl_lightning.artifacts.results import Results, read_results
 from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import printable

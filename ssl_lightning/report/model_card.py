@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.artifacts.results import SPECTRAL, Record, Results, best_stage
+from ssl_lightning.artifacts.records import SPECTRAL, Record, best_stage
+from ssl_lightning.artifacts.results import Results
 from ssl_lightning.artifacts.run_folder import MODEL_CARD
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.report.summary import column, headline, unequal_classes

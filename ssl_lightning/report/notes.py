@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ssl_lightning.artifacts.results import SPECTRAL
+from ssl_lightning.artifacts.records import SPECTRAL
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssl_lightning.artifacts.results import BALANCED, UNKNOWN_LABELS
+from ssl_lightning.artifacts.records import BALANCED
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
 from ssl_lightning.report.accuracy import difference
 from ssl_lightning.report.comparison import points, title
 from ssl_lightning.report.table import MAIN_BRANCH, Row

@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import SPECTRAL, Record, best_stage
+from ssl_lightning.artifacts.records import SPECTRAL, Record, best_stage
 from ssl_lightning.core.untrusted import printable
 from ssl_lightning.report.summary import cell, column, headline, unequal_classes
 

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ssl_lightning.artifacts.results import FRACTION, LESS_IS_BETTER, SPECTRAL, ResultsFile
+from ssl_lightning.artifacts.field_types import FRACTION
+from ssl_lightning.artifacts.records import LESS_IS_BETTER, SPECTRAL
+from ssl_lightning.artifacts.results import ResultsFile
 from ssl_lightning.artifacts.typed_json import json_schema
 from ssl_lightning.core.atomic_files import write_file
 

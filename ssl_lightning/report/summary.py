@@ -9,14 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ssl_lightning.artifacts.results import (
-    BALANCED,
-    SPECTRAL,
-    UNKNOWN_LABELS,
-    Record,
-    Results,
-    best_stage,
-)
+from ssl_lightning.artifacts.records import BALANCED, SPECTRAL, Record, best_stage
+from ssl_lightning.artifacts.results import Results
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
 from ssl_lightning.core.untrusted import printable
 from ssl_lightning.report.accuracy import gain_error
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ssl_lightning.artifacts.results import BALANCED, SPECTRAL, Record, Results, Verdict, best_stage
+from ssl_lightning.artifacts.records import BALANCED, SPECTRAL, Record, best_stage
+from ssl_lightning.artifacts.results import Results
+from ssl_lightning.artifacts.run_facts import Verdict
 from ssl_lightning.report.accuracy import FLAT, SIGMAS, gain_error
 from ssl_lightning.report.summary import UNITS, column
 

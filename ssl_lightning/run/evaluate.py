@@ -9,7 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ssl_lightning.artifacts.provenance import git_revision
-from ssl_lightning.artifacts.results import Evaluation, add_records, earlier_results, write_results
+from ssl_lightning.artifacts.records import Evaluation
+from ssl_lightning.artifacts.results import add_records, earlier_results, write_results
 from ssl_lightning.artifacts.run_folder import CHECKPOINTS, RESULTS
 from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.core.progress import watched

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import resume_point
-from ssl_lightning.artifacts.results import Record, Results, earlier_results
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import Results, earlier_results
 from ssl_lightning.callbacks.discriminator_watch import DiscriminatorWatch
 from ssl_lightning.callbacks.health import GradientWatch, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
@@ -29,7 +30,8 @@ from ssl_lightning.engine.optim import check_optimizer
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.prepare import Preparation
-from ssl_lightning.probes.base import BaseProbe, check_probes
+from ssl_lightning.probes._runner import check_probes
+from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.run.build import StartingPoint, use_compiler
 from ssl_lightning.run.checks import (
     build_all,

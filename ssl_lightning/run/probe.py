@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.config.keys import TRAINER
-from ssl_lightning.data.base import SPLITS
+from ssl_lightning.data._pairing import SPLITS
 from ssl_lightning.engine.fsdp import is_sharded
 from ssl_lightning.engine.trainer import make_trainer
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.run.parts import Parts
 from ssl_lightning.tasks.base import PretextTask
 

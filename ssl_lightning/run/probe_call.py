@@ -22,11 +22,13 @@ from torch import nn
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.progress import shown_by
-from ssl_lightning.data.base import SPLITS, PairedDataModule
+from ssl_lightning.data._pairing import SPLITS
+from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.features.encode import evaluating
 from ssl_lightning.features.prepare import Preparation
-from ssl_lightning.probes.base import BaseProbe, check_probes, run_probes
+from ssl_lightning.probes._runner import check_probes, run_probes
+from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.report.probe_table import ProbeTable
 from ssl_lightning.run.bare_network import bare_network, own_transform
 from ssl_lightning.run.labelled_data import labelled_data

@@ -15,16 +15,9 @@ from omegaconf import OmegaConf
 
 from ssl_lightning.artifacts.classifiers import save_classifier
 from ssl_lightning.artifacts.provenance import git_revision, versions
-from ssl_lightning.artifacts.results import (
-    UNKNOWN_LABELS,
-    BenchmarkRow,
-    Record,
-    Results,
-    RunFacts,
-    Status,
-    Verdict,
-    write_results,
-)
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import Results, write_results
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS, BenchmarkRow, RunFacts, Status, Verdict
 from ssl_lightning.artifacts.run_folder import NEAR_DUPLICATES, RESULTS
 from ssl_lightning.callbacks.collapse import Collapse
 from ssl_lightning.config.identity import config_sha256, series_sha256

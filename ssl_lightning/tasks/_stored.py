@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
+import pytorch_lightning as pl
+import torch
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -23,6 +25,51 @@ BUILT = ("task", "data", "backbone")  # parts of a config that rebuild the task 
 NOT_LOADED = ("cache_dir",)  # keywords of a file that would write elsewhere
 
 Task = TypeVar("Task", bound=nn.Module)
+
+
+class StoredTask(pl.LightningModule):
+    """A task that keeps the keywords of its constructor, so that a checkpoint can rebuild it."""
+
+    keywords: dict[str, Any]
+    image_format: torch.memory_format
+
+    def __new__(cls, *args: Any, **keywords: Any) -> Self:
+        task = super().__new__(cls)
+        task.__dict__["keywords"] = keywords  # as given, for checkpoints
+        return task
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **keywords: Any,
+    ) -> Self:
+        """Load a trained task from a checkpoint of any Trainer, or of a run of `train.py`.
+
+        The file is read without running code. It holds the weights, the keywords, the spec, and a description
+        of the backbone. It has no optimizer and no scheduler: give them again to train with your own.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Device of the task; None is the CPU.
+            hparams_file: Not supported.
+            strict: Not supported; all weights must fit.
+            weights_only: Always true.
+            **keywords: Keywords that replace the stored ones. `backbone=` is needed for a backbone that is
+                neither of this package, nor of timm or torchvision.
+
+        Returns:
+            The task, in training mode, as Lightning does it.
+
+        Raises:
+            ValueError: The file is broken or of another task, or its backbone is unknown.
+        """
+        task = load_task(cls, checkpoint_path, keywords)
+        return task.to(map_location or "cpu").to(memory_format=task.image_format)
 
 
 class Origin:

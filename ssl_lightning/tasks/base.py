@@ -1,28 +1,22 @@
-"""Base class of pretext tasks: device transfer, random streams, optimizer, logging."""
+"""Base class of pretext tasks: what a task may override, its images, steps and checkpoints."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Self
+from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
-from ssl_lightning.core.seeding import generator, stream_seed
-from ssl_lightning.engine.cuda_graphs import StepGraph
-from ssl_lightning.engine.optim import one_cycle, use_fused_kernels
-from ssl_lightning.networks.adapter import as_backbone
+from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.recipes import input_channels
 from ssl_lightning.tasks._batches import check_images, explaining_single_images, spec_of_loader, unpack_batch
-from ssl_lightning.tasks._continued import FACTOR, FrozenStart, parameter_groups
 from ssl_lightning.tasks._pixels import along_rows, to_float
-from ssl_lightning.tasks._stored import STORED, Origin, description_of, load_task, stored_spec
+from ssl_lightning.tasks._stored import STORED, Origin, StoredTask, description_of, stored_spec
+from ssl_lightning.tasks._training import TrainedModule
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) uint8, labels (B,) int64, -1 where there is none
 SGD = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4})
@@ -50,7 +44,7 @@ class Panel:
     watched: int | None = None
 
 
-class PretextTask(pl.LightningModule):
+class PretextTask(StoredTask, TrainedModule):
     """A network that learns from labels derived from the images themselves.
 
     A task implements `step` (corrupt, encode, score) and `panel`; the backbone is `self.backbone`. Its
@@ -94,16 +88,9 @@ class PretextTask(pl.LightningModule):
     labels_seen = "none"  # labels that shape the weights while pretraining, in words: for results.json
     # class and keywords of the optimizer if none is given, as `train.py task=...` has them
     default_optimizer: tuple[type[torch.optim.Optimizer], Mapping[str, Any]] = SGD
-    # False if a callback sends the scores to the loggers (callbacks/metrics.py, in our own runs)
-    logs = True
 
     mean: Tensor
     std: Tensor
-
-    def __new__(cls, *args: Any, **keywords: Any) -> Self:
-        task = super().__new__(cls)
-        task.__dict__["keywords"] = keywords  # as given, for checkpoints
-        return task
 
     def __init__(
         self,
@@ -118,26 +105,17 @@ class PretextTask(pl.LightningModule):
         backbone_lr_factor: float = 1.0,
         channels_last: bool = True,
     ) -> None:
-        super().__init__()
-        if lr_reference_batch is not None and lr_reference_batch < 1:
-            raise ValueError(
-                f"task.lr_reference_batch is {lr_reference_batch}; allowed are null and a positive batch size"
-            )
-        if not 0 < backbone_lr_factor < math.inf:
-            raise ValueError(
-                f"task.backbone_lr_factor is {backbone_lr_factor}; allowed is a number above 0, such as 0.1"
-            )
-        self.backbone = as_backbone(backbone, in_channels=input_channels(backbone) or 3)
+        super().__init__(
+            backbone,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            seed=seed,
+            lr_reference_batch=lr_reference_batch,
+            freeze_until=freeze_until,
+            backbone_lr_factor=backbone_lr_factor,
+        )
         self.origin = Origin(self.backbone)
-        self.seed = seed
-        self.lr_reference_batch = lr_reference_batch
-        self.backbone_lr_factor = backbone_lr_factor
-        self.frozen_start = FrozenStart(freeze_until)
         self.image_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.scores: dict[str, Tensor] = {}  # scores of the last training batch, without their graph
-        self.graph: StepGraph | None = None  # with `cuda_graphs`
-        self._make_optimizer = optimizer or partial(self.default_optimizer[0], **self.default_optimizer[1])
-        self._make_scheduler = scheduler or (one_cycle if optimizer is None else None)
         self._spec: ImageSpec | None = None
         self._derived = False  # whether the spec comes from the training data
         self._unchecked: set[bool] = set()  # modes, training or not, whose first batch is still to be checked
@@ -217,6 +195,10 @@ class PretextTask(pl.LightningModule):
         """Return the accuracy of guessing, by the name of the score."""
         return {} if self.chance is None else {"acc": self.chance}
 
+    def falling_loss(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss that falls in a healthy training, from the scores of a batch."""
+        return scores["loss"]
+
     def receive(self, images: Tensor) -> Tensor:
         """Convert a batch of the loader, `(B, C, H, W)` uint8, to the images of `step`.
 
@@ -249,7 +231,7 @@ class PretextTask(pl.LightningModule):
         """Show what the task does to `(B, C, H, W)` float images in [0, 1]."""
         raise NotImplementedError
 
-    # --- shared by all tasks ---
+    # --- shared by all tasks; `_training.py` has the optimizers, `_stored.py` loads checkpoints ---
 
     @property
     def spec(self) -> ImageSpec:
@@ -264,39 +246,6 @@ class PretextTask(pl.LightningModule):
                 "use it before"
             )
         return self._spec
-
-    @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **keywords: Any,
-    ) -> Self:
-        """Load a trained task from a checkpoint of any Trainer, or of a run of `train.py`.
-
-        The file is read without running code. It holds the weights, the keywords, the spec, and a description
-        of the backbone. It has no optimizer and no scheduler: give them again to train with your own.
-
-        Args:
-            checkpoint_path: The file.
-            map_location: Device of the task; None is the CPU.
-            hparams_file: Not supported.
-            strict: Not supported; all weights must fit.
-            weights_only: Always true.
-            **keywords: Keywords that replace the stored ones. `backbone=` is needed for a backbone that is
-                neither of this package, nor of timm or torchvision.
-
-        Returns:
-            The task, in training mode, as Lightning does it.
-
-        Raises:
-            ValueError: The file is broken or of another task, or its backbone is unknown.
-        """
-        task = load_task(cls, checkpoint_path, keywords)
-        return task.to(map_location or "cpu").to(memory_format=task.image_format)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._spec is not None:
@@ -344,10 +293,6 @@ class PretextTask(pl.LightningModule):
         found: ImageSpec = trainer.strategy.broadcast(spec)  # each process reads other images
         return found
 
-    def training_loader(self) -> Any:
-        """Return the training loader as given to the Trainer."""
-        return self.trainer.fit_loop._data_source.dataloader()
-
     @property
     def is_built(self) -> bool:
         """Whether the task knows its images; a stock Trainer tells it when training starts."""
@@ -366,12 +311,6 @@ class PretextTask(pl.LightningModule):
             self._unchecked.discard(self.training)
         return self.receive(images), labels
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.frozen_start.update(self.backbone, self.steps_done(batch_idx))
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.frozen_start.drop_gradients(self.backbone)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, labels = batch
         self.fix_dropout(batch_idx)
@@ -382,47 +321,6 @@ class PretextTask(pl.LightningModule):
             _, scores = next(self.graph.rounds(images, labels, self.stream_seed(batch_idx)))
         self.log_training(scores)
         return scores["loss"]
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        # Gradients appear only here, with or without a CUDA graph, so Lightning's `zero_grad` and
-        # `on_validation_model_zero_grad` may set them to None.
-        if self.graph is None or loss.requires_grad:  # False for a replayed loss
-            super().backward(loss, *args, **kwargs)
-        else:
-            self.graph.hand_over()
-
-    def on_fit_start(self) -> None:
-        if self.graph is not None:
-            self.graph.forget()  # at the end of a fit Lightning moves the weights to the CPU
-
-    def falling_loss(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """Return the loss that falls in a healthy training, from the scores of a batch."""
-        return scores["loss"]
-
-    def fix_dropout(self, batch_idx: int) -> None:
-        """Seed the global stream, from which dropout draws, so that a resumed run draws the same."""
-        seed = stream_seed(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every kind of device
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
-
-    def training_stream(self, batch_idx: int, device: torch.device) -> torch.Generator:
-        """Return the random stream of one training batch."""
-        return torch.Generator(device).manual_seed(self.stream_seed(batch_idx))
-
-    def stream_seed(self, batch_idx: int) -> int:
-        """Return the seed of the random stream of one training batch."""
-        return stream_seed(self.seed, "train", self.current_epoch, batch_idx, self._drawing_rank())
-
-    def log_training(self, scores: Mapping[str, Tensor]) -> None:
-        """Keep the scalars of this batch in `scores`, and log them in the steps that are logged.
-
-        `self.log` in every step would cost a millisecond, logged or not.
-        """
-        self.scores = {name: value.detach() for name, value in scores.items()}
-        if self.logs and self.trainer._logger_connector.should_update_logs:
-            self.log_dict({f"train/{name}": value for name, value in self.scores.items() if name != "loss"})
-            self.log("train/loss", self.scores["loss"], prog_bar=True)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch
@@ -435,117 +333,3 @@ class PretextTask(pl.LightningModule):
             self.log_dict(
                 group, batch_size=len(images), on_epoch=True, sync_dist=True, logger=self.logs, prog_bar=shown
             )
-
-    def trainer_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options for `make_trainer` without those that the task handles itself; here all."""
-        return dict(options)
-
-    @property
-    def accumulated_batches(self) -> int:
-        """Number of batches whose gradients make one optimizer step."""
-        return int(self.trainer.accumulate_grad_batches)
-
-    @property
-    def max_steps(self) -> int:
-        """Limit on optimizer steps; -1 for no limit."""
-        return int(self.trainer.max_steps)
-
-    def steps_done(self, batch_idx: int) -> int:
-        """Return the number of optimizer steps before this batch."""
-        return int(self.trainer.global_step)
-
-    def configure_model(self) -> None:
-        """Shard the networks, if the strategy supports it (`ssl_lightning.engine.fsdp`)."""
-        strategy: Any = self.trainer.strategy if self._trainer is not None else None
-        if hasattr(strategy, "shard"):
-            strategy.shard(self)
-
-    def configure_optimizers(self) -> Any:
-        steps = self.total_steps()
-        self.frozen_start.begin(steps)
-        return self.optimizer_for(self.parameters(), steps)
-
-    def optimizer_for(
-        self, parameters: Iterable[nn.Parameter], total_steps: int, lr_factor: float = 1.0
-    ) -> dict[str, Any]:
-        """Create an optimizer for some of the parameters, and its schedule.
-
-        Args:
-            parameters: The parameters to train; the backbone's get their own rate.
-            total_steps: Length of the schedule in steps.
-            lr_factor: Learning rate relative to that of the run.
-        """
-        given: Any = parameters
-        if self.backbone_lr_factor != 1 or self.frozen_start.share:
-            given = parameter_groups(parameters, self.backbone, self.backbone_lr_factor)
-        optimizer = self._make_optimizer(given)
-        if not hasattr(self.trainer.strategy, "shard"):  # torch lacks some fused kernels for sharded weights
-            use_fused_kernels(optimizer)
-        if self.lr_reference_batch is not None:
-            lr_factor *= self.lr_factor(self.global_batch() * self.accumulated_batches)
-        for group in optimizer.param_groups:
-            group["lr"] *= lr_factor * group.pop(FACTOR, 1.0)
-        if self._make_scheduler is None:
-            return {"optimizer": optimizer}
-        schedule = self._make_scheduler(optimizer, total_steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def total_steps(self) -> int:
-        """Return the number of optimizer steps of the full run.
-
-        Raises:
-            ValueError: The run has no end, or the length of its epochs is unknown.
-        """
-        epochs, limit = self.trainer.max_epochs, self.max_steps
-        if epochs in (None, -1) and limit == -1:
-            raise ValueError(
-                "trainer.max_epochs and trainer.max_steps are both -1; a schedule needs an end, such as "
-                "Trainer(max_epochs=100)"
-            )
-        if epochs in (None, -1):
-            return limit
-        batches = self.epoch_batches()
-        if math.isinf(batches) and limit == -1:
-            raise ValueError(
-                "the training loader has no length, so the length of the schedule is unknown; give "
-                "Trainer(max_steps=...), or Trainer(limit_train_batches=...) with max_epochs"
-            )
-        if math.isinf(batches):
-            return limit
-        steps = math.ceil(batches / self.accumulated_batches) * epochs
-        return min(steps, limit) if limit >= 0 else steps
-
-    def epoch_batches(self) -> float:
-        """Return the number of training batches of an epoch in this process; infinite if it is unknown."""
-        trainer: Any = self.trainer
-        if not hasattr(trainer.datamodule, "pretrain_batches"):
-            trainer.fit_loop.setup_data()  # as `Trainer.estimated_stepping_batches` does
-            return float(trainer.num_training_batches)
-        # our own loader must not be created before a checkpoint is restored
-        batches, limit = trainer.datamodule.pretrain_batches, trainer.limit_train_batches
-        return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-
-    def global_batch(self) -> int:
-        """Return the number of images of a batch, over all processes.
-
-        Raises:
-            ValueError: The training loader does not tell it.
-        """
-        trainer: Any = self.trainer
-        if hasattr(trainer.datamodule, "pretrain_batches"):
-            return int(trainer.datamodule.batch_size)
-        size = getattr(self.training_loader(), "batch_size", None)
-        if size is None:
-            raise ValueError(
-                "lr_reference_batch scales the learning rate by the batch size, and the training loader has "
-                "no batch_size; scale lr of optimizer= instead"
-            )
-        return int(size) * int(trainer.world_size)
-
-    def lr_factor(self, batch: int) -> float:
-        """Return learning rate over base learning rate for a global batch: 1, or by linear scaling."""
-        return 1.0 if self.lr_reference_batch is None else batch / self.lr_reference_batch
-
-    def _drawing_rank(self) -> int:
-        """Return the rank in the names of random streams."""
-        return 0 if self.shares_draws else self.global_rank

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ssl_lightning.artifacts.answers import Answers, short_digest
-from ssl_lightning.artifacts.results import Evaluation, Record, Results, read_results, write_results
+from ssl_lightning.artifacts.records import Evaluation, Record
+from ssl_lightning.artifacts.results import Results, read_results, write_results
 from tests.artifacts.test_results import FACTS
 
 RIGHT = np.arange(1000) % 3 == 0

@@ -10,7 +10,8 @@ import torch
 
 import ssl_lightning
 from ssl_lightning.artifacts.classifiers import Classifier
-from ssl_lightning.artifacts.results import best_stage, read_results
+from ssl_lightning.artifacts.records import best_stage
+from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.artifacts.run_folder import classifier_files
 from ssl_lightning.config.trust import load_config
 from ssl_lightning.data.fake import Fake

@@ -12,19 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_lightning.artifacts.results import (
-    BenchmarkRow,
-    Evaluation,
-    Health,
-    Record,
-    Results,
-    RunFacts,
-    add_records,
-    best_stage,
-    objective_value,
-    read_results,
-    write_results,
-)
+from ssl_lightning.artifacts.records import Evaluation, Record, best_stage
+from ssl_lightning.artifacts.results import Results, add_records, objective_value, read_results, write_results
+from ssl_lightning.artifacts.run_facts import BenchmarkRow, Health, RunFacts
 from ssl_lightning.config.identity import config_sha256
 from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.report.results_schema import SCHEMA_PATH, results_schema, schema_text

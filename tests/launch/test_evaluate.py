@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from ssl_lightning.artifacts.classifiers import load_classifier
-from ssl_lightning.artifacts.results import best_stage, read_results
+from ssl_lightning.artifacts.records import best_stage
+from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.artifacts.run_folder import (
     BACKBONE_CONFIG,
     CONFIG,

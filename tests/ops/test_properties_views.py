@@ -12,21 +12,16 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
-from ssl_lightning.ops.views import (
-    Strengths,
+from ssl_lightning.ops.photometric import (
     adjust_brightness,
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
-    check_scale,
-    crop_resize,
-    draw_crops,
-    draw_views,
     gaussian_blur,
     kernel_size,
-    make_views,
     solarise,
 )
+from ssl_lightning.ops.views import Strengths, check_scale, crop_resize, draw_crops, draw_views, make_views
 from tests.ops._drawn import ALL, SEEDS, close, drawn, generator, pictures, unchanged
 
 FINE = (torch.float32, torch.float64)

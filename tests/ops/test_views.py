@@ -8,7 +8,8 @@ from torchvision.transforms import functional as tv
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.augment import TrainView
-from ssl_lightning.ops.views import Draws, Strengths, draw_crops, draw_views, kernel_size, make_views
+from ssl_lightning.ops.photometric import kernel_size
+from ssl_lightning.ops.views import Draws, Strengths, draw_crops, draw_views, make_views
 
 EVERYTHING = Strengths((0.08, 1.0), 0.5, 0.8, 0.4, 0.4, 0.4, 0.2, grey=0.2, blur=0.5, solarise=0.3)
 NOTHING = Strengths((1.0, 1.0), 0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.fake import Fake
@@ -18,8 +18,9 @@ from ssl_lightning.data.io.sources import ArraySource
 from ssl_lightning.features.encode import Features
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes._accuracy import metrics_of, records_of
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.attentive import AttentiveProbe
-from ssl_lightning.probes.base import BaseProbe, run_probes
+from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.probes.finetune import FineTuneProbe
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe

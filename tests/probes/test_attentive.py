@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.networks.attentive import AttentiveClassifier, attend_all
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.vit import create_small_vit
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.attentive import AttentiveProbe, channel_standardisation, scores
-from ssl_lightning.probes.base import run_probes
 
 Splits = Mapping[str, tuple[Tensor, Tensor]]
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.probes.base import BackboneProbe, Probe, ProbeContext, run_probes
+from ssl_lightning.probes._runner import run_probes
+from ssl_lightning.probes.base import BackboneProbe, Probe, ProbeContext
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.records import Record, best_stage
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.fake import Fake
@@ -18,8 +18,9 @@ from ssl_lightning.features.encode import Features, encode
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.probes._cross_validation import fold_features, merge_folds
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.attentive import AttentiveProbe
-from ssl_lightning.probes.base import BaseProbe, run_probes
+from ssl_lightning.probes.base import BaseProbe
 from ssl_lightning.probes.embedding import EmbeddingProbe
 from ssl_lightning.probes.finetune import FineTuneProbe
 from ssl_lightning.probes.knn import KNNProbe

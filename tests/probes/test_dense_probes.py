@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.probes import _dense
 from ssl_lightning.probes._dense import own_batches, rank_and_world, read_split, spread_over
 from ssl_lightning.probes._plan import BatchPart, TrainingPlan

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import StagedNetwork
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.detection import DetectionProbe, average_precisions, mirror
 
 NAMES = ("red", "green")

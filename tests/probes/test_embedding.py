@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.fake import Fake
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.embedding import EmbeddingProbe, nearest, write_parquet
 
 

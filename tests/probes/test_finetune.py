@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.probes.base import run_probes
-from ssl_lightning.probes.finetune import FineTuneProbe, FineTuning, contributing_weights, loss
+from ssl_lightning.probes._fine_tuning import FineTuning, contributing_weights, loss
+from ssl_lightning.probes._runner import run_probes
+from ssl_lightning.probes.finetune import FineTuneProbe
 
 CLASSES = ("a", "b", "c", "d")
 

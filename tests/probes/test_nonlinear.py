@@ -12,11 +12,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.probes._map_sources import KeptMaps
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
-from ssl_lightning.probes.base import run_probes
 from ssl_lightning.probes.nonlinear import NonLinearProbe, Training
 
 TEST = 24

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.data.folder import Folder
 from ssl_lightning.ops.rank import lidar
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.rankme import RankMeProbe
 
 

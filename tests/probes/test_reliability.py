@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record, best_stage
+from ssl_lightning.artifacts.records import Record, best_stage
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.ops.calibration import expected_calibration_error, negative_log_likelihood
 from ssl_lightning.ops.corruptions import corrupt
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.linear import LinearProbe
 from tests.probes.test_cross_validation import Untested
 

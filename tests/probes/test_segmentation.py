@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.features import FeatureInfo
 from ssl_lightning.networks.vit import create_small_vit
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.segmentation import SegmentationProbe
 
 NAMES = ("left", "right", "absent")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.probes._plan import TrainingPlan
 from ssl_lightning.probes._shares import Draw, Shares, Trained, candidate_plans
 from ssl_lightning.probes.detection import METRICS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.probes._accuracy import records_of
 from ssl_lightning.report.accuracy import gain_error, image_error, paired_error

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ssl_lightning.artifacts.results import Record, Results
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import Results
 from ssl_lightning.report import audit
 from ssl_lightning.report.audit import Figure, Row, audit_rows, verdict_on, write_audit
 from tests.artifacts.test_results import FACTS

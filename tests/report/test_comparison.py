@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ssl_lightning.artifacts.results import UNKNOWN_LABELS, Record, Results, Verdict
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import Results
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS, Verdict
 from ssl_lightning.report.comparison import TaskRound, any_helps, conclusion, contenders
 from tests.artifacts.test_results import FACTS
 from tests.report.test_verdict import answers

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ssl_lightning.artifacts.results import Evaluation, Record, Results, write_results
+from ssl_lightning.artifacts.records import Evaluation, Record
+from ssl_lightning.artifacts.results import Results, write_results
 from ssl_lightning.report.label_efficiency import curve, draw_curves, main
 from tests.artifacts.test_results import FACTS
 

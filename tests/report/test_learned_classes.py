@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ssl_lightning.artifacts.results import Record, Results
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import Results
 from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.accuracy import draws_error, gain_error
 from ssl_lightning.report.benchmark import Benchmark, Column

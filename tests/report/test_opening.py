@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ssl_lightning.artifacts.results import UNKNOWN_LABELS
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
 from ssl_lightning.report.build import series_tables
 from ssl_lightning.report.collect import collect
 from ssl_lightning.report.table import Table

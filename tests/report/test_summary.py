@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ssl_lightning.artifacts.results import UNKNOWN_LABELS, Record, Results
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import Results
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
 from ssl_lightning.report.probe_table import ProbeTable
 from ssl_lightning.report.summary import (
     print_probes,

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from ssl_lightning.artifacts.answers import Answers
-from ssl_lightning.artifacts.results import Record, Results, RunFacts, Verdict
+from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.results import Results
+from ssl_lightning.artifacts.run_facts import RunFacts, Verdict
 from ssl_lightning.report.verdict import judge
 
 FACTS = RunFacts(

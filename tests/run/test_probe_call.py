@@ -15,10 +15,10 @@ import torchvision
 from torch import Tensor, nn
 
 from ssl_lightning import ImageData, load_backbone, probe
-from ssl_lightning.artifacts.results import Record
+from ssl_lightning.artifacts.records import Record
 from ssl_lightning.data.fake import Fake, striped
 from ssl_lightning.networks.convnet import ConvNet
-from ssl_lightning.probes.base import run_probes
+from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.knn import KNNProbe
 from ssl_lightning.probes.linear import LinearProbe
 from ssl_lightning.report.probe_table import ProbeTable

@@ -38,6 +38,7 @@ from ssl_lightning.data.io.scan import SHOWN, scan
 # Formats by content. Pillow knows dozens more and passes some to external programs (PostScript to
 # Ghostscript), regardless of the extension
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+MAX_PIXELS = 50_000_000  # default limit of a picture
 SAMPLED = 64  # files that are decoded before work starts if not all are
 CHUNK = 64  # files that a thread checks at a time
 T = TypeVar("T")
