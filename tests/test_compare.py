@@ -160,12 +160,15 @@ def test_keys_of_single_tasks_are_refused(override: str, message: str) -> None:
     [
         (0, ["rotation"], 3, "minutes is 0; allowed is a number above 0"),
         (float("nan"), ["rotation"], 3, "minutes is nan"),
+        ("half", ["rotation"], 3, "minutes is half; allowed is a number above 0"),
+        (30, "rotation", 3, r"compare\.tasks is rotation; a list is needed: compare\.tasks=\[rotation\]"),
+        (30, ["rotation"], "two", r"compare\.seeds is two; allowed is a whole number"),
         (30, ["rotations"], 3, r"compare\.tasks has rotations; allowed are rotation, jigsaw"),
         (30, [], 3, r"compare\.tasks is empty"),
         (30, ["rotation"], 0, r"compare\.seeds is 0"),
     ],
 )
-def test_wrong_values_are_refused(minutes: float, tasks: list[str], seeds: int, message: str) -> None:
+def test_wrong_values_are_refused(minutes: object, tasks: object, seeds: object, message: str) -> None:
     with pytest.raises(RunError, match=message):
         check_command([], minutes, tasks, seeds)
 

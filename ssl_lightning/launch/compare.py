@@ -53,8 +53,8 @@ def run_compare(cfg: DictConfig) -> None:
     """
     overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    check_command(overrides, cfg.minutes, cfg.compare.tasks, cfg.compare.seeds)
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
-    check_command(overrides, float(cfg.minutes), tasks, seeds)
     given = [o for o in overrides if key_of(o) not in OWN]
     labelled = "train_dir" not in cfg.data or cfg.data.train_dir is not None
     given += [] if labelled else ["probe=[]"]
@@ -85,8 +85,8 @@ def run_compare(cfg: DictConfig) -> None:
     print(f"\n{comparison.use()}\n\ncomparison: {folder / 'COMPARE.md'}")
 
 
-def check_command(overrides: Sequence[str], minutes: float, tasks: Sequence[str], seeds: int) -> None:
-    """Check the command line of a comparison.
+def check_command(overrides: Sequence[str], minutes: object, tasks: Any, seeds: object) -> None:
+    """Check the command line of a comparison, whose keys may have values of any type.
 
     Raises:
         RunError: The message names the key, and what is allowed.
@@ -97,10 +97,12 @@ def check_command(overrides: Sequence[str], minutes: float, tasks: Sequence[str]
             f"error: {fixed[0]}= cannot be given to a comparison, which sets it for each task; "
             "choose tasks by compare.tasks=[...]"
         )
-    if not 0 < minutes < math.inf:
-        raise RunError(f"error: minutes is {minutes:g}; allowed is a number above 0")
-    if seeds < 1:
+    if not isinstance(minutes, int | float) or not 0 < minutes < math.inf:
+        raise RunError(f"error: minutes is {minutes}; allowed is a number above 0")
+    if not isinstance(seeds, int) or seeds < 1:
         raise RunError(f"error: compare.seeds is {seeds}; allowed is a whole number, 1 or more")
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        raise RunError(f"error: compare.tasks is {tasks}; a list is needed: compare.tasks=[{tasks}]")
     if wrong := [task for task in tasks if task not in SETTINGS]:
         raise RunError(f"error: compare.tasks has {', '.join(wrong)}; allowed are {', '.join(SETTINGS)}")
     if not tasks:
