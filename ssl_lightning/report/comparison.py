@@ -273,7 +273,7 @@ def _advice(rounds: Sequence[TaskRound]) -> list[str]:
     for one, following in zip(rounds, ended, strict=True):
         open_tasks = contenders(one)
         if len(open_tasks) > 1 and (following is None or not set(open_tasks) <= set(following.runs)):
-            return ["More minutes= or more labelled images may tell these tasks apart."]
+            return ["More minutes= or more labelled images may tell the tasks apart."]
     return []
 
 

@@ -48,7 +48,7 @@ def test_the_winner_its_gain_and_the_distance_of_the_others() -> None:
         in text
     )
     assert text.count("colorization") == 1
-    assert text.endswith("More minutes= or more labelled images may tell these tasks apart.")
+    assert text.endswith("More minutes= or more labelled images may tell the tasks apart.")
 
 
 def test_balanced_accuracy_judges_unequal_classes() -> None:
@@ -177,7 +177,7 @@ def test_a_task_without_time_is_told_from_one_that_is_behind() -> None:
     text = conclusion(None, [first, of(2000, jigsaw=[run(0.5, 0.6)])], [])
     assert "Behind after round 1: inpainting 40.0 ± 0.5 %." in text
     assert "Not behind after round 1, but without time for more: rotation 50.0 ± 0.5 %." in text
-    assert text.endswith("More minutes= or more labelled images may tell these tasks apart.")
+    assert text.endswith("More minutes= or more labelled images may tell the tasks apart.")
     assert text.count("minutes=") == 1
 
 
