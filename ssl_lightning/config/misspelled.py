@@ -16,21 +16,18 @@ from ssl_lightning.core.entry import command_line
 MOST = 3  # keys that a message names
 
 
-def explained(error: Exception) -> str:
+def explained(error: Exception, command: str = "train") -> str:
     """Return the text of an error of Hydra or OmegaConf, without Hydra's search path.
 
     Args:
         error: Such as that of an override with an unknown key, or of an unknown option of a group.
+        command: Name of the command, whose help a message may name.
     """
-    lists = f"`{command_line('train')} --help` lists the keys"
+    lists = f"`{command_line(command)} --help` lists the keys"
     if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
-        groups = sorted(
-            path.parent.name
-            for conf in conf_dirs()
-            for path in conf.glob("*/*.yaml")
-            if path.stem == error.override
-        )
-        meant = f"did you mean {groups[0]}={error.override}?" if groups else lists
+        files = (path for conf in conf_dirs() for path in conf.glob("*/*.yaml"))
+        close = [f"{path.parent.name}={path.stem}" for path in files if path.stem == error.override]
+        meant = f"did you mean {' or '.join(sorted(close))}?" if close else lists
         return f"{error.override} is not KEY=VALUE; {meant}"
     text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
     cause = error.__cause__

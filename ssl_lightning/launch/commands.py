@@ -110,7 +110,7 @@ def _compose_and_run(
         except (HydraException, OmegaConfBaseException, OSError) as error:
             if wanted == "1":
                 raise
-            return print_error(_shortened(error))
+            return print_error(_shortened(error, name))
     return 0
 
 
@@ -124,11 +124,11 @@ def unknown_flag(arguments: Sequence[str]) -> str | None:
     return next((each for each in unknown if each.startswith("-")), None)
 
 
-def _shortened(error: Exception) -> RunError:
+def _shortened(error: Exception, name: str) -> RunError:
     """Return an error of Hydra, or of a job of a sweep, without Hydra's search path."""
     if isinstance(error, RunError):
         return error
-    text = explained(error)
+    text = explained(error, name)
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the run folder
         text += "; output_dir= names the parent of the run folders"
     return RunError(f"error: {text}")

@@ -16,6 +16,7 @@ from ssl_lightning.config.misspelled import explained
         ("sedd=1", "sedd is not a key of the config; did you mean seed?"),
         ("trainer.max_epoch=3", "trainer.max_epoch is not a key of trainer; did you mean max_epochs"),
         ("rotation", "rotation is not KEY=VALUE; did you mean task=rotation?"),
+        ("cpu", "cpu is not KEY=VALUE; did you mean budget=cpu or trainer=cpu?"),
         ("zzz", "zzz is not KEY=VALUE; `python train.py --help` lists the keys"),
         ("zzz=1", "zzz is not a key of the config; `python train.py --help` lists the keys"),
     ],

@@ -66,7 +66,7 @@ def test_a_refused_row_is_told_from_a_failed_one(
 @pytest.mark.slow
 def test_a_stopped_comparison_tells_how_it_continues(tmp_path: Path) -> None:
     small = ["data=fake", "data.num_train=6400", "data.num_test=64", "data.heldout=32", "trainer=cpu"]
-    command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={tmp_path}", *small, "minutes=10"]
+    command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={tmp_path}", *small, "minutes=60"]
     folder = tmp_path / "compare/fake/convnet/first/rotation_round_1-0"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as comparison:
         assert comparison.stdout is not None
