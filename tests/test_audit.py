@@ -40,6 +40,8 @@ def test_bad_audits_are_refused(tmp_path: Path) -> None:
         guards_off("ssl_lightning.tasks.rotation.Rotation", None)
     with pytest.raises(RunError, match=r"audit\.guards has edges; the task has gap, standardise"):
         guards_off(JIGSAW, ["edges"])
+    with pytest.raises(RunError, match=r"audit\.guards is gap; a list is needed: audit\.guards=\[gap\]"):
+        guards_off(JIGSAW, "gap")
     remember("audit", tmp_path / "audit.json", {"seeds": [0]})
     remember("audit", tmp_path / "audit.json", {"seeds": [0]})
     with pytest.raises(RunError, match="is the audit of another command"):

@@ -41,15 +41,65 @@ SMALL = [
 def test_the_time_left_decides_on_tasks_and_seeds(
     seconds: int, fewest: int, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    comparison = TaskComparison(tmp_path, [], seconds, 3, 32)
+    comparison = TaskComparison(tmp_path, [], seconds, 3)
     tasks = ["rotation", "jigsaw", "inpainting"]
     comparison.rounds = [TaskRound(dict.fromkeys(tasks, 60), {})]
     monkeypatch.setattr(comparison, "affordable", lambda task, seconds: int(seconds))
     assert comparison.plan(tasks, fewest, 3, 1.0) == expected
 
 
+def measured(seconds: float, folder: Path) -> TaskComparison:
+    command = "python compare.py data=folder data.pretrain_dir=/photos"
+    comparison = TaskComparison(folder / "first", [], seconds, 3, command=command)
+    comparison.images, comparison.probed = 45_000, True  # batches of 16 and 64: 20 steps are 1,280 images
+    comparison.stored["seconds"] = {"before 0": 10.0, "speed 0": 10.0}
+    return comparison
+
+
+@pytest.mark.parametrize(
+    ("seconds", "labels", "expected", "said"),
+    [
+        # an image takes 1/100 + 1/50 s, and 2/100 s on labels alone; three runs take 10 + 4 s without them
+        (600, True, 2640, ""),  # (0.3 * 580 - 3 * 14) / 0.05
+        (600, False, 5133, ""),  # (0.3 * 580 - 2 * 10) / 0.03
+        (360, True, 1280, ""),
+        (100, True, 1280, "minutes=1.66667 is too short here: round 1 takes about 106 s"),
+    ],
+)
+def test_the_measured_speed_decides_on_the_first_round(
+    seconds: float, labels: bool, expected: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    comparison = measured(seconds, tmp_path)
+    comparison.probed = labels
+    before = Results(replace(FACTS, wall_s=4.0), {}, [])
+    found = comparison.first_images({"rotation": 100.0, "jigsaw": 50.0}, before)
+    assert found == pytest.approx(expected, abs=1)
+    printed = capsys.readouterr().out
+    assert printed.startswith(said)
+    assert bool(printed) == bool(said)
+    if said:  # 20 s are used, and 106 s are three tenths of the rest
+        command = "python compare.py data=folder data.pretrain_dir=/photos minutes=7 name=first_longer\n"
+        assert printed.endswith(f" {command}")
+
+
+def test_a_continued_comparison_keeps_the_first_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Results(replace(FACTS, wall_s=4.0), {}, [])
+    (tmp_path / "first").mkdir()
+    comparison = measured(600, tmp_path)
+    monkeypatch.setattr(TaskComparison, "speeds", lambda self, tasks: {"jigsaw": 50.0})
+    first = comparison.first_round(["jigsaw"], before)
+    monkeypatch.setattr(TaskComparison, "speeds", lambda self, tasks: {"jigsaw": 1.0})
+    assert measured(600, tmp_path).first_round(["jigsaw"], before) == first
+
+
+def test_a_task_that_cannot_be_measured_gets_the_fewest_steps(tmp_path: Path) -> None:
+    assert measured(600, tmp_path).first_images({}, Results(FACTS, {}, [])) == 20 * 64
+
+
 def test_a_round_tells_when_it_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    comparison = TaskComparison(tmp_path, [], 600, 3, 32)
+    comparison = TaskComparison(tmp_path, [], 600, 3)
     comparison.stored["seconds"] = {"before 0": 30.0, "rotation round 1 0": 100.0, "jigsaw round 1 0": 200.0}
     comparison.tell_time(1, 2, 6)
     text = "round 1: 2 of 6 trainings done, 55% of the time used, about 10 min to the end of the round\n"
@@ -73,7 +123,7 @@ def test_the_table_has_the_metric_that_judges(metrics: list[str], columns: list[
     ]
     (tmp_path / "run").mkdir()
     write_results(tmp_path / "run/results.json", Results(facts, {}, records))
-    comparison = TaskComparison(tmp_path, [], 60, 3, 32, probed=True)
+    comparison = TaskComparison(tmp_path, [], 60, 3, probed=True)
     comparison.rounds = [TaskRound({"rotation": 60}, {"rotation": [Results(facts, {}, records)]})]
     (table,) = comparison.tables()
     assert table.columns == columns
@@ -111,12 +161,15 @@ def test_keys_of_single_tasks_are_refused(override: str, message: str) -> None:
     [
         (0, ["rotation"], 3, "minutes is 0; allowed is a number above 0"),
         (float("nan"), ["rotation"], 3, "minutes is nan"),
+        ("half", ["rotation"], 3, "minutes is half; allowed is a number above 0"),
+        (30, "rotation", 3, r"compare\.tasks is rotation; a list is needed: compare\.tasks=\[rotation\]"),
+        (30, ["rotation"], "two", r"compare\.seeds is two; allowed is a whole number"),
         (30, ["rotations"], 3, r"compare\.tasks has rotations; allowed are rotation, jigsaw"),
         (30, [], 3, r"compare\.tasks is empty"),
         (30, ["rotation"], 0, r"compare\.seeds is 0"),
     ],
 )
-def test_wrong_values_are_refused(minutes: float, tasks: list[str], seeds: int, message: str) -> None:
+def test_wrong_values_are_refused(minutes: object, tasks: object, seeds: object, message: str) -> None:
     with pytest.raises(RunError, match=message):
         check_command([], minutes, tasks, seeds)
 
@@ -130,6 +183,8 @@ def test_a_comparison_ends_with_a_sentence_and_continues_after_a_kill(tmp_path: 
     assert "linear probe" in text
     assert "The labels alone reach" in text
     assert "classifier = ssl_lightning.load_classifier(" in text
+    assert done.stdout.count("The labels alone reach") == 1  # in the paragraph below the table
+    assert done.stdout.count("ssl_lightning.load_classifier(") == 1
     assert (folder / "report/report.html").stat().st_size > 0
     (folder / "jigsaw_round_1-0/results.json").unlink()  # as after a kill
     again = compare(tmp_path, *SMALL)

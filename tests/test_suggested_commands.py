@@ -204,7 +204,8 @@ def known_keys() -> set[str]:
         group, content = path.parent.name, OmegaConf.load(path)
         place = f"probe.{path.stem}" if group == "probe" else group
         known |= {f"{place}.{key}" for key in content}
-    known |= {f"compare.{key}" for key in OmegaConf.load(CONF / "compare.yaml").compare}
+    for name in ("compare", "audit"):
+        known |= {f"{name}.{key}" for key in OmegaConf.load(CONF / f"{name}.yaml")[name]}
     known |= {f"encoding.{key}" for key in OmegaConf.load(CONF / "train.yaml").encoding}
     return known
 
@@ -229,8 +230,10 @@ def test_errors_suggest_values_that_exist() -> None:
     assert len(written) > 40
     formats = [each for each in written if each.startswith("format=")]
     assert {each.partition("=")[2] for each in formats} <= set(FORMATS)
-    values = [each for each in written if "." in each.partition("=")[0]]
-    left = set(written) - set(formats) - set(values)
+    of_audit = [each for each in written if each.startswith("audit.")]
+    check_audit(["task=jigsaw", *of_audit])
+    values = [each for each in written if "." in each.partition("=")[0] and each not in of_audit]
+    left = set(written) - set(formats) - set(values) - set(of_audit)
     jobs = []
     for task in {"super_resolution", *OF_TASK.values()}:
         of_task = [value for value in values if OF_TASK.get(value, "super_resolution") == task]

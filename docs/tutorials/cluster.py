@@ -8,7 +8,8 @@
 # ## Two processes
 #
 # `trainer.devices` is the number of processes. `data.batch_size` is the batch of all of them together, so
-# that their number changes the speed and not the result:
+# that their number changes the speed and not the result. The images are generated, so the page shows that
+# runs are equal, and not how good they are: [the table](../table.md) has figures of `data=cifar10`.
 
 # %% language="bash"
 # few="data.num_train=128 data.num_test=32 data.heldout=32 probe=[] callbacks=[checkpoint,progress]"

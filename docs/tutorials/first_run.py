@@ -24,8 +24,27 @@
 # marks the stage that held-out images chose, never the test images.
 #
 # Read the last line first: the verdict. Here it warns you. The direction of stripes is so easy that a
-# network with random weights already shows it, and pretraining cannot add much. Photographs are different:
-# `make train` does the same on CIFAR-10, and its linear probe gains more than ten points.
+# network with random weights already shows it, and pretraining cannot add much.
+#
+# Photographs are different. For real figures, `data=cifar10` replaces `data=fake`, and for your own images
+# `data=folder data.pretrain_dir=/my/images` ([own images](../own_images.md)). The quick start has good
+# settings for CIFAR-10, which it downloads:
+#
+#     python train.py experiment=quick_start
+#
+# The run of the README took 73 s on two cores, with this table:
+#
+# ```
+#  backbone                 linear              knn k=20             knn k=200
+#  ────────────────────────────────────────────────────────────────────────
+#  stage1   48.2* → 54.0   +5.8   35.2  → 43.4   +8.2   32.6  → 41.9   +9.3
+#  stage2   44.2  → 61.6  +17.4   35.6  → 50.2* +14.6   34.0* → 47.7  +13.7
+#  stage3   45.7  → 61.6* +15.9   35.9* → 47.4  +11.6   34.1  → 45.9* +11.8
+# ```
+#
+# The stars of its linear probe say: the best stage of the untrained network names the class of 48.2 % of the
+# 10,000 test photographs. After one pass over 45,000 photographs without labels it is 61.6 %. Guessing gives
+# 10 %.
 #
 # ## Look
 #

@@ -97,6 +97,15 @@ plt.show()
 #
 # `probe` fits a linear classifier and nearest neighbours on the frozen features of every stage. The control
 # is the task before its training, whose weights the same seed gives: `against` puts both into one table.
+#
+# Stripes are so easy that the control is near 100 %: the figures below show the form of the table, and say
+# nothing of rotation. Folders of your own images give figures that do, in place of the arrays above:
+#
+#     data = ImageData("photos/", "labelled/train", "labelled/test", image_size=64, batch_size=32)
+#     labelled, held = "labelled/train", "labelled/test"  # one folder per class
+#
+# On CIFAR-10 with the backbone `convnet`, rotation raises the linear probe from 47.4 to 65.9 % in four passes
+# ([the table](../table.md)).
 
 # %%
 from ssl_lightning import probe

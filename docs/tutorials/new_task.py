@@ -179,6 +179,11 @@ plt.axis("off")
 plt.show()
 
 # %% [markdown]
+# The generated stripes only show that the task runs: its verdict says that it is solved, and the untrained
+# backbone is near 100 % already. For figures that judge the task, give the same command `data=cifar10` in
+# place of `data=fake trainer=cpu`. There guessing gives 10 %, the untrained backbone reaches 47.4 %, and
+# rotation, which tells four directions apart, 65.9 % after four passes ([the table](../table.md)).
+#
 # A wrong value is refused before any work, by the words of the constructor:
 
 # %% language="bash"

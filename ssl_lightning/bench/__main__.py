@@ -113,7 +113,14 @@ def main(arguments: Sequence[str]) -> int:
 
     keep_quiet()
     about = "Measure speed against plain PyTorch, print tables, and write one JSON file."
-    parser = argparse.ArgumentParser(prog=command_line("bench"), description=about)
+    about += "\nAll sections and tasks take long; a short one: --sections steps --tasks rotation"
+    listed = [f"  {name:<9} {(section.__doc__ or '').strip()}" for name, section in SECTIONS.items()]
+    parser = argparse.ArgumentParser(
+        prog=command_line("bench"),
+        description=about,
+        epilog="\n".join(["sections:", *listed]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     for option, names in (("sections", SECTIONS), ("tasks", TASKS)):
         about = f"any of {', '.join(names)}; default: all"
         name, default = option.removesuffix("s"), list(names)

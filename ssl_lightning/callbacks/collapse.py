@@ -85,17 +85,16 @@ class Collapse(Callback):
         self._stock: list[tuple[Tensor, Tensor]] = []  # batches without a data module of this package
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fewest = max(FEWEST, trainer.world_size)
         if paired_data(trainer) is None:
             sample = watched_sample(trainer, self.images)
             self._stock, count = sample.batches(trainer), len(sample.images)
+            needed = f"{fewest} are needed"
         else:
-            count = len(self.loader(trainer).indices)
-        fewest = max(FEWEST, trainer.world_size)
+            count, needed = len(self.loader(trainer).indices), f"data.heldout={fewest} is needed"
         self._watches = count >= fewest
         if not self._watches and trainer.is_global_zero:
-            log.info(
-                "features are not watched for collapse: %d held-out images, %d are needed", count, fewest
-            )
+            log.info("features are not watched for collapse: %d held-out images, %s", count, needed)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._watches or (trainer.current_epoch + 1) % self.every_n_epochs:

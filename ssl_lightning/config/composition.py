@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ssl_lightning.config.keys import PATHS
 from ssl_lightning.config.paths import conf_dir
@@ -101,6 +101,8 @@ def resolve(cfg: DictConfig) -> DictConfig:
     """
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise RunError(f"error: {error.full_key} must be given: {error.full_key}=...") from None
     except OmegaConfBaseException as error:
         raise RunError(f"error: the config is incomplete: {error}") from None
     config: Any = container

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import Any
 
-from hydra.errors import MissingConfigException
-from omegaconf import DictConfig
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.config.plugins import conf_dirs
+from ssl_lightning.core.entry import command_line
+
+MOST = 3  # keys that a message names
 
 
-def explained(error: Exception) -> str:
+def explained(error: Exception, command: str = "train") -> str:
     """Return the text of an error of Hydra or OmegaConf, without Hydra's search path.
 
     Args:
         error: Such as that of an override with an unknown key, or of an unknown option of a group.
+        command: Name of the command, whose help a message may name.
     """
+    lists = f"`{command_line(command)} --help` lists the keys"
+    if isinstance(error, OverrideParseException) and "missing EQUAL" in str(error):
+        files = (path for conf in conf_dirs() for path in conf.glob("*/*.yaml"))
+        close = [f"{path.parent.name}={path.stem}" for path in files if path.stem == error.override]
+        meant = f"did you mean {' or '.join(sorted(close))}?" if close else lists
+        return f"{error.override} is not KEY=VALUE; {meant}"
     text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         key, name = str(cause.full_key), str(cause.key)
-        if close := get_close_matches(name, [str(each) for each in cause.parent_node]):
-            parent = key.rpartition(".")[0] or "the config"
-            return f"{key} is not a key of {parent}; did you mean {', '.join(close)}?"
+        parent = key.rpartition(".")[0]
+        close = get_close_matches(name, [str(each) for each in cause.parent_node])
+        if not (close or parent):
+            close = keys_inside(name, cause.parent_node)
+        if close:
+            return f"{key} is not a key of {parent or 'the config'}; did you mean {', '.join(close)}?"
+        if not parent:
+            return f"{key} is not a key of the config; {lists}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         files = (path for conf in conf_dirs() for path in (conf / group).glob("*.yaml"))
@@ -34,3 +51,25 @@ def explained(error: Exception) -> str:
         if not error.options:  # of a group that takes several options
             text = f"{text.strip().removesuffix('.')}{'' if close else '.'} Allowed are {', '.join(options)}"
     return text
+
+
+def keys_inside(name: str, cfg: DictConfig) -> list[str]:
+    """Return the dotted keys of a config whose last part is a name, or else ends with it, the shortest first.
+
+    >>> cfg = OmegaConf.create({"trainer": {"max_epochs": 20}, "optimizer": {"lr": 0.1, "other_lr": 1}})
+    >>> keys_inside("epochs", cfg), keys_inside("lr", cfg)
+    (['trainer.max_epochs'], ['optimizer.lr'])
+    """
+    paths = list(_paths(OmegaConf.to_container(cfg, resolve=False)))
+    same = [path for path in paths if path.rpartition(".")[2] == name]
+    longer = [path for path in paths if path.endswith(f"_{name}")]
+    return (same or sorted(longer, key=lambda path: len(path.rpartition(".")[2])))[:MOST]
+
+
+def _paths(content: Any, place: str = "") -> Iterator[str]:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key != "hydra":
+                yield from _paths(value, f"{place}.{key}" if place else str(key))
+    else:
+        yield place

@@ -107,5 +107,6 @@ def check_cross_validation(folder: Path, names: list[str], labels: Tensor) -> No
     if sizes[rarest] < FOLDS:
         raise ValueError(
             f"class {names[rarest]} of {folder} has {sizes[rarest]} images; without data.test_dir the "
-            f"figures are cross-validated in {FOLDS} folds, which needs {FOLDS} images of each class"
+            f"figures are cross-validated in {FOLDS} folds, which needs {FOLDS} images of each class; "
+            "add images, or give data.test_dir"
         )

@@ -37,14 +37,16 @@ def run_audit(cfg: DictConfig) -> list[Row]:
     for key in map(key_of, overrides):
         if key in INSTEAD:
             raise RunError(f"error: {key}= cannot be given to an audit; use {INSTEAD[key]}")
+    seeds = cfg.audit.seeds
+    if not isinstance(seeds, Sequence) or not seeds or any(type(seed) is not int for seed in seeds):
+        raise RunError(f"error: audit.seeds is {seeds}; a list of whole numbers is needed: audit.seeds=[0,1]")
     given = [o for o in overrides if not o.lstrip("+").startswith(OWN) and key_of(o) not in SET]
     rows = {ALL: [], **guards_off(cfg.task._target_, cfg.audit.guards)}
-    plan = {"overrides": given, "rows": rows, "seeds": list(cfg.audit.seeds)}
+    plan = {"overrides": given, "rows": rows, "seeds": list(seeds)}
     with locked_new(folder, cfg, may_exist=True) as (folder, _), planned("audit", folder / PLAN_NAME, plan):
         found = {
             name: [
-                run_row("audit", folder, name, seed, [*given, *off, "probe_untrained=true"])
-                for seed in cfg.audit.seeds
+                run_row("audit", folder, name, seed, [*given, *off, "probe_untrained=true"]) for seed in seeds
             ]
             for name, off in rows.items()
         }
@@ -69,6 +71,8 @@ def guards_off(target: str, chosen: Sequence[str] | None) -> dict[str, list[str]
     guards: Mapping[str, Mapping[str, Any]] = getattr(get_class(target), "guards", {})
     if not guards:
         raise RunError(f"error: {target.rpartition('.')[2]} has no guards; audit a patch task: task=jigsaw")
+    if isinstance(chosen, str):
+        raise RunError(f"error: audit.guards is {chosen}; a list is needed: audit.guards=[{chosen}]")
     if wrong := [name for name in chosen or () if name not in guards]:
         raise RunError(f"error: audit.guards has {', '.join(wrong)}; the task has {', '.join(guards)}")
     return {

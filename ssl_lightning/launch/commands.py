@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -20,6 +21,7 @@ from ssl_lightning.config.composition import quote_paths
 from ssl_lightning.config.misspelled import explained
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import use_plugins
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError, print_error
 from ssl_lightning.launch.help import help_text, is_help
 from ssl_lightning.launch.sweep import failed_jobs_named
@@ -93,6 +95,9 @@ def _compose_and_run(
     if is_help(arguments):
         print(help_text(name))
         return 0
+    if wrong := unknown_flag(arguments):
+        lists = f"`{command_line(name)} --help` lists the keys"
+        return print_error(RunError(f"error: {wrong} is not an option; settings are KEY=VALUE, and {lists}"))
     use_plugins()
     sys.argv[1:] = quote_paths(arguments)  # Hydra reads them there
     path = None if stored else str(conf_dir())
@@ -105,15 +110,25 @@ def _compose_and_run(
         except (HydraException, OmegaConfBaseException, OSError) as error:
             if wanted == "1":
                 raise
-            return print_error(_shortened(error))
+            return print_error(_shortened(error, name))
     return 0
 
 
-def _shortened(error: Exception) -> RunError:
+def unknown_flag(arguments: Sequence[str]) -> str | None:
+    """Return the first argument that has the form of an option and is none of Hydra's.
+
+    >>> unknown_flag(["task=jigsaw", "--epochs", "3"]), unknown_flag(["-m", "--cfg", "job"])
+    ('--epochs', None)
+    """
+    _, unknown = get_args_parser().parse_known_args(list(arguments))
+    return next((each for each in unknown if each.startswith("-")), None)
+
+
+def _shortened(error: Exception, name: str) -> RunError:
     """Return an error of Hydra, or of a job of a sweep, without Hydra's search path."""
     if isinstance(error, RunError):
         return error
-    text = explained(error)
+    text = explained(error, name)
     if isinstance(error, OSError) and not isinstance(error, HydraException):  # Hydra makes the run folder
         text += "; output_dir= names the parent of the run folders"
     return RunError(f"error: {text}")

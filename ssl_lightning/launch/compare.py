@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,20 +25,21 @@ from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.progress import span
 from ssl_lightning.launch.report import find_benchmark
-from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row
+from ssl_lightning.launch.rows import key_of, planned, row_folder, run_row, run_stoppable
 from ssl_lightning.launch.train import locked_new
 from ssl_lightning.report.accuracy import judging_metric
 from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
-from ssl_lightning.report.comparison import TaskRound, any_helps, conclusion, contenders
+from ssl_lightning.report.comparison import TaskRound, any_helps, conclusion, contenders, title
+from ssl_lightning.report.notes import VERDICTS
 from ssl_lightning.report.table import Table
-from ssl_lightning.report.write import write_tables
+from ssl_lightning.report.write import PAGE, write_tables
 
 PLAN_NAME, ROUNDS_NAME = "compare.json", "rounds.json"
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
-FIRST_IMAGES = 100  # images per minute of the comparison that each task sees in round 1, at 64 px
-LATER = {2: 0.35, 3: 0.95}  # share of the time left that a round plans for
+SHARES = {1: 0.3, 2: 0.35, 3: 0.95}  # share of the time left that a round plans for
+FEWEST_STEPS = 20  # of a training; fewer change a backbone too little to compare tasks
 LONGER = 1.5  # times the images of its last run that a task must see in a longer one
 LABELS_ALONE = 2  # images that the network trained on labels alone sees, relative to a task in round 1
 MOST_EPOCHS, MOST_STEPS, BATCH = 20, 500, 64  # as in conf/probe/finetune.yaml
@@ -50,8 +53,8 @@ def run_compare(cfg: DictConfig) -> None:
     """
     overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    check_command(overrides, cfg.minutes, cfg.compare.tasks, cfg.compare.seeds)
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
-    check_command(overrides, float(cfg.minutes), tasks, seeds)
     given = [o for o in overrides if key_of(o) not in OWN]
     labelled = "train_dir" not in cfg.data or cfg.data.train_dir is not None
     given += [] if labelled else ["probe=[]"]
@@ -65,23 +68,25 @@ def run_compare(cfg: DictConfig) -> None:
             given,
             60 * float(cfg.minutes),
             seeds,
-            cfg.data.get("image_size") or 32,
             continued=bool(cfg.init_from or cfg.backbone.get("pretrained")),
+            command=command_text(o for o in overrides if key_of(o) not in ("minutes", "name")),
         )
         comparison.run(tasks)
-    command = " ".join([command_line("compare"), *map(shlex.quote, overrides)])
+    command = command_text(overrides)
     text = conclusion(comparison.labels_alone, comparison.rounds, comparison.refused)
     tables = comparison.tables()
     for table in tables:
         table.opening = text  # the page says what the command says
-    write_tables(tables, folder / "report")
-    text = f"{text}\n\n{comparison.use()}"
-    write_file(folder / "COMPARE.md", f"# Which pretext task?\n\n`{command}`\n\n{text}\n")
-    print(f"\n{text}\n\ncomparison: {folder / 'COMPARE.md'}")
+        table.notes[VERDICTS] = []  # which the text sums up
+    write_tables(tables, folder / "report")  # which prints the text below the table
+    page = f"[The table](report/{PAGE}) has all figures, and how they were measured."
+    parts = ["# Which pretext task?", f"`{command}`", text, comparison.use(), page]
+    write_file(folder / "COMPARE.md", "\n\n".join(parts) + "\n")
+    print(f"\n{comparison.use()}\n\ncomparison: {folder / 'COMPARE.md'}")
 
 
-def check_command(overrides: Sequence[str], minutes: float, tasks: Sequence[str], seeds: int) -> None:
-    """Check the command line of a comparison.
+def check_command(overrides: Sequence[str], minutes: object, tasks: Any, seeds: object) -> None:
+    """Check the command line of a comparison, whose keys may have values of any type.
 
     Raises:
         RunError: The message names the key, and what is allowed.
@@ -92,14 +97,21 @@ def check_command(overrides: Sequence[str], minutes: float, tasks: Sequence[str]
             f"error: {fixed[0]}= cannot be given to a comparison, which sets it for each task; "
             "choose tasks by compare.tasks=[...]"
         )
-    if not 0 < minutes < math.inf:
-        raise RunError(f"error: minutes is {minutes:g}; allowed is a number above 0")
-    if seeds < 1:
+    if not isinstance(minutes, int | float) or not 0 < minutes < math.inf:
+        raise RunError(f"error: minutes is {minutes}; allowed is a number above 0")
+    if not isinstance(seeds, int) or seeds < 1:
         raise RunError(f"error: compare.seeds is {seeds}; allowed is a whole number, 1 or more")
+    if not isinstance(tasks, Sequence) or isinstance(tasks, str):
+        raise RunError(f"error: compare.tasks is {tasks}; a list is needed: compare.tasks=[{tasks}]")
     if wrong := [task for task in tasks if task not in SETTINGS]:
         raise RunError(f"error: compare.tasks has {', '.join(wrong)}; allowed are {', '.join(SETTINGS)}")
     if not tasks:
         raise RunError(f"error: compare.tasks is empty; allowed are {', '.join(SETTINGS)}")
+
+
+def command_text(overrides: Iterable[str]) -> str:
+    """Return the shell command of a comparison with these overrides."""
+    return " ".join([command_line("compare"), *map(shlex.quote, overrides)])
 
 
 def labels_length(first: int, labels: int) -> list[str]:
@@ -133,16 +145,16 @@ class TaskComparison:
         given: Overrides of all runs.
         seconds: Planned length.
         seeds: Runs of each finalist.
-        image_size: Pixels; larger images get shorter first runs.
         continued: Whether the backbone starts from given weights.
+        command: Shell command of the comparison without `minutes` and `name`, to suggest.
     """
 
     folder: Path
     given: list[str]
     seconds: float
     seeds: int
-    image_size: int
     continued: bool = False
+    command: str = ""
     images: int = 0  # of an epoch
     probed: bool = False  # whether there are labels
     labels_alone: Results | None = None
@@ -159,8 +171,8 @@ class TaskComparison:
         """Run all rounds; beside given weights no network is trained on the labels alone."""
         before = self.row("before", 0, ["task=random"])
         self.images, self.probed = before.run.pretrain_images or 0, bool(before.probes)
-        first = max(1, round(FIRST_IMAGES * self.seconds / 60 * (64 / self.image_size) ** 2))
-        if self.probed and not self.continued:
+        first = self.first_round(tasks, before)
+        if self.tunes:
             number = before.probes[0].protocol["labels"]["train"]
             tuning = ["task=random", "probe=[finetune]", "probe.finetune.fractions=[1.0]"]
             self.labels_alone = self.tried("labels alone", 0, [*tuning, *labels_length(first, number)])
@@ -170,6 +182,62 @@ class TaskComparison:
         self.later_round(2, 1)
         if self.probed:
             self.later_round(3, self.seeds)
+
+    @property
+    def tunes(self) -> bool:
+        """Whether a network is trained on the labels alone."""
+        return self.probed and not self.continued
+
+    def first_round(self, tasks: Sequence[str], before: Results) -> int:
+        """Return the images that each task sees in round 1; a new comparison measures and stores them."""
+        stored = self.stored["rounds"].get("1")
+        if stored is None:
+            speeds = self.speeds(tasks)
+            stored = {"seeds": 1, "images": dict.fromkeys(tasks, self.first_images(speeds, before))}
+            self.stored["rounds"]["1"] = stored
+            self.store()
+        return int(max(stored["images"].values()))
+
+    def speeds(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Measure images per second of each task on one device; a task that fails is left out."""
+        print(f"\nmeasuring the speed of {', '.join(tasks)}", flush=True)
+        began = time.monotonic()
+        facts = ["+benchmark=compare", "benchmark.row=speed", *self.given]
+        rows = {task: [*facts, *self.settings(task)] for task in tasks}
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "speeds.json"
+            command = [sys.executable, "-P", "-m", "ssl_lightning.run.speed", json.dumps(rows), str(out)]
+            run_stoppable(command, f"the same command with name={self.folder.name} continues the comparison")
+            found = json.loads(out.read_text()) if out.exists() else {}
+        self.stored["seconds"]["speed 0"] = time.monotonic() - began
+        return dict(found)
+
+    def first_images(self, speeds: Mapping[str, float], before: Results) -> int:
+        """Return how many images each task sees in round 1; print a line if even the fewest take too long.
+
+        The fewest may take all the time left: one round that tells something beats three that tell nothing.
+
+        Args:
+            speeds: Images per second of each task.
+            before: Results of the untrained backbone, whose run has all fixed costs of a task.
+        """
+        fewest = FEWEST_STEPS * max(map(self.batch_size, speeds), default=BATCH)
+        if not speeds:
+            return fewest
+        fixed = self.stored["seconds"]["before 0"] + before.run.wall_s * self.probed  # probes run twice
+        fixed *= len(speeds) + self.tunes
+        image = sum(1 / speed for speed in speeds.values()) + LABELS_ALONE * self.tunes / max(speeds.values())
+        used = sum(self.stored["seconds"].values())
+        left, least = self.seconds - used, fixed + fewest * image
+        if least > left:
+            minutes = math.ceil((used + least / SHARES[1]) / 60)
+            print(
+                f"minutes={self.seconds / 60:g} is too short here: round 1 takes about {span(least)}, at the "
+                f"fewest steps that tell anything, {FEWEST_STEPS} a task; it starts all the same, and longer "
+                f"rounds need: {self.command} minutes={minutes} name={self.folder.name}_longer",
+                flush=True,
+            )
+        return max(fewest, int((SHARES[1] * left - fixed) / image))
 
     def later_round(self, number: int, seeds: int) -> None:
         """Train the tasks that are not behind for longer, with as many seeds as the time left allows.
@@ -183,8 +251,8 @@ class TaskComparison:
         stored = self.stored["rounds"].get(str(number))
         if stored is None:
             tasks = contenders(self.rounds[-1])
-            fewest = min(2, len(tasks)) if self.probed and number == max(LATER) else len(tasks)
-            stored = self.plan(tasks, fewest, seeds, LATER[number])
+            fewest = min(2, len(tasks)) if self.probed and number == max(SHARES) else len(tasks)
+            stored = self.plan(tasks, fewest, seeds, SHARES[number])
             self.stored["rounds"][str(number)] = stored
             self.store()
         if stored["seeds"]:
@@ -233,11 +301,16 @@ class TaskComparison:
             text += f", about {span((trainings - done) * sum(taken) / len(taken))} to the end of the round"
         print(text, flush=True)
 
+    def settings(self, task: str) -> list[str]:
+        """Return the overrides of a task, but for its length."""
+        return [f"task={task}", *SETTINGS[task].overrides(self.images, continued=self.continued)]
+
+    def batch_size(self, task: str) -> int:
+        return next(int(o.partition("=")[2]) for o in self.settings(task) if key_of(o) == "data.batch_size")
+
     def overrides(self, task: str, seen: int) -> list[str]:
         """Return the overrides of a task that sees so many images."""
-        chosen = SETTINGS[task].overrides(self.images, continued=self.continued)
-        batch = next(int(o.partition("=")[2]) for o in chosen if key_of(o) == "data.batch_size")
-        return [f"task={task}", *chosen, *length(seen, self.images, batch)]
+        return [*self.settings(task), *length(seen, self.images, self.batch_size(task))]
 
     def affordable(self, task: str, seconds: float) -> int:
         """Return how many images a task can see in this time, by its last run."""
@@ -255,9 +328,9 @@ class TaskComparison:
         """Run or resume one row; note it if it fails, such as a task that these images do not allow."""
         try:
             return self.row(name, seed, overrides)
-        except RunError as error:
-            print(error, flush=True)
+        except RunError:  # the run has printed its reason
             self.refused.append(name.removesuffix(" round 1"))
+            print(f"{self.refused[-1]} is left out, for the reason above", flush=True)
             return None
 
     def row(self, name: str, seed: int, overrides: Sequence[str]) -> Results:
@@ -272,7 +345,7 @@ class TaskComparison:
         return done
 
     def use(self) -> str:
-        """Return the lines of Python that use the backbone of the winner."""
+        """Return lines of Python that use the backbone of the winner; without labels, of the first task."""
         last = self.rounds[-1]
         winner = contenders(last)[0]
         run = str(self.folder / row_folder(f"{winner} round {last.number}", 0))
@@ -287,12 +360,7 @@ class TaskComparison:
             "maps = backbone(backbone.transform(image)[None])  # features of each stage",
         ]
         code = "\n".join(f"    {line}" for line in lines)
-        if any_helps(self.rounds):
-            return code
-        return (
-            "More labelled images tell more, and more minutes= train longer. "
-            f"To try the first task all the same:\n\n{code}"
-        )
+        return f"{'Use' if any_helps(self.rounds) else 'Try'} the backbone of {title(winner)}:\n\n{code}"
 
     def tables(self) -> list[Table]:
         """Make the table: the backbone before training, the labels alone, then each task round by round.

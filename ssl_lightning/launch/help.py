@@ -43,8 +43,10 @@ def help_text(name: str) -> str:
         for group, option in groups.items():
             lines += help_lines(group, listed(group, option))
         lines.append("")
-    lines.append("Keys, with their defaults (??? must be given):")
-    for key, value, comment in keys(text):
+    rows = list(keys(text))
+    must = " (??? must be given)" if any(value == "???" for _, value, _ in rows) else ""
+    lines.append(f"Keys, with their defaults{must}:")
+    for key, value, comment in rows:
         lines += help_lines(f"{key}={value}", comment)
     last = f"`{command_line('train')} --help` lists the keys of each run. " if train else ""
     if groups:
@@ -68,12 +70,12 @@ def options(group: str) -> list[str]:
 
 
 def listed(group: str, option: Any) -> str:
-    """Return the options of a group; of a group that takes a list, its default in brackets first."""
+    """Return the options of a group, its default first: in brackets if it takes a list, null if none."""
     names = options(group)
     if isinstance(option, list):
         rest = [name for name in names if name not in option]
         return ", ".join([f"[{','.join(option)}]", *rest])
-    first = [str(option)] if option in names else []
+    first = ["null"] if option is None else [str(option)] if option in names else []
     return ", ".join([*first, *(name for name in names if name not in first)])
 
 

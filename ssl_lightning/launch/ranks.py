@@ -57,7 +57,10 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     if place.port is None:
         place = replace(place, port=free_port())
     environment = {name: value for name, value in child_environment().items() if name not in RANK_VARIABLES}
-    threads = place.threads or max(1, available_cores() // place.per_node)
+    cores = available_cores()
+    if place.count > cores:
+        print(shared_cores(place.count, cores), file=sys.stderr, flush=True)
+    threads = place.threads or max(1, cores // place.per_node)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
     environment = process_environment(environment)
     read_end, write_end = os.pipe()
@@ -92,6 +95,19 @@ def start_ranks(folder: Path, place: Place, *mode: str) -> None:
     if any(worker.returncode == REFUSED for worker in workers):
         raise RunError(taken_refusal(report))
     raise RunError(failure_message(report, place.first + failed, code))
+
+
+def shared_cores(processes: int, cores: int) -> str:
+    """Return the warning that a launcher starts more processes than it has cores.
+
+    >>> shared_cores(4, 2)
+    'warning: trainer.devices=4 processes share 2 cores here; on CPUs trainer.devices=2 is faster'
+    """
+    noun = "core" if cores == 1 else "cores"
+    return (
+        f"warning: trainer.devices={processes} processes share {cores} {noun} here; "
+        f"on CPUs trainer.devices={cores} is faster"
+    )
 
 
 def wait_for_all(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:

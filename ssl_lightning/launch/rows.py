@@ -63,7 +63,7 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
         overrides: All other overrides of the run.
 
     Raises:
-        RunError: The run failed; earlier rows are kept.
+        RunError: The run was refused or failed; earlier rows are kept.
         SystemExit: A signal asked to stop; the run has saved its state.
     """
     place = folder / row_folder(row, seed)
@@ -75,14 +75,25 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
         print(f"\n{row}, seed {seed}: {command_line('train')} {shlex.join(arguments)}", flush=True)
         command = [sys.executable, "-P", "-m", "ssl_lightning", "train", *arguments]
         same = f"the same command with name={folder.name} continues the {what}"
-        try:
-            code = run_to_end(command)
-        except Stopped as request:
-            print(f"stopped by a signal; {same}", file=sys.stderr, flush=True)
-            raise SystemExit(128 + request.args[0]) from None
+        code = run_stoppable(command, same)
+        if code and not (place / CONFIG).exists():
+            raise RunError(f"error: the run {row!r} cannot start, for the reason above")
         if code:
             raise RunError(f"error: the run {row!r} with seed {seed} failed (exit status {code}); {same}")
     return read_results(place / RESULTS)
+
+
+def run_stoppable(command: Sequence[str], same: str) -> int:
+    """Run a command and return its exit status; after a stop signal, say how the rows continue.
+
+    Raises:
+        SystemExit: A signal asked to stop. The command has ended.
+    """
+    try:
+        return run_to_end(command)
+    except Stopped as request:
+        print(f"stopped by a signal; {same}", file=sys.stderr, flush=True)
+        raise SystemExit(128 + request.args[0]) from None
 
 
 def run_to_end(command: Sequence[str]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ def knn_scores(
     *,
     temperature: float = 0.07,
     batch_size: int = 256,
+    advance: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Score classes by a vote of the k most similar samples, weighted by `exp(cosine / temperature)`.
 
@@ -32,6 +33,7 @@ def knn_scores(
         temperature: Above 0.
         batch_size: Queries per matrix product. The bank is searched in blocks, so that memory holds at most
             `MAX_SIMILARITIES` similarities and a copy of one block, and the `max(ks)` nearest of each query.
+        advance: Called during the search with numbers of finished queries, which add up to Q.
 
     Returns:
         `(len(ks), Q, K)` shares of the vote: at least 0, summing to 1 over the classes.
@@ -46,7 +48,7 @@ def knn_scores(
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0")
     scores = queries.new_zeros(len(ks), len(queries), num_classes)
-    nearest, indices = _nearest(queries, bank, max(ks), batch_size)
+    nearest, indices = _nearest(queries, bank, max(ks), batch_size, advance)
     for first in range(0, len(queries), batch_size):
         similarity = nearest[first : first + batch_size]  # (B, k), nearest first
         # subtracting the nearest keeps the shares and prevents overflow at low temperatures
@@ -57,13 +59,16 @@ def knn_scores(
     return scores / scores.sum(2, keepdim=True)
 
 
-def _nearest(queries: Tensor, bank: Tensor, k: int, batch_size: int) -> tuple[Tensor, Tensor]:
+def _nearest(
+    queries: Tensor, bank: Tensor, k: int, batch_size: int, advance: Callable[[int], None] | None
+) -> tuple[Tensor, Tensor]:
     """Return cosine and place in the bank of the k nearest samples of each query, `(Q, k)`, nearest first."""
     found: tuple[Tensor, Tensor] | None = None
     rows = max(1, MAX_SIMILARITIES // batch_size)
     # one buffer for all batches: allocating so much memory again takes as long as the product
     buffer = queries.new_empty(min(batch_size, len(queries)), min(rows, len(bank)))
-    for start in range(0, len(bank), rows):
+    starts = range(0, len(bank), rows)
+    for number, start in enumerate(starts):
         block = F.normalize(bank[start : start + rows], dim=1)
         here = (
             queries.new_empty(len(queries), min(k, len(block))),
@@ -77,6 +82,9 @@ def _nearest(queries: Tensor, bank: Tensor, k: int, batch_size: int) -> tuple[Te
                 top.values,
                 top.indices + start,
             )
+            if advance is not None:  # a block of the bank is a share of the work for a query
+                done = [len(batch) * blocks // len(starts) for blocks in (number, number + 1)]
+                advance(done[1] - done[0])
         if found is not None:
             both, places = (torch.cat(pair, 1) for pair in zip(found, here, strict=True))
             values, order = both.topk(min(k, both.shape[1]), dim=1)

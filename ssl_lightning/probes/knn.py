@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.messages import fitted
-from ssl_lightning.core.progress import tracked
+from ssl_lightning.core.progress import watched
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.knn import knn_scores
 from ssl_lightning.probes._accuracy import records_of
@@ -61,31 +61,35 @@ class KNNProbe(Probe):
     def run(self, features: Features, *, num_classes: int) -> list[Record]:
         labels, records = features.labels, []
         ks = at_most(self.ks, len(labels["train"]))
-        vote = partial(knn_scores, num_classes=num_classes, temperature=self.temperature)
         part = selecting_folds(labels)
         bank_labels = torch.cat([labels["train"], labels["heldout"]])
-        for stage in tracked(features.stages, "vote", "stages"):
-            train, heldout, test = (
-                features.get(split, stage, self.pool) for split in ("train", "heldout", "test")
+        queries = len(labels["test"]) + len(labels["heldout"] if part is None else bank_labels)
+        with watched("vote", len(features.stages) * queries, "queries") as progress:
+            vote = partial(
+                knn_scores, num_classes=num_classes, temperature=self.temperature, advance=progress.advance
             )
-            bank = torch.cat([train, heldout])
-            test_scores = vote(test, bank, bank_labels, ks=ks)
-            if part is None:
-                unseen = vote(heldout, train, labels["train"], ks=ks), labels["heldout"]
-            else:
-                unseen = votes_of_folds(vote, bank, bank_labels, part, ks), bank_labels
-            for k, of_test, of_heldout in zip(ks, test_scores, unseen[0], strict=True):
-                protocol = {
-                    "k": k,
-                    "temperature": self.temperature,
-                    "similarity": "cosine",
-                    "pool": list(features.grids[stage, self.pool]),
-                    "dims": train.shape[1],
-                    "bank": "train + heldout",
-                    "labels": {"train": len(train), "heldout": len(heldout)},
-                    **(selection(part) if part is not None else {}),
-                }
-                records += records_of(stage, protocol, (of_test, labels["test"]), (of_heldout, unseen[1]))
+            for stage in features.stages:
+                train, heldout, test = (
+                    features.get(split, stage, self.pool) for split in ("train", "heldout", "test")
+                )
+                bank = torch.cat([train, heldout])
+                test_scores = vote(test, bank, bank_labels, ks=ks)
+                if part is None:
+                    unseen = vote(heldout, train, labels["train"], ks=ks), labels["heldout"]
+                else:
+                    unseen = votes_of_folds(vote, bank, bank_labels, part, ks), bank_labels
+                for k, of_test, of_heldout in zip(ks, test_scores, unseen[0], strict=True):
+                    protocol = {
+                        "k": k,
+                        "temperature": self.temperature,
+                        "similarity": "cosine",
+                        "pool": list(features.grids[stage, self.pool]),
+                        "dims": train.shape[1],
+                        "bank": "train + heldout",
+                        "labels": {"train": len(train), "heldout": len(heldout)},
+                        **(selection(part) if part is not None else {}),
+                    }
+                    records += records_of(stage, protocol, (of_test, labels["test"]), (of_heldout, unseen[1]))
         return records
 
 

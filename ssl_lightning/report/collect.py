@@ -73,7 +73,9 @@ def collect(outputs: Path) -> Collection:
         ValueError: `outputs` is not a folder.
     """
     if not outputs.is_dir():
-        raise ValueError(f"outputs is {str(outputs)!r}, which is not a folder")
+        raise ValueError(
+            f"outputs is {str(outputs)!r}, which is not a folder; train first, or give the folder of the runs"
+        )
     found = Collection()
     for path in find(outputs):
         name = printable(path.parent.relative_to(outputs).as_posix())

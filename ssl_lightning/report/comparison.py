@@ -19,8 +19,7 @@ from ssl_lightning.report.accuracy import (
     judging_metric,
     probe_figure,
 )
-from ssl_lightning.report.notes import CROSS_VALIDATED
-from ssl_lightning.report.summary import cross_validated
+from ssl_lightning.report.verdict import TO_SEE
 
 TITLES = {
     "super_resolution": "super-resolution",
@@ -80,32 +79,22 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
     last = rounds[-1]
     figures = {task: probe_figure(runs, trained=True) for task, runs in last.runs.items()}
     scored = {task: figure for task, figure in figures.items() if figure is not None}
-    sentences = []
     if scored:
         winner = contenders(last)[0]
-        latest = _latest(rounds)
-        if not any_helps(rounds):
-            chance = _by_chance(_gains(latest))
-            sentences = [f"No task is better than {_start(last)}, beyond the noise{chance}."]
-        sentences += _guessing([*latest.values(), *([[labels_alone]] if labels_alone else [])])
-        sentences += [*_labelled(last, scored, winner), *_growth(rounds, winner), *_left_behind(rounds)]
-        if len(rounds) == 1 and len(contenders(last)) > 1:
-            sentences.append("There was no time for longer runs; more minutes= may tell the tasks apart.")
-        if labels_alone is not None and (alone := probe_figure([labels_alone], trained=False)):
-            guessing = _chance(labels_alone, alone)
-            guessed = guessing is not None and alone.value <= guessing + SIGMAS * alone.error
-            but = ", which is not above guessing" if guessed else ""
-            sentences.append(f"The labels alone reach {_percent(alone)}{but}.")
-            if difference(alone, scored[winner]) > 0:
-                sentences.append("That is more: for these labels, so short a pretraining is not worth it.")
+        sentences = [
+            *_nothing_found(rounds, labels_alone),
+            *_winner(last, winner, helps=any_helps(rounds)),
+            *_labels(labels_alone, scored[winner], guessing=bool(_guessing(rounds, labels_alone))),
+            *_others(last, scored, winner),
+            *_growth(rounds, winner),
+            *_left_behind(rounds),
+            *_failed_pretexts(rounds),
+        ]
     else:
-        sentences = [_unlabelled(last)]
-    sentences += _failed_pretexts(rounds) if scored else []
-    if any(cross_validated(record) for runs in last.runs.values() for record in runs[0].probes):
-        sentences.append(CROSS_VALIDATED)
+        sentences = _unlabelled(last)
     if refused:
         sentences.append(f"Not trained, for the reason above: {', '.join(map(title, refused))}.")
-    return " ".join(sentences)
+    return " ".join([*sentences, *(_advice(rounds) if scored else [LABEL])])
 
 
 def any_helps(rounds: Sequence[TaskRound]) -> bool:
@@ -119,36 +108,77 @@ def _latest(rounds: Sequence[TaskRound]) -> dict[str, Sequence[Results]]:
     return {task: runs for each in rounds for task, runs in each.runs.items()}
 
 
-def _labelled(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> list[str]:
-    """Say what the winner reaches, whether training helped, and how far the others are."""
-    best, runs = scored[winner], last.runs[winner]
-    untrained = {task: probe_figure(last.runs[task], trained=False) for task in scored}
-    before = {task: figure for task, figure in untrained.items() if figure is not None}
+def _nothing_found(rounds: Sequence[TaskRound], labels_alone: Results | None) -> list[str]:
+    """Say so if no figure is above guessing, or else if no task helps beyond the noise."""
+    if guessing := _guessing(rounds, labels_alone):
+        return guessing
+    if any_helps(rounds):
+        return []
+    chance = _by_chance(_gains(_latest(rounds)))
+    return [f"No task is better than {_start(rounds[-1])}, beyond the noise{chance}."]
+
+
+def _winner(last: TaskRound, winner: str, *, helps: bool) -> list[str]:
+    """Say what the winner reaches and gains; where no task helps, another sentence says so."""
+    runs = last.runs[winner]
+    before, best = (probe_figure(runs, trained=state) for state in (False, True))
+    assert best is not None
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
-    gain = f"{points(best, before[winner])} over {_start(last)}, " if winner in before else ""
+    gain = f"{points(best, before)} over {_start(last)}, " if before is not None else ""
     sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
     gained, error = _gains({winner: runs}).get(winner, (1.0, 0.0))
-    if abs(gained) <= SIGMAS * error:
+    if helps and abs(gained) <= SIGMAS * error:
         sentences.append(f"That {'gain' if gained > 0 else 'loss'} is within the noise.")
-    if tied := [title(task) for task in contenders(last) if task != winner]:
-        images = best.records[0].heldout_images
+    return sentences
+
+
+def _labels(labels_alone: Results | None, best: Figure, *, guessing: bool) -> list[str]:
+    """Say what the labels alone reach, and whether that is more than the winner.
+
+    Args:
+        labels_alone: Results of the network that was trained on the labels alone, if there is one.
+        best: Figure of the winner.
+        guessing: Whether another sentence says that no figure is above guessing.
+    """
+    alone = probe_figure([labels_alone], trained=False) if labels_alone is not None else None
+    if labels_alone is None or alone is None:
+        return []
+    chance = _chance(labels_alone, alone)
+    guessed = chance is not None and not guessing and alone.value <= chance + SIGMAS * alone.error
+    but = ", which is not above guessing" if guessed else ""
+    if difference(alone, best) > 0:
+        but += ", which is more: for these labels, so short a pretraining is not worth it"
+    return [f"The labels alone reach {_percent(alone)}{but}."]
+
+
+def _others(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> list[str]:
+    """Say how far the other tasks of the last round are from the winner, each task once."""
+    best = scored[winner]
+    tied = [task for task in contenders(last) if task != winner]
+    order = {task: difference(best, figure) for task, figure in scored.items() if task != winner}
+    shown = {task: f"{title(task)} {_percent(scored[task])}" for task in order}
+    both = [shown[task] for task, sign in order.items() if sign == 0 and task in tied]
+    tested = [shown[task] for task, sign in order.items() if sign == 0 and task not in tied]
+    chosen = [title(task) for task, sign in order.items() if sign and task in tied]
+    sentences = []
+    choosing = f"the {best.records[0].heldout_images:,} images that choose"
+    if both:
+        sentences.append(f"Neither {choosing} nor the test images tell {title(winner)} from {_listed(both)}.")
+    if tested:
+        sentences.append(f"Test images cannot tell {title(winner)} from {_listed(tested)}.")
+    if chosen:
         sentences.append(
-            f"The {images:,} images that choose put it first, but cannot tell it from {_listed(tied)}."
+            f"{choosing.capitalize()} put {title(winner)} first, but cannot tell it from {_listed(chosen)}."
         )
-    alike = []
-    for task, figure in scored.items():
-        if task == winner:
-            continue
-        order = difference(best, figure)
-        if order > 0:
-            sentences.append(f"{_name(task)} is {points(best, figure, sign='')} behind.")
-        elif order < 0:
-            sentences.append(f"{_name(task)} is {points(figure, best, sign='')} above it on test images.")
-        else:
-            alike.append(f"{title(task)} {_percent(figure)}")
-    if alike:
-        sentences.append(f"Test images cannot tell it from {_listed(alike)}.")
+    for task, sign in order.items():
+        if sign > 0:
+            sentences.append(f"{_name(task)} is {points(best, scored[task], sign='')} behind.")
+        elif sign < 0:
+            lead = points(scored[task], best, sign="")
+            sentences.append(f"{_name(task)} is {lead} above {title(winner)} on test images.")
+    untrained = {task: probe_figure(last.runs[task], trained=False) for task in scored}
+    before = {task: figure for task, figure in untrained.items() if figure is not None}
     floor = max(before, key=lambda task: before[task].value, default=winner)
     if floor != winner and winner in before and difference(before[floor], before[winner]) > 0:
         sentences.append(
@@ -195,8 +225,9 @@ def _sigmas(tests: int) -> float:
     return -NormalDist().inv_cdf(NormalDist().cdf(-SIGMAS) / tests)
 
 
-def _guessing(rows: Sequence[Sequence[Results]]) -> list[str]:
+def _guessing(rounds: Sequence[TaskRound], labels_alone: Results | None) -> list[str]:
     """Say so if nothing beats always answering the largest class, as where labels mean nothing."""
+    rows = [*_latest(rounds).values(), *([[labels_alone]] if labels_alone else [])]
     known = [probe_figure(runs, trained=state) for runs in rows for state in (False, True)]
     figures = [figure for figure in known if figure is not None]
     chance = _chance(rows[0][0], figures[0]) if figures else None
@@ -220,7 +251,7 @@ def _chance(run: Results, figure: Figure) -> float | None:
 
 def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
     """Name the tasks that a later round left out, with their last figures and the reason."""
-    sentences = []
+    sentences = [] if len(rounds) > 1 else ["There was no time for longer runs."]
     for one, following in pairwise(rounds):
         figures = {task: probe_figure(runs, trained=True) for task, runs in one.runs.items()}
         out: dict[bool, list[str]] = {False: [], True: []}  # by whether only the time was short
@@ -231,17 +262,31 @@ def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
             sentences.append(f"Behind after round {one.number}: {', '.join(out[False])}.")
         if out[True]:
             sentences.append(
-                f"Not behind after round {one.number}, but without time for more: {', '.join(out[True])}; "
-                "give more minutes=."
+                f"Not behind after round {one.number}, but without time for more: {', '.join(out[True])}."
             )
     return sentences
 
 
+def _advice(rounds: Sequence[TaskRound]) -> list[str]:
+    """Say what would tell more, if anything is open."""
+    if not any_helps(rounds):
+        return ["More minutes= train longer, and more labelled images lower the noise."]
+    ended = [*rounds[1:], None]  # the round after each one
+    for one, following in zip(rounds, ended, strict=True):
+        open_tasks = contenders(one)
+        if len(open_tasks) > 1 and (following is None or not set(open_tasks) <= set(following.runs)):
+            return ["More minutes= or more labelled images may tell the tasks apart."]
+    return []
+
+
 def _failed_pretexts(rounds: Sequence[TaskRound]) -> list[str]:
-    """Repeat the verdict of each task that collapsed, or whose pretext task taught nothing."""
+    """Repeat the verdict of each task that collapsed, or whose pretext task taught nothing.
+
+    Its advice is left out: a comparison sets those keys itself.
+    """
     last = {task: runs[0].run.verdict for each in rounds for task, runs in each.runs.items()}
     return [
-        f"{_name(task)}: {verdict}."
+        f"{_name(task)}: {verdict.kind}: {verdict.text.partition('. Try ')[0]}."
         for task, verdict in last.items()
         if verdict and verdict.kind in TAUGHT_NOTHING
     ]
@@ -259,9 +304,15 @@ def _growth(rounds: Sequence[TaskRound], winner: str) -> list[str]:
     return [f"More training {helps}: {points(later, earlier)} for {times:.1f} times the images."]
 
 
-def _unlabelled(last: TaskRound) -> str:
-    verdicts = [f"{_name(task)}: {runs[0].run.verdict or 'no figure'}." for task, runs in last.runs.items()]
-    return " ".join([*verdicts, LABEL])
+def _unlabelled(last: TaskRound) -> list[str]:
+    """Say of each task what its pretext figures tell, without the advice that all verdicts end with."""
+    sentences = []
+    for task, runs in last.runs.items():
+        verdict = runs[0].run.verdict
+        told = "no figure" if verdict is None else verdict.text.partition(f"; {TO_SEE}")[0]
+        kind = f"{verdict.kind}: " if verdict and verdict.kind in TAUGHT_NOTHING else ""
+        sentences.append(f"{_name(task)}: {kind}{told}.")
+    return sentences
 
 
 def title(task: str) -> str:

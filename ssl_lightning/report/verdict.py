@@ -17,6 +17,7 @@ NEAR_CHANCE = 1.2  # accuracy relative to guessing, below which the pretext task
 JUDGING = tuple(metric for metric in UNITS if metric not in SPECTRAL)
 SLOWER, SPARING = "a lower optimizer.lr", "task.freeze_until=0.1 task.backbone_lr_factor=0.1"
 APART = "the keys of the task that keep the embeddings of different images apart"
+TO_SEE = "to see whether the features help"
 FIRST = ("linear", "knn", "finetune")  # probes that judge, before all others
 
 
@@ -97,7 +98,7 @@ def _without_gain(results: Results, pretext: Verdict | None) -> Verdict:
     """Judge a run without figures before and after pretraining by its pretext task."""
     labelled = any(record.trained for record in results.probes)
     missing = "set probe_untrained=true" if labelled else "probe about 10 labelled images a class"
-    advice = f"to see whether the features help, {missing}"
+    advice = f"{TO_SEE}, {missing}"
     if pretext is not None:
         return Verdict(pretext.kind, f"{pretext.text}; {advice}")
     shown = ", ".join(f"{name} {value:.4g}" for name, value in results.pretext.items())

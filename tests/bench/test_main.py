@@ -8,6 +8,14 @@ import pytest
 from ssl_lightning.bench import __main__ as bench
 
 
+def test_the_help_says_what_each_section_measures(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        bench.main(["--help"])
+    sections = capsys.readouterr().out.partition("\nsections:\n")[2].splitlines()
+    assert [line.split()[0] for line in sections] == list(bench.SECTIONS)
+    assert all(len(line.split()) > 3 for line in sections)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -41,6 +41,13 @@ def test_it_equals_the_config_of_a_run(tmp_path: Path) -> None:
     assert compose("train", given) == expected
 
 
+def test_a_key_that_must_be_given_is_named() -> None:
+    with pytest.raises(
+        RunError, match=r"^error: data\.pretrain_dir must be given: data\.pretrain_dir=\.\.\.$"
+    ):
+        compose("train", ["data=folder"])
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "audit", "compare"])
 def test_every_config_of_a_run_composes_and_nothing_of_hydra_stays(name: str, tmp_path: Path) -> None:
     HydraConfig.instance().cfg = None

@@ -107,6 +107,11 @@ def test_an_installed_package_adds_nothing_to_the_path(
 def test_an_error_is_one_line(tmp_path: Path) -> None:
     done = call("train", "resume=nowhere", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("error:"), done.stdout) == (1, 1, "")
+    done = call("train", "task=jigsaw", "--epochs", "3", cwd=tmp_path)
+    told = (
+        "error: --epochs is not an option; settings are KEY=VALUE, and `python -m ssl_lightning train --help`"
+    )
+    assert (done.returncode, done.stderr.startswith(told), done.stdout) == (1, True, "")
     done = call("report", "outputs=nowhere", cwd=tmp_path)
     assert done.returncode == 1
     assert "error: outputs is 'nowhere', which is not a folder" in done.stderr

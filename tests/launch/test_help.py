@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.core.entry import ENTRY
 from ssl_lightning.launch.commands import train_main
@@ -35,13 +35,27 @@ def test_it_is_written_for_the_form_that_the_user_calls(name: str) -> None:
 def test_it_has_every_option_of_every_group(name: str) -> None:
     groups = help_text(name).partition("\nGroups")[2].partition("\n\n")[0]
     listed = re.split(r"\n  (?=\w)", groups)[1:]
-    found = {row.split()[0]: set(re.findall(r"\w+", row)) - {row.split()[0]} for row in listed}
+    found = {row.split()[0]: set(re.findall(r"\w+", row)) - {row.split()[0], "null"} for row in listed}
     expected = {
         path.name: {file.stem for file in path.glob("*.yaml")} for path in CONF.iterdir() if path.is_dir()
     }
     assert {"data", "backbone", "trainer"} <= found.keys() <= expected.keys()
     assert ({"task", "probe", "experiment"} & found.keys() == set()) == (name == "compare")
     assert found == {group: expected[group] for group in found}
+
+
+def test_a_group_without_a_default_begins_with_null() -> None:
+    rows = dict(re.findall(r"^  (\w+) +(\S+),", help_text("train"), flags=re.MULTILINE))
+    defaults = OmegaConf.load(CONF / "train.yaml").defaults
+    chosen = {key: value for each in defaults if isinstance(each, DictConfig) for key, value in each.items()}
+    assert rows["experiment"] == "null" == str(chosen["experiment"] or "null")
+    assert rows["budget"] == chosen["budget"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_only_a_help_with_such_keys_explains_them(name: str) -> None:
+    text = help_text(name)
+    assert ("??? must be given" in text) == ("=???" in text)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -4,9 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch import rows
 
 ROOT = Path(__file__).parents[2]
 ROW = """
@@ -43,10 +47,26 @@ def test_a_row_that_is_stopped_saves_its_state_first(to_all: bool, tmp_path: Pat
         assert (tmp_path / "state").read_text() == "saved"
 
 
+@pytest.mark.parametrize(("started", "told"), [(False, "cannot start"), (True, r"failed \(exit status 1\)")])
+def test_a_refused_row_is_told_from_a_failed_one(
+    started: bool, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: Sequence[str], same: str) -> int:
+        if started:
+            (tmp_path / "before-0").mkdir()
+            (tmp_path / "before-0/config.yaml").write_text("")
+        return 1
+
+    monkeypatch.setattr(rows, "run_stoppable", run)
+    with pytest.raises(RunError, match=f"error: the run 'before'.* {told}") as raised:
+        rows.run_row("comparison", tmp_path, "before", 0, ["task=random"])
+    assert ("continues the comparison" in str(raised.value)) == started
+
+
 @pytest.mark.slow
 def test_a_stopped_comparison_tells_how_it_continues(tmp_path: Path) -> None:
     small = ["data=fake", "data.num_train=6400", "data.num_test=64", "data.heldout=32", "trainer=cpu"]
-    command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={tmp_path}", *small, "minutes=10"]
+    command = [sys.executable, str(ROOT / "compare.py"), f"output_dir={tmp_path}", *small, "minutes=60"]
     folder = tmp_path / "compare/fake/convnet/first/rotation_round_1-0"
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as comparison:
         assert comparison.stdout is not None

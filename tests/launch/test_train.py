@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ssl_lightning.core import entry
 from ssl_lightning.core.cpu import ALLOCATOR, SPINNING
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch import cluster
+from ssl_lightning.launch import cluster, ranks
 from ssl_lightning.launch.cluster import count_devices, this_machine
 from ssl_lightning.launch.ranks import start_ranks
 from ssl_lightning.launch.train import check_benchmark, check_start
@@ -22,6 +22,24 @@ from ssl_lightning.launch.train import check_benchmark, check_start
 def config(**trainer: object) -> DictConfig:
     given = {"accelerator": "cpu", "devices": 1, "num_nodes": 1} | trainer
     return OmegaConf.create({"seed": 0, "trainer": given})
+
+
+@pytest.mark.parametrize(("processes", "warns"), [(2, False), (4, True)])
+def test_more_processes_than_cores_are_warned_of(
+    processes: int,
+    warns: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def started(*_: object, **__: object) -> None:
+        raise OSError("started")
+
+    monkeypatch.setattr(ranks, "available_cores", lambda: 2)
+    monkeypatch.setattr(subprocess, "Popen", started)
+    with pytest.raises(OSError, match="started"):
+        start_ranks(tmp_path, this_machine(processes))
+    assert ("4 processes share 2 cores here; on CPUs trainer.devices=2" in capsys.readouterr().err) == warns
 
 
 @pytest.mark.parametrize("devices", [0, -2, "two", "0,1", True, 1.5, [0, 1], None])

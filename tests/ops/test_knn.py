@@ -59,6 +59,20 @@ def test_blocks_of_the_bank_do_not_matter(monkeypatch: pytest.MonkeyPatch, rows:
     torch.testing.assert_close(knn_scores(queries, bank, labels, K, ks, batch_size=10), expected)
 
 
+@pytest.mark.parametrize("rows", [7, 50, 120])
+def test_progress_counts_each_query_once(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """Count a block of the bank as a share of its queries, so that the count grows with the work."""
+    queries, bank, labels = data()
+    monkeypatch.setattr(knn, "MAX_SIMILARITIES", 10 * rows)
+    counts: list[int] = []
+    knn_scores(queries, bank, labels, K, [3], batch_size=10, advance=counts.append)
+    blocks = -(-len(bank) // rows)
+    assert sum(counts) == len(queries)
+    assert len(counts) == 4 * blocks
+    for block in range(1, blocks + 1):
+        assert sum(counts[: 4 * block]) == pytest.approx(len(queries) * block / blocks, abs=4)
+
+
 def test_no_queries_have_no_scores() -> None:
     _, bank, labels = data()
     assert knn_scores(bank[:0], bank, labels, K, [3, 5]).shape == (2, 0, K)

@@ -1,14 +1,19 @@
 """kNN probe: against scikit-learn; a held-out image is not its own neighbour."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from ssl_lightning.core.progress import Work, watched
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.splits import draw_folds
 from ssl_lightning.features.encode import Features
-from ssl_lightning.probes import _folds
+from ssl_lightning.probes import _folds, knn
 from ssl_lightning.probes.knn import KNNProbe
 
 CLASSES = 4
@@ -61,6 +66,24 @@ def test_few_heldout_images_vote_by_folds(features: Features) -> None:
         ]
         assert record.heldout == pytest.approx(sum(right) / 200, abs=1e-9)
         assert (record.protocol["folds"], record.heldout_images) == (5, 200)
+
+
+@pytest.mark.parametrize(("few", "queries"), [(50, 120 + 50), (500, 120 + 200)])
+def test_progress_counts_the_queries_of_all_stages(
+    features: Features, few: int, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_folds, "FEW", few)
+    works: list[Work] = []
+
+    @contextmanager
+    def noted(*given: Any) -> Iterator[Work]:
+        with watched(*given) as work:
+            works.append(work)
+            yield work
+
+    monkeypatch.setattr(knn, "watched", noted)
+    KNNProbe(ks=[1]).run(features, num_classes=CLASSES)
+    assert [(work.done, work.total) for work in works] == [(queries, queries)]
 
 
 @pytest.mark.parametrize(("ks", "used"), [((20, 200), [20]), ((150,), [150]), ((160, 200), [150])])

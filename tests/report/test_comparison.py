@@ -45,7 +45,12 @@ def test_the_winner_its_gain_and_the_distance_of_the_others() -> None:
     gain = "+31.0 ± 1.1 points over the untrained backbone, 2 seeds"
     assert text.startswith(f"Rotation: linear probe 61.0 ± 1.0 % ({gain}).")
     assert "Jigsaw is 11.0 ± 1.1 points behind." in text
-    assert "Test images cannot tell it from colorization 60.5 ± 0.5 %." in text
+    assert (
+        "Neither the 1,000 images that choose nor the test images tell rotation from colorization 60.5"
+        in text
+    )
+    assert text.count("colorization") == 1
+    assert text.endswith("More minutes= or more labelled images may tell the tasks apart.")
 
 
 def test_balanced_accuracy_judges_unequal_classes() -> None:
@@ -85,7 +90,9 @@ def test_nothing_helps() -> None:
     assert any_helps([of(rotation=[run(0.4, 0.4)])])
     text = conclusion(None, rounds, ["colorization"])
     assert text.startswith("No task is better than the untrained backbone, beyond the noise.")
-    assert text.endswith("Not trained, for the reason above: colorization.")
+    assert "Not trained, for the reason above: colorization." in text
+    assert text.count("noise") == 2  # the first sentence, and the advice at the end
+    assert text.endswith("More minutes= train longer, and more labelled images lower the noise.")
 
 
 def test_given_weights_are_not_called_untrained() -> None:
@@ -121,7 +128,10 @@ def test_labels_that_mean_nothing_are_named() -> None:
         return replace(found, probes=rows)
 
     said = "No figure is above guessing (50.0 %)"
-    assert said in conclusion(None, [of(rotation=[guessed(0.52)])], [])
+    text = conclusion(guessed(0.5), [of(rotation=[guessed(0.52)])], [])
+    assert text.startswith(said)
+    assert text.count("guessing") == 1
+    assert "No task is better" not in text
     assert said not in conclusion(None, [of(rotation=[guessed(0.56)])], [])
     alone = guessed(0.56)  # untrained: 50 %
     assert "The labels alone reach 50.0 ± 1.6 %, which is not above guessing." in conclusion(
@@ -134,8 +144,8 @@ def test_a_better_task_that_was_not_chosen_is_named() -> None:
     text = conclusion(None, [last], [])
     assert text.startswith("Rotation: linear probe 30.2")
     assert "That gain is within the noise." in text
-    assert "The 1,000 images that choose put it first, but cannot tell it from jigsaw." in text
-    assert "Jigsaw is 2.8 ± 0.7 points above it on test images." in text
+    assert "The 1,000 images that choose put rotation first, but cannot tell it from jigsaw." in text
+    assert "Jigsaw is 2.8 ± 0.7 points above rotation on test images." in text
 
 
 def test_each_task_is_compared_with_its_own_untrained_backbone() -> None:
@@ -158,14 +168,24 @@ def test_tasks_left_behind_and_failed_pretexts_are_named() -> None:
     )
     assert "Behind after round 1: rotation 29.0 ± 0.5 %." in text
     assert "Rotation: pretext trivial: val/acc 100.0%." in text
+    dead = replace(
+        run(0.29, 0.3), run=replace(FACTS, verdict=Verdict("collapsed", "flat. Try a lower optimizer.lr"))
+    )
+    assert "optimizer.lr" not in conclusion(None, [of(rotation=[dead], jigsaw=[run(0.5, 0.5)])], [])
 
 
 def test_a_task_without_time_is_told_from_one_that_is_behind() -> None:
     first = of(rotation=[run(0.5, 0.58)], jigsaw=[run(0.5, 0.6)], inpainting=[run(0.4, 0.4)])
     text = conclusion(None, [first, of(2000, jigsaw=[run(0.5, 0.6)])], [])
     assert "Behind after round 1: inpainting 40.0 ± 0.5 %." in text
-    said = "Not behind after round 1, but without time for more: rotation 50.0 ± 0.5 %; give more minutes=."
-    assert said in text
+    assert "Not behind after round 1, but without time for more: rotation 50.0 ± 0.5 %." in text
+    assert text.endswith("More minutes= or more labelled images may tell the tasks apart.")
+    assert text.count("minutes=") == 1
+
+
+def test_a_clear_winner_needs_no_advice() -> None:
+    first = of(rotation=[run(0.5, 0.4)], jigsaw=[run(0.5, 0.6)])
+    assert "minutes=" not in conclusion(None, [first, of(2000, jigsaw=[run(0.5, 0.6)])], [])
 
 
 def test_a_task_left_behind_may_be_the_only_better_one() -> None:
@@ -188,25 +208,25 @@ def test_growth_over_the_rounds() -> None:
 def test_labels_alone() -> None:
     def text(value: float) -> str:
         alone = run(0.9, 0.9, untrained=value)
-        return conclusion(alone, [of(rotation=[run(0.5, 0.5)])], [])
+        return conclusion(alone, [of(rotation=[run(0.5, 0.5)], jigsaw=[run(0.4, 0.4)])], [])
 
-    assert "The labels alone reach 40.0 ± 0.5 %." in text(0.4)
-    assert "so short a pretraining is not worth it" in text(0.6)
-    assert "so short a pretraining is not worth it" not in text(0.4)
+    assert "1 seed). The labels alone reach 40.0 ± 0.5 %. Jigsaw is" in text(0.4)  # right after the winner
+    assert "60.0 ± 0.5 %, which is more: for these labels, so short a pretraining is not worth it." in text(
+        0.6
+    )
 
 
 def test_without_labels_the_pretext_tasks_are_judged() -> None:
     def bare(kind: Any, words: str) -> Results:
         return Results(replace(FACTS, verdict=Verdict(kind, words)), {"val/loss": 1.0}, [])
 
-    text = conclusion(None, [of(rotation=[bare("pretext trivial", "solved")])], [])
-    assert text.startswith("Rotation: pretext trivial: solved. ")
-    assert "Label about 10 images a class" in text
-
-
-def test_cross_validated_figures_are_named() -> None:
-    found = run(0.6, 0.6)
-    rows = [replace(r, protocol=r.protocol | {"cross_validated": 5}) for r in found.probes]
-    text = conclusion(None, [of(rotation=[replace(found, probes=rows)])], [])
-    assert "each fifth of the labelled images is tested by what the others fit and choose" in text
-    assert "cross-validated" not in conclusion(None, [of(rotation=[found])], [])
+    advice = "to see whether the features help, probe about 10 labelled images a class"
+    runs = {
+        "rotation": bare("pretext trivial", f"solved; {advice}"),
+        "jigsaw": bare("not compared", f"val/acc 0.5; {advice}"),
+    }
+    text = conclusion(None, [of(**{task: [each] for task, each in runs.items()})], [])
+    assert text.startswith(
+        "Rotation: pretext trivial: solved. Jigsaw: val/acc 0.5. Without labels nobody knows"
+    )
+    assert text.count("abel about 10 images a class") == 1

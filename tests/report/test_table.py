@@ -320,6 +320,11 @@ def test_less_is_better_for_calibration(tmp_path: Path, leave: Any, make: Any) -
     assert judging_column(rows, ["error"]) is None  # the first sentence is about accuracies
 
 
+def test_an_empty_folder_is_told_from_unfinished_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no run was found here; train one first, or give outputs="):
+        series_tables(collect(tmp_path))
+
+
 def test_no_figure_at_all_names_what_there_is(tmp_path: Path, leave: Any, make: Any) -> None:
     (leave("broken", []) / "results.json").write_text("{")
     leave("off", [make(0.5)], status="failed")

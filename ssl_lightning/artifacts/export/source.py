@@ -43,8 +43,11 @@ class ExportSource:
         """Load the backbone of a run.
 
         Raises:
-            ValueError: The folder has no readable export, or the export has no description of its input.
+            ValueError: The folder is absent or has no readable export, or the export has no description of
+                its input.
         """
+        if not run.is_dir():
+            raise ValueError(f"{run} is not there; a run folder is outputs/<task>/<data>/<backbone>/<name>")
         if not (run / BACKBONE).is_file():
             raise ValueError(
                 f"{run} has no {BACKBONE}; finish the run first: {command_line('train')} resume={run}"

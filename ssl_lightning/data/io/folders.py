@@ -160,7 +160,7 @@ def good_images(
     if len(bad) > max_bad * len(files):
         raise BadImagesError(
             f"{len(bad)} of {len(files)} images in {folder} cannot be decoded; allowed is a fraction "
-            f"max_bad {max_bad:g}:\n{describe_bad(reasons)}"
+            f"max_bad {max_bad:g}; remove or repair them:\n{describe_bad(reasons)}"
         )
     plain = [PLAIN] * (len(files) - len(bad) - len(facts))
     warn_of_facts(folder, [*facts.values(), *plain], channels, value_range)

@@ -198,6 +198,8 @@ def test_only_an_export_is_replaced(tmp_path: Path) -> None:
         export(tmp_path, "hf", tmp_path)
     with pytest.raises(ValueError, match="finish the run first"):
         export(tmp_path / "export", "hf")
+    with pytest.raises(ValueError, match="nowhere is not there; a run folder is outputs/"):
+        export(tmp_path / "nowhere", "hf")
 
 
 def test_the_command_prints_the_difference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,27 @@
+"""Advice on unknown keys: the key that was probably meant, at any depth."""
+
+import pytest
+from hydra.errors import HydraException
+
+from ssl_lightning.config.composition import compose
+from ssl_lightning.config.misspelled import explained
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("epochs=5", "epochs is not a key of the config; did you mean trainer.max_epochs"),
+        ("lr=0.1", "lr is not a key of the config; did you mean optimizer.lr?"),
+        ("batch_size=32", "batch_size is not a key of the config; did you mean data.batch_size?"),
+        ("sedd=1", "sedd is not a key of the config; did you mean seed?"),
+        ("trainer.max_epoch=3", "trainer.max_epoch is not a key of trainer; did you mean max_epochs"),
+        ("rotation", "rotation is not KEY=VALUE; did you mean task=rotation?"),
+        ("cpu", "cpu is not KEY=VALUE; did you mean budget=cpu or trainer=cpu?"),
+        ("zzz", "zzz is not KEY=VALUE; `python train.py --help` lists the keys"),
+        ("zzz=1", "zzz is not a key of the config; `python train.py --help` lists the keys"),
+    ],
+)
+def test_an_unknown_key_is_explained(given: str, told: str) -> None:
+    with pytest.raises(HydraException) as raised:
+        compose("train", ["data=fake", given])
+    assert explained(raised.value).startswith(told)
