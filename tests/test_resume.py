@@ -94,7 +94,8 @@ def digest(folder: Path) -> dict[str, Any]:
 
 def sha(node: Any) -> str:
     if isinstance(node, torch.Tensor):
-        node = (str(node.dtype), list(node.shape), node.flatten().tolist())
+        values = node.flatten().view(torch.uint8).numpy().tobytes()
+        node = (str(node.dtype), list(node.shape), hashlib.sha256(values).hexdigest())
     elif isinstance(node, dict):
         node = sorted((str(key), sha(value)) for key, value in node.items())
     elif isinstance(node, (list, tuple)):
