@@ -64,9 +64,9 @@ def test_a_new_task(labelled: Path) -> None:
 
 
 def test_a_downloaded_checkpoint(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.save(torchvision.models.resnet18().state_dict(), "resnet18.pth")
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), "mobilenet.pth")
     train, test = str(labelled / "train"), str(labelled / "test")
-    main("checkpoint")("resnet18", "resnet18.pth", train, test, image_size=32)
+    main("checkpoint")("mobilenet_v3_small", "mobilenet.pth", train, test, image_size=32)
     assert "linear" in capsys.readouterr().out
 
 

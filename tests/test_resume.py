@@ -1,5 +1,6 @@
 """Tests of killed and resumed runs, each in its own process; digests compare their results."""
 
+import copy
 import csv
 import hashlib
 import json
@@ -17,7 +18,7 @@ import pytest
 import torch
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from ssl_lightning.artifacts.checkpoints import AtomicCheckpointIO, load_checkpoint
@@ -94,7 +95,8 @@ def digest(folder: Path) -> dict[str, Any]:
 
 def sha(node: Any) -> str:
     if isinstance(node, torch.Tensor):
-        node = (str(node.dtype), list(node.shape), node.flatten().tolist())
+        values = node.flatten().view(torch.uint8).numpy().tobytes()
+        node = (str(node.dtype), list(node.shape), hashlib.sha256(values).hexdigest())
     elif isinstance(node, dict):
         node = sorted((str(key), sha(value)) for key, value in node.items())
     elif isinstance(node, (list, tuple)):
@@ -238,17 +240,23 @@ def tree(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A run folder as after two epochs, without running."""
-    place = tmp_path / "run"
+@pytest.fixture(scope="module")
+def config() -> DictConfig:
+    """The config of a run, not resolved."""
     overrides = ["data=fake", "trainer=debug", "trainer.max_epochs=3"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", overrides)
-    fixed = {"choices": {"task": "rotation", "data": "fake", "backbone": "convnet"}, "run_dir": str(place)}
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg))
-    cfg.update(fixed)
+        cfg = OmegaConf.create(OmegaConf.to_container(compose("train", overrides)))
+    cfg.choices = {"task": "rotation", "data": "fake", "backbone": "convnet"}
     cfg.overrides = overrides
+    return cfg
+
+
+@pytest.fixture
+def folder(config: DictConfig, tmp_path: Path) -> Path:
+    """A run folder as after two epochs, without running."""
+    place = tmp_path / "run"
+    cfg = copy.deepcopy(config)
+    cfg.run_dir = str(place)
     loops = {"fit_loop": {"epoch_loop.state_dict": {"_batches_that_stepped": 20}}}
     AtomicCheckpointIO().save_checkpoint({"epoch": 2, "loops": loops}, place / "checkpoints/last.ckpt")
     OmegaConf.save(cfg, place / "config.yaml", resolve=True)

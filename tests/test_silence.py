@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from ssl_lightning.data.io.scan import scan
 from ssl_lightning.data.objects.image_data import ImageData
 from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.features.prepare import recalibrated
+from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes.attentive import AttentiveProbe
 from ssl_lightning.probes.embedding import EmbeddingProbe
 from ssl_lightning.probes.finetune import FineTuneProbe
@@ -74,6 +74,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def backbone() -> nn.Module:
+    """Return a network of 4 stages."""
+    return ConvNet(widths=(8, 8, 8, 8), strides=(2, 2, 2, 2))
+
+
 def test_feature_probes(works: list[progress.Work]) -> None:
     data = Fake(num_train=96, heldout=32, num_test=32, image_size=32)
     data.eval_batch_size = 32
@@ -83,7 +88,7 @@ def test_feature_probes(works: list[progress.Work]) -> None:
         "svm": SVMProbe(costs=[1.0], max_iter=3),
         "lowshot": LowShotProbe(ks=[1], draws=2, max_iter=3),
     }
-    probe(torchvision.models.resnet18(), data, probes=probes, device="cpu", progress=False)
+    probe(backbone(), data, probes=probes, device="cpu", progress=False)
     assert counts(works) == [
         *(f"encode {split}: {batches} batches" for split, batches in zip(SPLITS, (2, 1, 1), strict=True)),
         "fit: 4 stages", "vote: 4 stages", "fit: 4 stages", "fit: 4 stages",
@@ -101,7 +106,7 @@ def test_probes_that_read_or_train_the_backbone(works: list[progress.Work], tmp_
         "finetune": FineTuneProbe(fractions=[1.0], epochs=1, min_steps=1, batch_size=8),
         "embedding": EmbeddingProbe(),
     }
-    probe(torchvision.models.resnet18(), data, probes=probes, device="cpu", progress=False, folder=tmp_path)
+    probe(backbone(), data, probes=probes, device="cpu", progress=False, folder=tmp_path)
     found = counts(works)
     assert found[:3] == [f"encode maps of {split}: 1 batches" for split in SPLITS]
     assert "train: 2 epochs" in found

@@ -4,6 +4,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,13 @@ def messages(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def suggested_overrides() -> Iterator[str]:
+@cache
+def suggested_overrides() -> list[str]:
+    """Return the overrides in messages, without repetitions."""
+    return sorted(set(_suggested_overrides()))
+
+
+def _suggested_overrides() -> Iterator[str]:
     for path in sorted(ROOT.glob("ssl_lightning/**/*.py")):
         if str(path.relative_to(ROOT / "ssl_lightning")).startswith(PYTHON):
             continue
@@ -183,7 +190,6 @@ def suggested_overrides() -> Iterator[str]:
             )
 
 
-SUGGESTED = sorted(set(suggested_overrides()))
 NEEDED = (
     "data=folder",
     "data.pretrain_dir=/photos",
@@ -211,7 +217,7 @@ def known_keys() -> set[str]:
 
 
 def test_errors_suggest_keys_that_exist() -> None:
-    suggested = {each.partition("=")[0] for each in SUGGESTED} - set(NO_KEYS)
+    suggested = {each.partition("=")[0] for each in suggested_overrides()} - set(NO_KEYS)
     assert len(suggested) > 30
     assert suggested <= known_keys()
 
@@ -226,7 +232,11 @@ def together(overrides: Iterable[str]) -> Iterator[list[str]]:
 
 
 def test_errors_suggest_values_that_exist() -> None:
-    written = [each for each in SUGGESTED if re.search(r"=(\w|\[\w)", each) and not each.startswith(NO_KEYS)]
+    written = [
+        each
+        for each in suggested_overrides()
+        if re.search(r"=(\w|\[\w)", each) and not each.startswith(NO_KEYS)
+    ]
     assert len(written) > 40
     formats = [each for each in written if each.startswith("format=")]
     assert {each.partition("=")[2] for each in formats} <= set(FORMATS)

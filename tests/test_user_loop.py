@@ -127,7 +127,7 @@ class Pair(NamedTuple):
 def both(folder: Path, overrides: list[str], *graphs: str, stand_in: bool = False) -> Pair:
     """Run both; `graphs` are the overrides that switch graphs on."""
     pair = Pair(folder / "plain", folder / "replayed")
-    run_job(pair.plain, [*overrides, "cuda_graphs=false"])
+    run_job(pair.plain, [*overrides, "cuda_graphs=false"] if graphs else overrides)  # composed once
     with pytest.raises(StoppedError):
         run_job(pair.replayed, [*overrides, *graphs], Stop(), stand_in=stand_in)
     resumed = run_job(pair.replayed, [*overrides, *graphs], stand_in=stand_in)

@@ -23,7 +23,7 @@ class Maps(nn.Module):
         return tuple(self.backbone(images))
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=CONFIGS, ids=lambda path: path.stem)
 def backbone(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     return instantiate(OmegaConf.load(request.param), in_channels=3).eval()

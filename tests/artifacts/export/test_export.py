@@ -118,7 +118,7 @@ def test_torchvision_loads_all_but_the_classifier(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("config", [CONVNET, SMALL_RESNET, SMALL_VIT, torchvision_model("resnet18")])
+@pytest.mark.parametrize("config", [CONVNET, SMALL_RESNET, SMALL_VIT, torchvision_model("squeezenet1_1")])
 def test_the_hub_folder_is_loaded_offline(tmp_path: Path, config: dict[str, Any]) -> None:
     backbone = make_run(tmp_path / "run", config)
     done = export(tmp_path / "run", "hf", tmp_path / "mine")
