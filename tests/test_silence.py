@@ -91,7 +91,7 @@ def test_feature_probes(works: list[progress.Work]) -> None:
     probe(backbone(), data, probes=probes, device="cpu", progress=False)
     assert counts(works) == [
         *(f"encode {split}: {batches} batches" for split, batches in zip(SPLITS, (2, 1, 1), strict=True)),
-        "fit: 4 stages", "vote: 4 stages", "fit: 4 stages", "fit: 4 stages",
+        "fit: 4 stages", "vote: 512 queries", "fit: 4 stages", "fit: 4 stages",
     ]  # fmt: skip
     assert [name for name in names(works) if name.startswith("probe")] == [
         "probes on backbone", *(f"probe {name} on backbone" for name in probes)

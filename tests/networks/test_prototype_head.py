@@ -26,7 +26,10 @@ def test_values_and_gradients_are_those_of_lightly(batch_norm: bool) -> None:
     for each in (found, expected):
         each.square().sum().backward()
     for name, parameter in head.network.named_parameters():
-        torch.testing.assert_close(parameter.grad, lightly.get_parameter(name).grad, msg=name)
+        gradient = lightly.get_parameter(name).grad
+        assert gradient is not None
+        largest = float(gradient.abs().max())  # small entries are differences of large ones
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=1e-5 * largest, msg=name)
     assert head.prototypes.weight.grad is not None
     torch.testing.assert_close(3 * head.prototypes.weight.grad, lightly.last_layer.weight_v.grad)
 
