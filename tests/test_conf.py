@@ -81,6 +81,9 @@ def test_every_choice_composes_and_builds(group: str, option: str, tmp_path: Pat
         spec = ImageSpec(3, 32, (0.5,) * 3, (0.2,) * 3, ("a", "b"), pretrain_labels=True)
         backbone = instantiate(cfg.backbone, in_channels=3)
         assert isinstance(instantiate(cfg.task, _partial_=True)(backbone, spec), PretextTask)
+    elif group == "backbone":
+        with torch.device("meta"):  # without values; tests/networks/test_backbones.py runs them
+            assert isinstance(instantiate(cfg.backbone), torch.nn.Module)
     elif group == "optimizer":
         optimizer = instantiate(cfg.optimizer)([torch.zeros(1, requires_grad=True)])
         assert isinstance(optimizer, torch.optim.Optimizer)

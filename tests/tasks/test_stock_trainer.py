@@ -486,7 +486,8 @@ def test_checkpoints_hold_plain_values_only(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_a_run_loads(tmp_path: Path) -> None:
     options = ["task=inpainting", "task.discriminator_width=4", "data=fake", "data.num_train=96"]
-    options += ["backbone=resnet18_small", "data.batch_size=16", "probe=[]", "callbacks=[checkpoint]"]
+    options += ["backbone=resnet18_small", "data.image_size=16", "data.batch_size=4", "data.heldout=4"]
+    options += ["probe=[]", "callbacks=[checkpoint]"]
     options += ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
     job = build_parts(composed(options, tmp_path), tmp_path)
     pretrain(job)
