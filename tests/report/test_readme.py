@@ -1,4 +1,4 @@
-"""Tables of the README against the committed results."""
+"""Tables of the README and of the documentation against the committed results."""
 
 import re
 import shlex
@@ -11,11 +11,12 @@ from ssl_lightning.report.writers import markdown
 
 ROOT = Path(__file__).parent.parent.parent
 TABLE = re.compile(r"<!-- (python report\.py [^\n]*) -->\n(.*?)<!-- end of the table -->", re.DOTALL)
-TABLES = TABLE.findall((ROOT / "README.md").read_text())
+PAGES = ("README.md", "docs/methods.md")
+TABLES = [found for page in PAGES for found in TABLE.findall((ROOT / page).read_text())]
 
 
-def test_there_is_a_table() -> None:
-    assert TABLES
+def test_each_page_has_a_table() -> None:
+    assert len(TABLES) == len(PAGES)
 
 
 @pytest.mark.parametrize(("command", "printed"), TABLES, ids=[command for command, _ in TABLES])
