@@ -42,7 +42,8 @@ def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None
         table = _table(f"{benchmark.name}-{name}", benchmark.columns, groups, benchmark.pretext, found)
         table.title = f"{benchmark.title} (budget {name})"
         table.comparisons = compare(benchmark, table.rows)
-        left = notes.left_out(len(found.runs) - len(own), "of no or another benchmark")
+        # runs of another benchmark have a table of their own
+        left = notes.left_out(sum(not run.facts.benchmark for run in found.runs), "of no benchmark")
         if budget:
             left += notes.left_out(len(own) - len(runs), "of another budget")
         table.notes[notes.MISSING] = notes.missing(benchmark.rows, table.columns, table.rows)

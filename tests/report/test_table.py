@@ -210,7 +210,7 @@ def test_budgets_are_tables_of_their_own(tmp_path: Path, small_table: Path, leav
     assert means == pytest.approx({"small-cpu": 50, "small-full": 80, "small-gpu": 70})
     only = table(tmp_path, "gpu")
     assert cell(only, "rotation", "linear").mean == pytest.approx(70)
-    assert only.notes[notes.OTHERS] == ["2 runs of no or another benchmark.", "2 runs of another budget."]
+    assert only.notes[notes.OTHERS] == ["1 run of no benchmark.", "2 runs of another budget."]
     assert table(tmp_path, "tiny").rows == []
 
 
