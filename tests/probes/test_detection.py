@@ -76,7 +76,7 @@ def test_a_handful_of_images_is_learned_by_heart(tmp_path: Path) -> None:
     figures = {record.metric: record.value for record in records}
     assert figures["ap50"] > 0.95
     assert figures["voc07_ap50"] > 0.95
-    assert figures["ap50"] / 10 <= figures["coco_map"] <= figures["ap50"]  # the mean of ten, of which it is one
+    assert figures["ap50"] / 10 <= figures["coco_map"] <= figures["ap50"]  # ap50 is one of ten
     assert (tmp_path / "detection_backbone.png").stat().st_size > 1000
     protocol = records[0].protocol
     assert (records[0].stage, records[0].n) == ("stage2", 8)
