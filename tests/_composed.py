@@ -1,16 +1,11 @@
 """The config that `train.py` composes, for tests that build its parts in their own process."""
 
-import pickle
-from collections.abc import Callable, Sequence
-from functools import lru_cache, wraps
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.config.composition import drop_unchosen
@@ -33,25 +28,3 @@ def composed(overrides: Sequence[str], folder: Path) -> DictConfig:
 def _compose(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return compose("train", list(overrides), return_hydra_config=True)
-
-
-def _read_once(read: Callable[[Any, str], ConfigResult]) -> Callable[[Any, str], ConfigResult]:
-    """Keep the files of conf/ and of Hydra, whose parsing takes a third of a composition."""
-    kept: dict[tuple[str, str, str], bytes] = {}
-
-    @wraps(read)
-    def load_config(source: ConfigSource, config_path: str) -> ConfigResult:
-        if source.path not in (str(CONF), "hydra.conf"):  # a test may write other files
-            return read(source, config_path)
-        place = (source.provider, source.path, config_path)
-        if place not in kept:
-            kept[place] = pickle.dumps(read(source, config_path))
-        return pickle.loads(kept[place])  # faster than a deep copy; Hydra changes what it reads
-
-    return load_config
-
-
-Plugins.instance()  # registers the sources
-for _scheme in ("file", "pkg"):
-    _source = SourcesRegistry.instance().resolve(_scheme)
-    _source.load_config = _read_once(_source.load_config)  # type: ignore[method-assign]

@@ -17,7 +17,8 @@ import pytest
 from ssl_lightning.artifacts.results import Results, read_results, write_results
 from ssl_lightning.artifacts.run_facts import BenchmarkRow
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.compare import TaskComparison, check_command
+from ssl_lightning.launch.compare import check_command, tables
+from ssl_lightning.launch.rounds import TaskComparison
 from ssl_lightning.report.comparison import TaskRound
 from tests.artifacts.test_results import FACTS, record
 
@@ -125,7 +126,7 @@ def test_the_table_has_the_metric_that_judges(metrics: list[str], columns: list[
     write_results(tmp_path / "run/results.json", Results(facts, {}, records))
     comparison = TaskComparison(tmp_path, [], 60, 3, probed=True)
     comparison.rounds = [TaskRound({"rotation": 60}, {"rotation": [Results(facts, {}, records)]})]
-    (table,) = comparison.tables()
+    (table,) = tables(comparison)
     assert table.columns == columns
     assert table.rows[0].cells[columns[0]].mean == 100 * values[metrics[-1]]
 

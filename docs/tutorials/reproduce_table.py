@@ -19,7 +19,7 @@
 import json
 from pathlib import Path
 
-(stored,) = Path("docs/results").glob("**/cpu/rotation/seed0/results.json")
+stored = Path("docs/results/benchmark/cifar10_six/cpu/rotation/seed0/results.json")
 print(json.loads(stored.read_text())["run"]["command"])
 
 # %% [markdown]

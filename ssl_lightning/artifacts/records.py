@@ -85,7 +85,7 @@ class Record(Measured):
 
     @property
     def heldout_images(self) -> int:
-        """Number of images of the held-out figure: those of all folds, if a cross-validation selected."""
+        """Number of images of the held-out figure; a cross-validation holds out each training image once."""
         labels = self.protocol["labels"]
         return int(labels["heldout"] + (labels["train"] if "folds" in self.protocol else 0))
 

@@ -76,8 +76,8 @@ def run_probes(
     With several processes, all compute the same results from the same features: if one process probed, the
     others could only wait. The probes of masks and boxes and fine-tuning split their work over the processes.
 
-    If the data have folds (`PairedDataModule.test_folds`), every probe of labels runs on each fold. Its
-    records are those of all folds together (`merge_folds`).
+    If the data have folds (`PairedDataModule.test_folds`), every probe of labels runs on each fold, and
+    `merge_folds` makes one record of all folds.
 
     Args:
         branches: The backbones by name, on `device`.
