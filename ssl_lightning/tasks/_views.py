@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
+from ssl_lightning.networks.features import stride_and_smallest
 from ssl_lightning.networks.heads import PooledHead
 from ssl_lightning.ops.views import Strengths, draw_views, make_views
 from ssl_lightning.tasks._pixels import to_float
@@ -68,10 +69,14 @@ class ViewTask(PretextTask):
         grey: Probability of removing the colours.
         blur: Probability of blurring.
         solarise: Probability of inverting the bright half of the range.
+        view_scale: Height and width of the views over the height of the images, rounded to a multiple of the
+            backbone's stride. A random crop shows objects enlarged; smaller views show them as large as whole
+            images do (Touvron et al. 2019, section 3), and take less time.
         **base: The keywords of `PretextTask`.
 
     Raises:
-        ValueError: A value is out of range, or the images have other channels.
+        ValueError: A value is out of range, the images have other channels, or the views are too small for
+            the backbone.
     """
 
     recordable = True
@@ -95,6 +100,7 @@ class ViewTask(PretextTask):
         grey: float = 0.2,
         blur: float = 0.0,
         solarise: float = 0.0,
+        view_scale: float = 1.0,
         **base: Any,
     ) -> None:
         super().__init__(backbone, **base)
@@ -107,14 +113,31 @@ class ViewTask(PretextTask):
         self._strengths = Strengths(
             crop_scale, flip, jitter, brightness, contrast, saturation, hue, grey, blur, solarise
         )
+        if not 0 < view_scale <= 2:
+            raise ValueError(f"task.view_scale is {view_scale}; allowed are above 0, up to 2")
+        self.view_scale = view_scale
         self._shared_batches = 0.0  # validation batches in which every process has images
         self._alone = True  # whether this validation batch is not one of them
 
     def build(self, spec: ImageSpec) -> None:
         super().build(spec)
         self.strengths = self._strengths.for_channels(spec.channels)
+        self.view_size = self.size_of_views(spec.image_size)
         info: Any = self.backbone.feature_info
         self.head = PooledHead(self.projector(info.channels()[-1]))
+
+    def size_of_views(self, image_size: int) -> int:
+        """Return the height and width of the views in pixels."""
+        if self.view_scale == 1:
+            return image_size
+        stride, smallest = stride_and_smallest(self.backbone)
+        size = stride * round(image_size * self.view_scale / stride)
+        if size < smallest:
+            raise ValueError(
+                f"task.view_scale is {self.view_scale}, which makes views of {size} px, but the backbone "
+                f"needs at least {smallest} px; use task.view_scale=1 or larger images"
+            )
+        return size
 
     def projector(self, channels: int) -> nn.Module:
         """Make the network that maps the pooled last stage `(N, channels)` to embeddings `(N, D)`."""
@@ -136,11 +159,11 @@ class ViewTask(PretextTask):
         strengths: Strengths,
         size: int | None = None,
     ) -> Tensor:
-        """Make `count` views of `(B, C, H, W)` images, `(count, B, C, H, W)`, or of `size` px."""
+        """Make `count` views of `(B, C, H, W)` images, `(count, B, C, size, size)`."""
         height, width = images.shape[2:]
         draws = [draw_views(place.total, height, width, strengths, stream) for _ in range(count)]
         rows = [each.rows(place.first, len(images)) for each in draws]
-        return torch.stack([make_views(images, each, size) for each in rows])
+        return torch.stack([make_views(images, each, size or self.view_size) for each in rows])
 
     def embed(self, views: Tensor) -> Tensor:
         """Embed views `(V, B, C, H, W)`: `(V, B, D)` float32."""
@@ -204,8 +227,13 @@ class ViewTask(PretextTask):
         right = (cosines.argmax(1) == torch.arange(len(images), device=images.device)).tolist()
         text = [["", "", f"cosine {cosine:.2f}"] for cosine in cosines.diagonal().tolist()]
         columns = ["image", "first view", "second view"]
-        pictures = torch.stack([to_float(images), *views], 1)
+        pictures = torch.stack([to_float(images), *(enlarged(view, images) for view in views)], 1)
         return Panel(pictures, columns, text, [[None, None, hit] for hit in right])
+
+
+def enlarged(views: Tensor, images: Tensor) -> Tensor:
+    """Show views `(B, C, h, w)` at the size of the images `(B, C, H, W)`: `(B, C, H, W)`."""
+    return F.interpolate(views, images.shape[2:])
 
 
 def two_or_more(embedded: Tensor) -> Tensor:

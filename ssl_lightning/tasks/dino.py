@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
@@ -18,7 +17,7 @@ from ssl_lightning.networks.prototype_head import PrototypeHead
 from ssl_lightning.ops.distillation import distillation
 from ssl_lightning.ops.views import check_scale
 from ssl_lightning.tasks._momentum import MomentumTask
-from ssl_lightning.tasks._views import BatchPlace
+from ssl_lightning.tasks._views import BatchPlace, enlarged
 from ssl_lightning.tasks.base import Panel
 
 SMALLEST = 2  # pixels of a crop, so that it can be blurred
@@ -38,8 +37,8 @@ class DINO(MomentumTask):
         backbone: The backbone.
         spec: Shape and statistics of the images.
         local_views: Number of small crops of each image (paper: 8); 0 for none.
-        local_size: Size of a small crop in pixels. None takes half of the image (224 px: 112, paper: 96), but
-            at least what the backbone needs.
+        local_size: Size of a small crop in pixels. None takes half of a large crop (224 px: 112, paper: 96),
+            but at least what the backbone needs.
         local_scale: Smallest and largest area of a small crop, as a share of the image.
         crop_scale: Likewise for the two large crops.
         prototypes: K (paper: 65,536).
@@ -118,7 +117,7 @@ class DINO(MomentumTask):
         super().build(spec)
         stride, smallest = stride_and_smallest(self.backbone)
         smallest = max(SMALLEST, smallest)
-        half = max(smallest, -(-spec.image_size // 2))
+        half = max(smallest, -(-self.view_size // 2))
         self.local_size = half if self._local_size is None else self._local_size
         if self.local_views and self.local_size < smallest:
             raise ValueError(
@@ -193,7 +192,7 @@ class DINO(MomentumTask):
             return shown
         place = BatchPlace((len(images),), 0)
         stream = generator("panel", "small", device=images.device)
-        small = F.interpolate(self.small_views(images, place, stream)[0], images.shape[2:])
+        small = enlarged(self.small_views(images, place, stream)[0], images)
         return replace(
             shown,
             images=torch.cat([shown.images, small[:, None]], 1),

@@ -17,7 +17,7 @@ from ssl_lightning.ops.contrastive import info_nce
 from ssl_lightning.ops.patches import cut_tiles, draw_corners, permute_tiles, place_tiles, regular_corners
 from ssl_lightning.ops.tile_grid import jigsaw_grid
 from ssl_lightning.tasks._pixels import to_float
-from ssl_lightning.tasks._views import BatchPlace, ViewTask
+from ssl_lightning.tasks._views import BatchPlace, ViewTask, enlarged
 from ssl_lightning.tasks.base import Panel
 
 
@@ -99,11 +99,12 @@ class PIRL(ViewTask):
         Returns:
             Views `(2, B, C, H, W)`, tiles `(B, n, C, t, t)` row by row, and their random orders `(B, n)`.
         """
-        views = self.crops(images, place, stream, 3, self.strengths)
+        views = self.crops(images, place, stream, 2, self.strengths)
+        (whole,) = self.crops(images, place, stream, 1, self.strengths, self.spec.image_size)
         own = slice(place.first, place.first + len(images))
         corners = draw_corners(self.grid, place.total, stream)[own]
         scores = torch.rand(place.total, self.grid.count, generator=stream, device=stream.device)
-        return views[:2], cut_tiles(views[2], corners, self.grid.tile), scores.argsort(1)[own]
+        return views, cut_tiles(whole, corners, self.grid.tile), scores.argsort(1)[own]
 
     def embed_tiles(self, tiles: Tensor, order: Tensor) -> Tensor:
         """Embed the tiles `(B, n, C, t, t)` of each image in an order `(B, n)`: `(B, D)` float32."""
@@ -122,7 +123,7 @@ class PIRL(ViewTask):
         places = regular_corners(self.grid, images.device).expand(len(images), -1, -1)
         puzzle = place_tiles(shuffled(tiles, order), places, self.spec.image_size, 1.0)
         text = [["", "", f"cosine {cosine:.2f}"] for cosine in cosines.diagonal().tolist()]
-        pictures = torch.stack([to_float(images), views[0], puzzle], 1)
+        pictures = torch.stack([to_float(images), enlarged(views[0], images), puzzle], 1)
         return Panel(
             pictures, ["image", "view", "shuffled tiles"], text, [[None, None, hit] for hit in right]
         )

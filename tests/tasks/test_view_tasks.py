@@ -29,9 +29,9 @@ KINDS: dict[str, type[ViewTask]] = {
 COUNTS = {True: (5, 5), False: (4, 3)}  # images of each process, in training and in the last validation batch
 
 
-def make(kind: str) -> ViewTask:
+def make(kind: str, **keywords: Any) -> ViewTask:
     torch.manual_seed(0)
-    return KINDS[kind](ConvNet(widths=(8, 16), strides=(2, 2)), SPEC, hidden=32, embedding=8)
+    return KINDS[kind](ConvNet(widths=(8, 16), strides=(2, 2)), SPEC, hidden=32, embedding=8, **keywords)
 
 
 def pictures(count: int) -> Tensor:
@@ -92,3 +92,20 @@ def test_two_processes_compare_all_images_and_draw_the_views_of_one(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_validation_batch_of_one_image_has_a_finite_loss(kind: str) -> None:
     assert torch.isfinite(scored(make(kind).eval(), pictures(1))["loss"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_smaller_views_enter_the_backbone(kind: str) -> None:
+    task = make(kind, view_scale=0.7)  # 11.2 px; the stride is 4
+    sides: list[int] = []
+    task.backbone.register_forward_pre_hook(lambda module, given: sides.append(given[0].shape[-1]))
+    scored(task, pictures(4))
+    assert sides[0] == 12
+    assert max(sides) == 12
+    shown = task.panel(pictures(4)).images  # (B, columns, C, H, W)
+    assert shown.shape[-2:] == (16, 16)
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1.0, 16), (0.9, 16), (0.75, 12), (0.3, 4), (1.5, 24)])
+def test_views_are_a_multiple_of_the_stride(scale: float, size: int) -> None:
+    assert make("simclr", view_scale=scale).view_size == size
