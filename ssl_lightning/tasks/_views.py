@@ -70,13 +70,12 @@ class ViewTask(PretextTask):
         blur: Probability of blurring.
         solarise: Probability of inverting the bright half of the range.
         view_scale: Height and width of the views over the height of the images, rounded to a multiple of the
-            backbone's stride. A random crop shows objects enlarged; smaller views show them as large as whole
-            images do (Touvron et al. 2019, section 3), and take less time.
+            backbone's stride, but at least what the backbone needs. A random crop enlarges objects; in
+            smaller views they are about as large as in whole images (Touvron et al. 2019, section 3).
         **base: The keywords of `PretextTask`.
 
     Raises:
-        ValueError: A value is out of range, the images have other channels, or the views are too small for
-            the backbone.
+        ValueError: A value is out of range, or the images have other channels.
     """
 
     recordable = True
@@ -131,13 +130,7 @@ class ViewTask(PretextTask):
         if self.view_scale == 1:
             return image_size
         stride, smallest = stride_and_smallest(self.backbone)
-        size = stride * round(image_size * self.view_scale / stride)
-        if size < smallest:
-            raise ValueError(
-                f"task.view_scale is {self.view_scale}, which makes views of {size} px, but the backbone "
-                f"needs at least {smallest} px; use task.view_scale=1 or larger images"
-            )
-        return size
+        return max(smallest, stride * round(image_size * self.view_scale / stride))
 
     def projector(self, channels: int) -> nn.Module:
         """Make the network that maps the pooled last stage `(N, channels)` to embeddings `(N, D)`."""

@@ -149,7 +149,6 @@ CASES = {
     "task=simclr task.hidden=0": "task.hidden is 0 and task.embedding 128; allowed: >= 1 and >= 1",
     "task=simclr task.temperature=0": "task.temperature is 0; it must be above 0",
     "task=simclr task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0",
-    "task=simclr task.view_scale=0.05": "task.view_scale is 0.05, which makes views of 0 px",
     "task=simclr task.view_scale=-1": "task.view_scale is -1; allowed are above 0, up to 2",
     "task=simclr task.crop_scale=[1,0.2]": r"task.crop_scale is \[1, 0.2\]; allowed are 0 < smallest",
     "task=pirl task.tiles_weight=2": "task.tiles_weight is 2; allowed are 0 to 1, a share of the loss",
