@@ -19,6 +19,8 @@ LEARNING_DISCRIMINATOR = (  # docs/discriminators.md
     "task.label_smoothing=0.0",
     "task.instance_noise=0.0",
 )
+SMALL_VIEWS = ("task.view_scale=0.625",)  # docs/methods.md
+LARGE_HEAD = ("task.momentum=0.98", "task.hidden=2048", "task.embedding=256")
 HARD_FAKES = ("task.scale=8", "task.content=null")
 
 
@@ -60,13 +62,13 @@ SETTINGS = {
     "jigsaw": Settings("sgd", 0.05),
     "context_prediction": Settings("sgd", 0.05),
     "colorization": Settings("adamw", 0.002),
-    "simclr": Settings("sgd", 0.1, 128, ("task.temperature=0.1",)),
-    "pirl": Settings("sgd", 0.1, 128),
-    "barlow_twins": Settings("adamw", 0.002, 128),
-    "vicreg": Settings("adamw", 0.002, 128),
-    "byol": Settings("adamw", 0.003, 64, ("task.momentum=0.98", "task.hidden=2048", "task.embedding=256")),
-    "dino": Settings("adamw", 0.002, 128),
-    "lejepa": Settings("adamw", 0.002, 128),
+    "simclr": Settings("sgd", 0.1, 128, (*SMALL_VIEWS, "task.temperature=0.1")),
+    "pirl": Settings("sgd", 0.1, 128, SMALL_VIEWS),
+    "barlow_twins": Settings("adamw", 0.002, 128, SMALL_VIEWS),
+    "vicreg": Settings("adamw", 0.002, 128, SMALL_VIEWS),
+    "byol": Settings("adamw", 0.003, 64, (*SMALL_VIEWS, *LARGE_HEAD)),
+    "dino": Settings("adamw", 0.002, 128, SMALL_VIEWS),
+    "lejepa": Settings("adamw", 0.002, 128, SMALL_VIEWS),
     "inpainting": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR)),
     "super_resolution": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR, *HARD_FAKES)),
 }
