@@ -67,7 +67,7 @@ SETTINGS = {
     "barlow_twins": Settings("adamw", 0.002, 128, SMALL_VIEWS),
     "vicreg": Settings("adamw", 0.002, 128, SMALL_VIEWS),
     "byol": Settings("adamw", 0.003, 64, (*SMALL_VIEWS, *LARGE_HEAD)),
-    "dino": Settings("adamw", 0.002, 128, SMALL_VIEWS),
+    "dino": Settings("adamw", 0.002, 128),
     "lejepa": Settings("adamw", 0.002, 128, SMALL_VIEWS),
     "inpainting": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR)),
     "super_resolution": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR, *HARD_FAKES)),
