@@ -13,7 +13,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.callbacks import panel
+from ssl_lightning.run import writer
 from ssl_lightning.run.execute import execute, pretrain
 from ssl_lightning.run.parts import Parts, build_parts
 from ssl_lightning.run.writer import RunWriter
@@ -111,9 +113,9 @@ def run_job(folder: Path, overrides: list[str], *callbacks: Callback, stand_in: 
     if stand_in:
         job.task.graph = StandIn(job.task)
     job.trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
-    writer = RunWriter(job, began=0.0)
-    execute(job, writer)
-    writer.write("finished")
+    results = RunWriter(job, began=0.0)
+    execute(job, results)
+    results.write("finished")
     return job
 
 
@@ -252,3 +254,12 @@ def test_on_a_gpu_the_pretext_loss_falls_with_the_defaults(
     given = [*RUNS[name], *LEARN, "trainer=gpu", f"compile={compiled}"]
     run_job(tmp_path, given)
     assert_falls(epoch_losses(tmp_path))
+
+
+def test_results_name_the_commit_of_the_code_that_ran(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = iter(["before", "of a commit during the run"])
+    monkeypatch.setattr(writer, "git_revision", lambda: next(commits))
+    run_job(tmp_path / "run", [*TASKS["rotation"], *CONVNET])
+    assert read_results(tmp_path / "run/results.json").run.git == "before"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from ssl_lightning.artifacts.provenance import git_revision
 from ssl_lightning.artifacts.records import Evaluation
 from ssl_lightning.artifacts.results import add_records, earlier_results, write_results
 from ssl_lightning.artifacts.run_folder import CHECKPOINTS, RESULTS
@@ -54,7 +53,7 @@ def evaluate(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda:
     stamp = Evaluation(
         data=cfg.choices.data,
         checkpoint=name,
-        git=git_revision(),
+        git=writer.git,
         command=command("evaluate", given_overrides(cfg)),
     )
     writer.save_classifiers(probed)

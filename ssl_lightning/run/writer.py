@@ -46,6 +46,7 @@ class RunWriter:
 
     def __init__(self, parts: Parts, began: float) -> None:
         self.parts, self.began = parts, began
+        self.git = git_revision()  # of the code that runs; the checkout may change before the end
         self.records: list[Record] = []
         self.probe_s: dict[str, float] = {}
         self.phases = {"start": time.perf_counter() - began}  # seconds by name
@@ -106,7 +107,7 @@ class RunWriter:
             probe_s=self.probe_s,
             peak_memory_gb=peak_memory_gb(),
             resumed=(before.resumed if before else 0) + 1 if parts.resumed_from else 0,
-            git=git_revision(),
+            git=self.git,
             versions=versions(),
             config_sha256=config_sha256(config),
             series_sha256=series_sha256(config),
