@@ -83,6 +83,11 @@ def median_seconds(work: Callable[[], object], repeats: int) -> float:
     return statistics.median([seconds(work) for _ in range(repeats + 1)][1:])
 
 
+def ratio(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Return the median of a measured ratio under its name, and its spread: the lowest and the highest."""
+    return {name: statistics.median(values), f"{name}_lowest": min(values), f"{name}_highest": max(values)}
+
+
 def in_new_process(work: Callable[..., T], *args: Any, plain: bool = False) -> T:
     """Call a function in a new process, so that its memory is the memory of this call.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ssl_lightning.bench.build import ratio
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.cifar10 import CIFAR10
 from ssl_lightning.data.folder import Folder
@@ -44,13 +45,14 @@ def files_against_pack(images: int, epochs: int) -> list[dict[str, Any]]:
             }
             rates = in_turns(sources, epochs)
             found: dict[str, Any] = {
-                "view": image_size,
-                "workers": workers,
+                "view": f"{image_size} px, {workers} workers",
                 "cached_side": min(packed.cache_side, HEIGHT),
             }
-            found |= {f"{name}_images_per_s": rate for name, rate in rates.items()}
-            times = {f"{name}_times": rates[name] / rates["jpeg"] for name in ("packed", "shards")}
-            rows.append(found | times)
+            found |= {f"{name}_images_per_s": statistics.median(each) for name, each in rates.items()}
+            for name in ("packed", "shards"):
+                times = [rate / jpeg for rate, jpeg in zip(rates[name], rates["jpeg"], strict=True)]
+                found |= ratio(f"{name}_times", times)
+            rows.append(found)
     return rows
 
 
@@ -70,8 +72,8 @@ def write_pictures(folder: Path, count: int) -> None:
         )
 
 
-def in_turns(sources: Mapping[str, PairedDataModule], epochs: int) -> dict[str, float]:
-    """Return the median images/s of each source, after one warm-up epoch."""
+def in_turns(sources: Mapping[str, PairedDataModule], epochs: int) -> dict[str, list[float]]:
+    """Return images/s of each source in each epoch, after one warm-up epoch."""
     loaders: dict[str, Iterable[Any]] = {}
     for name, data in sources.items():
         data.setup()
@@ -82,4 +84,4 @@ def in_turns(sources: Mapping[str, PairedDataModule], epochs: int) -> dict[str, 
             began = time.perf_counter()
             seen = sum(len(images) for images, _ in batches)
             rates[name].append(seen / (time.perf_counter() - began))
-    return {name: statistics.median(found[1:]) for name, found in rates.items()}
+    return {name: found[1:] for name, found in rates.items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
-from ssl_lightning.bench.build import device, in_new_process, time_in_turns
+from ssl_lightning.bench.build import device, in_new_process, ratio, time_in_turns
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops.lab import rgb_to_lab
 from ssl_lightning.ops.patches import cut_tiles, draw_corners, shift_channels
@@ -33,27 +33,33 @@ Pair = tuple[Callable[[], object], Callable[[], object]]
 def ops_against_loops(batch_size: int, repeats: int) -> list[dict[str, object]]:
     """Time each op both ways on generated images, in milliseconds per batch.
 
-    The batched ops run on the GPU, if any, with the images already there, as in training. On a CPU, figures
-    are medians over processes: memory placement makes an op up to 1.4 times as fast in some processes.
+    The batched ops run on the GPU, if any, with the images already there, as in training. Figures are medians
+    over processes: memory placement makes an op up to 1.4 times as fast in some processes.
     """
+    processes = [in_new_process(all_both_ways, batch_size, repeats) for _ in range(PROCESSES)]
     rows: list[dict[str, object]] = []
-    for name, size, make in (
+    for (name, size, _), times in zip(cases(), zip(*processes, strict=True), strict=True):
+        ours, theirs = (1000 * statistics.median(each) for each in zip(*times, strict=True))
+        found = {"op": name, "images": batch_size, "pixels": size, "ms": ours, "one_by_one_ms": theirs}
+        rows.append(found | ratio("times", [one_by_one / batched for batched, one_by_one in times]))
+    return rows
+
+
+def cases() -> list[tuple[str, int, Callable[..., Pair]]]:
+    """Return name, image size in pixels, and maker of each op."""
+    return [
         ("jigsaw tiles", 255, jigsaw),
         ("context patches", 255, context),
         ("context pairs", 255, context_of_pairs),
         ("rotation", 32, rotation),
         ("Lab", 64, lab),
         ("views", 32, views),
-    ):
-        given = make, batch_size, size, repeats
-        if device().type == "cuda":
-            times = [both_ways(*given)]
-        else:
-            times = [in_new_process(both_ways, *given) for _ in range(PROCESSES)]
-        ours, theirs = (statistics.median(each) for each in zip(*times, strict=True))
-        found = {"op": name, "images": batch_size, "pixels": size}
-        rows.append(found | {"ms": 1000 * ours, "one_by_one_ms": 1000 * theirs, "times": theirs / ours})
-    return rows
+    ]
+
+
+def all_both_ways(batch_size: int, repeats: int) -> list[list[float]]:
+    """Return the seconds of `both_ways` of each op."""
+    return [both_ways(make, batch_size, size, repeats) for _, size, make in cases()]
 
 
 def both_ways(make: Callable[..., Pair], batch_size: int, size: int, repeats: int) -> list[float]:

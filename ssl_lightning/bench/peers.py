@@ -18,7 +18,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torchvision.transforms.functional import normalize
 
-from ssl_lightning.bench.build import composed, device, make_data, precision_of, wait
+from ssl_lightning.bench.build import composed, device, make_data, precision_of, ratio, wait
 from ssl_lightning.bench.lightly_example import LightlySimCLR, lightly_loader, lightly_trainer
 from ssl_lightning.features.encode import encode
 from ssl_lightning.ops.knn import knn_scores, topk_accuracy
@@ -172,9 +172,7 @@ def throughput(peers: Peers, pairs: int, block: int = BLOCK, warm_up: int = WARM
     ratios = [theirs / ours for ours, theirs in zip(*spent.values(), strict=True)]
     return {
         **{f"{name}_images_per_s": images / statistics.median(times) for name, times in spent.items()},
-        "times": statistics.median(ratios),
-        "times_lowest": min(ratios),
-        "times_highest": max(ratios),
+        **ratio("times", ratios),
     }
 
 

@@ -27,6 +27,7 @@ from ssl_lightning.bench.build import (
     make_data,
     median_seconds,
     precision_of,
+    ratio,
     seconds,
     wait,
 )
@@ -138,7 +139,7 @@ def framework_against_bare(overrides: Sequence[str], blocks: int, block: int = B
     for name, times in zip(loops, turns.theirs, strict=True):
         ratios = [theirs / ours for ours, theirs in zip(turns.ours, times, strict=True)]
         found[f"{name}_images_per_s"] = images / statistics.median(times)
-        found[f"of_{name}"] = statistics.median(ratios)
+        found |= ratio(f"of_{name}", ratios)
     return found
 
 
@@ -190,9 +191,10 @@ def defaults_against_fp32(overrides: Sequence[str], steps: int) -> dict[str, flo
         [in_new_process(bare_rate, given, last, steps, plain=plain) for given, last, plain in ways]
         for _ in range(2)
     ]
-    ours, plain, kept = (statistics.mean(each) for each in zip(*rates, strict=True))
-    speeds = {"images_per_s": ours, "fp32_images_per_s": plain, "fp32_kept_memory_images_per_s": kept}
-    return speeds | {"times": ours / plain, "times_kept_memory": ours / kept}
+    names = ("images_per_s", "fp32_images_per_s", "fp32_kept_memory_images_per_s")
+    speeds = {name: statistics.mean(each) for name, each in zip(names, zip(*rates, strict=True), strict=True)}
+    times = ratio("times", [ours / plain for ours, plain, _ in rates])
+    return speeds | times | ratio("times_kept_memory", [ours / kept for ours, _, kept in rates])
 
 
 def bare_rate(overrides: Sequence[str], channels_last: bool, steps: int) -> float:
