@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.device,
     )
     steps = fits[0].iterations.tolist()
-    print(f"fit of {given.classes:,} classes in {steps} iterations: {spent:.1f} s, peak {peak:.2f} GB")
+    end = "converged" if bool(fits[0].converged.all()) else "cut off before it converged"
+    print(f"fit of {given.classes:,} classes in {steps} iterations, {end}: {spent:.1f} s, peak {peak:.2f} GB")
     return 0
 
 

@@ -17,9 +17,13 @@ def test_features_are_standardised_and_the_same_each_time() -> None:
     assert labels.unique().tolist() == [0, 1, 2]
 
 
-def test_each_part_prints_time_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("iterations", "end"), [(3, "cut off before it converged"), (200, "converged")])
+def test_each_part_prints_time_and_memory_and_the_fit_its_end(
+    iterations: int, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--samples", "500", "--dims", "8", "--classes", "3", "--queries", "20", "--device", "cpu"]
-    assert main([*arguments, "--iterations", "3"]) == 0
+    assert main([*arguments, "--iterations", str(iterations)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["features", "kNN", "fit"]
     assert all("peak" in line for line in lines)
+    assert f"iterations, {end}: " in lines[2]
