@@ -184,6 +184,7 @@ def test_a_comparison_ends_with_a_sentence_and_continues_after_a_kill(tmp_path: 
     assert "linear probe" in text
     assert "The labels alone reach" in text
     assert "classifier = ssl_lightning.load_classifier(" in text
+    assert "print(classifier.class_names[scores.argmax()])" in text
     assert done.stdout.count("The labels alone reach") == 1  # in the paragraph below the table
     assert done.stdout.count("ssl_lightning.load_classifier(") == 1
     assert (folder / "report/report.html").stat().st_size > 0

@@ -292,6 +292,13 @@ def test_a_refused_resume_changes_nothing(
     assert tree(folder) == before
 
 
+def test_of_another_class_only_its_name_is_shown(folder: Path) -> None:
+    with pytest.raises(RunError, match="would change what the run computes") as refused:
+        resumed_config(folder, ["task=jigsaw", "seed=1"], ROOT / "conf")
+    changes = [line.strip() for line in str(refused.value).splitlines() if line.startswith("  ")]
+    assert [change.partition(":")[0] for change in changes] == ["seed", "task._target_"]
+
+
 def test_length_hardware_and_logging_may_change_and_the_folder_may_move(folder: Path) -> None:
     moved = folder.rename(folder.with_name("moved"))
     changes = ["trainer.max_epochs=9", "trainer.devices=2", "logger=[tensorboard]", "data.root=/elsewhere"]

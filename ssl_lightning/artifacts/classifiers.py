@@ -21,6 +21,7 @@ from ssl_lightning.artifacts.weights import (
     MAX_CONFIG,
     attach_transform,
     build_network,
+    check_run,
     read_state,
     read_transform,
     write_weights,
@@ -121,6 +122,7 @@ def load_classifier(run: str | Path, probe: str = "linear", *, branch: str = "ba
     folder = Path(run)
     weights, description = classifier_files(folder, probe, branch)
     if not description.exists():
+        check_run(folder)
         raise ValueError(_missing(folder, probe, branch))
     try:
         content = read_json(description, MAX_CONFIG)

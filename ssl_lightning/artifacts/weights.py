@@ -21,6 +21,7 @@ from ssl_lightning.artifacts.state_dicts import mismatches, some
 from ssl_lightning.config.trust import TRUST, is_trusted, known_targets
 from ssl_lightning.config.types import accepted, check_values
 from ssl_lightning.core.atomic_files import atomic_file, write_json
+from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 
 BACKBONES = "ssl_lightning.networks."  # prefix of the allowed targets of an exported backbone
@@ -83,6 +84,8 @@ def load_backbone(path: str | Path) -> nn.Module:
         (torch.Size([1, 3, 32, 32]), 2)
     """
     file = weights_file(Path(path))
+    if not Path(path).is_file() and file.name != HF_WEIGHTS:
+        check_run(Path(path))
     beside = file.with_name(BACKBONE_CONFIG if file.name != HF_WEIGHTS else HF_CONFIG)
     try:
         content = read_json(beside, MAX_CONFIG)
@@ -98,6 +101,16 @@ def load_backbone(path: str | Path) -> nn.Module:
     backbone.load_state_dict(state)
     attach_transform(backbone, read_transform(content, beside) if "input" in content else None)
     return backbone.eval()
+
+
+def check_run(folder: Path) -> None:
+    """Raise ValueError if a run folder is absent, or the run has not written its backbone yet."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not there; a run folder is outputs/<task>/<data>/<backbone>/<name>")
+    if not (folder / BACKBONE).is_file():
+        raise ValueError(
+            f"{folder} has no {BACKBONE}; finish the run first: {command_line('train')} resume={folder}"
+        )
 
 
 def weights_file(path: Path) -> Path:

@@ -105,8 +105,9 @@ def check_cross_validation(folder: Path, names: list[str], labels: Tensor) -> No
     sizes = labels.bincount().tolist()
     rarest = sizes.index(min(sizes))
     if sizes[rarest] < FOLDS:
+        count = f"{sizes[rarest]} image{'s' * (sizes[rarest] != 1)}"
         raise ValueError(
-            f"class {names[rarest]} of {folder} has {sizes[rarest]} images; without data.test_dir the "
+            f"class {names[rarest]} of {folder} has {count}; without data.test_dir the "
             f"figures are cross-validated in {FOLDS} folds, which needs {FOLDS} images of each class; "
             "add images, or give data.test_dir"
         )

@@ -114,7 +114,8 @@ def use(comparison: TaskComparison) -> str:
     if last.runs[winner][0].probes:
         lines += [
             f"classifier = ssl_lightning.load_classifier({run!r})",
-            "scores = classifier(classifier.transform(image)[None])  # one of each class",
+            "scores = classifier(classifier.transform(image)[None])  # one for each class",
+            "print(classifier.class_names[scores.argmax()])",
         ]
     lines += [
         f"backbone = ssl_lightning.load_backbone({run!r})",

@@ -80,6 +80,9 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
         raise RunError(f"error: {explained(error)}") from None
     changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
     refused = sorted(key for key in changed if not _may_change(key))
+    # another class has other keys, which tell a user nothing
+    other = tuple(key.removesuffix("_target_") for key in refused if key.endswith("._target_"))
+    refused = [key for key in refused if key.endswith("._target_") or not key.startswith(other)]
     if refused:
         lines = [f"  {key}: {before.get(key, ABSENT)} -> {after.get(key, ABSENT)}" for key in refused]
         raise RunError(

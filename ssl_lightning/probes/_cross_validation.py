@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ssl_lightning.artifacts.answers import Answers, short_digest
 from ssl_lightning.artifacts.records import BALANCED, Protocol, Record, best_stage
+from ssl_lightning.core.progress import watched
 from ssl_lightning.data.io.splits import FOLDS, draw_folds
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._accuracy import details, figure_of
@@ -77,7 +78,11 @@ def run_folds(
     """
     if len(folds) == 1:
         return run(folds[0])
-    records = merge_folds([run(fold) for fold in folds])
+    found = []
+    for number, fold in enumerate(folds, 1):
+        with watched(f"fold {number} of {len(folds)}"):
+            found.append(run(fold))
+    records = merge_folds(found)
     if probe.fitted is not None:
         run(whole)  # its figures mean nothing
         fitted = probe.fitted.record

@@ -20,6 +20,7 @@ from ssl_lightning.report.table import Duplicates, Row, Table, compare, group_by
 
 FULL = "full"  # budget of runs that name none
 NAMED = tuple(key.name for key in KEYS if key.series == "named")  # facts at the start of a series' label
+LONGEST = 80  # characters of a label with its overrides
 HIDDEN = tuple(key.name for key in KEYS if key.series == "hidden")  # overrides omitted from labels
 
 
@@ -113,7 +114,7 @@ def series_key(run: ReportedRun) -> str:
 def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]:
     """Give each series a unique label: its task, then its data and backbone and the overrides that differ.
 
-    If labels are still equal, the folder of the first run is added.
+    If labels are still equal, or longer than a line of a table takes, the folder of the first run names them.
     """
     facts = {key: [str(getattr(runs[0].facts, name)) for name in NAMED] for key, runs in series.items()}
     differs = [len(set(values)) > 1 for values in zip(*facts.values(), strict=True)]
@@ -127,19 +128,23 @@ def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]
         given = {key: shown_overrides(series[key][0]) for key in keys}
         common = set.intersection(*map(set, given.values()))
         own = {key: " ".join([label, *(o for o in given[key] if o not in common)]) for key in keys}
+        own = {key: text if len(text) <= LONGEST else label for key, text in own.items()}
         for text, alike in _inverted(own).items():
             labels |= {key: text if len(alike) == 1 else f"{text} ({series[key][0].name})" for key in alike}
     return labels
 
 
 def shown_overrides(run: ReportedRun) -> list[str]:
-    """Return the overrides of a run's command, except for hidden keys and keys named in the label."""
+    """Return the overrides of a run's command, except for hidden keys and keys named in the label.
+
+    Of a key given twice, the last value counts.
+    """
     try:
         words = shlex.split(run.facts.command or "")
     except ValueError:  # an open quote in a foreign file
         words = []
-    keys = {word: word.lstrip("+~").partition("=")[0] for word in words if "=" in word}
-    return [word for word, key in keys.items() if key not in NAMED + HIDDEN and not key.startswith("hydra.")]
+    given = {word.lstrip("+~").partition("=")[0]: word for word in words if "=" in word}
+    return [word for key, word in given.items() if key not in NAMED + HIDDEN and not key.startswith("hydra.")]
 
 
 def _place(run: ReportedRun) -> BenchmarkRow:

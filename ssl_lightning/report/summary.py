@@ -54,8 +54,10 @@ def print_summary(results: Results, folder: Path, phases: dict[str, float]) -> N
     for name, value in results.pretext.items():
         console.print(f"pretext {name} {value:.4f}")
     memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run.peak_memory_gb.items())
+    starts = f" of {run.resumed + 1} starts" if run.resumed else ""  # the times below are of this one
     console.print(
-        f"{run.wall_s:.0f} s in total, {run.images_per_s:,.0f} images/s in pretraining, peak memory {memory}"
+        f"{run.wall_s:.0f} s in total{starts}, {run.images_per_s:,.0f} images/s in pretraining, "
+        f"peak memory {memory}"
     )
     print_times(phases)
     console.print(f"run folder: {folder}", markup=False)

@@ -167,11 +167,9 @@ class RunWriter:
             facts["held out"] = "nothing (data.heldout is 0): no validation, no best.ckpt"
         if places := [f"{key} {cfg.data[key]}" for key in PLACES if cfg.data.get(key)]:
             facts["data"] = ", ".join(places)
-            counts = parts.data.label_counts
-            labelled = (
-                "{train:,} train, {heldout:,} held out, {test:,} test".format(**counts) if counts else "none"
+            facts["images"] = (
+                f"{parts.data.pretrain_images:,} to pretrain on; labelled: {labelled_images(parts.data)}"
             )
-            facts["images"] = f"{parts.data.pretrain_images:,} to pretrain on; labelled: {labelled}"
         if found := parts.data.duplicates_found:
             write_file(parts.folder / NEAR_DUPLICATES, "".join(f"{each}\n" for each in found))
             facts["near-duplicates"] = f"{len(found):,}, listed in {parts.folder / NEAR_DUPLICATES}"
@@ -189,6 +187,15 @@ class RunWriter:
                 "pretraining may see these images, without labels"
             )
         print_header(facts)
+
+
+def labelled_images(data: PairedDataModule) -> str:
+    """Name the numbers of the labelled images: of each split, or of all if they are cross-validated."""
+    if not data.has_downstream:
+        return "none"
+    if data.test_folds:
+        return f"{len(data.downstream('test').indices):,}"
+    return "{train:,} train, {heldout:,} held out, {test:,} test".format(**data.label_counts)
 
 
 def input_options(data: PairedDataModule) -> dict[str, Any]:

@@ -40,6 +40,15 @@ def test_an_exported_backbone_comes_back_exactly(tmp_path: Path) -> None:
         torch.testing.assert_close(got, expected)
 
 
+def test_an_absent_and_an_unfinished_run_are_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for load in (ssl_lightning.load_backbone, ssl_lightning.load_classifier):
+        with pytest.raises(ValueError, match="gone is not there; a run folder is outputs/"):
+            load(tmp_path / "gone")
+        with pytest.raises(ValueError, match=r"finish the run first: python train\.py resume=.*run$"):
+            load(tmp_path / "run")
+
+
 def test_an_exported_timm_backbone_loads_into_timm(tmp_path: Path) -> None:
     backbone = create_timm("resnet18")
     config = {"_target_": "ssl_lightning.networks.timm_backbone.create_timm", "model_name": "resnet18"}

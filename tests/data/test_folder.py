@@ -140,6 +140,9 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
         folder(tmp_path, pretrain_dir=pretrain, test_dir=test)
     with pytest.raises(ValueError, match=r"class ant of .*train has 2 images; without data\.test_dir"):
         folder(tmp_path, pretrain_dir=pretrain, train_dir=train).setup()
+    one = labelled(tmp_path / "one", 1, 1)
+    with pytest.raises(ValueError, match=r"class ant of .*one has 1 image; without data\.test_dir"):
+        folder(tmp_path, pretrain_dir=pretrain, train_dir=one).setup()
     with pytest.raises(FileNotFoundError, match="gone does not exist"):
         folder(tmp_path, pretrain_dir=tmp_path / "gone").prepare_data()
     (tmp_path / "empty").mkdir()

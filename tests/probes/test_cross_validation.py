@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.artifacts.records import Record, best_stage
+from ssl_lightning.core import progress
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.features.encode import Features, encode
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes._accuracy import records_of
-from ssl_lightning.probes._cross_validation import fold_features, merge_folds
+from ssl_lightning.probes._cross_validation import fold_features, merge_folds, run_folds
 from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.attentive import AttentiveProbe
 from ssl_lightning.probes.base import BaseProbe
@@ -210,3 +211,14 @@ def test_labels_that_mean_nothing_give_chance() -> None:
     error = float(np.std(nested)) / np.sqrt(30)
     assert abs(np.mean(nested) - 0.5) < 3 * error
     assert np.mean(chosen) > 0.5 + 3 * error
+
+
+def test_progress_names_the_fold() -> None:
+    seen: list[list[str]] = []
+
+    def run(fold: int) -> list[Record]:
+        seen.append([work.what for work in progress._running])
+        return []
+
+    run_folds(LinearProbe(), run, [0, 1, 2], 3)
+    assert seen == [["fold 1 of 3"], ["fold 2 of 3"], ["fold 3 of 3"]]

@@ -57,6 +57,14 @@ def test_given_weights_are_named_as_they_came(tmp_path: Path, capsys: pytest.Cap
     assert "Test top-1 in %, trained;" in capsys.readouterr().out
 
 
+def test_the_time_of_a_resumed_run_counts_all_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for resumed, said in ((0, "197 s in total, "), (1, "197 s in total of 2 starts, ")):
+        print_summary(Results(replace(FACTS, wall_s=197.0, resumed=resumed), {}, []), tmp_path, {})
+        assert said in capsys.readouterr().out
+
+
 def test_cross_validated_figures_have_another_title() -> None:
     rows = [record("stage1", True, 0.5, 0.5)]
     assert str(summary_table(rows).title).startswith("Test top-1 in %")

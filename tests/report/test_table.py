@@ -254,6 +254,23 @@ def test_series_are_told_apart_by_their_overrides(tmp_path: Path, leave: Any, ma
     ]
 
 
+def test_long_overrides_give_way_to_the_folder(tmp_path: Path, leave: Any, make: Any) -> None:
+    for name in ("a", "b"):
+        place = f"/a/long/path/to/the/photographs/of/{name}"
+        command = f"python train.py task=rotation data.pretrain_dir={place} data.train_dir={place}/labelled"
+        leave(name, [make(0.5)], command=command, series_sha256=name * 64)
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    assert [row.label for row in found.rows] == ["rotation (a)", "rotation (b)"]
+
+
+def test_of_an_override_given_twice_the_last_one_is_shown(tmp_path: Path, leave: Any, make: Any) -> None:
+    for lr in ("0.1", "0.2"):
+        command = f"python train.py task=rotation optimizer.lr=0.3 optimizer.lr={lr}"
+        leave(lr, [make(0.5)], command=command, series_sha256=lr[-1] * 64)
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    assert [row.label for row in found.rows] == ["rotation optimizer.lr=0.1", "rotation optimizer.lr=0.2"]
+
+
 def test_old_files_are_series_by_command_else_by_themselves(tmp_path: Path, leave: Any, make: Any) -> None:
     for seed in range(2):
         leave(f"a{seed}", [make(0.5)], seed=seed, series_sha256=None)

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.artifacts.input_transform import InputTransform
-from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
-from ssl_lightning.artifacts.weights import BACKBONES, MAX_CONFIG, load_backbone
-from ssl_lightning.core.entry import command_line
+from ssl_lightning.artifacts.run_folder import BACKBONE_CONFIG
+from ssl_lightning.artifacts.weights import BACKBONES, MAX_CONFIG, check_run, load_backbone
 from ssl_lightning.core.untrusted import read_json
 
 TIMM = f"{BACKBONES}timm_backbone.create_timm"
@@ -46,12 +45,7 @@ class ExportSource:
             ValueError: The folder is absent or has no readable export, or the export has no description of
                 its input.
         """
-        if not run.is_dir():
-            raise ValueError(f"{run} is not there; a run folder is outputs/<task>/<data>/<backbone>/<name>")
-        if not (run / BACKBONE).is_file():
-            raise ValueError(
-                f"{run} has no {BACKBONE}; finish the run first: {command_line('train')} resume={run}"
-            )
+        check_run(run)
         backbone: Any = load_backbone(run)
         content = read_json(run / BACKBONE_CONFIG, MAX_CONFIG)
         if backbone.transform is None:

@@ -57,8 +57,9 @@ def scan(folder: str | os.PathLike[str], *, stamps: bool = False) -> FileList:
         held = f"; it holds {_endings(others)}" if others else ""
         raise FileNotFoundError(f"folder {root} holds no image; looked for {kinds}, at any depth{held}")
     if others:
+        count, verb = ("1 file", "is") if others.total() == 1 else (f"{others.total()} files", "are")
         rank_zero_warn(
-            f"{others.total()} files in {root} are not read: {_endings(others)}; {len(names)} files have "
+            f"{count} in {root} {verb} not read: {_endings(others)}; {len(names)} files have "
             f"endings that are read ({kinds})"
         )
     read = np.array(states, np.int64).reshape(-1, 2) if stamps else None

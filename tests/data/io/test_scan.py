@@ -95,6 +95,11 @@ def test_endings_that_are_not_read_are_counted_by_kind(tmp_path: Path) -> None:
     assert "1 .heic" in line
     assert "1 without ending" in line
     assert "; 12 files have endings that are read (bmp gif" in line
+    (tmp_path / "notes").mkdir()
+    picture(tmp_path / "notes" / "1.jpg")
+    (tmp_path / "notes" / "notes.txt").write_text("x")
+    (line,) = warned(lambda: scan(tmp_path / "notes"))
+    assert f"1 file in {tmp_path}/notes is not read: 1 .txt; " in line
     for path in tmp_path.rglob("*.jpg"):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no image; looked for .*; it holds 2 \.jfif, "):
