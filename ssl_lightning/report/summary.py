@@ -55,10 +55,8 @@ def print_summary(results: Results, folder: Path, phases: dict[str, float]) -> N
         console.print(f"pretext {name} {value:.4f}")
     memory = ", ".join(f"{where} {gb:.2f} GB" for where, gb in run.peak_memory_gb.items())
     starts = f" of {run.resumed + 1} starts" if run.resumed else ""  # the times below are of this one
-    console.print(
-        f"{run.wall_s:.0f} s in total{starts}, {run.images_per_s:,.0f} images/s in pretraining, "
-        f"peak memory {memory}"
-    )
+    speed = f", {run.images_per_s:,.0f} images/s in pretraining" if run.images_per_s else ""
+    console.print(f"{run.wall_s:.0f} s in total{starts}{speed}, peak memory {memory}")
     print_times(phases)
     console.print(f"run folder: {folder}", markup=False)
     if run.verdict is not None:

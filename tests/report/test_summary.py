@@ -65,6 +65,12 @@ def test_the_time_of_a_resumed_run_counts_all_starts(
         assert said in capsys.readouterr().out
 
 
+def test_a_control_has_no_speed_of_pretraining(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for speed, said in ((0.0, " s in total, peak "), (1234.5, ", 1,234 images/s in pretraining, ")):
+        print_summary(Results(replace(FACTS, images_per_s=speed), {}, []), tmp_path, {})
+        assert said in capsys.readouterr().out
+
+
 def test_cross_validated_figures_have_another_title() -> None:
     rows = [record("stage1", True, 0.5, 0.5)]
     assert str(summary_table(rows).title).startswith("Test top-1 in %")
