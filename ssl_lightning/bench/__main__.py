@@ -179,7 +179,7 @@ def main(arguments: Sequence[str]) -> int:
         "versions": versions(),
         "overrides": options.overrides,
     }
-    for name, rows in measured(options):
+    for name, rows in measurements(options):
         figures.setdefault(name, []).extend(rows)
         write_json(options.out, figures)
     found = {name: figures[name] for name in options.sections}
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measured(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
+def measurements(options: argparse.Namespace) -> Iterator[tuple[str, Rows]]:
     """Measure section by section, and tell after each measurement how long the rest takes."""
     jobs = [
         (name, task)

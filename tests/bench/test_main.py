@@ -78,7 +78,7 @@ def test_the_time_left_follows_the_planned_seconds(monkeypatch, capsys) -> None:
     monkeypatch.setitem(bench.SECTIONS, "steps", fake([], []))  # twice 10 s
     monkeypatch.setitem(bench.SECTIONS, "ops", replace(fake([], []), each_task=False, seconds=40))
     options = argparse.Namespace(sections=["steps", "ops"], tasks=["rotation", "jigsaw"], repeats=None)
-    for _ in bench.measured(options):
+    for _ in bench.measurements(options):
         now[0] += 20  # half as fast as planned
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition("; about ")[2] for line in lines] == [
