@@ -70,8 +70,9 @@ class ViewTask(PretextTask):
         blur: Probability of blurring.
         solarise: Probability of inverting the bright half of the range.
         view_scale: Height and width of the views over the height of the images, rounded to a multiple of the
-            backbone's stride, but at least what the backbone needs. A random crop enlarges objects; in
-            smaller views they are about as large as in whole images (Touvron et al. 2019, section 3).
+            stride of the first stage (the patch of a transformer), but at least what the backbone needs. A
+            random crop enlarges objects; in smaller views they are about as large as in whole images
+            (Touvron et al. 2019, section 3).
         **base: The keywords of `PretextTask`.
 
     Raises:
@@ -129,8 +130,10 @@ class ViewTask(PretextTask):
         """Return the height and width of the views in pixels."""
         if self.view_scale == 1:
             return image_size
-        stride, smallest = stride_and_smallest(self.backbone)
-        return max(smallest, stride * round(image_size * self.view_scale / stride))
+        info: Any = self.backbone.feature_info
+        _, smallest = stride_and_smallest(self.backbone)
+        step = min(info.reduction())
+        return max(smallest, step * round(image_size * self.view_scale / step))
 
     def projector(self, channels: int) -> nn.Module:
         """Make the network that maps the pooled last stage `(N, channels)` to embeddings `(N, D)`."""
