@@ -109,6 +109,15 @@ def test_a_round_tells_when_it_ends(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "round 2: 0 of 4 trainings done, 55% of the time used\n"
 
 
+def test_a_round_without_time_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    comparison = measured(600, tmp_path)
+    comparison.stored["rounds"]["2"] = {"seeds": 0}
+    comparison.later_round(2, 1)
+    text = "\nround 2 is left out: the time does not suffice for longer trainings\n"
+    assert capsys.readouterr().out == text
+    assert comparison.rounds == []
+
+
 @pytest.mark.parametrize(
     ("metrics", "columns"),
     [

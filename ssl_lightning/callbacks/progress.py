@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.core.progress import watched
@@ -63,7 +61,7 @@ class ProgressBar(Callback):
     ) -> None:
         self._waiting.close()
         if trainer.is_global_zero and time.monotonic() - self._drawn >= self.interval:
-            self._draw(trainer, pl_module.scores, batch_idx + 1)  # type: ignore[arg-type]
+            self._draw(trainer, pl_module, batch_idx + 1)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         batches = [int(count) for count in trainer.num_val_batches if math.isfinite(count)]
@@ -95,19 +93,19 @@ class ProgressBar(Callback):
     ) -> None:
         self._close()  # restores the cursor of the terminal
 
-    def _draw(self, trainer: pl.Trainer, scores: Mapping[str, Tensor], done: int) -> None:
+    def _draw(self, trainer: pl.Trainer, task: Any, done: int) -> None:
         self._drawn = time.monotonic()
-        total = int(trainer.num_training_batches)
-        named = {f"train/{name}": scores[name] for name in sorted({"acc", "loss"} & scores.keys())}
+        named = {f"train/{name}": task.scores[name] for name in sorted({"acc", "loss"} & task.scores.keys())}
         figures = f"{self._throughput.images_per_s:,.0f} images/s  {_figures(named)}"
-        title = f"epoch {trainer.current_epoch + 1}"
-        title += f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
+        epochs, batches = _ends(trainer, task)
+        title = f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs else "")
         if self._bar is not None:
             self._bar.update(
-                self._bar.task_ids[0], description=title, completed=done, total=total, figures=figures
+                self._bar.task_ids[0], description=title, completed=done, total=batches, figures=figures
             )
         else:
-            self.console.print(f"{title}: batch {done}/{total}  {figures}", highlight=False)
+            of = f"/{batches}" if batches else ""
+            self.console.print(f"{title}: batch {done}{of}  {figures}", highlight=False)
 
     def _close(self) -> None:
         self._waiting.close()
@@ -115,6 +113,21 @@ class ProgressBar(Callback):
         if self._bar is not None:
             self._bar.stop()
         self._bar = None
+
+
+def _ends(trainer: pl.Trainer, task: Any) -> tuple[int | None, int | None]:
+    """Return the number of epochs, and of batches in this one, by the first limit; None if unknown."""
+    most, length = trainer.max_epochs, trainer.num_training_batches
+    epochs = most if most is not None and most > 0 else None
+    if math.isinf(length):
+        return epochs, None
+    batches = int(length)
+    if task.max_steps < 0:
+        return epochs, batches
+    steps = math.ceil(batches / task.accumulated_batches)  # of an epoch
+    epochs = min(epochs or task.max_steps, math.ceil(task.max_steps / steps))
+    left = (task.max_steps - trainer.current_epoch * steps) * task.accumulated_batches
+    return epochs, min(batches, left)
 
 
 def _figures(named: dict[str, Any]) -> str:

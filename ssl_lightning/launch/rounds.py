@@ -175,6 +175,8 @@ class TaskComparison:
             self.store()
         if stored["seeds"]:
             self.run_round(stored["images"], number, stored["seeds"])
+        else:
+            print(f"\nround {number} is left out: the time does not suffice for longer trainings", flush=True)
 
     def plan(self, tasks: Sequence[str], fewest: int, seeds: int, share: float) -> dict[str, Any]:
         """Plan longer runs of as many tasks as the time allows, then of as many seeds.

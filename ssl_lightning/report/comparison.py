@@ -125,12 +125,18 @@ def _winner(last: TaskRound, winner: str, *, helps: bool) -> list[str]:
     assert best is not None
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
-    gain = f"{points(best, before)} over {_start(last)}, " if before is not None else ""
+    gain = f"{_above_or_below(best, before)} {_start(last)}, " if before is not None else ""
     sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
     gained, error = _gains({winner: runs}).get(winner, (1.0, 0.0))
     if helps and abs(gained) <= SIGMAS * error:
         sentences.append(f"That {'gain' if gained > 0 else 'loss'} is within the noise.")
     return sentences
+
+
+def _above_or_below(best: Figure, before: Figure) -> str:
+    if best.value < before.value:
+        return f"{points(before, best, sign='')} below"
+    return f"{points(best, before)} over"
 
 
 def _labels(labels_alone: Results | None, best: Figure, *, guessing: bool) -> list[str]:

@@ -151,7 +151,7 @@ def test_a_better_task_that_was_not_chosen_is_named() -> None:
 def test_each_task_is_compared_with_its_own_untrained_backbone() -> None:
     last = of(rotation=[run(0.40, 0.45, untrained=0.42)], jigsaw=[run(0.35, 0.35, untrained=0.30)])
     text = conclusion(None, [last], [])
-    assert text.startswith("Rotation: linear probe 40.0 ± 0.5 % (-2.0 ± 0.7 points over the untrained")
+    assert text.startswith("Rotation: linear probe 40.0 ± 0.5 % (2.0 ± 0.7 points below the untrained")
     assert "Before training, the backbone reaches" not in text
     last = of(rotation=[run(0.40, 0.45, untrained=0.30)], jigsaw=[run(0.35, 0.35, untrained=0.42)])
     assert "Before training, the backbone reaches 42.0 ± 0.5 % with the input of jigsaw." in conclusion(
