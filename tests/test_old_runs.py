@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -15,10 +16,15 @@ import ssl_lightning
 from ssl_lightning.artifacts.results import Results, read_results
 from ssl_lightning.config.identity import RENAMED, config_sha256, series_sha256
 from ssl_lightning.config.trust import load_config
+from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.heads import PooledClassifier
+from ssl_lightning.tasks.inpainting import Inpainting
 
 ROOT = Path(__file__).parent.parent
 FIXTURES = Path(__file__).parent / "fixtures"
 STORED = FIXTURES / "run_8a5cf39"
+SPEC = ImageSpec(3, 16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.fixture
@@ -48,6 +54,19 @@ def test_its_digests_are_unchanged() -> None:
         content = OmegaConf.to_container(config)
         assert config_sha256(content) == facts.config_sha256  # type: ignore[arg-type]
         assert series_sha256(content) == facts.series_sha256  # type: ignore[arg-type]
+
+
+def test_a_config_without_keys_has_their_former_defaults(old_run: Path) -> None:
+    config = OmegaConf.load(STORED / "config.yaml")
+    config.task = {"_target_": f"{Inpainting.__module__}.Inpainting", "adversarial_weight": 0.001}
+    OmegaConf.save(config, old_run / "config.yaml")
+    backbone = ConvNet(widths=(8, 8), strides=(2, 2))
+    task = instantiate(load_config(old_run / "config.yaml").task, backbone, SPEC)
+    assert not any("parametrizations" in name for name in task.state_dict())  # of spectral norm
+    assert (task.adversarial_loss, type(task.judge)) == ("non_saturating", PooledClassifier)
+    config.task.discriminator_norm = "spectral"
+    OmegaConf.save(config, old_run / "config.yaml")
+    assert load_config(old_run / "config.yaml").task.discriminator_norm == "spectral"
 
 
 def test_its_backbone_loads(old_run: Path) -> None:

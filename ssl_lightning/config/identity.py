@@ -34,6 +34,7 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "task.r1": (0.0,),
     "task.discriminator_rotation": (0.0,),
     "task.generator_rotation": (0.2,),
+    "task.input_noise": (0.0,),
     "probe.rankme.lidar_images": (1000,),
     "probe.rankme.lidar_views": (10,),
     "probe.segmentation.fractions": (None,),
@@ -43,6 +44,8 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "probe.linear.calibration": (False,),
     "probe.linear.corruptions": ([],),
 }
+# Keys among these whose default has changed since; a config without them ran with the first value above
+CHANGED = ("adversarial_loss", "discriminator_norm", "discriminator_head")
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
 SPLIT = ("trainer", "data")  # groups where only some keys are science
 
@@ -120,6 +123,19 @@ def rename_targets(node: Any, names: Mapping[str, str] = RENAMED) -> Any:
     if isinstance(node, list):
         return [rename_targets(value, names) for value in node]
     return node
+
+
+def with_former_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored config with the keys it lacks whose default has changed since, at their values then.
+
+    >>> found = with_former_defaults({"task": {"adversarial_weight": 0.1, "discriminator_norm": "none"}})
+    >>> found["task"]["adversarial_loss"], found["task"]["discriminator_norm"]
+    ('non_saturating', 'none')
+    """
+    if "adversarial_weight" not in config["task"]:
+        return config
+    former = {key: ADDED[f"task.{key}"][0] for key in CHANGED}
+    return config | {"task": former | config["task"]}
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -10,18 +10,8 @@ STEPS_AN_EPOCH = 8  # fewest, where the batch can be smaller
 VALIDATIONS = 4  # in a run of several epochs
 
 GAN = ("scheduler=cosine", "optimizer.betas=[0.5,0.999]", "task.decoder_width=16")
-LEARNING_DISCRIMINATOR = (  # docs/discriminators.md
-    "task.adversarial_weight=0.1",
-    "task.adversarial_loss=hinge",
-    "task.discriminator_norm=spectral",
-    "task.discriminator_head=flattened",
-    "task.discriminator_lr_factor=0.2",
-    "task.label_smoothing=0.0",
-    "task.instance_noise=0.0",
-)
 SMALL_VIEWS = ("task.view_scale=0.625",)  # docs/methods.md
 LARGE_HEAD = ("task.momentum=0.98", "task.hidden=2048", "task.embedding=256")
-HARD_FAKES = ("task.scale=8", "task.content=null")
 
 
 @dataclass(frozen=True)
@@ -69,8 +59,8 @@ SETTINGS = {
     "byol": Settings("adamw", 0.003, 64, (*SMALL_VIEWS, *LARGE_HEAD)),
     "dino": Settings("adamw", 0.002, 128),
     "lejepa": Settings("adamw", 0.002, 128, SMALL_VIEWS),
-    "inpainting": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR)),
-    "super_resolution": Settings("adam", 0.002, more=(*GAN, *LEARNING_DISCRIMINATOR, *HARD_FAKES)),
+    "inpainting": Settings("adam", 0.002, more=GAN),
+    "super_resolution": Settings("adam", 0.002, more=(*GAN, "task.scale=8")),
 }
 
 

@@ -62,6 +62,9 @@ class AdversarialTask(TwoNetworks):
     would tell one kind by the other. Its running statistics come from real pictures, which are also its
     input in the probes. Spectral norm improves its estimate once per discriminator step, on real pictures.
 
+    The defaults are the settings with which both networks learned most on CIFAR-10 (docs/discriminators.md);
+    the experiments `pathak2016_inpainting` and `ledig2017_super_resolution` have those of the papers.
+
     Args:
         backbone: The backbone.
         adversarial_weight: Weight of the adversarial loss beside the generator's own; 0 for no discriminator
@@ -84,6 +87,9 @@ class AdversarialTask(TwoNetworks):
         label_smoothing: The target for real pictures is 1 minus this (Salimans et al. 2016, one-sided).
         instance_noise: Deviation of the noise on the discriminator's input, in normalised units. It falls to
             0 over the run (Sønderby et al. 2017) and hides minor differences between real and fake.
+        input_noise: Deviation of the noise on the input of the backbone, in normalised units, also in
+            validation; 0 for none. It lets the generator vary its pictures, and makes the backbone a denoiser
+            (Vincent, Larochelle, Bengio, Manzagol 2008).
         warmup_steps: Initial steps that train the generator alone, on the pixel loss.
         accumulate_grad_batches: Number of batches whose gradients make one step of each network; the argument
             of this name of Lightning's Trainer does not work for two optimizers.
@@ -101,19 +107,20 @@ class AdversarialTask(TwoNetworks):
         self,
         backbone: nn.Module,
         *,
-        adversarial_weight: float = 0.001,
-        adversarial_loss: str = "non_saturating",
+        adversarial_weight: float = 0.1,
+        adversarial_loss: str = "hinge",
         discriminator_width: int = 32,
-        discriminator_norm: str = "batch",
-        discriminator_head: str = "average",
-        discriminator_lr_factor: float = 0.1,
+        discriminator_norm: str = "spectral",
+        discriminator_head: str = "flattened",
+        discriminator_lr_factor: float = 0.2,
         discriminator_steps: int = 1,
         discriminator_augment: Sequence[str] = (),
         r1: float = 0.0,
         discriminator_rotation: float = 0.0,
         generator_rotation: float = 0.2,
-        label_smoothing: float = 0.1,
-        instance_noise: float = 0.5,
+        label_smoothing: float = 0.0,
+        instance_noise: float = 0.0,
+        input_noise: float = 0.0,
         warmup_steps: int = 0,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
@@ -149,9 +156,9 @@ class AdversarialTask(TwoNetworks):
             "discriminator_rotation": discriminator_rotation,
             "generator_rotation": generator_rotation,
         }
-        for key, weight in {"r1": r1, **rotations}.items():
-            if weight < 0:
-                raise ValueError(f"task.{key} is {weight}; it must be at least 0")
+        for key, value in {"r1": r1, "input_noise": input_noise, **rotations}.items():
+            if value < 0:
+                raise ValueError(f"task.{key} is {value}; it must be at least 0")
         if not 0 <= label_smoothing < 0.5 or instance_noise < 0:
             raise ValueError(
                 f"task.label_smoothing is {label_smoothing} and task.instance_noise {instance_noise}; "
@@ -165,6 +172,7 @@ class AdversarialTask(TwoNetworks):
         self._branch = "discriminator_rotation" if self.rotates else "discriminator"
         self.discriminator_augment = tuple(discriminator_augment)
         self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
+        self.input_noise = input_noise
         self.adversarial = adversarial_weight > 0
         # a further step of the discriminator needs its new weights, which one graph of a batch cannot see
         self.recordable = discriminator_steps == 1
@@ -203,6 +211,12 @@ class AdversarialTask(TwoNetworks):
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
         """Corrupt `(B, C, H, W)` images in [0, 1], restore them, and score the result."""
         raise NotImplementedError
+
+    def with_input_noise(self, x: Tensor, stream: torch.Generator) -> Tensor:
+        """Add the noise on the input of the backbone, normalised."""
+        if not self.input_noise:
+            return x
+        return x + self.input_noise * torch.randn(x.shape, generator=stream, device=x.device)
 
     def matching_loss(self, fake: list[Tensor], real: list[Tensor]) -> dict[str, Tensor]:
         """Compute generator losses on the discriminator's stage maps; the default has none.

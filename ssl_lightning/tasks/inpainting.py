@@ -121,7 +121,8 @@ class Inpainting(AdversarialTask):
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
         mask = self.draw_mask(len(images), stream)  # (B, 1, S, S), True in the hole
         real = self.normalise(images)
-        made = self.restore(self.corrupt(images, mask))  # (B, C, S, S), normalised
+        seen = self.with_input_noise(self.normalise(self.corrupt(images, mask)), stream)
+        made = self.restore(seen)  # (B, C, S, S), normalised
         weights = border_weights(mask, self.overlap, self.overlap_weight)
         error = masked_mse(made, real, weights).mean()
         scores = {"loss": (1 - self.adversarial_weight) * error} | self.measure(made, images, mask)
@@ -141,8 +142,8 @@ class Inpainting(AdversarialTask):
         return images if self.mask == "none" else fill(images, mask, self.mean)
 
     def restore(self, corrupted: Tensor) -> Tensor:
-        """Predict the full picture, `(B, C, S, S)` float32 normalised, from images in [0, 1] with holes."""
-        stages = self.backbone(self.normalise(corrupted))
+        """Predict the full picture from images with holes; both `(B, C, S, S)` normalised."""
+        stages = self.backbone(corrupted)
         stages = [*stages[:-1], self.bottleneck(stages[-1])]
         return self.decoder(stages, corrupted.shape[2:]).float()
 
@@ -170,7 +171,7 @@ class Inpainting(AdversarialTask):
     def panel(self, images: Tensor) -> Panel:
         mask = self.draw_mask(len(images), generator("panel", device=images.device))
         corrupted = self.corrupt(images, mask)
-        made = self.to_pixels(self.restore(corrupted))
+        made = self.to_pixels(self.restore(self.normalise(corrupted)))
         quality = psnr(masked_mse(made, images, mask)).tolist()
         pictures = [corrupted, torch.where(mask, made, images), images]
         text = [["", f"{db:.1f} dB in the hole", ""] for db in quality]

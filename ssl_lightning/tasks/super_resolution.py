@@ -61,7 +61,7 @@ class SuperResolution(AdversarialTask):
         *,
         scale: int = 4,
         input: str = "enlarged",
-        content: str | None = "discriminator",
+        content: str | None = None,
         content_weight: float = 0.006,
         vgg_weights: str | None = None,
         skips: bool = False,
@@ -112,7 +112,8 @@ class SuperResolution(AdversarialTask):
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
         small, bicubic = self.degrade(images)
         real = self.normalise(images)
-        made = self.restore(small, bicubic)  # (B, C, S, S), normalised
+        seen = self.with_input_noise(self.input_of(small, bicubic), stream)
+        made = self.restore(seen, bicubic)  # (B, C, S, S), normalised
         error = F.mse_loss(made, real)
         scores = {"loss": error, "pixel": error}
         extra = {"content": self.content_weight * self.vgg_loss(made, images)} if self.vgg else {}
@@ -125,11 +126,19 @@ class SuperResolution(AdversarialTask):
         small = resize_bicubic(images, self.spec.image_size // self.scale).clamp(0, 1)
         return small, resize_bicubic(small, self.spec.image_size).clamp(0, 1)
 
-    def restore(self, small: Tensor, bicubic: Tensor) -> Tensor:
-        """Predict the full picture, `(B, C, S, S)` float32 normalised."""
+    def input_of(self, small: Tensor, bicubic: Tensor) -> Tensor:
+        """Return the input of the backbone, normalised, without noise."""
+        return self.normalise(bicubic if self.enlarged else small)
+
+    def restore(self, seen: Tensor, bicubic: Tensor) -> Tensor:
+        """Predict the full picture, `(B, C, S, S)` float32 normalised.
+
+        Args:
+            seen: Input of the backbone.
+            bicubic: The bicubic enlargement in [0, 1], to which the output is added.
+        """
         base = self.normalise(bicubic)
-        x = base if self.enlarged else self.normalise(small)
-        stages = self.backbone(x.contiguous(memory_format=self.image_format))
+        stages = self.backbone(seen.contiguous(memory_format=self.image_format))
         detail = self.head(stages, base.shape[2:]) if self.enlarged else self.head(stages)
         return base + detail.float()
 
@@ -158,7 +167,7 @@ class SuperResolution(AdversarialTask):
 
     def panel(self, images: Tensor) -> Panel:
         small, bicubic = self.degrade(images)
-        made = self.to_pixels(self.restore(small, bicubic))
+        made = self.to_pixels(self.restore(self.input_of(small, bicubic), bicubic))
         blocky = small.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
         text = [
             ["", f"{before:.1f} dB", f"{after:.1f} dB", ""]

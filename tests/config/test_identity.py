@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from ssl_lightning.config.identity import ADDED, config_sha256, differences, series_sha256
+from ssl_lightning.config.identity import ADDED, CHANGED, config_sha256, differences, series_sha256
 from tests._composed import composed
 
 OTHER = {
@@ -25,6 +25,7 @@ OTHER = {
     "task.r1": 0.5,
     "task.discriminator_rotation": 1.0,
     "task.generator_rotation": 0.5,
+    "task.input_noise": 0.5,
     "probe.rankme.lidar_images": 500,
     "probe.rankme.lidar_views": 5,
     "probe.segmentation.fractions": [0.1],
@@ -55,7 +56,8 @@ def test_an_added_key_leaves_the_digest_of_old_configs(key: str, tmp_path: Path)
     given = [f"task={task}", f"data={data}", *["data.pretrain_dir=/somewhere"] * (data == "folder")]
     probes = "probe=[linear,rankme,segmentation,detection]"
     config: Any = OmegaConf.to_container(composed([*given, probes], tmp_path))
-    assert OmegaConf.select(OmegaConf.create(config), key) == ADDED[key][0]
+    if key.removeprefix("task.") not in CHANGED:
+        assert OmegaConf.select(OmegaConf.create(config), key) == ADDED[key][0]
     old = with_key(config, key)
     for value in ADDED[key]:
         same = with_key(config, key, value)

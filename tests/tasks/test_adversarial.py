@@ -21,15 +21,19 @@ from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine import optim
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.srresnet import SRResNet
 from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.inpainting import Inpainting
+from ssl_lightning.tasks.super_resolution import SuperResolution
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
 DEFAULT = {
     "mask": "center",
-    "instance_noise": 0.0,
     "adversarial_weight": 0.5,
+    "adversarial_loss": "non_saturating",
     "discriminator_width": 8,
+    "discriminator_norm": "batch",
+    "discriminator_head": "average",
     "label_smoothing": 0.1,
 }
 
@@ -490,6 +494,30 @@ def test_instance_noise_falls_over_the_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert make().add_noise(real, fake, generator("noise"))[1] is fake
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (Inpainting, {"mask": "none"}),
+        (Inpainting, {"mask": "center"}),
+        (SuperResolution, {}),
+        (SuperResolution, {"input": "small"}),
+    ],
+)
+def test_input_noise_is_seen_by_the_backbone_alone(
+    kind: type[AdversarialTask], options: dict[str, Any]
+) -> None:
+    images, seen, shown = torch.rand(8, 3, 16, 16), [], []
+    for noise in (0.0, 0.5):
+        torch.manual_seed(0)
+        whole = options.get("input") == "small"
+        backbone = SRResNet(blocks=1, num_stages=1, width=4) if whole else ConvNet(widths=(8,), strides=(2,))
+        task = kind(backbone, SPEC, input_noise=noise, discriminator_width=4, decoder_width=4, **options)
+        backbone.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+        shown.append(task.attempt(images, generator(0)).real)
+    assert torch.equal(*shown)
+    assert (seen[1] - seen[0]).std().item() == pytest.approx(0.5, rel=0.1)
+
+
 def test_a_discriminator_learns_and_is_fooled() -> None:
     """Coarse pictures are real, noise is fake; minimising the generator's loss fools the discriminator."""
     task = make(adversarial_weight=1.0)
@@ -528,6 +556,7 @@ def test_a_discriminator_learns_and_is_fooled() -> None:
         ({"discriminator_steps": 2, "accumulate_grad_batches": 3}, "only one of them may be above 1"),
         ({"discriminator_augment": ["blur"]}, r"task.discriminator_augment is \['blur'\]; allowed are some"),
         ({"r1": -1}, "task.r1 is -1"),
+        ({"input_noise": -0.5}, "task.input_noise is -0.5"),
         ({"discriminator_rotation": -1}, "task.discriminator_rotation is -1"),
         ({"generator_rotation": -0.1}, r"task.generator_rotation is -0\.1"),
         ({"warmup_steps": -1}, "task.warmup_steps is -1"),

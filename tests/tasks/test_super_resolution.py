@@ -76,7 +76,7 @@ def test_the_backbone_sees_what_was_chosen() -> None:
 
 
 def test_feature_matching_compares_every_stage() -> None:
-    task = make(content_weight=0.5)
+    task = make(content="discriminator", content_weight=0.5, discriminator_norm="batch")
     fake = [torch.zeros(2, 4, 8, 8), torch.ones(2, 8, 4, 4)]
     real = [torch.full((2, 4, 8, 8), 2.0), torch.zeros(2, 8, 4, 4)]
     assert task.matching_loss(fake, real)["content"].item() == pytest.approx(0.5 * (4 + 1) / 2)
@@ -98,7 +98,7 @@ def test_vgg_is_in_the_loss_and_nowhere_else(tmp_path: Path) -> None:
     torch.save({f"features.{n}": v for n, v in layers.state_dict().items()}, tmp_path / "vgg19.pth")
     task = make(content="vgg", content_weight=2.0, vgg_weights=str(tmp_path / "vgg19.pth"))
     assert task.labels_seen == "those of ImageNet, by VGG19 in the loss"
-    assert make().labels_seen == make(content=None).labels_seen == "none"
+    assert make(content="discriminator").labels_seen == make(content=None).labels_seen == "none"
     assert task.state_dict().keys() == make().state_dict().keys()
     images = torch.rand(2, 3, 32, 32)
     attempt = task.attempt(images, generator(0))
