@@ -55,7 +55,7 @@ def load_config(path: Path) -> DictConfig:
         word = value if isinstance(value, str) else ""
         if "${" in key + word or word == "???":
             raise ValueError(f"{path}: {key} is {word!r}; a stored config holds resolved values only")
-    config = cast(DictConfig, OmegaConf.create(with_former_defaults(rename_targets(content))))
+    config = OmegaConf.create(with_former_defaults(rename_targets(content)))
     config.overrides = overrides
     return config
 

@@ -156,9 +156,9 @@ class AdversarialTask(TwoNetworks):
             "discriminator_rotation": discriminator_rotation,
             "generator_rotation": generator_rotation,
         }
-        for key, value in {"r1": r1, "input_noise": input_noise, **rotations}.items():
-            if value < 0:
-                raise ValueError(f"task.{key} is {value}; it must be at least 0")
+        for key, number in {"r1": r1, "input_noise": input_noise, **rotations}.items():
+            if number < 0:
+                raise ValueError(f"task.{key} is {number}; it must be at least 0")
         if not 0 <= label_smoothing < 0.5 or instance_noise < 0:
             raise ValueError(
                 f"task.label_smoothing is {label_smoothing} and task.instance_noise {instance_noise}; "
