@@ -37,7 +37,8 @@ RUN = [
 
 ADVERSARIAL = [
     "optimizer=adam", "task.instance_noise=0.3", "task.warmup_steps=5",
-    "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0",
+    "trainer.accumulate_grad_batches=2", "trainer.gradient_clip_val=1.0", "task.discriminator_norm=batch",
+    "task.discriminator_head=average", "task.adversarial_loss=non_saturating", "task.input_noise=0.2",
 ]  # fmt: skip
 
 
