@@ -16,10 +16,8 @@ SCORES = ("disc_acc_real", "disc_acc_fake")
 EVERYTHING, NOTHING = 0.99, 0.51  # mean accuracy on both kinds, beyond which the discriminator teaches little
 LOOKS = 5  # consecutive looks that are long
 ADVICE = {
-    "everything": "a lower task.discriminator_lr_factor, a higher task.adversarial_weight or "
-    "task.discriminator_norm=spectral may help",
-    "nothing": "a higher task.discriminator_lr_factor, task.discriminator_steps=2 or less "
-    "task.instance_noise may help",
+    "everything": "a lower task.discriminator_lr_factor or a higher task.adversarial_weight may help",
+    "nothing": "a higher task.discriminator_lr_factor or task.discriminator_steps=2 may help",
 }
 
 

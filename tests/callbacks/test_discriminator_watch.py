@@ -21,7 +21,7 @@ NAME = "ssl_lightning.callbacks.discriminator_watch"
 @pytest.mark.parametrize(
     ("real", "fake", "warns"),
     [
-        (1.0, 0.99, "known everything .* 100 % of real and 99 % of generated .*discriminator_norm=spectral"),
+        (1.0, 0.99, "known everything .* 100 % of real and 99 % of generated .*task.adversarial_weight"),
         (1.0, 0.01, "known nothing .*discriminator_steps=2"),
         (0.6, 0.55, None),
         (1.0, 0.9, None),
