@@ -296,8 +296,7 @@ class AdversarialTask(TwoNetworks):
         shown, made = self.add_noise(attempt.real, attempt.fake, stream)
         if self.discriminator_augment:
             shown, made = diff_augment((shown, made), self.discriminator_augment, stream)
-        if self.r1:
-            shown = shown.detach().requires_grad_()
+        shown = shown.detach().requires_grad_(self.r1 > 0)  # augmentation joins its graph with that of `made`
         real = self.discriminator(shown)
         scores |= self.generator_scores(scores["loss"], made, real)
         if self.rotates:

@@ -21,7 +21,10 @@ from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine import optim
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.discriminator import JUDGES, NORMS
 from ssl_lightning.networks.srresnet import SRResNet
+from ssl_lightning.ops.adversarial import LOSSES
+from ssl_lightning.ops.diff_augment import AUGMENTATIONS
 from ssl_lightning.tasks._adversarial import AdversarialTask
 from ssl_lightning.tasks.inpainting import Inpainting
 from ssl_lightning.tasks.super_resolution import SuperResolution
@@ -371,6 +374,28 @@ def test_both_kinds_of_pictures_are_augmented() -> None:
     assert torch.equal(real == 0, fake == 0)
     scores[0]["loss"].backward()
     assert all(p.grad is not None for p in making(task))
+
+
+ALONE: list[dict[str, Any]] = [
+    *({"discriminator_augment": [kind]} for kind in AUGMENTATIONS),
+    {"discriminator_augment": ["cutout"], "r1": 0.1},
+    {"r1": 0.1},
+    {"discriminator_rotation": 1.0},
+    {"instance_noise": 0.5},
+    {"input_noise": 0.5},
+    *({"discriminator_norm": norm} for norm in NORMS),
+    *({"discriminator_head": head} for head in JUDGES),
+    *({"adversarial_loss": loss} for loss in LOSSES),
+    {"discriminator_sees": "image"},
+]
+
+
+@pytest.mark.parametrize("option", ALONE)
+def test_every_option_trains_both_networks_without_the_others(option: dict[str, Any], tmp_path: Path) -> None:
+    task, _, _ = fit(tmp_path, {"max_steps": 2}, discriminator_lr_factor=1.0, **option)
+    moved = dict(zip(map(id, task.parameters()), task.began, strict=True))
+    for network in (making(task), judging(task)):
+        assert not torch.equal(network[0], moved[id(network[0])])
 
 
 def test_the_discriminator_may_step_more_often(tmp_path: Path) -> None:
