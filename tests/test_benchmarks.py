@@ -456,14 +456,14 @@ def test_the_arms_of_camvid_labels_differ_in_their_task_alone() -> None:
         "camvid_random": ("random", None, None),
         "camvid_autoencoder": ("inpainting", "none", 0),
         "camvid_inpainting": ("inpainting", "region", 0),
-        "camvid_inpainting_adversarial": ("inpainting", "region", 0.001),
+        "camvid_inpainting_adversarial": ("inpainting", "region", 0.1),
         "camvid_rotation": ("rotation", None, None),
         "camvid_jigsaw": ("jigsaw", None, None),
     }
     for key in ("data", "backbone", "probe", "encoding"):
         assert all(cfg[key] == arms["camvid_random"][key] for cfg in arms.values())
     trained = [number for number, given in enumerate(sweep("camvid_labels")) if "random" not in given[0]]
-    assert {job("camvid_labels", "cpu", number).trainer.max_epochs for number in trained} == {30}
+    assert {job("camvid_labels", "cpu", number).trainer.max_epochs for number in trained} == {100}
     assert job("cifar10_six", "cpu", 2).trainer.max_epochs == 4
 
 
