@@ -44,8 +44,12 @@ ADDED: dict[str, tuple[Any, ...]] = {
     "probe.linear.calibration": (False,),
     "probe.linear.corruptions": ([],),
 }
-# Keys among these whose default has changed since; a config without them ran with the first value above
+# Keys of these tasks whose default has changed since; a config without them ran with the first value above
 CHANGED = ("adversarial_loss", "discriminator_norm", "discriminator_head")
+ADVERSARIAL = (
+    "ssl_lightning.tasks.inpainting.Inpainting",
+    "ssl_lightning.tasks.super_resolution.SuperResolution",
+)
 NOT_SCIENCE = tuple(key.name for key in KEYS if not key.science)  # keys of where and how a run computes
 SPLIT = ("trainer", "data")  # groups where only some keys are science
 
@@ -128,11 +132,12 @@ def rename_targets(node: Any, names: Mapping[str, str] = RENAMED) -> Any:
 def with_former_defaults(config: dict[str, Any]) -> dict[str, Any]:
     """Return a stored config with the keys it lacks whose default has changed since, at their values then.
 
-    >>> found = with_former_defaults({"task": {"adversarial_weight": 0.1, "discriminator_norm": "none"}})
-    >>> found["task"]["adversarial_loss"], found["task"]["discriminator_norm"]
+    >>> task = {"_target_": "ssl_lightning.tasks.inpainting.Inpainting", "discriminator_norm": "none"}
+    >>> found = with_former_defaults({"task": task})["task"]
+    >>> found["adversarial_loss"], found["discriminator_norm"]
     ('non_saturating', 'none')
     """
-    if "adversarial_weight" not in config["task"]:
+    if config["task"].get("_target_") not in ADVERSARIAL:
         return config
     former = {key: ADDED[f"task.{key}"][0] for key in CHANGED}
     return config | {"task": former | config["task"]}
