@@ -34,13 +34,17 @@ def explained(error: Exception, command: str = "train") -> str:
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         key, name = str(cause.full_key), str(cause.key)
         parent = key.rpartition(".")[0]
-        close = get_close_matches(name, [str(each) for each in cause.parent_node])
+        siblings = [str(each) for each in cause.parent_node if not str(each).startswith("_")]
+        close = get_close_matches(name, siblings)
         if not (close or parent):
             close = keys_inside(name, cause.parent_node)
         if close:
             return f"{key} is not a key of {parent or 'the config'}; did you mean {', '.join(close)}?"
         if not parent:
             return f"{key} is not a key of the config; {lists}"
+        if any((conf / parent / f"{name}.yaml").exists() for conf in conf_dirs()):
+            return f"{key} is not chosen; give {parent}=[{','.join([*siblings, name])}]"
+        return f"{key} is not a key of {parent}; allowed are {', '.join(siblings)}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")
         files = (path for conf in conf_dirs() for path in (conf / group).glob("*.yaml"))

@@ -17,6 +17,12 @@ from ssl_lightning.config.misspelled import explained
         ("trainer.max_epoch=3", "trainer.max_epoch is not a key of trainer; did you mean max_epochs"),
         ("rotation", "rotation is not KEY=VALUE; did you mean task=rotation?"),
         ("cpu", "cpu is not KEY=VALUE; did you mean budget=cpu or trainer=cpu?"),
+        (
+            "probe.segmentation.steps=9",
+            "probe.segmentation is not chosen; give probe=[linear,knn,segmentation]",
+        ),
+        ("callbacks.lidar.images=9", "callbacks.lidar is not a key of callbacks; allowed are checkpoint, "),
+        ("task.mask=none", "task.mask is not a key of task; allowed are copies, "),
         ("zzz", "zzz is not KEY=VALUE; `python train.py --help` lists the keys"),
         ("zzz=1", "zzz is not a key of the config; `python train.py --help` lists the keys"),
     ],
