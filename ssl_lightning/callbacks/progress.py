@@ -116,18 +116,13 @@ class ProgressBar(Callback):
 
 
 def _ends(trainer: pl.Trainer, task: Any) -> tuple[int | None, int | None]:
-    """Return the number of epochs, and of batches in this one, by the first limit; None if unknown."""
-    most, length = trainer.max_epochs, trainer.num_training_batches
-    epochs = most if most is not None and most > 0 else None
+    """Return the number of epochs, and of batches in this one; None for a loader without length."""
+    length = trainer.num_training_batches
     if math.isinf(length):
-        return epochs, None
-    batches = int(length)
-    if task.max_steps < 0:
-        return epochs, batches
-    steps = math.ceil(batches / task.accumulated_batches)  # of an epoch
-    epochs = min(epochs or task.max_steps, math.ceil(task.max_steps / steps))
-    left = (task.max_steps - trainer.current_epoch * steps) * task.accumulated_batches
-    return epochs, min(batches, left)
+        return None, None
+    steps, total = math.ceil(length / task.accumulated_batches), task.total_steps()
+    left = (total - trainer.current_epoch * steps) * task.accumulated_batches
+    return math.ceil(total / steps), min(int(length), left)
 
 
 def _figures(named: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ class AdversarialTask(TwoNetworks):
     input in the probes. Spectral norm improves its estimate once per discriminator step, on real pictures.
 
     The defaults are the settings with which both networks learned most on CIFAR-10 (docs/discriminators.md);
-    the experiments `pathak2016_inpainting` and `ledig2017_super_resolution` have those of the papers.
+    the experiments `pathak2016_inpainting` and `ledig2017_super_resolution` follow the papers.
 
     Args:
         backbone: The backbone.

@@ -74,4 +74,4 @@ def test_steps_of_two_networks_and_accumulated_batches(tmp_path: Path, capsys: p
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_a_loader_without_length(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     found = lines(Rotation(network()), tmp_path, capsys, Endless(), max_epochs=1, max_steps=2)
-    assert found == [("1/1", "1"), ("1/1", "2")]
+    assert found == [("1", "1"), ("1", "2")]
