@@ -96,7 +96,7 @@ def bare_task(cfg: Any, data: Any, channels_last: bool = True) -> tuple[PretextT
 
     if not (isinstance(task, AdversarialTask) and task.adversarial):
         return task, [make(task.parameters())]
-    task.warm, task.deviation = True, task.instance_noise  # as in the first step after the warm-up
+    task.warm = True  # as in the first step after the warm-up
     judging = task.second_parameters()
     known = set(map(id, judging))
     return task, [make([p for p in task.parameters() if id(p) not in known]), make(judging)]

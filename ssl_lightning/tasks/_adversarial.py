@@ -21,9 +21,9 @@ from ssl_lightning.networks.discriminator import (
 )
 from ssl_lightning.networks.features import deepest_map_size
 from ssl_lightning.ops.adversarial import LOSSES, discriminator_scores, generator_loss, gradient_penalty
-from ssl_lightning.ops.diff_augment import AUGMENTATIONS, diff_augment
 from ssl_lightning.ops.rotation import NUM_ROTATIONS
 from ssl_lightning.tasks._batches import explaining_single_images
+from ssl_lightning.tasks._discriminator_input import DiscriminatorInput
 from ssl_lightning.tasks._rotation_of_pictures import RotationOfPictures
 from ssl_lightning.tasks._two_networks import TwoNetworks
 from ssl_lightning.tasks.base import Batch
@@ -147,11 +147,6 @@ class AdversarialTask(TwoNetworks):
                 raise ValueError(f"task.{key} is {value!r}; allowed are {', '.join(allowed)}")
         if discriminator_lr_factor <= 0:
             raise ValueError(f"task.discriminator_lr_factor is {discriminator_lr_factor}; it must be above 0")
-        if not set(discriminator_augment) <= set(AUGMENTATIONS):
-            raise ValueError(
-                f"task.discriminator_augment is {list(discriminator_augment)}; allowed are some of "
-                f"{', '.join(AUGMENTATIONS)}, or [] for none"
-            )
         rotations = {
             "discriminator_rotation": discriminator_rotation,
             "generator_rotation": generator_rotation,
@@ -159,25 +154,20 @@ class AdversarialTask(TwoNetworks):
         for key, number in {"r1": r1, "input_noise": input_noise, **rotations}.items():
             if number < 0:
                 raise ValueError(f"task.{key} is {number}; it must be at least 0")
-        if not 0 <= label_smoothing < 0.5 or instance_noise < 0:
-            raise ValueError(
-                f"task.label_smoothing is {label_smoothing} and task.instance_noise {instance_noise}; "
-                "allowed are 0 to below 0.5, and 0 or more"
-            )
+        if not 0 <= label_smoothing < 0.5:
+            raise ValueError(f"task.label_smoothing is {label_smoothing}; allowed are 0 to below 0.5")
         self.adversarial_weight, self.adversarial_loss = adversarial_weight, adversarial_loss
         self.discriminator_lr_factor = discriminator_lr_factor
         self.discriminator_steps, self.r1 = discriminator_steps, r1
         self.discriminator_rotation, self.generator_rotation = discriminator_rotation, generator_rotation
         self.rotates = discriminator_rotation > 0
         self._branch = "discriminator_rotation" if self.rotates else "discriminator"
-        self.discriminator_augment = tuple(discriminator_augment)
-        self.label_smoothing, self.instance_noise = label_smoothing, instance_noise
-        self.input_noise = input_noise
+        self.discriminator_input = DiscriminatorInput(instance_noise, discriminator_augment)
+        self.label_smoothing, self.input_noise = label_smoothing, input_noise
         self.adversarial = adversarial_weight > 0
         # a further step of the discriminator needs its new weights, which one graph of a batch cannot see
         self.recordable = discriminator_steps == 1
         self.warm = False  # whether the warm-up is over
-        self.deviation: float | Tensor = 0.0  # instance noise of this step
         self._discriminator = {"width": discriminator_width, "norm": discriminator_norm}
         self._head = discriminator_head
 
@@ -254,14 +244,11 @@ class AdversarialTask(TwoNetworks):
         steps = (batch_idx + 1) % self.accumulated_batches == 0 or self.trainer.is_last_batch
         done = self.steps_done(batch_idx)
         self.warm = done >= self.warmup_steps
-        deviation = self.noise_after(done)
-        if self.graph is not None and self.warm:
-            if not isinstance(self.deviation, Tensor):  # the CUDA graph reads this tensor in every step
-                self.deviation = torch.zeros((), device=images.device)
-            self.deviation.fill_(deviation)
-            rounds = self.graph.rounds(images, labels, self.stream_seed(batch_idx))
+        graph = self.graph if self.warm else None
+        self.discriminator_input.fade(done / self.total_steps(), images.device if graph else None)
+        if graph:
+            rounds = graph.rounds(images, labels, self.stream_seed(batch_idx))
         else:
-            self.deviation = deviation
             rounds = self.rounds(images, labels, self.training_stream(batch_idx, images.device))
         scores: dict[str, Tensor] = {}
         with explaining_single_images():
@@ -293,9 +280,7 @@ class AdversarialTask(TwoNetworks):
             yield "loss", attempt.scores
             return
         scores = attempt.total_scores()
-        shown, made = self.add_noise(attempt.real, attempt.fake, stream)
-        if self.discriminator_augment:
-            shown, made = diff_augment((shown, made), self.discriminator_augment, stream)
+        shown, made = self.discriminator_input(attempt.real, attempt.fake, stream)
         shown = shown.detach().requires_grad_(self.r1 > 0)  # augmentation joins its graph with that of `made`
         real = self.discriminator(shown)
         scores |= self.generator_scores(scores["loss"], made, real)
@@ -349,14 +334,3 @@ class AdversarialTask(TwoNetworks):
         with unrecorded(self.discriminator, self.judge):
             on_fake = self.judge(self.discriminator(fake))
         return discriminator_scores(on_real, on_fake, self.label_smoothing, self.adversarial_loss)
-
-    def noise_after(self, done: int) -> float:
-        """Return the deviation of the instance noise after so many steps: it falls to 0."""
-        return self.instance_noise * (1 - done / self.total_steps())
-
-    def add_noise(self, real: Tensor, fake: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Add the instance noise of this step, the same to both, so that their maps are comparable."""
-        if not self.instance_noise:
-            return real, fake
-        noise = self.deviation * torch.randn(real.shape, generator=stream, device=real.device)
-        return real + noise, fake + noise

@@ -507,16 +507,16 @@ def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
     assert logged == {"loss", "hole_mse", "hole_psnr", "mean_fill_psnr"}
 
 
-def test_instance_noise_falls_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = make(instance_noise=0.5)
-    monkeypatch.setattr(task, "total_steps", lambda: 10)
+def test_instance_noise_falls_over_the_run() -> None:
+    show = make(instance_noise=0.5).discriminator_input
     real, fake = torch.rand(2, 8, 3, 32, 32)
-    for done, expected in ((0, 0.5), (5, 0.25), (10, 0.0)):
-        task.deviation = task.noise_after(done)
-        shown, made = task.add_noise(real, fake, generator("noise"))
-        assert (shown - real).std().item() == pytest.approx(expected, rel=0.03)
-        torch.testing.assert_close(shown - real, made - fake)
-    assert make().add_noise(real, fake, generator("noise"))[1] is fake
+    for done, expected in ((0.0, 0.5), (0.5, 0.25), (1.0, 0.0)):
+        for recorded_on in (None, torch.device("cpu")):
+            show.fade(done, recorded_on)
+            shown, made = show(real, fake, generator("noise"))
+            assert (shown - real).std().item() == pytest.approx(expected, rel=0.03)
+            torch.testing.assert_close(shown - real, made - fake)
+    assert make().discriminator_input(real, fake, generator("noise"))[1] is fake
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ def test_a_discriminator_learns_and_is_fooled() -> None:
         ({"adversarial_weight": 1.1}, "task.adversarial_weight is 1.1"),
         ({"discriminator_lr_factor": 0}, "task.discriminator_lr_factor is 0; it must be above 0"),
         ({"label_smoothing": 0.5}, "task.label_smoothing is 0.5"),
-        ({"instance_noise": -1}, "task.instance_noise -1"),
+        ({"instance_noise": -1}, "task.instance_noise is -1; it must be at least 0"),
         ({"adversarial_loss": "wgan"}, "task.adversarial_loss is 'wgan'; allowed are non_saturating, hinge"),
         ({"discriminator_norm": "layer"}, "task.discriminator_norm is 'layer'; allowed are batch, spectral"),
         ({"discriminator_head": "max"}, "task.discriminator_head is 'max'; allowed are average, flattened"),
