@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Benchmark:
         columns: Columns, in order.
         pretext: Pretext figure to show, by row.
         published: Published figures for comparison.
+        includes: Names of benchmarks with rows in this table; both have the same settings for them.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Benchmark:
     columns: list[Column]
     pretext: Mapping[str, str]
     published: list[Published]
+    includes: Sequence[str] = ()
 
 
 def load_benchmark(path: Path) -> Benchmark:
@@ -93,7 +95,7 @@ def load_benchmark(path: Path) -> Benchmark:
         rows = [str(row) for row in node["rows"]]
         return Benchmark(
             str(node["name"]), str(node.get("title") or node["name"]), rows, columns,
-            dict(node.get("pretext") or {}), published,
+            dict(node.get("pretext") or {}), published, [str(name) for name in node.get("includes") or []],
         )  # fmt: skip
     except KeyError as error:
         raise ValueError(f"{path} has no {error.args[0]}") from None

@@ -32,7 +32,8 @@ def benchmark_tables(found: Collection, benchmark: Benchmark, budget: str | None
         benchmark: Expected rows and columns.
         budget: Budget to show; None: all budgets of the runs.
     """
-    own = [run for run in found.runs if run.facts.benchmark and run.facts.benchmark.name == benchmark.name]
+    names = {benchmark.name, *benchmark.includes}
+    own = [run for run in found.runs if run.facts.benchmark and run.facts.benchmark.name in names]
     budgets = group_by(own, lambda run: _place(run).budget or FULL)
     tables = []
     for name in [budget] if budget else (sorted(budgets) or [FULL]):

@@ -75,6 +75,18 @@ def test_a_column_of_one_stage_takes_that_stage(tmp_path: Path, outputs: Path) -
     assert found.gain == pytest.approx(99.0 - 41.0)  # the untrained stage 1: 40, 44, 39
 
 
+def test_runs_of_an_included_benchmark_are_rows_too(
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
+) -> None:
+    leave("rot", [make(0.5)])
+    leave("jig", [make(0.6)], task="jigsaw", benchmark={"name": "wide", "budget": "cpu", "row": "jigsaw"})
+    assert [row.name for row in table(tmp_path).rows] == ["rotation"]
+    small_table.write_text(small_table.read_text() + "  includes: [wide]\n")
+    found = table(tmp_path)
+    assert [row.name for row in found.rows] == ["rotation", "jigsaw"]
+    assert cell(found, "jigsaw", "linear").mean == pytest.approx(60)
+
+
 def test_a_control_has_its_untrained_figures_and_no_gain(tmp_path: Path, outputs: Path) -> None:
     found = cell(table(tmp_path), "random", "linear")
     assert (found.mean, found.sd, found.gain) == (pytest.approx(41.0), pytest.approx(0.0), None)
