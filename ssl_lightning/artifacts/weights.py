@@ -216,9 +216,10 @@ def load_weights(
     found = find_backbone(own, renamed, renamed.keys() - state.keys())
     beside = {name: renamed[name] for name in found.unexpected}
     if report := mismatches(own, found.state | beside):
+        filled = found.state.keys() - found.reading.names.keys()  # counters that the file may lack
         raise ValueError(
-            f"{path} does not fit the backbone: it has {len(found.reading.names)} of its {len(own)} "
-            f"weights; {'; '.join([*report, *advice(own, renamed, found)])}"
+            f"{path} does not fit the backbone: it has {len(found.reading.names)} of its "
+            f"{len(own) - len(filled)} weights; {'; '.join([*report, *advice(own, renamed, found)])}"
         )
     if found.rivals:
         prefixes = [found.reading.prefix, *found.rivals]

@@ -79,6 +79,8 @@ def series_tables(found: Collection) -> list[Table]:
     table.notes[notes.MEASURED] = notes.pretexts(table.rows)
     if table.rows:
         tables.append(table)
+    for table in tables[1:]:  # the first table tells it for all
+        table.notes[notes.UNFINISHED] = table.notes[notes.SKIPPED] = []
     if not tables:
         listed = [f"{run.name} ({run.facts.status})" for run in found.runs]
         listed += [f"{name} ({reason})" for name, reason in found.skipped.items()]

@@ -296,7 +296,9 @@ def test_old_files_are_series_by_command_else_by_themselves(tmp_path: Path, leav
 def test_each_data_that_was_probed_is_a_table(tmp_path: Path, leave: Any, make: Any) -> None:
     leave("a", [make(0.5), make(0.3, evaluation={"data": "stl10"})])
     leave("b", [make(0.6)], task="jigsaw")
+    leave("off", [], status="failed")
     tables = series_tables(collect(tmp_path / "outputs"))
+    assert [len(found.notes[notes.UNFINISHED]) for found in tables] == [1, 0]  # told once
     assert [(found.name, len(found.rows)) for found in tables] == [("runs-cifar10", 2), ("runs-stl10", 1)]
     assert tables[1].rows[0].cells["linear"].mean == pytest.approx(30)
     assert tables[1].notes[notes.OTHERS] == ["1 run without a figure on stl10."]
