@@ -208,7 +208,10 @@ class FileSource(PictureSource):
         try:
             return as_tensor(decode(self.paths[index], self.channels, self.max_pixels, self.value_range))
         except Exception as error:
-            raise RuntimeError(f"{self.paths[index]} was readable before and now fails: {error}") from error
+            raise RuntimeError(
+                f"{self.paths[index]} cannot be read: {error}; the next start finds such files before any "
+                "work, unless data.verify is false"
+            ) from error
 
 
 def _pinned(values: Tensor) -> Tensor:
