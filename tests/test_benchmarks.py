@@ -455,7 +455,14 @@ def test_the_experiments_of_lightly_have_its_settings() -> None:
         assert cfg.trainer.max_epochs == 200
 
 
-def test_the_arms_of_camvid_labels_differ_in_their_task_alone() -> None:
+@pytest.mark.parametrize("name", ["camvid_labels", "bccd_labels"])
+def test_the_arms_of_shares_of_labels_have_the_same_data_backbone_and_probe(name: str) -> None:
+    arms = jobs(name)
+    for key in ("data", "backbone", "probe", "encoding"):
+        assert all(cfg[key] == arms[0][key] for cfg in arms)
+
+
+def test_the_tasks_of_camvid_labels() -> None:
     arms = {cfg.benchmark.row: cfg for cfg in jobs("camvid_labels")}
     keys = ("mask", "adversarial_weight")
     tasks = {row: (cfg.choices.task, *map(cfg.task.get, keys)) for row, cfg in arms.items()}
@@ -467,8 +474,6 @@ def test_the_arms_of_camvid_labels_differ_in_their_task_alone() -> None:
         "camvid_rotation": ("rotation", None, None),
         "camvid_jigsaw": ("jigsaw", None, None),
     }
-    for key in ("data", "backbone", "probe", "encoding"):
-        assert all(cfg[key] == arms["camvid_random"][key] for cfg in arms.values())
     trained = [number for number, given in enumerate(sweep("camvid_labels")) if "random" not in given[0]]
     assert {job("camvid_labels", "cpu", number).trainer.max_epochs for number in trained} == {100}
     assert job("cifar10_six", "cpu", 2).trainer.max_epochs == 4
@@ -497,3 +502,15 @@ def test_dry_run_of_the_labels_of_camvid(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "37 pictures" in done.stdout
+
+
+@pytest.mark.slow
+def test_dry_run_of_the_labels_of_blood_cells(place: Path) -> None:
+    few = ["steps=2", "evals=1", "draws=2", "batch_size=2", "pictures=1", "fractions=[0.5,1.0]"]
+    few = [f"probe.detection.{each}" for each in few]
+    given = ["data.dir=voc", "data.class_names=[cat,dog]", "data.size=[64,64]", *few]
+    run_table(place, "bccd_labels", *given)
+    for number, cfg in enumerate(jobs("bccd_labels")):
+        folder = place / "out" / job("bccd_labels", "tiny", number).folder
+        found = [r for r in results_of(folder).probes if r.metric == "ap50"]
+        assert [r.protocol["labels"]["train"] for r in found] == [3, 6], cfg.benchmark.row

@@ -36,7 +36,7 @@ NEEDED = {  # keys without default
     "imagenet": ["data.dir=/somewhere"],
     "camvid": ["data.dir=/somewhere"],
     "camvid_labels": ["data.dir=/somewhere"],
-    "bccd_detection": ["data.dir=/somewhere"],
+    "bccd_labels": ["data.dir=/somewhere"],
 }
 ON_IMAGENET = [
     *(option for option in options("experiment") if option.startswith("imagenet_")),
@@ -53,7 +53,7 @@ ON_IMAGENET = [
 ]
 NEEDED |= dict.fromkeys(ON_IMAGENET, NEEDED["imagenet"])
 NEEDED |= dict.fromkeys(
-    (option for option in options("experiment") if option.startswith("camvid_")), NEEDED["camvid"]
+    (option for option in options("experiment") if option.startswith(("camvid_", "bccd_"))), NEEDED["camvid"]
 )
 
 
