@@ -26,9 +26,10 @@ from ssl_lightning.report.accuracy import judging_metric
 from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
-from ssl_lightning.report.comparison import any_helps, conclusion, contenders, title
+from ssl_lightning.report.comparison import any_helps, conclusion, contenders
 from ssl_lightning.report.notes import VERDICTS
 from ssl_lightning.report.table import Table
+from ssl_lightning.report.titles import title
 from ssl_lightning.report.write import PAGE, write_tables
 
 PLAN_NAME = "compare.json"

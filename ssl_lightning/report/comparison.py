@@ -19,20 +19,9 @@ from ssl_lightning.report.accuracy import (
     judging_metric,
     probe_figure,
 )
+from ssl_lightning.report.titles import title, title_first
 from ssl_lightning.report.verdict import TO_SEE
 
-TITLES = {
-    "super_resolution": "super-resolution",
-    "context_prediction": "context prediction",
-    "simclr": "SimCLR",
-    "pirl": "PIRL",
-    "mae": "MAE",
-    "barlow_twins": "Barlow Twins",
-    "vicreg": "VICReg",
-    "byol": "BYOL",
-    "dino": "DINO",
-    "lejepa": "LeJEPA",
-}
 TAUGHT_NOTHING = ("collapsed", "pretext trivial", "pretext not learned")  # kinds of verdicts
 LABEL = (
     "Without labels nobody knows which features help. Label about 10 images a class, in one folder a class, "
@@ -126,7 +115,7 @@ def _winner(last: TaskRound, winner: str, *, helps: bool) -> list[str]:
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
     probe = "linear probe, balanced accuracy" if judging_metric(runs[0]) == BALANCED else "linear probe"
     gain = f"{_above_or_below(best, before)} {_start(last)}, " if before is not None else ""
-    sentences = [f"{_name(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
+    sentences = [f"{title_first(winner)}: {probe} {_percent(best)} ({gain}{seeds})."]
     gained, error = _gains({winner: runs}).get(winner, (1.0, 0.0))
     if helps and abs(gained) <= SIGMAS * error:
         sentences.append(f"That {'gain' if gained > 0 else 'loss'} is within the noise.")
@@ -179,10 +168,10 @@ def _others(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> list[
         )
     for task, sign in order.items():
         if sign > 0:
-            sentences.append(f"{_name(task)} is {points(best, scored[task], sign='')} behind.")
+            sentences.append(f"{title_first(task)} is {points(best, scored[task], sign='')} behind.")
         elif sign < 0:
             lead = points(scored[task], best, sign="")
-            sentences.append(f"{_name(task)} is {lead} above {title(winner)} on test images.")
+            sentences.append(f"{title_first(task)} is {lead} above {title(winner)} on test images.")
     untrained = {task: probe_figure(last.runs[task], trained=False) for task in scored}
     before = {task: figure for task, figure in untrained.items() if figure is not None}
     floor = max(before, key=lambda task: before[task].value, default=winner)
@@ -292,7 +281,7 @@ def _failed_pretexts(rounds: Sequence[TaskRound]) -> list[str]:
     """
     last = {task: runs[0].run.verdict for each in rounds for task, runs in each.runs.items()}
     return [
-        f"{_name(task)}: {verdict.kind}: {verdict.text.partition('. Try ')[0]}."
+        f"{title_first(task)}: {verdict.kind}: {verdict.text.partition('. Try ')[0]}."
         for task, verdict in last.items()
         if verdict and verdict.kind in TAUGHT_NOTHING
     ]
@@ -317,18 +306,8 @@ def _unlabelled(last: TaskRound) -> list[str]:
         verdict = runs[0].run.verdict
         told = "no figure" if verdict is None else verdict.text.partition(f"; {TO_SEE}")[0]
         kind = f"{verdict.kind}: " if verdict and verdict.kind in TAUGHT_NOTHING else ""
-        sentences.append(f"{_name(task)}: {kind}{told}.")
+        sentences.append(f"{title_first(task)}: {kind}{told}.")
     return sentences
-
-
-def title(task: str) -> str:
-    """Return the name of a task in a sentence."""
-    return TITLES.get(task, task)
-
-
-def _name(task: str) -> str:
-    """Return the title of a task at the start of a sentence."""
-    return title(task).capitalize()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from ssl_lightning.artifacts.records import BALANCED
 from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
 from ssl_lightning.report.accuracy import difference
-from ssl_lightning.report.comparison import points, title
+from ssl_lightning.report.comparison import points
 from ssl_lightning.report.table import MAIN_BRANCH, Row
+from ssl_lightning.report.titles import title
 
 NAMED = 4  # tied rows that are named
 
