@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,7 @@ def test_a_complete_run(complete: tuple[Path, str]) -> None:
             assert ("knn", stage, trained, "top1") in rows
     for name in ("config.yaml", "panel.png", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
         assert (folder / name).stat().st_size > 0, name
+    assert re.fullmatch(r".*\S, \d+ threads?", str(results.run.machine))  # a processor
     assert "untrained" in output
     assert f"run folder: {folder}" in output
     assert output.splitlines()[-1] == f"verdict: {results.run.verdict}"

@@ -83,6 +83,7 @@ class RunFacts:
         backbone: Name of the backbone.
         seed: Seed of the run.
         devices: Number of processes.
+        machine: GPU, or processor and number of threads, of each process; of the last start of a resumed run.
         precision: Lightning's precision, such as "bf16-mixed".
         epochs: Epochs of pretraining.
         wall_s: Seconds of the run, over all resumes.
@@ -109,6 +110,7 @@ class RunFacts:
     backbone: Name
     seed: int
     devices: OneOrMore | None = None
+    machine: str | None = None
     precision: str | None = None
     epochs: Count
     wall_s: Amount

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from ssl_lightning.artifacts.provenance import git_revision, versions
 from ssl_lightning.core.atomic_files import write_json
-from ssl_lightning.core.cpu import process_environment
+from ssl_lightning.core.cpu import process_environment, processor
 from ssl_lightning.core.entry import child_environment, command_line
 from ssl_lightning.core.progress import span
 from ssl_lightning.report.summary import print_table
@@ -231,18 +230,12 @@ def ratios(figures: Mapping[str, Rows]) -> Rows:
 
 def machine() -> dict[str, Any]:
     """Describe the machine of the measurements."""
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     found: dict[str, Any] = {
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
     }
     return found | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {})
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def as_table(title: str, rows: Rows) -> Table:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 
 # Environment variables that glibc reads when a process starts. Without them it returns the memory of every
 # freed batch to the system and requests it again, page by page, in the next step: a training step on a CPU
@@ -23,6 +26,16 @@ def process_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return a copy of environment variables for a new process, with the settings above as defaults."""
     spinning = {} if "OMP_WAIT_POLICY" in environment else SPINNING  # it would override a policy of the user
     return ALLOCATOR | spinning | dict(environment)
+
+
+def processor() -> str:
+    """Return the name of the processor, such as "AMD EPYC 9R14"; "unknown" if the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, name = line.partition(":")
+            if key.strip() == "model name" and name.strip():
+                return " ".join(name.split())
+    return platform.processor() or platform.machine() or "unknown"
 
 
 def available_cores() -> int:

@@ -178,6 +178,7 @@ def _assembled(
         notes.GAIN: notes.gains(rows),
         notes.MISSING: [],
         notes.SEEDS: notes.seeds(rows),
+        notes.MACHINES: notes.machines(rows),
         notes.VERDICTS: notes.verdicts(rows),
         notes.UNFINISHED: notes.unfinished(groups),
         notes.DUPLICATES: notes.duplicates(passed),

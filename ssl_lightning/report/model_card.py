@@ -31,7 +31,7 @@ Images are {colour}, normalised with mean {mean} and std {std}; trained at {imag
 | pretraining data | {data} |
 | labels that it has seen | {labels} |
 | epochs, seed | {epochs}, {seed} |
-| hardware, precision | {devices} process(es), {precision} |
+| hardware, precision | {devices} process(es), {machine}, {precision} |
 | code, torch | {git}, {torch} |
 | command | `{command}` |
 
@@ -73,6 +73,7 @@ def write_model_card(folder: Path, results: Results, export: dict[str, Any]) -> 
                 "epochs",
                 "seed",
                 "devices",
+                "machine",
                 "precision",
                 "command",
             )

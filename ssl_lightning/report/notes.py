@@ -15,6 +15,7 @@ from ssl_lightning.report.table import MAIN_BRANCH, Duplicates, Row
 
 MEASURED, GAIN, MISSING, SEEDS = "How it was measured", "Gains", "Missing", "Seeds"
 VERDICTS = "Verdicts"
+MACHINES = "Machines"
 UNFINISHED, DUPLICATES, SEVERAL = "Not finished", "Duplicates", "Several figures"
 OTHERS, SKIPPED = "Left out", "Not read"
 CROSS_VALIDATED = (
@@ -111,6 +112,18 @@ def seeds(rows: Sequence[Row]) -> list[str]:
         if len(cell.picks) < len(row.seeds)
     ]
     return lines + ([f"Figures with fewer seeds than their row: {'; '.join(partly)}."] if partly else [])
+
+
+def machines(rows: Sequence[Row]) -> list[str]:
+    """List the machines if the runs of a table have several, since images/s then do not compare."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for run in row.runs:
+            if run.facts.images_per_s:
+                of = found.setdefault(run.facts.machine or "one that is not recorded", [])
+                of += [row.label] * (row.label not in of)
+    listed = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in found.items())
+    return [f"Images/s are of several machines and do not compare. {listed}."] if len(found) > 1 else []
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

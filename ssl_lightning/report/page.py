@@ -97,7 +97,8 @@ def provenance(run: ReportedRun) -> list[str]:
         *(f"{name} {version}" for name, version in made.versions.items()),
     ]
     if made.devices is not None and made.precision is not None:
-        shown.insert(2, f"{made.devices} process(es), {made.precision}")
+        machine = f"{made.machine}, " if made.machine else ""
+        shown.insert(2, f"{made.devices} process(es), {machine}{made.precision}")
     return [*shown, f"ended {run.ended:%Y-%m-%d %H:%M} UTC"]
 
 

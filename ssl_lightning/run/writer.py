@@ -24,6 +24,7 @@ from ssl_lightning.config.identity import config_sha256, series_sha256
 from ssl_lightning.config.keys import DATA
 from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.core.atomic_files import write_file
+from ssl_lightning.core.cpu import processor
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import peak_memory_gb
@@ -99,6 +100,7 @@ class RunWriter:
             backbone=cfg.choices.backbone,
             seed=cfg.seed,
             devices=trainer.world_size,
+            machine=hardware(trainer.strategy.root_device),
             precision=trainer.precision,
             epochs=trainer.current_epoch if parts.task.needs_training else 0,
             wall_s=(before.wall_s if before else 0.0) + time.perf_counter() - self.began,
@@ -187,6 +189,14 @@ class RunWriter:
                 "pretraining may see these images, without labels"
             )
         print_header(facts)
+
+
+def hardware(device: torch.device) -> str:
+    """Name the hardware of a process: its GPU, or the processor and the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' * (threads != 1)}" if device.type == "cpu" else device.type
 
 
 def labelled_images(data: PairedDataModule) -> str:

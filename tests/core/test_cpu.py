@@ -1,13 +1,15 @@
 """Number of cores that a process may use, and the CPU settings of a new process."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from ssl_lightning.core.cpu import ALLOCATOR, SPINNING, available_cores, process_environment
+from ssl_lightning.core.cpu import ALLOCATOR, SPINNING, available_cores, process_environment, processor
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,16 @@ def test_cores_are_limited_by_affinity_and_slurm(
     if given is not None:
         monkeypatch.setenv("SLURM_CPUS_ON_NODE", given)
     assert available_cores() == expected
+
+
+def test_the_processor_has_its_name_or_that_of_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"/proc/cpuinfo": "processor\t: 0\nmodel name\t: AMD EPYC  9R14 \nmodel name\t: other\n"}
+    monkeypatch.setattr(Path, "read_text", lambda self: files[str(self)])
+    assert processor() == "AMD EPYC 9R14"
+    files["/proc/cpuinfo"] = "processor\t: 0\n"  # as on ARM
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert processor() == "aarch64"
 
 
 def test_a_users_own_settings_count() -> None:

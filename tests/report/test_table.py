@@ -328,6 +328,20 @@ def test_runs_without_labels_show_their_pretexts(tmp_path: Path, leave: Any, mak
     ]  # fmt: skip
 
 
+def test_several_machines_are_named(tmp_path: Path, leave: Any, make: Any) -> None:
+    leave("a", [make(0.5)], machine="AMD EPYC, 1 thread")
+    leave("b", [make(0.6)], task="jigsaw", machine="AMD EPYC, 1 thread")
+    leave("c", [make(0.4, trained=False)], task="random", images_per_s=0.0)  # it did not train
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    assert found.notes[notes.MACHINES] == []
+    leave("d", [make(0.6)], task="inpainting")
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    assert found.notes[notes.MACHINES] == [
+        "Images/s are of several machines and do not compare. AMD EPYC, 1 thread: rotation, jigsaw; "
+        "one that is not recorded: inpainting."
+    ]
+
+
 def test_unequal_classes_are_a_column_and_a_note(tmp_path: Path, leave: Any, make: Any) -> None:
     leave("a", [make(0.909), make(0.5, metric="balanced", majority=0.909)])
     (found,) = series_tables(collect(tmp_path / "outputs"))
