@@ -116,12 +116,11 @@ def seeds(rows: Sequence[Row]) -> list[str]:
 
 def machines(rows: Sequence[Row]) -> list[str]:
     """List the machines if the runs of a table have several, since images/s then do not compare."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}  # labels of rows, in their order, by machine
     for row in rows:
         for run in row.runs:
             if run.facts.images_per_s:
-                of = found.setdefault(run.facts.machine or "one that is not recorded", [])
-                of += [row.label] * (row.label not in of)
+                found.setdefault(run.facts.machine or "one that is not recorded", {})[row.label] = None
     listed = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in found.items())
     return [f"Images/s are of several machines and do not compare. {listed}."] if len(found) > 1 else []
 
