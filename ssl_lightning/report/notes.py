@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from ssl_lightning.artifacts.records import SPECTRAL
@@ -115,14 +116,11 @@ def seeds(rows: Sequence[Row]) -> list[str]:
 
 
 def machines(rows: Sequence[Row]) -> list[str]:
-    """List the machines if the runs of a table have several, since images/s then do not compare."""
-    found: dict[str, dict[str, None]] = {}  # labels of rows, in their order, by machine
-    for row in rows:
-        for run in row.runs:
-            if run.facts.images_per_s:
-                found.setdefault(run.facts.machine or "one that is not recorded", {})[row.label] = None
-    listed = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in found.items())
-    return [f"Images/s are of several machines and do not compare. {listed}."] if len(found) > 1 else []
+    """Count the runs of each machine if there are several, since images/s then do not compare."""
+    trained = {run.name: run for row in rows for run in row.runs if run.facts.images_per_s}
+    counts = Counter(run.facts.machine or "not recorded" for run in trained.values())
+    listed = "; ".join(f"{name} ({count} run{'s' * (count != 1)})" for name, count in counts.most_common())
+    return [f"Images/s are of several machines and do not compare: {listed}."] if len(counts) > 1 else []
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:

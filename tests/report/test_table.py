@@ -337,8 +337,8 @@ def test_several_machines_are_named(tmp_path: Path, leave: Any, make: Any) -> No
     leave("d", [make(0.6)], task="inpainting")
     (found,) = series_tables(collect(tmp_path / "outputs"))
     assert found.notes[notes.MACHINES] == [
-        "Images/s are of several machines and do not compare. AMD EPYC, 1 thread: rotation, jigsaw; "
-        "one that is not recorded: inpainting."
+        "Images/s are of several machines and do not compare: AMD EPYC, 1 thread (2 runs); "
+        "not recorded (1 run)."
     ]
 
 
