@@ -413,7 +413,7 @@ def test_a_missing_backbone_is_named(place: Path) -> None:
 def test_the_rows_of_cifar10_methods_share_all_but_their_task() -> None:
     rows = {cfg.benchmark.row: cfg for cfg in jobs("cifar10_methods")}
     six = included("cifar10_methods")
-    assert set(six) == {"supervised", *table("cifar10_six").benchmark.rows}
+    assert list(six) == list(table("cifar10_six").benchmark.rows)
     for row, cfg in (six | rows).items():
         assert cfg.choices.backbone == ("vit_tiny_small_images" if row in ON_A_VIT else "convnet")
         assert cfg.choices.task == ("combined" if row.startswith("rotation_") else row.removesuffix("_vit"))

@@ -508,12 +508,12 @@ def test_without_weight_there_is_no_discriminator(tmp_path: Path) -> None:
 
 
 def test_instance_noise_falls_over_the_run() -> None:
-    show = make(instance_noise=0.5).discriminator_input
+    change = make(instance_noise=0.5).discriminator_input
     real, fake = torch.rand(2, 8, 3, 32, 32)
     for done, expected in ((0.0, 0.5), (0.5, 0.25), (1.0, 0.0)):
         for recorded_on in (None, torch.device("cpu")):
-            show.fade(done, recorded_on)
-            shown, made = show(real, fake, generator("noise"))
+            change.fade(done, recorded_on)
+            shown, made = change(real, fake, generator("noise"))
             assert (shown - real).std().item() == pytest.approx(expected, rel=0.03)
             torch.testing.assert_close(shown - real, made - fake)
     assert make().discriminator_input(real, fake, generator("noise"))[1] is fake
