@@ -16,7 +16,7 @@ from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS, spread_over_draws
 
 UNTRAINED = "the same backbone before its first step"
-RANDOM = "the row random of the same seed, data and backbone"
+RANDOM = "the row random of the same seed, data, test images and backbone"
 TREATED = RANDOM + ", whose batch norm or input is treated otherwise"
 
 
@@ -127,7 +127,9 @@ class Cell:
         return [str(pick.record.stage) for pick in self.picks]
 
 
-def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRun | None) -> Pick | None:
+def make_pick(
+    run: ReportedRun, branch: str, column: Column, controls: Sequence[ReportedRun] = ()
+) -> Pick | None:
     """Select the record of a run for a column.
 
     If several settings fit, the run's own record comes first, then the last evaluation's. Held-out images
@@ -137,7 +139,8 @@ def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRu
         run: A finished run.
         branch: One of its branches.
         column: Column of the table.
-        control: Run without training with the same seed, data and backbone, for the gain.
+        controls: Runs without training with the same seed, data and backbone, for the gain; the first that
+            was measured on the same images counts.
 
     Returns:
         None if the run has no such figure.
@@ -153,15 +156,16 @@ def make_pick(run: ReportedRun, branch: str, column: Column, control: ReportedRu
     if run.control:
         return Pick(run, record, others=others)
     for setting in settings(run, branch, column, trained=False):
-        if treatment(setting[0]) == treatment(record) and run.probed(setting[0]) == run.probed(record):
+        alike = treatment(setting[0]) == treatment(record) and on_same_images(setting[0], record)
+        if alike and run.probed(setting[0]) == run.probed(record):
             return Pick(run, record, at_stage(setting, column), UNTRAINED, others)
-    if control is not None and branch == "backbone":
-        for alike in (True, False):
-            for setting in settings(control, branch, column, trained=False):
-                if quantity(setting[0]) == quantity(record) and (
-                    not alike or treatment(setting[0]) == treatment(record)
-                ):
-                    return Pick(run, record, at_stage(setting, column), RANDOM if alike else TREATED, others)
+    if branch == "backbone":
+        found = [each for control in controls for each in settings(control, branch, column, trained=False)]
+        fitting = [setting for setting in found if comparable(setting[0], record)]
+        fitting.sort(key=lambda setting: treatment(setting[0]) != treatment(record))
+        if fitting:
+            over = RANDOM if treatment(fitting[0][0]) == treatment(record) else TREATED
+            return Pick(run, record, at_stage(fitting[0], column), over, others)
     return Pick(run, record, others=others)
 
 
@@ -204,11 +208,23 @@ def treatment(record: Record) -> list[Any]:
     return [*quantity(record), *(record.protocol.get(key) for key in ("input", "batch_norm"))]
 
 
+def comparable(one: Record, other: Record) -> bool:
+    """Whether two records are of the same quantity on the same images."""
+    return quantity(one) == quantity(other) and on_same_images(one, other)
+
+
+def on_same_images(one: Record, other: Record) -> bool:
+    """Whether as many images were labelled and tested, and the test images have the same labels, if known."""
+    tests = {record.answers.test for record in (one, other) if record.answers is not None}
+    labelled = [record.protocol.get("labels") for record in (one, other)]
+    return one.n == other.n and labelled[0] == labelled[1] and len(tests) < 2
+
+
 def make_cell(
     runs: Sequence[ReportedRun],
     branch: str,
     column: Column,
-    control: Callable[[ReportedRun], ReportedRun | None],
+    controls: Callable[[ReportedRun], Sequence[ReportedRun]],
 ) -> tuple[Cell | None, list[ReportedRun]]:
     """Make a cell from the newest run of each seed that has the figure.
 
@@ -216,7 +232,7 @@ def make_cell(
         runs: Finished runs of the row.
         branch: One of their branches.
         column: Column of the table.
-        control: Finds the run without training, for the gain.
+        controls: Finds the runs without training that a gain may refer to, the newest first.
 
     Returns:
         The cell (None if no run has the figure), and the older runs that have the figure too.
@@ -224,7 +240,7 @@ def make_cell(
     by_seed: dict[int, Pick] = {}
     older: list[ReportedRun] = []
     for run in sorted(runs, key=lambda run: (run.ended, run.name), reverse=True):
-        pick = make_pick(run, branch, column, control(run))
+        pick = make_pick(run, branch, column, controls(run))
         if pick is None:
             continue
         if run.seed in by_seed:

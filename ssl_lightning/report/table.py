@@ -139,17 +139,17 @@ def make_rows(
     Returns:
         Rows that have a figure, and the duplicates that were ignored.
     """
-    controls: dict[tuple[int, str, str], ReportedRun] = {}
-    for run in sorted(chain(*groups.values()), key=lambda run: (run.ended, run.name)):
+    controls: dict[tuple[int, str, str], list[ReportedRun]] = {}  # the newest first
+    for run in sorted(chain(*groups.values()), key=lambda run: (run.ended, run.name), reverse=True):
         if run.facts.task == "random":
-            controls[_like(run)] = run  # the newest counts
+            controls.setdefault(_like(run), []).append(run)
     rows: list[Row] = []
     passed: Duplicates = {}
     for name, runs in groups.items():
         for branch in branches(runs):
             cells: dict[str, Cell] = {}
             for column in columns:
-                cell, older = make_cell(runs, branch, column, lambda run: controls.get(_like(run)))
+                cell, older = make_cell(runs, branch, column, lambda run: controls.get(_like(run), []))
                 if cell is None:
                     continue
                 cells[column.name] = cell

@@ -108,6 +108,18 @@ def test_without_an_untrained_backbone_the_gain_is_over_random_of_the_same_seed(
     assert "Only for some seeds: rotation: linear (2 of 3 seeds); rotation: block 1 (2 of 3 seeds)" in said
 
 
+def test_a_control_on_other_labelled_images_is_no_pair(
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
+) -> None:
+    leave("rot", [make(0.5, labels={"train": 590, "heldout": 66})])
+    other = make(0.3, trained=False, labels={"train": 117, "heldout": 14})
+    leave("swapped", [other], task="random", ended="2026-01-02T00:00:00+00:00")
+    assert cell(table(tmp_path), "rotation", "linear").gain is None
+    same = make(0.4, trained=False, labels={"train": 590, "heldout": 66})
+    leave("older", [same], task="random")
+    assert cell(table(tmp_path), "rotation", "linear").gain == pytest.approx(10)
+
+
 def test_a_control_of_another_batch_norm_is_said(
     tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:

@@ -39,7 +39,7 @@ Published beside measured, in %; the difference is measured - published, in poin
 - How it was measured: Test figures in % on 10,000 images; mean ± standard deviation over seeds. \
 Held-out images, never test images, choose the stage for each seed. \
 Bold: the row pretrained without labels that leads by more than twice the standard error.
-- Gains: In points over the row random of the same seed, data and backbone, per seed. \
+- Gains: In points over the row random of the same seed, data, test images and backbone, per seed. \
 In points over the same backbone before its first step, per seed for rotation (linear, block 1). \
 ± standard error over test images and seeds; runs without answers.json count as independent.
 - Missing: No figure of a finished run: inpainting. Columns without a figure: transfer.
