@@ -44,7 +44,7 @@ def test_bad_audits_are_refused(tmp_path: Path) -> None:
         guards_off(JIGSAW, "gap")
     remember("audit", tmp_path / "audit.json", {"seeds": [0]})
     remember("audit", tmp_path / "audit.json", {"seeds": [0]})
-    with pytest.raises(RunError, match="is the audit of another command"):
+    with pytest.raises(RunError, match=r"another command \(there seeds=\[0\]; here seeds=\[1\]\)"):
         remember("audit", tmp_path / "audit.json", {"seeds": [1]})
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,6 +292,16 @@ def test_a_refused_resume_changes_nothing(
     assert errors.startswith("error: ")
     assert message in errors
     assert tree(folder) == before
+
+
+@pytest.mark.parametrize("plan", ["compare.json", "audit.json"])
+def test_a_row_keeps_its_length_but_a_copy_may_train_longer(folder: Path, plan: str) -> None:
+    (folder.parent / plan).write_text("{}")
+    with pytest.raises(RunError, match=r"whose rows train equally long, so trainer.max_epochs cannot change"):
+        resumed_config(folder, ["trainer.max_epochs=9"], ROOT / "conf")
+    assert resumed_config(folder, ["logger=[tensorboard]"], ROOT / "conf").trainer.max_epochs == 3
+    copied = shutil.copytree(folder, folder.parent / "elsewhere" / "run")
+    assert resumed_config(copied, ["trainer.max_epochs=9"], ROOT / "conf").trainer.max_epochs == 9
 
 
 def test_of_another_class_only_its_name_is_shown(folder: Path) -> None:

@@ -19,7 +19,6 @@ from ssl_lightning.launch.rows import key_of, planned, run_row
 from ssl_lightning.launch.train import locked_new
 from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_audit
 
-PLAN_NAME = "audit.json"
 OWN = "audit."  # prefix of the audit's own keys
 SET = tuple(key.name for key in KEYS if key.audit_sets)  # keys that the audit sets for each row
 INSTEAD = {key.name: key.audit_use for key in KEYS if key.audit_use}  # refused keys and their replacements
@@ -43,7 +42,7 @@ def run_audit(cfg: DictConfig) -> list[Row]:
     given = [o for o in overrides if not o.lstrip("+").startswith(OWN) and key_of(o) not in SET]
     rows = {ALL: [], **guards_off(cfg.task._target_, cfg.audit.guards)}
     plan = {"overrides": given, "rows": rows, "seeds": list(seeds)}
-    with locked_new(folder, cfg, may_exist=True) as (folder, _), planned("audit", folder / PLAN_NAME, plan):
+    with locked_new(folder, cfg, may_exist=True) as (folder, _), planned("audit", folder, plan):
         found = {
             name: [
                 run_row("audit", folder, name, seed, [*given, *off, "probe_untrained=true"]) for seed in seeds

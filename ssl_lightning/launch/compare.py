@@ -22,7 +22,7 @@ from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rounds import TaskComparison
 from ssl_lightning.launch.rows import key_of, planned, row_folder
 from ssl_lightning.launch.train import locked_new
-from ssl_lightning.report.accuracy import judging_metric
+from ssl_lightning.report.accuracy import judging_metric, probe_figure
 from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.collect import collect
@@ -32,7 +32,6 @@ from ssl_lightning.report.table import Table
 from ssl_lightning.report.titles import title
 from ssl_lightning.report.write import PAGE, write_tables
 
-PLAN_NAME = "compare.json"
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
 
 
@@ -52,7 +51,7 @@ def run_compare(cfg: DictConfig) -> None:
     plan = {"overrides": given, "tasks": tasks, "seeds": seeds, "minutes": cfg.minutes}
     with (
         locked_new(folder, cfg, may_exist=True) as (folder, _),
-        planned("comparison", folder / PLAN_NAME, plan),
+        planned("comparison", folder, plan),
     ):
         comparison = TaskComparison(
             folder,
@@ -120,8 +119,12 @@ def use(comparison: TaskComparison) -> str:
         ]
     lines += [
         f"backbone = ssl_lightning.load_backbone({run!r})",
-        "maps = backbone(backbone.transform(image)[None])  # features of each stage",
+        "maps = backbone(backbone.transform(image)[None])  # of each stage, (1, C, H, W)",
     ]
+    if figure := probe_figure(last.runs[winner][:1], trained=True):
+        stage = figure.records[0].stage
+        place = int(stage.removeprefix("stage")) - 1
+        lines.append(f"features = maps[{place}].mean((2, 3))  # (1, C) of {stage}, chosen on held-out images")
     code = "\n".join(f"    {line}" for line in lines)
     return f"{'Use' if any_helps(comparison.rounds) else 'Try'} the backbone of {title(winner)}:\n\n{code}"
 

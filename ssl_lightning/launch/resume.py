@@ -21,10 +21,12 @@ from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.config.trust import CACHES, check_links, check_trusted, given_overrides, load_config
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.errors import RunError, print_error
+from ssl_lightning.launch.rows import rows_of
 from ssl_lightning.launch.train import NEXT, check_start, save_config, start_run
 
 # Length, hardware, paths and logging; none of these keys changes the result of a step
 MAY_CHANGE = tuple(key.name for key in KEYS if key.resume)
+LENGTH = tuple(key.name for key in KEYS if key.resume and key.science)
 
 
 def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
@@ -88,6 +90,12 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
         raise RunError(
             "error: resuming would change what the run computes:\n" + "\n".join(lines) + "\n"
             f"allowed are {', '.join(MAY_CHANGE)}. A new run may start from its weights: init_from={folder}"
+        )
+    what, lengths = rows_of(folder), [key for key in LENGTH if key in changed]
+    if what and lengths:
+        raise RunError(
+            f"error: {folder} is a row of the {what} in {folder.parent}, whose rows train equally long, so "
+            f"{lengths[0]} cannot change; copy the folder elsewhere and resume the copy"
         )
     for key in changed:
         if key in after:
@@ -170,12 +178,25 @@ def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
             isinstance(done, int) and isinstance(end, int) and 0 <= end < done
         ):  # the worker refuses other types
             raise ValueError(f"trainer.{key} is {end}, and the run is at {at} {done}")
+    for key, done in (("max_epochs", _epochs(content)), ("max_steps", _steps(content))):
+        if isinstance(done, int) and done == cfg.trainer[key]:
+            print(f"the training is complete (trainer.{key} is {done}); only what follows it runs again")
 
 
 def _steps(checkpoint: Mapping[str, Any]) -> Any:
     """Return the number of steps as `trainer.max_steps` counts them: once for all optimizers of a task."""
+    return _inside(checkpoint, "epoch_loop.state_dict", "_batches_that_stepped")
+
+
+def _epochs(checkpoint: Mapping[str, Any]) -> Any:
+    """Return the number of complete epochs."""
+    return _inside(checkpoint, "epoch_progress", "current", "processed")
+
+
+def _inside(checkpoint: Mapping[str, Any], *keys: str) -> Any:
+    """Return an entry of the state of the fit loop, or None."""
     node: Any = checkpoint
-    for key in ("loops", "fit_loop", "epoch_loop.state_dict", "_batches_that_stepped"):
+    for key in ("loops", "fit_loop", *keys):
         node = node.get(key) if isinstance(node, Mapping) else None
     return node
 

@@ -17,7 +17,7 @@ from ssl_lightning.config.task_settings import SETTINGS, length
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.progress import span
-from ssl_lightning.launch.rows import key_of, run_row, run_stoppable
+from ssl_lightning.launch.rows import RefusedRowError, key_of, run_row, run_stoppable
 from ssl_lightning.report.comparison import TaskRound, contenders
 
 ROUNDS_NAME = "rounds.json"
@@ -73,7 +73,7 @@ class TaskComparison:
     probed: bool = False  # whether there are labels
     labels_alone: Results | None = None
     rounds: list[TaskRound] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)  # the reason of each refused row
 
     def __post_init__(self) -> None:
         path = self.folder / ROUNDS_NAME
@@ -248,9 +248,10 @@ class TaskComparison:
         """Run or resume one row; note it if it fails, such as a task that these images do not allow."""
         try:
             return self.row(name, seed, overrides)
-        except RunError:  # the run has printed its reason
-            self.refused.append(name.removesuffix(" round 1"))
-            print(f"{self.refused[-1]} is left out, for the reason above", flush=True)
+        except RunError as error:  # the run has printed its reason
+            task = name.removesuffix(" round 1")
+            self.refused[task] = error.reason if isinstance(error, RefusedRowError) else "the run failed"
+            print(f"{task} is left out, for the reason above", flush=True)
             return None
 
     def row(self, name: str, seed: int, overrides: Sequence[str]) -> Results:

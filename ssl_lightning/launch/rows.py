@@ -7,7 +7,8 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,32 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.previous_runs import finished_facts
 from ssl_lightning.launch.ranks import STOP_GRACE_S, Stopped, end_all, signals_raised
 
+ERROR = "error: "  # at the start of a message that ends a run
+PLANS = {"comparison": "compare.json", "audit": "audit.json"}  # file beside the rows that holds their plan
+
+
+class RefusedRowError(RunError):
+    """A run that cannot start, as its images or its settings do not allow it.
+
+    Args:
+        message: The message.
+        reason: What the run said.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
 
 @contextlib.contextmanager
-def planned(what: str, path: Path, plan: dict[str, Any]) -> Iterator[None]:
+def planned(what: str, folder: Path, plan: dict[str, Any]) -> Iterator[None]:
     """Remember the plan of the rows, and forget it if the first run is refused, so that its name is free."""
+    path = folder / PLANS[what]
     remember(what, path, plan)
     try:
         yield
     finally:
-        if not any(path.parent.glob(f"*/{CONFIG}")):
+        if not any(folder.glob(f"*/{CONFIG}")):
             path.unlink()
 
 
@@ -37,17 +55,36 @@ def remember(what: str, path: Path, plan: dict[str, Any]) -> None:
     Args:
         what: Noun of the plan for messages, such as "audit".
         path: Its file.
-        plan: Its content.
+        plan: Its content; "overrides" is a list.
 
     Raises:
         RunError: The folder holds another plan.
     """
     if path.exists():
-        if json.loads(path.read_text()) != plan:
-            raise RunError(f"error: {path.parent} is the {what} of another command; give another name=")
+        before = json.loads(path.read_text())
+        if before != plan:
+            differing = plan_differences(before, plan) or "in another order"
+            raise RunError(
+                f"error: {path.parent} is the {what} of another command ({differing}); give another name="
+            )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(plan, indent=1) + "\n")
+
+
+def plan_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Say which words of two plans differ; "" if none does.
+
+    >>> plan_differences({"overrides": ["a=1"], "minutes": 5}, {"overrides": ["a=1", "b=2"], "minutes": 9})
+    'there minutes=5; here b=2, minutes=9'
+    """
+    old, new = ([w for key, value in plan.items() for w in _words(key, value)] for plan in (before, after))
+    only = {"there": [w for w in old if w not in new], "here": [w for w in new if w not in old]}
+    return "; ".join(f"{place} {', '.join(words)}" for place, words in only.items() if words)
+
+
+def _words(key: str, value: Any) -> list[str]:
+    return list(value) if key == "overrides" else [f"{key}={value}"]
 
 
 def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[str]) -> Results:
@@ -63,7 +100,8 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
         overrides: All other overrides of the run.
 
     Raises:
-        RunError: The run was refused or failed; earlier rows are kept.
+        RefusedRowError: The run cannot start.
+        RunError: The run failed; earlier rows are kept.
         SystemExit: A signal asked to stop; the run has saved its state.
     """
     place = folder / row_folder(row, seed)
@@ -75,16 +113,16 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
         print(f"\n{row}, seed {seed}: {command_line('train')} {shlex.join(arguments)}", flush=True)
         command = [sys.executable, "-P", "-m", "ssl_lightning", "train", *arguments]
         same = f"the same command with name={folder.name} continues the {what}"
-        code = run_stoppable(command, same)
+        code, reason = run_stoppable(command, same)
         if code and not (place / CONFIG).exists():
-            raise RunError(f"error: the run {row!r} cannot start, for the reason above")
+            raise RefusedRowError(f"error: the run {row!r} cannot start, for the reason above", reason)
         if code:
             raise RunError(f"error: the run {row!r} with seed {seed} failed (exit status {code}); {same}")
     return read_results(place / RESULTS)
 
 
-def run_stoppable(command: Sequence[str], same: str) -> int:
-    """Run a command and return its exit status; after a stop signal, say how the rows continue.
+def run_stoppable(command: Sequence[str], same: str) -> tuple[int, str]:
+    """Call `run_to_end`; after a stop signal, say how the rows continue.
 
     Raises:
         SystemExit: A signal asked to stop. The command has ended.
@@ -96,18 +134,40 @@ def run_stoppable(command: Sequence[str], same: str) -> int:
         raise SystemExit(128 + request.args[0]) from None
 
 
-def run_to_end(command: Sequence[str]) -> int:
-    """Run a command and return its exit status; it gets a stop signal too, and time to save its state.
+def run_to_end(command: Sequence[str]) -> tuple[int, str]:
+    """Run a command; it gets a stop signal too, and time to save its state.
+
+    Returns:
+        Its exit status, and its last error message, "" without one.
 
     Raises:
         Stopped: A signal asked to stop. The command has ended.
     """
-    with subprocess.Popen(command, env=child_environment()) as child, signals_raised():
+    errors = [""]
+
+    def pass_on(lines: Iterable[str]) -> None:
+        for line in lines:
+            print(line, end="", file=sys.stderr, flush=True)
+            if line.startswith(ERROR):
+                errors.append(line.removeprefix(ERROR).strip())
+
+    piped: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "errors": "backslashreplace"}
+    with subprocess.Popen(command, env=child_environment(), **piped) as child, signals_raised():
+        reader = threading.Thread(target=pass_on, args=[child.stderr], daemon=True)
+        reader.start()
         try:
-            return child.wait()
+            code = child.wait()
         except Stopped as request:
             end_all([child], request.args[0], STOP_GRACE_S)
             raise
+        finally:
+            reader.join(STOP_GRACE_S)  # a process that the command left behind may hold its stderr open
+    return code, errors[-1]
+
+
+def rows_of(folder: Path) -> str | None:
+    """Return whether a run is a row of a "comparison" or an "audit", or None."""
+    return next((what for what, name in PLANS.items() if (folder.parent / name).exists()), None)
 
 
 def row_folder(row: str, seed: int) -> str:

@@ -57,13 +57,13 @@ def contenders(last: TaskRound) -> list[str]:
     return [task for task in order if difference(known[task], known[order[0]]) == 0]
 
 
-def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refused: Sequence[str]) -> str:
+def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refused: Mapping[str, str]) -> str:
     """Say which task won, by how much, and how to use its backbone.
 
     Args:
         labels_alone: Results of the network that was trained on the labels alone, if there is one.
         rounds: Rounds in order; the figures of the last count.
-        refused: Tasks that these images do not allow.
+        refused: Tasks that these images do not allow, with the reason.
     """
     last = rounds[-1]
     figures = {task: probe_figure(runs, trained=True) for task, runs in last.runs.items()}
@@ -81,8 +81,7 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
         ]
     else:
         sentences = _unlabelled(last)
-    if refused:
-        sentences.append(f"Not trained, for the reason above: {', '.join(map(title, refused))}.")
+    sentences += [f"Not trained: {title(task)} ({reason})." for task, reason in refused.items()]
     return " ".join([*sentences, *(_advice(rounds) if scored else [LABEL])])
 
 
@@ -157,7 +156,9 @@ def _others(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> list[
     tested = [shown[task] for task, sign in order.items() if sign == 0 and task not in tied]
     chosen = [title(task) for task, sign in order.items() if sign and task in tied]
     sentences = []
-    choosing = f"the {best.records[0].heldout_images:,} images that choose"
+    record = best.records[0]
+    kind = "cross-validated" if "folds" in record.protocol else "held-out"
+    choosing = f"the {record.heldout_images:,} {kind} images"
     if both:
         sentences.append(f"Neither {choosing} nor the test images tell {title(winner)} from {_listed(both)}.")
     if tested:
@@ -168,14 +169,19 @@ def _others(last: TaskRound, scored: Mapping[str, Figure], winner: str) -> list[
         )
     for task, sign in order.items():
         if sign > 0:
-            sentences.append(f"{title_first(task)} is {points(best, scored[task], sign='')} behind.")
+            behind = points(best, scored[task], sign="")
+            sentences.append(f"On test images {title(task)} is {behind} behind.")
         elif sign < 0:
             lead = points(scored[task], best, sign="")
             sentences.append(f"{title_first(task)} is {lead} above {title(winner)} on test images.")
     untrained = {task: probe_figure(last.runs[task], trained=False) for task in scored}
     before = {task: figure for task, figure in untrained.items() if figure is not None}
     floor = max(before, key=lambda task: before[task].value, default=winner)
-    if floor != winner and winner in before and difference(before[floor], before[winner]) > 0:
+    if (
+        floor != winner
+        and winner in before
+        and (difference(before[floor], before[winner]) > 0 or before[floor].value >= best.value)
+    ):
         sentences.append(
             f"Before training, the backbone reaches {_percent(before[floor])} with the input of "
             f"{title(floor)}."
@@ -265,12 +271,12 @@ def _left_behind(rounds: Sequence[TaskRound]) -> list[str]:
 def _advice(rounds: Sequence[TaskRound]) -> list[str]:
     """Say what would tell more, if anything is open."""
     if not any_helps(rounds):
-        return ["More minutes= train longer, and more labelled images lower the noise."]
+        return ["A larger minutes= trains longer, and more labelled images lower the noise."]
     ended = [*rounds[1:], None]  # the round after each one
     for one, following in zip(rounds, ended, strict=True):
         open_tasks = contenders(one)
         if len(open_tasks) > 1 and (following is None or not set(open_tasks) <= set(following.runs)):
-            return ["More minutes= or more labelled images may tell the tasks apart."]
+            return ["A larger minutes= or more labelled images may tell the tasks apart."]
     return []
 
 

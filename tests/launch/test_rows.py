@@ -51,16 +51,23 @@ def test_a_row_that_is_stopped_saves_its_state_first(to_all: bool, tmp_path: Pat
 def test_a_refused_row_is_told_from_a_failed_one(
     started: bool, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: Sequence[str], same: str) -> int:
+    def run(command: Sequence[str], same: str) -> tuple[int, str]:
         if started:
             (tmp_path / "before-0").mkdir()
             (tmp_path / "before-0/config.yaml").write_text("")
-        return 1
+        return 1, "the pictures are grey"
 
     monkeypatch.setattr(rows, "run_stoppable", run)
     with pytest.raises(RunError, match=f"error: the run 'before'.* {told}") as raised:
         rows.run_row("comparison", tmp_path, "before", 0, ["task=random"])
     assert ("continues the comparison" in str(raised.value)) == started
+    assert getattr(raised.value, "reason", "") == ("" if started else "the pictures are grey")
+
+
+def test_the_last_error_message_of_a_command_is_kept_and_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
+    script = "import sys; print('error: first\\nerror: second\\nmore', file=sys.stderr); sys.exit(3)"
+    assert rows.run_to_end([sys.executable, "-c", script]) == (3, "second")
+    assert capfd.readouterr().err == "error: first\nerror: second\nmore\n"
 
 
 @pytest.mark.slow
