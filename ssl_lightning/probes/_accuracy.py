@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.knn import balanced_accuracy, right_in_topk, topk_accuracy
 
 Scored = tuple[Tensor, Tensor]  # scores (N, K); labels (N,), or (N, K) of 1, 0 and -1
+OF_BALANCED = ("standard_error", "majority")  # entries that only a balanced accuracy has in its protocol
 UNEQUAL = 1.5  # times the images of the smallest class that the largest one has at most, if classes are equal
 
 
@@ -55,6 +57,11 @@ def records_of(
     ]
 
 
+def judging(records: Sequence[Record]) -> Record:
+    """Return the record that judges a classifier: the balanced accuracy if there is one, else the first."""
+    return next((record for record in records if record.metric == BALANCED), records[0])
+
+
 def answers_of(metric: str, scores: Tensor, labels: Tensor) -> Answers | None:
     """Return which images an accuracy counts as right; None for another metric."""
     if metric == "map":
@@ -81,7 +88,8 @@ def details(metric: str, scores: Tensor, labels: Tensor) -> dict[str, Any]:
     """
     if metric != BALANCED:
         return {}
-    return {"standard_error": float(balanced_accuracy(scores, labels)[1]), "majority": majority(labels)}
+    values = float(balanced_accuracy(scores, labels)[1]), majority(labels)
+    return dict(zip(OF_BALANCED, values, strict=True))
 
 
 def majority(labels: Tensor) -> float:

@@ -14,7 +14,7 @@ from ssl_lightning.artifacts.records import Record
 from ssl_lightning.features.encode import Features, Loader
 from ssl_lightning.ops.calibration import expected_calibration_error, negative_log_likelihood
 from ssl_lightning.ops.corruptions import corrupt
-from ssl_lightning.probes._accuracy import answers_of, figure_of
+from ssl_lightning.probes._accuracy import OF_BALANCED, answers_of, figure_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def reliability(
     record, state = fitted.record, fitted.weights
     key = (record.stage, (record.protocol["pool"][0], record.protocol["pool"][1]))
     labels = features.labels["test"]
-    protocol = record.protocol | {"heldout": None}
+    protocol = {key: value for key, value in record.protocol.items() if key not in OF_BALANCED}
+    protocol["heldout"] = None
 
     def scores(split: str) -> Tensor:
         x = (features.pooled[split][key] - state["head.shift"]) * state["head.scale"]

@@ -17,7 +17,7 @@ from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator, stream_seed
 from ssl_lightning.networks.attentive import AttentiveClassifier, attend_all
 from ssl_lightning.ops.knn import topk_accuracy
-from ssl_lightning.probes._accuracy import records_of
+from ssl_lightning.probes._accuracy import judging, records_of
 from ssl_lightning.probes._shared_maps import MapRequest, Split
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
 
@@ -176,7 +176,7 @@ class AttentiveProbe(BackboneProbe):
         heldout = of_heldout[chosen], splits["heldout"][1]
         records = records_of(stage, protocol, (of_test, splits["test"][1]), heldout)
         state = {f"head.{name}": value for name, value in classifiers[chosen].state_dict().items()}
-        return records, FittedClassifier({"_target_": HEAD, **head}, state, records[0])
+        return records, FittedClassifier({"_target_": HEAD, **head}, state, judging(records))
 
     def build(self, head: Mapping[str, object], stage: str, seed: int) -> list[AttentiveClassifier]:
         """Build a classifier for each candidate with equal weights; the global random stream stays."""

@@ -13,7 +13,7 @@ from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.progress import watched
 from ssl_lightning.core.seeding import stream_seed
-from ssl_lightning.probes._accuracy import records_of
+from ssl_lightning.probes._accuracy import judging, records_of
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._fine_tuning import DECAY, FineTuning
 from ssl_lightning.probes.base import BackboneProbe, ProbeContext
@@ -188,7 +188,7 @@ class FineTuneProbe(BackboneProbe):
             **self.choice.protocol(counts),
         }
         records = records_of(module.stage, protocol, module.scores("test"), heldout)
-        self.fitted = FittedClassifier(module.head_config, module.state_dict(), records[0])
+        self.fitted = FittedClassifier(module.head_config, module.state_dict(), judging(records))
         return records
 
     def schedule(self) -> str:

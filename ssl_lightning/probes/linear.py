@@ -15,7 +15,7 @@ from ssl_lightning.features.encode import Features
 from ssl_lightning.ops.corruptions import CORRUPTIONS
 from ssl_lightning.ops.knn import topk_accuracy
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic, second_moments
-from ssl_lightning.probes._accuracy import records_of
+from ssl_lightning.probes._accuracy import judging, records_of
 from ssl_lightning.probes._folds import out_of_fold, selecting_folds, selection, training_parts
 from ssl_lightning.probes._reliability import reliability
 from ssl_lightning.probes.base import Probe
@@ -99,7 +99,7 @@ class LinearProbe(Probe):
         for stage in tracked(features.stages, "fit", "stages"):
             of_stage, fitted[stage] = self._run_stage(features, stage, num_classes)
             records += of_stage
-        best = best_stage([record for record in records if record.metric == "top1"])
+        best = best_stage([each.record for each in fitted.values() if each.record.metric != "map"])
         self.fitted = fitted[best.stage] if best else None
         if self.fitted is not None:
             records += reliability(
@@ -170,7 +170,7 @@ class LinearProbe(Probe):
             "linear.bias": fit.bias[best],
         }
         state = {f"head.{name}": value for name, value in weights.items()}
-        return records, FittedClassifier(head, state, records[0])
+        return records, FittedClassifier(head, state, judging(records))
 
     def _fit(
         self,

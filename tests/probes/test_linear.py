@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from ssl_lightning.artifacts.records import best_stage
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data.io.splits import draw_folds
 from ssl_lightning.features.encode import Features
@@ -188,3 +189,20 @@ def test_wide_stages_are_pooled_to_fewer_cells() -> None:
         "stage3": [1, 1],  # 400; one cell is always allowed
     }
     assert found["stage2"]["dims"] == 160
+
+
+@pytest.mark.parametrize(("join", "metric"), [(1, "top1"), (4, "balanced")])
+def test_the_figure_that_judges_chooses_the_stored_classifier(join: int, metric: str) -> None:
+    features, noise = make(), generator("noise")
+    labels = {split: (y - join + 1).clamp(min=0) for split, y in features.labels.items()}  # joins the first
+    pooled = {
+        split: {("stage1", (2, 2)): x, ("stage2", (2, 2)): x + torch.randn(x.shape, generator=noise)}
+        for split, ((_, x),) in ((split, tuple(maps.items())) for split, maps in features.pooled.items())
+    }
+    grids = dict.fromkeys([("stage1", 2), ("stage2", 2)], (2, 2))
+    probe = LinearProbe(l2=[0.01], calibration=True)
+    records = probe.run(Features(labels, ("stage1", "stage2"), grids, pooled, 1.0, 1.0), num_classes=CLASSES)
+    judged = [record for record in records if record.metric == metric]
+    assert probe.fitted is not None
+    assert probe.fitted.record is best_stage(judged)
+    assert "majority" not in next(record.protocol for record in records if record.metric == "ece")
