@@ -139,9 +139,10 @@ def _gain(before: Record, after: Record, loaded: bool) -> str:
     than = "weights it started from" if loaded else "untrained backbone"
     place = "above" if difference >= 0 else "below"
     metric = UNITS[after.metric] or "top-1"
+    at, of = ("", "") if before.stage == after.stage else (f" at {after.stage}", f" at {before.stage}")
     return (
-        f"{column(after).removesuffix(metric).strip()} {metric} {after.value:.1%} is "
-        f"{100 * abs(difference):.1f}{plus} points {place} the {than}"
+        f"{column(after).removesuffix(metric).strip()} {metric} {after.value:.1%}{at} is "
+        f"{100 * abs(difference):.1f}{plus} points {place} the {than}{of}"
     )
 
 

@@ -95,7 +95,7 @@ def test_heldout_figures_choose_the_stages() -> None:
         replace(record(0.5, True, "stage2"), protocol={"heldout": 0.5}),
         record(0.4, False, "stage1"),
     ]
-    assert "top-1 50.0% is 10.0" in judge(results(*rows)).text
+    assert "top-1 50.0% at stage2 is 10.0" in judge(results(*rows)).text
 
 
 def test_the_linear_probe_judges_before_others_and_balanced_accuracy_before_top1() -> None:
