@@ -132,7 +132,7 @@ def test_colorization_needs_three_channels(tmp_path: Path, channels: int) -> Non
 
 def test_colorization_of_grey_pictures_is_refused_before_work(tmp_path: Path) -> None:
     images = write(tmp_path / "images", grey_as_rgb)
-    with pytest.raises(ValueError, match="all 10 sampled pretraining images are grey pictures stored as RGB"):
+    with pytest.raises(ValueError, match="all 10 sampled pretraining images are grey;"):
         parts(tmp_path, images, "task=colorization")
     assert parts(tmp_path, images, "task=rotation").task  # another task, as the message says
     for number in range(6):
@@ -147,6 +147,7 @@ ADVICE: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
     "floats": (floats, r"give (data\.value_range=\[\S+\])", []),
     "12 bits": (twelve_bits, r"(data\.value_range=\[\S+\]) uses all", []),
     "transparent": (transparent, r"(data\.channels=4) reads it", []),
+    "grey": (grey_as_rgb, r"(data\.channels=1) reads them as grey", []),
     "too few channels": (colours, r"or (data\.channels=3)", ["data.channels=4"]),
     "a range for colours": (
         colours_of_16_bits,

@@ -14,6 +14,7 @@ from torch import Tensor
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.progress import watched
 from ssl_lightning.data._pictures import Pictures
+from ssl_lightning.data.io.contents import grey_images
 from ssl_lightning.data.io.file_list import FileList
 from ssl_lightning.data.io.folders import SAMPLED, evenly, sample_images, usable_images
 from ssl_lightning.data.io.packed import PackedSource
@@ -80,6 +81,15 @@ class ImageFiles(Pictures):
             sample_images({path: path for path in evenly(files, SAMPLED)}, **pixels)
             return files
         return usable_images(folder, files, max_bad=self.max_bad, cache=self.root / "folders", **pixels)
+
+    def check_sample(self, images: Tensor) -> None:
+        """Check a sample of the pretraining images, and say so if they are grey and read as RGB."""
+        super().check_sample(images)
+        if self.channels == 3 and grey_images(images).all():
+            rank_zero_warn(
+                f"all {len(images)} sampled pretraining images are grey, and are read as RGB; "
+                "data.channels=1 reads them as grey"
+            )
 
     def source(self, files: FileList, labels: Tensor | None) -> FileSource:
         """Make a source of files with labels (N,), (N, K) or None; pack the files first if `cache` is on."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from ssl_lightning.core.image_spec import CHANNELS, ImageSpec
 from ssl_lightning.data._loaders import ImageLoaders
@@ -160,10 +161,14 @@ class PairedDataModule(ImageLoaders):
             ValueError: The images do not fit.
         """
 
+    def check_sample(self, images: Tensor) -> None:
+        """Check a sample of the pretraining images, (n, C, H, W) uint8; see `check_contents`."""
+        check_contents(images)
+
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         count = MEASURED if self._mean is None else CHECKED
         sample = self.train_sample(min(count, len(self._splits.pretrain)))  # (n, C, H, W)
-        check_contents(sample)
+        self.check_sample(sample)
         if self._mean is not None and self._std is not None:
             return self._mean, self._std
         values = sample.float() / 255

@@ -97,6 +97,25 @@ def input_channels(network: nn.Module) -> int | None:
     return next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)), None)
 
 
+def check_input_channels(network: nn.Module, channels: int, feeder: str) -> None:
+    """Raise ValueError if a network takes another number of channels than a task, the feeder, gives it."""
+    if misfit := channel_misfit(network, channels):
+        fed = f"{channels} channel{'s' * (channels != 1)}"
+        raise ValueError(f"{feeder} feeds the backbone {fed}, but {misfit}")
+
+
+def channel_misfit(network: nn.Module, channels: int) -> str:
+    """Say why a network does not take so many channels, and what to do; "" if nothing is known against it."""
+    takes = input_channels(network)
+    if takes in (None, channels):
+        return ""
+    key = f" (channels={takes})" if takes in (1, 3, 4) else ""
+    return (
+        f"its first convolution takes {takes}; build it for {channels} (in_chans={channels} in timm), or "
+        f"convert the images{key}"
+    )
+
+
 def _recipe_of_timm(backbone: nn.Module, network: Any) -> dict[str, Any] | None:
     name = network.pretrained_cfg.get("architecture")
     if not name:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.features.encode import evaluating
+from ssl_lightning.networks.recipes import channel_misfit
 
 SIZES = (64, 224, 32, 28, 96, 128, 256, 384)  # px of the images to try if no size is known
 STEP = 64  # px by which the second image is larger; strides divide it
@@ -144,9 +145,10 @@ def _maps(
                 break
         if error is not None:
             tried = " or ".join(map(str, sizes))
+            reason = channel_misfit(network, channels) or _first_line(error)
             raise ValueError(
-                f"{type(network).__name__} takes no images of {channels} channels and {tried} px: "
-                f"{_first_line(error)}"
+                f"{type(network).__name__} takes no images of {channels} channel{'s' * (channels != 1)} and "
+                f"{tried} px: {reason}"
             ) from error
         larger, _ = shapes(probe_image(network, channels, size + STEP))
     if not small.keys() <= larger.keys():  # it takes images of one size

@@ -166,6 +166,7 @@ def built(task: PretextTask, spec: ImageSpec) -> PretextTask:
     task = copy.deepcopy(task)
     with torch.random.fork_rng(devices=[]):
         task.build(spec)
+    task.check_channels()
     return task
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
-from ssl_lightning.networks.recipes import input_channels
+from ssl_lightning.networks.recipes import check_input_channels
 from ssl_lightning.tasks._batches import check_images, explaining_single_images, spec_of_loader, unpack_batch
 from ssl_lightning.tasks._pixels import along_rows, to_float
 from ssl_lightning.tasks._stored import STORED, Origin, StoredTask, description_of, stored_spec
@@ -278,12 +278,7 @@ class PretextTask(StoredTask, TrainedModule):
         Raises:
             ValueError: The numbers differ.
         """
-        takes, channels = input_channels(self.backbone), self.backbone_channels(self.spec)
-        if takes not in (None, channels):
-            raise ValueError(
-                f"the backbone takes {takes} channels, and {type(self).__name__} feeds it {channels}; "
-                f"build it for {channels} (in_chans={channels} in timm), or convert the images"
-            )
+        check_input_channels(self.backbone, self.backbone_channels(self.spec), type(self).__name__)
 
     def _derive_spec(self) -> ImageSpec:
         trainer: Any = self.trainer

@@ -154,12 +154,12 @@ class Colorization(PretextTask):
         if grey == count:
             raise ValueError(
                 f"colorization needs images with colours, and all {count} sampled pretraining images are "
-                "grey pictures stored as RGB; choose another task or other data"
+                "grey; choose another task or other data"
             )
         if grey > NOTED * count:
             rank_zero_warn(
-                f"{grey} of {count} sampled pretraining images are grey pictures stored as RGB; they teach "
-                "colorization to predict grey"
+                f"{grey} of {count} sampled pretraining images are grey; they teach colorization to "
+                "predict grey"
             )
 
     def input_config(self) -> dict[str, Any]:

@@ -351,7 +351,7 @@ def test_a_failed_pass_keeps_no_maps() -> None:
         (
             models.squeezenet1_1,
             {"in_channels": 1},
-            "takes no images of 1 channels and 64 or 224 .*px: .*Given",
+            "takes no images of 1 channel and 64 or 224 .*px: its first convolution takes 3; build it for 1",
         ),
         (
             tiny_vit,

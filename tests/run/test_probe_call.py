@@ -291,6 +291,14 @@ def test_probes_of_the_config_are_all_known() -> None:
         ({"train": fake(heldout=0)}, r"needs held-out images to select on"),
         ({"model": Rotation(ConvNet(), fake(channels=1).spec)}, r"images of 1 channels, .*have 3"),
         (
+            {"model": Rotation(torchvision.models.resnet18()), "train": fake(channels=1)},
+            r"Rotation feeds the backbone 1 channel, but its first convolution takes 3; .*\(channels=3\)",
+        ),
+        (
+            {"model": torchvision.models.resnet18(), "train": fake(channels=1)},
+            r"ResNet takes no images of 1 channel and 16 px: its first convolution takes 3; .*\(channels=3\)",
+        ),
+        (
             {"model": Rotation(ConvNet(), fake().spec), "mean": [0.5], "std": [0.5]},
             r"normalises images itself",
         ),

@@ -1,4 +1,4 @@
-"""Checks of a sample of images: pictures of one colour, equal pictures, and grey ones stored as RGB."""
+"""Checks of a sample of images: pictures of one colour, equal pictures, and grey ones."""
 
 from __future__ import annotations
 
