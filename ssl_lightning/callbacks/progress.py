@@ -83,7 +83,8 @@ class ProgressBar(Callback):
         self._validating.close()
         if trainer.is_global_zero and not trainer.sanity_checking:
             named = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            self.console.print(f"epoch {trainer.current_epoch + 1}: {_figures(named)}", highlight=False)
+            text = f"epoch {trainer.current_epoch + 1}: {_figures(named)}"
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -105,7 +106,7 @@ class ProgressBar(Callback):
             )
         else:
             of = f"/{batches}" if batches else ""
-            self.console.print(f"{title}: batch {done}{of}  {figures}", highlight=False)
+            self.console.print(f"{title}: batch {done}{of}  {figures}", highlight=False, soft_wrap=True)
 
     def _close(self) -> None:
         self._waiting.close()

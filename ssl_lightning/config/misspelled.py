@@ -35,10 +35,9 @@ def explained(error: Exception, command: str = "train") -> str:
         key, name = str(cause.full_key), str(cause.key)
         parent = key.rpartition(".")[0]
         siblings = [str(each) for each in cause.parent_node if not str(each).startswith("_")]
-        close = get_close_matches(name, siblings)
-        if not (close or parent):
-            close = keys_inside(name, cause.parent_node)
-        if close:
+        inside = [] if parent else keys_inside(name, cause.parent_node)
+        same = [each for each in inside if each.rpartition(".")[2] == name]
+        if close := same or get_close_matches(name, siblings) or inside:
             return f"{key} is not a key of {parent or 'the config'}; did you mean {', '.join(close)}?"
         if not parent:
             return f"{key} is not a key of the config; {lists}"

@@ -144,10 +144,11 @@ class RunWriter:
             "data": cfg.choices.data,
         }
 
-    def print_header(self) -> None:
-        """Print what is about to run, with the effective batch size and learning rate.
+    def print_header(self, *, trains: bool = True) -> None:
+        """Print what is about to run; near-duplicates are listed in a file.
 
-        Near-duplicates are listed in a file.
+        Args:
+            trains: Whether the task may train, so that the effective batch size and learning rate count.
         """
         parts, cfg = self.parts, self.parts.cfg
         if not parts.trainer.is_global_zero:
@@ -160,18 +161,18 @@ class RunWriter:
             f"{parts.trainer.precision}, {'channels-last' if cfg.channels_last else 'NCHW'}, "
             f"{torch.get_num_threads()} threads each",
         }
-        if parts.task.needs_training:
+        trains = trains and parts.task.needs_training
+        if trains:
             batch = parts.data.batch_size * cfg.trainer.accumulate_grad_batches
             views, base = parts.task.views_per_image, cfg.optimizer.lr
             facts["batch"] = f"{batch} images x {views} views = {batch * views} through the backbone"
             facts["lr"] = f"{base * parts.task.lr_factor(batch):g} (base {base:g})"
-        if parts.task.needs_training and not parts.data.holds_out:
+        if trains and not parts.data.holds_out:
             facts["held out"] = "nothing (data.heldout is 0): no validation, no best.ckpt"
         if places := [f"{key} {cfg.data[key]}" for key in PLACES if cfg.data.get(key)]:
             facts["data"] = ", ".join(places)
-            facts["images"] = (
-                f"{parts.data.pretrain_images:,} to pretrain on; labelled: {labelled_images(parts.data)}"
-            )
+            unlabelled = f"{parts.data.pretrain_images:,} to pretrain on; " if trains else ""
+            facts["images"] = f"{unlabelled}labelled: {labelled_images(parts.data)}"
         if found := parts.data.duplicates_found:
             write_file(parts.folder / NEAR_DUPLICATES, "".join(f"{each}\n" for each in found))
             facts["near-duplicates"] = f"{len(found):,}, listed in {parts.folder / NEAR_DUPLICATES}"

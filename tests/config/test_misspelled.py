@@ -13,6 +13,7 @@ from ssl_lightning.config.misspelled import explained
         ("epochs=5", "epochs is not a key of the config; did you mean trainer.max_epochs"),
         ("lr=0.1", "lr is not a key of the config; did you mean optimizer.lr?"),
         ("batch_size=32", "batch_size is not a key of the config; did you mean data.batch_size?"),
+        ("pretrain_dir=x", "pretrain_dir is not a key of the config; did you mean data.pretrain_dir?"),
         ("sedd=1", "sedd is not a key of the config; did you mean seed?"),
         ("trainer.max_epoch=3", "trainer.max_epoch is not a key of trainer; did you mean max_epochs"),
         ("rotation", "rotation is not KEY=VALUE; did you mean task=rotation?"),
@@ -29,5 +30,5 @@ from ssl_lightning.config.misspelled import explained
 )
 def test_an_unknown_key_is_explained(given: str, told: str) -> None:
     with pytest.raises(HydraException) as raised:
-        compose("train", ["data=fake", given])
+        compose("train", ["data=folder", "data.pretrain_dir=y", given])
     assert explained(raised.value).startswith(told)
