@@ -18,12 +18,16 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from ssl_lightning.callbacks.checkpoint import Checkpoint
+from ssl_lightning.callbacks.panel import PanelPicture
 from ssl_lightning.config.identity import leaves
+from ssl_lightning.config.plugins import conf_dirs
 from ssl_lightning.core.errors import first_line
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.features.encode import evaluating, map_shapes
 from ssl_lightning.probes.base import BaseProbe
-from ssl_lightning.tasks.base import PretextTask
+from ssl_lightning.tasks._contract import TaskContractError, check_scores, checked
+from ssl_lightning.tasks._pixels import to_float
+from ssl_lightning.tasks.base import Panel, PretextTask
 
 WRITTEN = ("dirpath", "folder", "save_dir")  # keys of callbacks and loggers that name a folder
 KNOWN = ("ssl_lightning.", "pytorch_lightning.", "lightning.")  # modules of callbacks whose figures are known
@@ -89,9 +93,12 @@ class TriedStep:
 
 
 def try_step(task: PretextTask) -> TriedStep:
-    """Score two random images as validation does; changes no state and no random stream.
+    """Score two random images as validation does, with gradients; changes no state and no random stream.
 
     A step that fails outside the backbone is left to the training.
+
+    Raises:
+        TaskContractError: The task has no step, or its step returns no scores.
     """
     tried, done = TriedStep(), 0
 
@@ -107,16 +114,48 @@ def try_step(task: PretextTask) -> TriedStep:
         task.backbone.register_forward_hook(leave),
     ]
     try:
-        with isolate_rng(include_cuda=False), evaluating(task), torch.no_grad():
+        with isolate_rng(include_cuda=False), evaluating(task), torch.enable_grad():
             images = torch.randint(256, (2, *_shape(task)), dtype=torch.uint8)
             labels = torch.zeros(len(images), dtype=torch.int64)
-            tried.scores = list(task.step(task.receive(images), labels, torch.Generator().manual_seed(0)))
+            scores = task.step(task.receive(images), labels, torch.Generator().manual_seed(0))
+            check_scores(task, scores)
+            tried.scores = list(scores)
+    except TaskContractError:
+        raise
     except Exception as error:  # a task of a plugin may raise anything
         tried.refusal = error if done < len(tried.sizes) else None
     finally:
         for handle in handles:
             handle.remove()
     return tried
+
+
+def try_panel(task: PretextTask, callbacks: Mapping[str, Callback]) -> None:
+    """Make the panel of random images if a callback draws it; changes no state and no random stream.
+
+    Args:
+        task: With its initial weights, on the CPU.
+        callbacks: The callbacks by name.
+
+    Raises:
+        TaskContractError: The task has no panel or a wrong one; the message says how to leave it out.
+    """
+    drawn = [callback.count for callback in callbacks.values() if isinstance(callback, PanelPicture)]
+    if not drawn:
+        return
+    try:
+        with isolate_rng(include_cuda=False), evaluating(task), torch.no_grad():
+            images = to_float(torch.randint(256, (min(2, *drawn), *_shape(task)), dtype=torch.uint8))
+            checked(task, "panel", task.panel(images), Panel)
+    except TaskContractError as error:
+        why = str(error)
+    except ValueError as error:
+        why = f"{type(task).__name__}.panel: {error}"
+    else:
+        return
+    options = {path.stem for conf in conf_dirs() for path in conf.glob("callbacks/*.yaml")}
+    others = [n for n, each in callbacks.items() if n in options and not isinstance(each, PanelPicture)]
+    raise TaskContractError(f"{why}; callbacks=[{','.join(others)}] leaves the panel out")
 
 
 def check_backbone(cfg: DictConfig, task: PretextTask, feed: Callable[[Tensor], Tensor]) -> list[str]:

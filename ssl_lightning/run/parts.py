@@ -40,6 +40,7 @@ from ssl_lightning.run.checks import (
     check_objective,
     check_places,
     check_validation,
+    try_panel,
 )
 from ssl_lightning.tasks._pixels import to_float
 from ssl_lightning.tasks.base import PretextTask
@@ -111,7 +112,8 @@ def build_parts(
     """
     check_types(cast(dict[str, Any], OmegaConf.to_container(cfg)))
     check_places(cfg)
-    chosen = build_all(cfg, "callbacks", "callbacks=[checkpoint,progress]").values()
+    named: dict[str, pl.Callback] = build_all(cfg, "callbacks", "callbacks=[checkpoint,progress]")
+    chosen = named.values()
     loggers = build_all(cfg, "logger", "logger=[csv]").values()
     resumed_from = resume_point(folder) if resume else None
     previous = earlier_results(folder) if resumed_from else None
@@ -127,6 +129,8 @@ def build_parts(
     task.check_images(lambda n: data.train_sample(min(n, data.pretrain_images)))
     preparation: Preparation = instantiate(cfg.encoding)
     scores = check_backbone(cfg, task, preparation.feed(task))
+    if resumed_from is None and checkpoint is None and task.needs_training:
+        try_panel(task, named)
     throughput, health = Throughput(), HealthGuard(folder, cfg.get("diverged"))
     metrics = Metrics(throughput)
     # the guard precedes the metrics, so that a run does not report the figures of a failed validation

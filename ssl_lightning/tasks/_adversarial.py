@@ -23,6 +23,7 @@ from ssl_lightning.networks.features import deepest_map_size
 from ssl_lightning.ops.adversarial import LOSSES, discriminator_scores, generator_loss, gradient_penalty
 from ssl_lightning.ops.rotation import NUM_ROTATIONS
 from ssl_lightning.tasks._batches import explaining_single_images
+from ssl_lightning.tasks._contract import TaskContractError, check_scores, checked
 from ssl_lightning.tasks._discriminator_input import DiscriminatorInput
 from ssl_lightning.tasks._rotation_of_pictures import RotationOfPictures
 from ssl_lightning.tasks._two_networks import TwoNetworks
@@ -200,7 +201,13 @@ class AdversarialTask(TwoNetworks):
 
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
         """Corrupt `(B, C, H, W)` images in [0, 1], restore them, and score the result."""
-        raise NotImplementedError
+        raise TaskContractError(f"{type(self).__name__} has no attempt; write attempt(images, stream)")
+
+    def checked_attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
+        """Return the attempt at a batch, after a check of its type and scores."""
+        attempt = checked(self, "attempt", self.attempt(images, stream), Attempt)
+        check_scores(self, attempt.scores, "attempt")
+        return attempt
 
     def with_input_noise(self, x: Tensor, stream: torch.Generator) -> Tensor:
         """Add the noise on the input of the backbone, normalised."""
@@ -221,7 +228,7 @@ class AdversarialTask(TwoNetworks):
         return {}
 
     def step(self, images: Tensor, labels: Tensor, stream: torch.Generator) -> dict[str, Tensor]:
-        return self.attempt(images, stream).total_scores()
+        return self.checked_attempt(images, stream).total_scores()
 
     def branches(self) -> dict[str, nn.Module]:
         return super().branches() | ({self._branch: self.discriminator} if self.adversarial else {})
@@ -275,7 +282,7 @@ class AdversarialTask(TwoNetworks):
         if not self.adversarial:
             yield from super().rounds(images, labels, stream)
             return
-        attempt = self.attempt(images, stream)
+        attempt = self.checked_attempt(images, stream)
         if not self.warm:
             yield "loss", attempt.scores
             return

@@ -14,6 +14,7 @@ from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.recipes import check_input_channels
 from ssl_lightning.tasks._batches import check_images, explaining_single_images, spec_of_loader, unpack_batch
+from ssl_lightning.tasks._contract import TaskContractError, check_panel, check_scores
 from ssl_lightning.tasks._pixels import along_rows, to_float
 from ssl_lightning.tasks._stored import STORED, Origin, StoredTask, description_of, stored_spec
 from ssl_lightning.tasks._training import TrainedModule
@@ -35,6 +36,9 @@ class Panel:
         right: For each row and column: True is drawn in green, False in red, None in grey.
         watched: Number of the column that changes during training, for a strip over the epochs. None if only
             the captions change.
+
+    Raises:
+        ValueError: Shapes or lengths do not fit each other.
     """
 
     images: Tensor
@@ -42,6 +46,9 @@ class Panel:
     captions: list[list[str]] = field(default_factory=list)
     right: list[list[bool | None]] = field(default_factory=list)
     watched: int | None = None
+
+    def __post_init__(self) -> None:
+        check_panel(self.images, self.columns, self.captions, self.right, self.watched)
 
 
 class PretextTask(StoredTask, TrainedModule):
@@ -160,7 +167,7 @@ class PretextTask(StoredTask, TrainedModule):
         Returns:
             Scalars to log by name; `"loss"` is minimised.
         """
-        raise NotImplementedError
+        raise TaskContractError(f"{type(self).__name__} has no step; write step(images, labels, stream)")
 
     def rounds(
         self, images: Tensor, labels: Tensor, stream: torch.Generator
@@ -229,7 +236,7 @@ class PretextTask(StoredTask, TrainedModule):
 
     def panel(self, images: Tensor) -> Panel:
         """Show what the task does to `(B, C, H, W)` float images in [0, 1]."""
-        raise NotImplementedError
+        raise TaskContractError(f"{type(self).__name__} has no panel; write panel(images)")
 
     # --- shared by all tasks; `_training.py` has the optimizers, `_stored.py` loads checkpoints ---
 
@@ -312,6 +319,8 @@ class PretextTask(StoredTask, TrainedModule):
         if self.graph is None:
             with explaining_single_images():
                 scores = self.step(images, labels, self.training_stream(batch_idx, images.device))
+            if batch_idx == 0:
+                check_scores(self, scores)
         else:
             _, scores = next(self.graph.rounds(images, labels, self.stream_seed(batch_idx)))
         self.log_training(scores)
@@ -322,6 +331,8 @@ class PretextTask(StoredTask, TrainedModule):
         # one stream for all epochs makes validation scores comparable over a run
         stream = generator(self.seed, "val", batch_idx, self._drawing_rank(), device=images.device)
         scores = self.step(images, labels, stream)
+        if batch_idx == 0:
+            check_scores(self, scores)
         named = {f"val/{name}": value for name, value in scores.items()}
         loss = {"val/loss": named.pop("val/loss")}
         for group, shown in ((loss, self.logs), (named, False)):

@@ -19,6 +19,7 @@ from ssl_lightning.config.types import accepted, check_values
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import twin
 from ssl_lightning.networks.own_statistics import OwnStatistics
+from ssl_lightning.tasks._contract import check_scores
 from ssl_lightning.tasks.base import Panel, PretextTask
 
 
@@ -181,6 +182,7 @@ class Combined(PretextTask):
         for weight, (name, part) in zip(self.weights, self.tasks.items(), strict=True):
             with self.statistics_of(name):
                 found = part.step(part.receive(images), labels, twin(stream, name))
+            check_scores(part, found)
             losses.append(weight * found["loss"])
             scores |= {f"{name}/{score}": value for score, value in found.items()}
         return {"loss": torch.stack(losses).sum()} | scores
