@@ -25,6 +25,7 @@ from ssl_lightning.config.plugins import conf_dirs, use_plugins
 from ssl_lightning.core.errors import RunError
 
 LISTS = ("probe", "logger", "callbacks")  # groups with several chosen options
+GLOBAL = ("experiment", "budget", "benchmark", "common_backbone")  # groups whose files set any keys
 SINGLE = ("task", "data", "backbone", "optimizer", "scheduler")  # groups whose files list every key
 
 
@@ -69,8 +70,10 @@ def drop_unchosen(cfg: DictConfig, hydra: HydraConf | DictConfig) -> DictConfig:
         hydra: Hydra's own config, with the overrides of the command line and the choices.
 
     Raises:
-        RunError: The command line sets a key of a probe, logger or callback that is not chosen.
+        RunError: The command line sets a key of a probe, logger or callback that is not chosen, or a chosen
+            file lacks its line `# @package`.
     """
+    _check_packages(cfg, hydra.runtime.choices)
     cfg = copy.deepcopy(cfg)
     overrides = OverridesParser.create().parse_overrides(command_overrides(hydra))
     choices = hydra.runtime.choices
@@ -170,6 +173,29 @@ def _chosen(
         return targets
     own = {each.package for each in overrides if each.key_or_group == group}
     return [name for name in targets if f"{group}@{group}.{name}" not in choices or f"{group}.{name}" in own]
+
+
+def _check_packages(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
+    """Raise if a file of a group lacks its line `# @package`, so that its keys stand in the group itself.
+
+    Raises:
+        RunError: The message names the file and the line.
+    """
+    for group in LISTS:
+        if "_target_" in cfg[group]:
+            bare = (name for name in _options(group, conf_dirs()) if _lacks_package(group, name))
+            name = next(bare, "<name>")
+            raise RunError(f"error: {group}/{name}.yaml lacks its first line, # @package {group}.{name}")
+    for group in GLOBAL:
+        node = cfg.get(group)
+        if isinstance(node, DictConfig) and (group != "benchmark" or group in node):
+            raise RunError(f"error: {group}/{choices[group]}.yaml lacks its first line, # @package _global_")
+
+
+def _lacks_package(group: str, name: str) -> bool:
+    """Return whether a file of a group with several chosen options lacks its line `# @package`."""
+    files = (folder / group / f"{name}.yaml" for folder in conf_dirs())
+    return any(f"# @package {group}." not in path.read_text() for path in files if path.exists())
 
 
 def _check_not_given(group: str, name: str, chosen: Sequence[str], overrides: Sequence[Override]) -> None:

@@ -67,3 +67,47 @@ def test_a_broken_plugin_is_named(packages: Path, package: str, message: str) ->
     write_entry_point(packages, package)
     with pytest.raises(RunError, match=message):
         compose("train")
+
+
+TARGETS = {
+    "probe": "ssl_lightning.probes.knn.KNNProbe",
+    "callbacks": "pytorch_lightning.callbacks.Timer",
+    "logger": "pytorch_lightning.loggers.CSVLogger",
+}
+
+
+@pytest.mark.parametrize("group", TARGETS)
+@pytest.mark.parametrize("others", [[], ["own"]])
+def test_a_file_of_a_list_needs_its_package_line(group: str, others: list[str], packages: Path) -> None:
+    folder = write_plugin(packages) / "mytasks/conf" / group
+    folder.mkdir()
+    content = f"_target_: {TARGETS[group]}\n"
+    (folder / "own.yaml").write_text(f"# @package {group}.own\n{content}")
+    (folder / "ncm.yaml").write_text(f"# nearest class mean\n{content}")
+    given = [f"{group}=[{','.join([*others, 'ncm'])}]"]
+    line = f"# @package {group}.ncm"
+    with pytest.raises(RunError, match=f"^error: {group}/ncm.yaml lacks its first line, {line}$"):
+        compose("train", given)
+    (folder / "ncm.yaml").write_text(f"{line}\n{content}")
+    assert list(compose("train", given)[group]) == [*others, "ncm"]
+
+
+CHANGES = {
+    "experiment": "seed: 3\n",
+    "budget": "seed: 3\n",
+    "common_backbone": "seed: 3\n",
+    "benchmark": "benchmark:\n  name: own\n",
+}
+
+
+@pytest.mark.parametrize("group", CHANGES)
+def test_a_file_of_any_keys_needs_its_package_line(group: str, packages: Path) -> None:
+    folder = write_plugin(packages) / "mytasks/conf" / group
+    folder.mkdir()
+    (folder / "own.yaml").write_text(CHANGES[group])
+    given = [f"+{group}=own" if group == "benchmark" else f"{group}=own"]
+    message = f"^error: {group}/own.yaml lacks its first line, # @package _global_$"
+    with pytest.raises(RunError, match=message):
+        compose("train", given)
+    (folder / "own.yaml").write_text("# @package _global_\n" + CHANGES[group])
+    compose("train", given)
