@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +13,7 @@ from ssl_lightning.data.io.sources import ImageSource
 from ssl_lightning.data.io.splits import FOLDS, complement, draw_folds, stratified
 
 SPLITS = ("train", "heldout", "test")  # of the labelled images
+NAMED = 5  # classes that a message names
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,40 @@ class Splits:
 def heldout_pool(pairing: Pairing) -> ImageSource:
     """Return the source of the held-out images: `train`, or `pretrain` without labels."""
     return pairing.pretrain if pairing.train is None else pairing.train
+
+
+def check_classes(pairing: Pairing, name: str, targets: str) -> None:
+    """Check that the labelled images are of several classes; a message names classes without images.
+
+    Args:
+        pairing: Images of the data set.
+        name: Name of the data set.
+        targets: Kind of the labels; for masks and boxes nothing is checked.
+
+    Raises:
+        ValueError: The training or the test images are of fewer than 2 classes.
+    """
+    names = pairing.class_names
+    if names is None or targets not in ("classes", "multilabel"):
+        return
+    for split, source in (("training", pairing.train), ("test", pairing.test)):
+        if source is None:
+            continue
+        labels = source.labels  # (N,) or (N, K)
+        per_class = labels[labels >= 0].bincount() if labels.ndim == 1 else (labels == 1).sum(0)
+        found = {names[label] for label in per_class.nonzero().flatten().tolist() if label < len(names)}
+        missing = [each for each in names if each not in found]
+        if targets == "classes" and len(found) < 2:
+            only = f"one class only, {found.pop()}" if found else "no class"
+            raise ValueError(
+                f"data {name} has {split} images of {only}; images of at least 2 of its classes "
+                f"{_first_names(names)} are needed"
+            )
+        if missing:
+            tell(
+                f"data {name} has no {split} image of {len(missing)} of its {len(names)} classes: "
+                f"{_first_names(missing)}"
+            )
 
 
 def draw_splits(
@@ -179,6 +214,10 @@ def _draw_labelled(
         train[stratified(labels[train], for_train, "max_labels", least=1)],
         val[stratified(labels[val], for_heldout, "max_labels")],
     )
+
+
+def _first_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _refusal(key: str, value: object, name: str, allowed: str) -> ValueError:

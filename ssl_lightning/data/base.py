@@ -17,7 +17,7 @@ from ssl_lightning.data._near_duplicates import (
     find_near_duplicates,
     tell_near_duplicates,
 )
-from ssl_lightning.data._pairing import SPLITS, Pairing, draw_splits, fitting_batch
+from ssl_lightning.data._pairing import SPLITS, Pairing, check_classes, draw_splits, fitting_batch
 from ssl_lightning.data.io.augment import EvalView
 from ssl_lightning.data.io.contents import check_contents
 
@@ -114,6 +114,7 @@ class PairedDataModule(ImageLoaders):
         if self._pairing is not None:
             return
         pairing = self.load()
+        check_classes(pairing, self.name, self.targets)
         self._splits = draw_splits(
             pairing,
             self.name,

@@ -10,7 +10,12 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from ssl_lightning.config.types import accepted
+from ssl_lightning.core.seeding import generator
+from ssl_lightning.data._pairing import Pairing
+from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.fake import Fake
+from ssl_lightning.data.io.augment import CropFlip
+from ssl_lightning.data.io.sources import ArraySource
 from tests._composed import CONF
 
 
@@ -220,3 +225,61 @@ def test_single_images_of_a_loader_and_their_names() -> None:
     places = torch.tensor([29, 0, 3, 3])
     assert torch.equal(loader.take(places), images[places])
     assert loader.image_names == [f"test/{number}" for number in range(30)]
+
+
+class Strangers(PairedDataModule):
+    """A data set with given labels."""
+
+    name = "strangers"
+
+    def __init__(self, train: list, test: list | None, targets: str = "classes") -> None:
+        super().__init__(batch_size=1, image_size=8, heldout=1)
+        self.given, self.targets = (train, test), targets
+
+    def load(self) -> Pairing:
+        train, test = (
+            None if labels is None else ArraySource(
+                torch.randint(256, (len(labels), 8, 8, 3), dtype=torch.uint8, generator=generator(0)),
+                torch.tensor(labels), CropFlip(0, False),
+            )
+            for labels in self.given
+        )  # fmt: skip
+        return Pairing(train, train, test, ("cat", "dog", "owl"), overlap=torch.arange(len(train)))
+
+
+ALL = [0, 1, 2, 0, 1, 2]
+ONE_CLASS = [
+    ([1, 1, 1, 1], ALL, "training images of one class only, dog"),
+    (ALL, [0, 0], "test images of one class only, cat"),
+    ([2, 2, 2, 2], None, "training images of one class only, owl"),
+]
+
+
+@pytest.mark.parametrize(("train", "test", "message"), ONE_CLASS)
+def test_labelled_images_of_one_class_are_refused(train: list, test: list | None, message: str) -> None:
+    with pytest.raises(ValueError, match=f"data strangers has {message}; .* cat, dog, owl are needed"):
+        Strangers(train, test).setup()
+
+
+NO_IMAGE = [
+    ("classes", [0, 1, 0, 1], ALL, "no training image of 1 of its 3 classes: owl"),
+    ("classes", ALL, [2, 0], "no test image of 1 of its 3 classes: dog"),
+    ("multilabel", [[1, 0, 0], [1, 0, -1]], [[1, 1, 1]], "no training image of 2 of its 3 classes: dog, owl"),
+    ("multilabel", [[1, 1, 1]] * 4, [[1, 0, 1]], "no test image of 1 of its 3 classes: dog"),
+]
+
+
+@pytest.mark.parametrize(("targets", "train", "test", "message"), NO_IMAGE)
+def test_a_class_without_an_image_is_told_once(
+    targets: str, train: list, test: list, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = Strangers(train, test, targets)
+    data.setup()
+    data.setup()
+    assert [record.getMessage() for record in caplog.records] == [f"data strangers has {message}"]
+
+
+def test_classes_with_images_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    Strangers(ALL, ALL).setup()
+    Strangers(ALL, None).setup()
+    assert not caplog.records
