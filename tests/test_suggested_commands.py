@@ -43,6 +43,7 @@ REFUSED = "optimizer.lr=1e-3x"  # docs/trust.md shows how this value is refused
 PYTHON = (
     "data/objects/",
     "tasks/_batches.py",
+    "tasks/_contract.py",
     "tasks/_stored.py",
     "tasks/_training.py",
     "tasks/base.py",

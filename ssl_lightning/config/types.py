@@ -27,6 +27,9 @@ SET_HERE = {
     ("plugins", "num_sanity_val_steps", "use_distributed_sampler", "enable_model_summary", "barebones"),
     "the run sets it itself",
 )
+# keywords that every run gives to the class of a group, so that the config has none of them
+GIVEN = {"task.": ("backbone", "spec", "optimizer", "scheduler", "seed", "channels_last")}
+GIVEN_ELSE = {"backbone.": ("in_channels",)}  # likewise, but allowed in the config
 HYDRA_KEYS = ("_target_", "_partial_")
 
 
@@ -46,9 +49,10 @@ def check_types(config: Mapping[str, Any]) -> None:
     if ours := [key for key in SET_HERE if key in trainer]:
         raise ValueError(f"trainer.{ours[0]} cannot be given; {SET_HERE[ours[0]]}")
     _refuse_unknown(trainer, {*TRAINER, *inspect.signature(pl.Trainer).parameters}, "trainer.")
+    choices = config.get("choices") or {}
     for key, value in config.items():
         if key != "trainer" and isinstance(value, Mapping):
-            _check_targets(value, f"{key}.")
+            _check_targets(value, f"{key}.", choices)
 
 
 def check_special(config: Mapping[str, Any]) -> None:
@@ -148,23 +152,62 @@ def accepted(target: Any) -> tuple[dict[str, Any], bool]:
     return found, True
 
 
-def _check_targets(node: Mapping[str, Any], place: str) -> None:
+def _check_targets(node: Mapping[str, Any], place: str, choices: Mapping[str, Any]) -> None:
     """Check the arguments of every `_target_` in nested dictionaries."""
     if "_target_" in node:
         values = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
-        kinds, anything = accepted(_target(node["_target_"], place))
+        target = _target(node["_target_"], place)
+        kinds, anything = accepted(target)
+        kinds = {name: kind for name, kind in kinds.items() if name not in GIVEN.get(place, ())}
         check_values(values, kinds, place, anything)
+        if not node.get("_partial_") and "_args_" not in node:
+            _check_needed(values, target, place, choices)
     for key, value in node.items():
         if isinstance(value, Mapping):
-            _check_targets(value, f"{place}{key}.")
+            _check_targets(value, f"{place}{key}.", choices)
+
+
+def _check_needed(values: Mapping[str, Any], target: Any, place: str, choices: Mapping[str, Any]) -> None:
+    """Raise on the first argument without a default that a config does not give.
+
+    Raises:
+        ValueError: The message names the key and the file of the config.
+    """
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return
+    known = {*values, *GIVEN.get(place, ()), *GIVEN_ELSE.get(place, ())}
+    for each in parameters:
+        variable = each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+        if each.name not in known and each.default is each.empty and not variable:
+            group, _, name = place.rstrip(".").partition(".")
+            file = f"{group}/{name or choices.get(group, group)}.yaml"
+            key = f"{place}{each.name}"
+            raise ValueError(f"{key} must be given: +{key}=..., or a line in the config file {file}")
 
 
 def _target(name: str, place: str) -> Any:
     try:
         return get_object(name)
     except ImportError as error:
+        if missing := _missing_name(name):
+            raise ValueError(f"{place}_target_ is {name!r}; {missing}") from error
         why = str(error.__cause__ or error).strip().rpartition("\n")[2]
         raise ValueError(f"{place}_target_ is {name!r}, which cannot be imported here: {why}") from error
+
+
+def _missing_name(target: str) -> str:
+    """Say that a module has no such name, and what is close; "" if the module itself cannot be imported."""
+    place, _, name = target.rpartition(".")
+    try:
+        module = get_object(place)
+    except (ImportError, ValueError):
+        return ""
+    if not inspect.ismodule(module):
+        return ""
+    close = get_close_matches(name, [each for each in vars(module) if not each.startswith("_")], 1, 0.5)
+    return f"the module {place} has no {name}" + (f"; did you mean {close[0]}?" if close else "")
 
 
 def check_values(

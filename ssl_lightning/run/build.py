@@ -22,6 +22,7 @@ from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import memory_format
 from ssl_lightning.networks.features import check_input_size
+from ssl_lightning.tasks._contract import TaskContractError, UnknownImagesError
 from ssl_lightning.tasks.base import PretextTask
 
 PROBED = {"state_dict": dict}  # entries that a checkpoint needs to be probed; below, to be resumed
@@ -108,14 +109,22 @@ def build_task(
     check_input_size(backbone, data.spec.image_size)
     # partial, since instantiate would copy modules given as keywords into a config
     make_task: partial[PretextTask] = instantiate(cfg.task, _partial_=True)
-    task = make_task(
-        backbone,
-        data.spec,
-        optimizer=instantiate(cfg.optimizer),
-        scheduler=instantiate(cfg.scheduler),
-        seed=cfg.seed,
-        channels_last=cfg.channels_last,
+    given = {
+        "optimizer": instantiate(cfg.optimizer),
+        "scheduler": instantiate(cfg.scheduler),
+        "seed": cfg.seed,
+        "channels_last": cfg.channels_last,
+    }
+    unbuilt = TaskContractError(
+        f"{task_class.__name__} does not know its images after its constructor, which must call "
+        "self.build(spec); build() must first call super().build(spec)"
     )
+    try:
+        task = make_task(backbone, data.spec, **given)
+    except UnknownImagesError as error:
+        raise unbuilt from error
+    if not task.is_built:
+        raise unbuilt
     loaded = "published" if cfg.backbone.get("pretrained") else ""
     if cfg.init_from is not None:
         loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map, state=weights)

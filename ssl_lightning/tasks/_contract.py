@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ssl_lightning.core.image_spec import CHANNELS
+from ssl_lightning.core.image_spec import CHANNELS, ImageSpec
 
 Returned = TypeVar("Returned")
 SCORES = "a dictionary of scalar tensors that has 'loss'"
@@ -16,6 +16,35 @@ SCORES = "a dictionary of scalar tensors that has 'loss'"
 
 class TaskContractError(ValueError):
     """A method of a task is missing, or does or returns something else than `PretextTask` describes."""
+
+
+class UnknownImagesError(ValueError):
+    """A task needs the spec of its images and does not know it yet.
+
+    Args:
+        task: The task, for its name.
+    """
+
+    def __init__(self, task: object) -> None:
+        super().__init__(
+            f"{type(task).__name__} knows its images once training starts; give spec=ImageSpec(...) to "
+            "use it before"
+        )
+
+
+def build_checked(task: Any, spec: ImageSpec) -> None:
+    """Build a task for its images.
+
+    Raises:
+        TaskContractError: Its `build` leaves out the one of the base class, or calls it too late.
+    """
+    try:
+        task.build(spec)
+        known = task.is_built
+    except UnknownImagesError:
+        known = False
+    if not known:
+        raise TaskContractError(f"build() of {type(task).__name__} must first call super().build(spec)")
 
 
 def check_scores(task: object, scores: Any, method: str = "step") -> None:

@@ -14,7 +14,13 @@ from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.recipes import check_input_channels
 from ssl_lightning.tasks._batches import check_images, explaining_single_images, spec_of_loader, unpack_batch
-from ssl_lightning.tasks._contract import TaskContractError, check_panel, check_scores
+from ssl_lightning.tasks._contract import (
+    TaskContractError,
+    UnknownImagesError,
+    build_checked,
+    check_panel,
+    check_scores,
+)
 from ssl_lightning.tasks._pixels import along_rows, to_float
 from ssl_lightning.tasks._stored import STORED, Origin, StoredTask, description_of, stored_spec
 from ssl_lightning.tasks._training import TrainedModule
@@ -245,13 +251,10 @@ class PretextTask(StoredTask, TrainedModule):
         """Shape and statistics of the images.
 
         Raises:
-            ValueError: They are not known yet.
+            UnknownImagesError: They are not known yet.
         """
         if self._spec is None:
-            raise ValueError(
-                f"{type(self).__name__} knows its images once training starts; give spec=ImageSpec(...) to "
-                "use it before"
-            )
+            raise UnknownImagesError(self)
         return self._spec
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -272,7 +275,7 @@ class PretextTask(StoredTask, TrainedModule):
         if stage != "fit":
             return
         if self._spec is None:
-            self.build(self._derive_spec())
+            build_checked(self, self._derive_spec())
             self._derived = True
             log.info("%s derived %s from the training data", type(self).__name__, self._spec)
         self.check_channels()

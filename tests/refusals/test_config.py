@@ -20,6 +20,7 @@ from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.train import check_start
 from ssl_lightning.run.checks import try_step
 from ssl_lightning.run.parts import build_parts
+from ssl_lightning.tasks.rotation import Rotation
 from tests._composed import composed
 from tests._tasks import on_a_vit
 
@@ -240,7 +241,22 @@ CASES = {
     f"data.heldout=0 {STOP}=val/loss": "monitors val/loss, .*it logs nothing, as it has no validation",
     "callbacks=[online_knn] data.heldout=0": "votes on held-out images, and data.heldout is 0; leave it out",
     "+callbacks.x._target_=pytorch_lightning.callbacks.RichProgressBar": "refuses .*enable_progress_bar",
-    "+callbacks.x._target_=pytorch_lightning.callbacks.X": "which cannot be imported here: No module named",
+    "+callbacks.x._target_=pytorch_lightning.nowhere.X": "which cannot be imported here: No module named",
+    "+callbacks.x._target_=pytorch_lightning.callbacks.Timmer": "has no Timmer; did you mean Timer",
+    "+callbacks.x._target_=pytorch_lightning.callbacks.X": "the module pytorch_lightning.callbacks has no X$",
+    "task._target_=ssl_lightning.tasks.rotation.Rotaton": "no Rotaton; did you mean Rotation",
+    "probe=[knn] probe.knn._target_=ssl_lightning.probes.knn.KNN": "no KNN; did you mean KNNProbe",
+    "data._target_=ssl_lightning.data.fake.Fakes": "data._target_ is .*; .* has no Fakes; did you mean Fake",
+    # arguments without a default, and arguments that every run gives
+    "task=random task._target_=tests.refusals.test_config.Needy": (
+        r"^task.sigmas must be given: \+task.sigmas=..., or a line in the config file task/random.yaml$"
+    ),
+    "+callbacks.x._target_=tests.refusals.test_config.needs_sigmas": (
+        "callbacks.x.sigmas must be given: .* config file callbacks/x.yaml"
+    ),
+    "task=random +task.zzz=1": "task.zzz is not a key of task; it takes backbone_lr_factor, freeze",
+    "+task.seed=1": "task.seed is not a key of task; it takes",
+    "+task.spec=1": "task.spec is not a key of task; it takes",
     "+logger.x._target_=no_such_package.Logger": "imported here: No module named 'no_such_package'",
     "+logger.x._target_=tests.refusals.test_config.needs_package": (
         r"logger needs a package that is not installed here \(Requirement 'x>=1' not met\); .*logger=\[csv\]"
@@ -337,6 +353,17 @@ def test_fitting_values_are_accepted(tmp_path: Path) -> None:
     """Show that the checks accept the tiny run, so that they refuse only the additions of a case."""
     with pytest.raises(AssertionError, match="are accepted"):
         refused(["seed=3"], tmp_path / "run")
+
+
+class Needy(Rotation):
+    """A task with a keyword that has no default."""
+
+    def __init__(self, backbone, spec=None, *, sigmas, **base):
+        super().__init__(backbone, spec, **base)
+
+
+def needs_sigmas(sigmas: list) -> None:
+    """Stand in for a callback with an argument that has no default."""
 
 
 def needs_package() -> None:

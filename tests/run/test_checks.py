@@ -1,4 +1,4 @@
-"""The trial panel of a new run: faults before any work, and no trace in the task."""
+"""Faults of own tasks before any work, and no trace of the trial panel in a task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssl_lightning.tasks._contract import TaskContractError
 from ssl_lightning.tasks.base import Panel
 from tests._composed import composed
 from tests._tasks import TASKS, on_a_vit
-from tests.tasks.test_contract import BlurLevel
+from tests.tasks.test_contract import BlurLevel, Early, Forgetful, Unbuilt
 
 DATA = ["data=fake", "data.num_train=48", "data.num_test=16", "data.heldout=16", "data.batch_size=8"]
 DATA += ["data.image_size=32", "trainer=cpu", "trainer.precision=32-true", "logger=[]", "probe=[]"]
@@ -79,6 +79,12 @@ def test_the_advice_on_a_missing_panel_works(given: list[str], advised: str, tmp
     kept = [each for each in given if each.startswith("+")]
     given = [*DATA, "backbone.widths=[4,4,4]", *task_of(BlurLevel), *kept, advised]
     build_parts(composed(given, tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Early, Unbuilt])
+def test_a_task_without_its_images_is_refused(kind: type[BlurLevel], tmp_path: Path) -> None:
+    said = refused(kind, tmp_path)
+    assert said.startswith(f"{kind.__name__} does not know its images after its constructor, which must call")
 
 
 @pytest.mark.parametrize("name", TASKS)

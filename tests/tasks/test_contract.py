@@ -87,6 +87,28 @@ ATTEMPTS = {
 }
 
 
+class Forgetful(BlurLevel):
+    """A task whose `build` forgets the one of the base class."""
+
+    def build(self, spec: ImageSpec) -> None:
+        self.head = PooledClassifier(self.backbone, 2)
+
+
+class Early(Forgetful):
+    """A task whose `build` uses the spec before it is known."""
+
+    def build(self, spec: ImageSpec) -> None:
+        self.channels = self.spec.channels
+        super().build(spec)
+
+
+class Unbuilt(BlurLevel):
+    """A task whose constructor does not build."""
+
+    def __init__(self, backbone: nn.Module, spec: ImageSpec | None = None, **base) -> None:
+        super().__init__(backbone, **base)
+
+
 def make(kind: type[PretextTask], returned=None) -> PretextTask:
     torch.manual_seed(0)
     task = kind(ConvNet(widths=(4, 8), strides=(2, 2)), SPEC) if kind is BlurLevel else kind(ConvNet())
@@ -183,3 +205,10 @@ def test_a_panel_that_fits_is_accepted() -> None:
 def test_a_missing_panel_is_named() -> None:
     with pytest.raises(TaskContractError, match="BlurLevel has no panel; write panel"):
         make(BlurLevel).panel(torch.rand(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("kind", [Forgetful, Early])
+def test_a_build_without_the_base_class_is_named_by_a_stock_trainer(kind: type[PretextTask]) -> None:
+    message = rf"build\(\) of {kind.__name__} must first call super\(\).build\(spec\)"
+    with pytest.raises(TaskContractError, match=message):
+        fit(kind(ConvNet(widths=(4, 8), strides=(2, 2))))
