@@ -15,7 +15,16 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from ssl_lightning.artifacts.run_folder import CONFIG, HYDRA, LOCK, NEXT_CONFIG, discard_refused
+from ssl_lightning.artifacts.results import read_results
+from ssl_lightning.artifacts.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    HYDRA,
+    LOCK,
+    NEXT_CONFIG,
+    RESULTS,
+    discard_refused,
+)
 from ssl_lightning.config.composition import command_overrides, drop_unchosen, resolve
 from ssl_lightning.config.types import check_special
 from ssl_lightning.core.atomic_files import DiskFullError, naming_full_disk, remove_leftovers, write_file
@@ -124,6 +133,7 @@ def locked_new(
                 if not may_exist and (place / CONFIG).exists():
                     raise TakenError(
                         f"error: {place} already holds a run; {use}{place}, or give another name="
+                        + (", or delete the folder, which holds no checkpoint" * is_disposable(place))
                     )
                 break
             except TakenError:
@@ -150,6 +160,18 @@ def holding(folder: Path) -> Iterator[None]:
     finally:
         discard_refused(folder)
         lock.release()
+
+
+def is_disposable(folder: Path) -> bool:
+    """Whether a run folder has no checkpoint and no finished results, as after an early crash."""
+    if any((folder / CHECKPOINTS).glob("*.ckpt")):
+        return False
+    try:
+        return read_results(folder / RESULTS).run.status != "finished"
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):  # broken, or of a newer version
+        return False
 
 
 def is_named_by_time(cfg: DictConfig, folder: Path) -> bool:

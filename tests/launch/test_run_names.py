@@ -74,6 +74,30 @@ def test_a_given_name_is_taken_by_one_run(tmp_path: Path) -> None:
     assert (folder / CONFIG).exists()
 
 
+RESULT = (Path(__file__).parents[1] / "fixtures/run_8a5cf39/results.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("files", "disposable"),
+    [
+        ({}, True),
+        ({"results.json": RESULT.replace('"finished"', '"failed"')}, True),
+        ({"results.json": RESULT}, False),
+        ({"results.json": RESULT[:99]}, False),
+        ({"checkpoints/last.ckpt": ""}, False),
+    ],
+)
+def test_a_folder_of_a_crash_before_the_first_checkpoint_may_be_deleted(
+    files: dict[str, str], disposable: bool, tmp_path: Path
+) -> None:
+    for name, content in {CONFIG: "", **files}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    ending = ", or delete the folder, which holds no checkpoint" if disposable else ""
+    with pytest.raises(TakenError, match=f"or give another name={ending}$"):
+        locked_new(tmp_path, config("x"), may_exist=False).__enter__()
+
+
 def test_only_the_traces_of_a_refused_run_are_removed(tmp_path: Path) -> None:
     def fill(folder: Path, *names: str) -> Path:
         (folder / HYDRA).mkdir(parents=True)
