@@ -28,6 +28,16 @@ def first_line(error: BaseException) -> str:
     return str(error).partition(" HINT:")[0].strip().partition("\n")[0].rstrip(".")
 
 
+def a_kind_of(value: object) -> str:
+    """Return the type of a value, or the name of a type, with its article.
+
+    >>> a_kind_of(None), a_kind_of(0.5), a_kind_of([0.5]), a_kind_of(int)
+    ('None', 'a float', 'a list', 'an int')
+    """
+    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 def print_error(error: Exception) -> int:
     """Print an error, after "error: " unless it is a `RunError`; return the exit status 1."""
     text = printable(str(error)).strip()

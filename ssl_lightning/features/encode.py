@@ -42,12 +42,29 @@ class Features:
     images_per_s: float
 
     def get(self, split: str, stage: str, pool: int) -> Tensor:
-        """Return the features `(N, D)` of one stage, pooled to at most `pool` x `pool` cells."""
-        return self.pooled[split][stage, self.grids[stage, pool]]
+        """Return the features `(N, D)` of one stage, pooled to at most `pool` x `pool` cells.
+
+        Raises:
+            ValueError: There is no such split or stage, or no probe names the size in its `pools`.
+        """
+        if split not in self.pooled:
+            raise ValueError(f"there are no features of {split!r}; encoded are {', '.join(self.pooled)}")
+        return self.pooled[split][stage, self._grid(stage, pool)]
 
     def dims(self, stage: str, pool: int) -> int:
         """Return the number of features D of one stage at this pool size."""
-        return next(iter(self.pooled.values()))[stage, self.grids[stage, pool]].shape[1]
+        return next(iter(self.pooled.values()))[stage, self._grid(stage, pool)].shape[1]
+
+    def _grid(self, stage: str, pool: int) -> Grid:
+        if stage not in self.stages:
+            raise ValueError(f"there are no features of {stage!r}; the backbone has {', '.join(self.stages)}")
+        if (stage, pool) not in self.grids:
+            sizes = sorted({size for _, size in self.grids})
+            raise ValueError(
+                f"there are no features of pool size {pool}; `pools` of the probe must name every size "
+                f"that it reads, and names {', '.join(map(str, sizes))}"
+            )
+        return self.grids[stage, pool]
 
 
 def encode(

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.answers import short_digest
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.records import Record
+from ssl_lightning.core.errors import a_kind_of
 from ssl_lightning.core.messages import tell
 from ssl_lightning.core.progress import watched
 from ssl_lightning.features.encode import Features, Loader, encode, map_shapes
-from ssl_lightning.probes._cross_validation import LABELLED, fold_features, run_folds, whole_features
+from ssl_lightning.probes._cross_validation import LABELLED, Part, fold_features, run_folds, whole_features
 from ssl_lightning.probes._reliability import CorruptedLoader, corrupted_split
 from ssl_lightning.probes._shared_maps import SharedMaps
 from ssl_lightning.probes.base import BackboneProbe, BaseProbe, Images, Probe, ProbeContext
@@ -156,7 +157,7 @@ def run_probes(
             for name, probe in feature_probes.items():
                 for part in parts:
                     probe.check({split: len(labels) for split, labels in part.labels.items()})
-                run = partial(probe.run, num_classes=len(class_names))
+                run = checking(probe, partial(probe.run, num_classes=len(class_names)))
                 with torch.inference_mode():  # closed forms only; a probe that trains leaves this mode
                     timed(name, branch, partial(run_folds, probe, run, parts, whole))
             del features, parts, whole
@@ -166,8 +167,40 @@ def run_probes(
         of_folds = [context(fold, {split: fold.downstream(split) for split in loaders}) for fold in folds]
         for name, backbone_probe in backbone_probes.items():
             contexts = of_folds if folds and backbone_probe.targets != ("none",) else [all_images]
-            timed(name, branch, partial(run_folds, backbone_probe, backbone_probe.run, contexts, all_images))
+            evaluate = checking(backbone_probe, backbone_probe.run)
+            timed(name, branch, partial(run_folds, backbone_probe, evaluate, contexts, all_images))
     return records, seconds
+
+
+def checking(probe: BaseProbe, run: Callable[[Part], list[Record]]) -> Callable[[Part], list[Record]]:
+    """Return `run` of a probe with a check of what it returns.
+
+    The function that is returned raises ValueError if that is no list of records, or if a record of test
+    images does not tell the numbers of labelled images.
+    """
+    place = f"{type(probe).__name__}.run"
+
+    def checked_run(part: Part) -> list[Record]:
+        found: Any = run(part)
+        wrong = (
+            [each for each in found if not isinstance(each, Record)] if isinstance(found, list) else [found]
+        )
+        if wrong:
+            inside = " in a list" * isinstance(found, list)
+            raise ValueError(
+                f"{place} returned {a_kind_of(wrong[0])}{inside}; it must return a list of Record"
+            )
+        for record in found:
+            labels = record.protocol.get("labels")
+            known = isinstance(labels, Mapping) and {"train", "heldout"} <= set(labels)
+            if record.split == "test" and not known:
+                raise ValueError(
+                    f"{place} returned a record of {record.metric} whose protocol lacks the numbers of "
+                    "labelled images, such as {'labels': {'train': 900, 'heldout': 100}}"
+                )
+        return cast(list[Record], found)
+
+    return checked_run
 
 
 def _check_labels(features: Features, num_classes: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ssl_lightning.core.errors import a_kind_of
 from ssl_lightning.core.image_spec import CHANNELS, ImageSpec
 
 Returned = TypeVar("Returned")
@@ -121,13 +122,3 @@ def checked(task: object, method: str, value: Any, kind: type[Returned]) -> Retu
             f"{type(task).__name__}.{method} returned {a_kind_of(value)}; it must return {a_kind_of(kind)}"
         )
     return value
-
-
-def a_kind_of(value: object) -> str:
-    """Return the type of a value, or the name of a type, with its article.
-
-    >>> a_kind_of(None), a_kind_of(0.5), a_kind_of([0.5]), a_kind_of(int)
-    ('None', 'a float', 'a list', 'an int')
-    """
-    name = value.__name__ if isinstance(value, type) else type(value).__name__
-    return "None" if value is None else f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

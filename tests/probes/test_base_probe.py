@@ -95,12 +95,16 @@ def test_probes_check_what_was_encoded() -> None:
         run_probes({"backbone": Backbone()}, lambda x: x, {"knn": KNNProbe()}, few, **HOW)
 
 
+LABELS = {"train": SIZES["train"], "heldout": SIZES["heldout"]}
+PROTOCOL: dict[str, Any] = {"labels": LABELS, "heldout": None}
+
+
 class Counting(BackboneProbe):
     """Counts the test images in its loader, and runs the backbone itself."""
 
     def run(self, context: ProbeContext) -> list[Record]:
         stages = [context.backbone(context.probe_input(x / 255)) for x, _ in context.loaders["test"]]
-        return [Record("stage1", "seen", 1.0, sum(len(s[0]) for s in stages), {"heldout": None})]
+        return [Record("stage1", "seen", 1.0, sum(len(s[0]) for s in stages), PROTOCOL)]
 
 
 def test_a_probe_of_the_backbone_needs_no_features() -> None:
@@ -116,4 +120,79 @@ def test_a_probe_of_the_backbone_needs_no_features() -> None:
     assert set(seconds) == {"count_s"}
     assert backbone.images == records[0].n == SIZES["test"]
     assert (records[0].probe, records[0].branch) == ("count", "backbone")
-    assert records[0].protocol == {"heldout": None, "input": "image"}
+    assert records[0].protocol == PROTOCOL | {"input": "image"}
+
+
+def record(**protocol: Any) -> Record:
+    return Record("stage1", "top1", 0.5, SIZES["test"], protocol)
+
+
+NUMBERS = "a record of top1 whose protocol lacks the numbers of labelled images, such as"
+WRONG: dict[str, tuple[Any, str]] = {
+    "a dictionary": ({"top1": 0.5}, "returned a dict; it must return a list of Record"),
+    "none": (None, "returned None; it must return a list of Record"),
+    "one record": (record(labels=LABELS), "returned a Record; it must return a list of Record"),
+    "numbers": ([0.5], "returned a float in a list; it must return a list of Record"),
+    "no labels": ([record(heldout=0.5)], f"returned {NUMBERS}"),
+    "no held-out labels": ([record(labels={"train": 40})], f"returned {NUMBERS}"),
+    "a number of labels": ([record(labels=40)], f"returned {NUMBERS}"),
+}
+
+
+class OfFeatures(Probe):
+    """A probe of features that returns what a test sets."""
+
+    selects = False
+    read: tuple[str, str, int] | None = None
+
+    def __init__(self, returned: Any = None) -> None:
+        self.returned = returned
+
+    @property
+    def pools(self) -> tuple[int, ...]:
+        return (2,)
+
+    def run(self, features: Any, *, num_classes: int) -> list[Record]:
+        if self.read:
+            features.get(*self.read)
+        return self.returned
+
+
+class OfBackbone(BackboneProbe):
+    """A probe of the backbone that returns what a test sets."""
+
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
+
+    def run(self, context: ProbeContext) -> list[Record]:
+        return self.returned
+
+
+@pytest.mark.parametrize("kind", [OfFeatures, OfBackbone])
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_wrong_return_of_a_probe_is_told(kind: type, fault: str) -> None:
+    returned, message = WRONG[fault]
+    with pytest.raises(ValueError, match=f"{kind.__name__}.run {message}"):
+        run_probes({"backbone": Backbone()}, lambda x: x, {"own": kind(returned)}, loaders(), **HOW)
+
+
+@pytest.mark.parametrize("kind", [OfFeatures, OfBackbone])
+def test_a_record_of_unlabelled_images_needs_no_numbers_of_labels(kind: type) -> None:
+    given = [Record("stage1", "rankme", 2.0, 9, {}, split="pretrain"), record(labels=LABELS)]
+    found, _ = run_probes({"backbone": Backbone()}, lambda x: x, {"own": kind(given)}, loaders(), **HOW)
+    assert [each.metric for each in found] == ["rankme", "top1"]
+
+
+UNREAD = {
+    ("train", "stage1", 1): "no features of pool size 1; `pools` of the probe must name .* and names 2",
+    ("train", "stage3", 2): "no features of 'stage3'; the backbone has stage1, stage2",
+    ("val", "stage1", 2): "no features of 'val'; encoded are train, heldout, test",
+}
+
+
+@pytest.mark.parametrize("place", UNREAD)
+def test_features_that_are_not_encoded_are_named(place: tuple[str, str, int]) -> None:
+    probe = OfFeatures([])
+    probe.read = place
+    with pytest.raises(ValueError, match=UNREAD[place]):
+        run_probes({"backbone": Backbone()}, lambda x: x, {"own": probe}, loaders(), **HOW)
