@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from tests._composed import CONF
@@ -26,6 +27,19 @@ TASKS = {
 }
 # tasks that change the colours of views
 VIEW_TASKS = [path.stem for path in sorted((CONF / "task").glob("*.yaml")) if "hue" in OmegaConf.load(path)]
+
+# tasks without a plain case: one takes parts, the other needs a vision transformer
+SPECIAL = ("combined", "mae")
+
+
+def others(cases: Collection[str]) -> list[str]:
+    """Return the tasks without a case in a suite; they get its plain case, without keywords."""
+    return [name for name in TASKS if name not in {*cases, *FORMS, *SPECIAL}]
+
+
+def class_of(task: str) -> type:
+    """Return the class that the config of a task names."""
+    return get_class(OmegaConf.load(CONF / "task" / f"{task}.yaml")._target_)
 
 
 def on_a_vit(overrides: Sequence[str]) -> bool:

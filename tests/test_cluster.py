@@ -22,6 +22,7 @@ from ssl_lightning.engine import trainer as trainer_module
 from ssl_lightning.engine.fsdp import blocks
 from ssl_lightning.launch import cluster
 from ssl_lightning.launch.cluster import check_name, expand_hosts, find_place, this_machine
+from tests._tasks import others, tasks_in
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
@@ -121,6 +122,10 @@ SHARDED = [
             "optimizer=sgd",
         ],
     ),
+]
+SHARDED += [
+    (name, [])
+    for name in others(set().union(*(tasks_in([f"task={task}", *options]) for task, options in SHARDED)))
 ]
 
 

@@ -30,14 +30,15 @@ def every_choice() -> list[tuple[str, str]]:
     return [(group, option) for group in sorted(groups) for option in options(group)]
 
 
-NEEDED = {  # keys without default
-    "folder": ["data.pretrain_dir=/somewhere"],
-    "shards": ["data.pretrain_dir=/somewhere"],
-    "imagenet": ["data.dir=/somewhere"],
-    "camvid": ["data.dir=/somewhere"],
-    "camvid_labels": ["data.dir=/somewhere"],
-    "bccd_labels": ["data.dir=/somewhere"],
-}
+def mandatory(data: str) -> list[str]:
+    """Return a value for each key of a data set without default."""
+    keys = OmegaConf.to_container(OmegaConf.load(CONF / "data" / f"{data}.yaml"), resolve=False)
+    assert isinstance(keys, dict)
+    return [f"data.{key}=/somewhere" for key, value in keys.items() if value == "???"]
+
+
+NEEDED = {data: mandatory(data) for data in options("data")}
+NEEDED |= dict.fromkeys(("camvid_labels", "bccd_labels"), NEEDED["camvid"])
 ON_IMAGENET = [
     *(option for option in options("experiment") if option.startswith("imagenet_")),
     "gidaris2018_rotation_imagenet",

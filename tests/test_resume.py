@@ -26,7 +26,7 @@ from ssl_lightning.artifacts.checkpoints import AtomicCheckpointIO, load_checkpo
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.launch.resume import resume_main, resumed_config
-from tests._tasks import VIT
+from tests._tasks import VIT, others, tasks_in
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("SSL_LIGHTNING_KILLS", 0))  # trials of each case; 0: the numbers below
@@ -141,6 +141,10 @@ KILLED = {
     "dino": (KILLS or 2, ["task=dino", FP32, TWO]),
     "combined": (KILLS or 2, ["task=combined", FP32, TWO, *PARTS]),
     "combined-vit": (KILLS or 1, ["task=combined", FP32, TWO, *PARTS_ON_A_VIT]),
+}
+KILLED |= {
+    name: (KILLS or 2, [f"task={name}", FP32])
+    for name in others(set().union(*(tasks_in(overrides) for _, overrides in KILLED.values())))
 }
 
 

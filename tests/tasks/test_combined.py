@@ -28,6 +28,7 @@ from ssl_lightning.tasks.rotation import Rotation
 from ssl_lightning.tasks.simclr import SimCLR
 from ssl_lightning.tasks.super_resolution import SuperResolution
 from ssl_lightning.tasks.vicreg import VICReg
+from tests._tasks import FORMS, TASKS, class_of, others
 from tests.tasks._learning import learn
 
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -47,6 +48,7 @@ PARTS: dict[str, tuple[type[PretextTask], dict[str, Any]]] = {
     "dino": (DINO, {"prototypes": 16, "local_views": 2, **SMALL}),
     "lejepa": (LeJEPA, {"slices": 8, **SMALL}),
 }
+PARTS |= {name: (class_of(name), {}) for name in others(PARTS)}
 
 
 def backbone() -> ConvNet:
@@ -218,7 +220,7 @@ def test_the_channels_of_the_backbone_are_those_of_every_part() -> None:
         both.check_channels()
 
 
-ALLOWED = "barlow_twins, byol, colorization, context_prediction, dino, inpainting, jigsaw"
+ALLOWED = ", ".join(name for name in TASKS if name not in {*FORMS, "combined"}) + "$"
 REFUSED: dict[str, dict[str, Any]] = {
     rf"task.parts is \['rotatoin'\]; allowed are different names of pretext tasks: {ALLOWED}": {
         "parts": ["rotatoin"]

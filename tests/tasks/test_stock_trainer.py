@@ -44,7 +44,7 @@ from ssl_lightning.tasks.super_resolution import SuperResolution
 from ssl_lightning.tasks.supervised import Supervised
 from ssl_lightning.tasks.vicreg import VICReg
 from tests._composed import composed
-from tests._tasks import TASKS
+from tests._tasks import TASKS, class_of, others
 
 JIGSAW = {"permutations": 4, "permutations_per_image": 2, "embedding": 8, "hidden": 8}
 CONTEXT = {"pairs_per_image": 1, "embedding": 8, "hidden": 8}
@@ -82,6 +82,7 @@ STOCK: dict[str, tuple[type[PretextTask], dict[str, Any]]] = {
     "supervised": (Supervised, {}),
     "random": (Random, {}),
 }
+STOCK |= {name: (class_of(name), {}) for name in others(STOCK)}
 OLD_RUN = Path(__file__).parent.parent / "fixtures/run_8a5cf39"
 SPEC = ImageSpec(3, 16, (0.5, 0.4, 0.6), (0.25, 0.2, 0.3))
 
