@@ -284,7 +284,7 @@ def test_slurms_warning_saves_requeues_and_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task=rotaton"], "Available options in 'task'"),
+        (["task=rotaton"], "did you mean rotation?"),
         (["task.copies=3"], "error: task.copies is 3; allowed are 4"),
         pytest.param(
             ["data=folder", "data.pretrain_dir=/no/such/folder"], "/no/such/folder", marks=pytest.mark.slow

@@ -49,8 +49,11 @@ def explained(error: Exception, command: str = "train") -> str:
         files = (path for conf in conf_dirs() for path in (conf / group).glob("*.yaml"))
         options = error.options or sorted({path.stem for path in files})
         close = get_close_matches(name, options)
-        meant = f"{error.missing_cfg_file}'" + (f"; did you mean {close[0]}?" if close else "")
+        meant = f"{error.missing_cfg_file}'" + (f"; did you mean {', '.join(close)}?" if close else "")
         text = text.replace(f"{error.missing_cfg_file}'", meant, 1)
+        if close:
+            text, _, _ = text.partition("\nAvailable options in")
+            text = text.rstrip()
         if not error.options:  # of a group that takes several options
             text = f"{text.strip().removesuffix('.')}{'' if close else '.'} Allowed are {', '.join(options)}"
     return text

@@ -15,6 +15,7 @@ from hydra.utils import get_object
 from ssl_lightning.config.keys import TOP, TRAINER, Key
 
 NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text"}
+PLURALS = {NAMES[int]: "whole numbers", NAMES[float]: "finite numbers", NAMES[str]: "texts"}
 UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, Sequence)
 MAPPINGS = (dict, Mapping)
@@ -277,7 +278,7 @@ def describe(kind: Any) -> str:
     """Describe the values of an annotated type in words.
 
     >>> describe(int | None), describe(Sequence[float]), describe(typing.Literal["a", "b", "c"])
-    ('a whole number or null', 'a list, each a finite number', 'a, b or c')
+    ('a whole number or null', 'a list of finite numbers', 'a, b or c')
     """
     general, inner = typing.get_origin(kind) or kind, typing.get_args(kind)
     if general in UNIONS:
@@ -288,7 +289,12 @@ def describe(kind: Any) -> str:
         return "null"
     if general in LISTS:
         fixed = f" of {len(inner)}" if general is tuple and inner and inner[-1] is not Ellipsis else ""
-        return f"a list{fixed}" + (f", each {describe(inner[0])}" if inner else "")
+        if not inner:
+            return "a list"
+        each = describe(inner[0])
+        if each in PLURALS:
+            return f"a list of {len(inner)} {PLURALS[each]}" if fixed else f"a list of {PLURALS[each]}"
+        return f"a list{fixed}, each {each}"
     if general in MAPPINGS:
         return "a mapping, such as {key: value}"
     return NAMES.get(general, str(general))

@@ -32,3 +32,14 @@ def test_an_unknown_key_is_explained(given: str, told: str) -> None:
     with pytest.raises(HydraException) as raised:
         compose("train", ["data=folder", "data.pretrain_dir=y", given])
     assert explained(raised.value).startswith(told)
+
+
+def test_all_options_are_listed_only_if_none_is_close() -> None:
+    told = {}
+    for given in ("rotatoin", "zzz"):
+        with pytest.raises(HydraException) as raised:
+            compose("train", [f"task={given}"])
+        told[given] = explained(raised.value)
+    assert told["rotatoin"].endswith("'task/rotatoin'; did you mean rotation?")
+    assert "did you mean" not in told["zzz"]
+    assert "Available options in 'task':\n  barlow_twins\n" in told["zzz"]

@@ -16,6 +16,7 @@ import torch
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
+from ssl_lightning.config.misspelled import explained
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.train import check_start
 from ssl_lightning.run.checks import try_step
@@ -39,7 +40,7 @@ CASES = {
     "seed=1.5": f"seed is 1.5; {WHOLE}",
     "seed=null": f"seed is None; {WHOLE}",
     "sedd=1": "sedd is not a key of the config; did you mean seed",
-    "zzz=1": "Could not override 'zzz'",
+    "zzz=1": "zzz is not a key of the config; `python train.py --help` lists the keys",
     "+sedd=1": "sedd is not a key of the config; did you mean seed",
     "name=": "name is ''; allowed is text that is not empty",
     "channels_last=maybe": "channels_last is 'maybe'; allowed is true or false",
@@ -50,13 +51,13 @@ CASES = {
     "init_from=/nowhere/x.ckpt": "/nowhere/x.ckpt is not there; give a run folder, a .safetensors",
     "seed=${nothing}": "Interpolation key 'nothing' not found",
     # choices
-    "task=rotaton": r"(?s)'task/rotaton'; did you mean rotation\?.*Available options in 'task'",
+    "task=rotaton": r"'task/rotaton'; did you mean rotation\?$",
     "data=cifar100": r"(?s)'data/cifar100'.*cifar10",
     "backbone=resnet": r"(?s)'backbone/resnet'.*resnet18",
     "optimizer=adamax": r"(?s)'optimizer/adamax'.*adamw",
     "scheduler=linear": r"(?s)'scheduler/linear'.*one_cycle",
     "trainer=tpu": r"(?s)'trainer/tpu'.*gpu",
-    "probe=[linaer]": r"Could not load 'probe/linaer'; did you mean linear\? Allowed are .*svm",
+    "probe=[linaer]": r"Could not load 'probe/linaer'; did you mean linear, nonlinear\? Allowed are .*svm",
     "callbacks=[x]": "Could not load 'callbacks/x'",
     "logger=[x]": "Could not load 'logger/x'",
     "probe=linear,knn": r"(?s)Ambiguous value.*use key=\[value1,value2\]",
@@ -77,9 +78,9 @@ CASES = {
     "data.mean=[0.5,0.5,0.5]": "data.mean and data.std must both be given",
     "data.mean=[0.5] data.std=[0.5]": "both need one for each of the 3 channels",
     "data.mean=[5,0.5,0.5] data.std=[0.1,0.1,0.1]": "every value must be in 0 to 1",
-    "data.mean=[nan,0.5,0.5] data.std=[0.1,0.1,0.1]": "data.mean is .*a list, each a finite number or null",
+    "data.mean=[nan,0.5,0.5] data.std=[0.1,0.1,0.1]": "data.mean is .*a list of finite numbers or null",
     "data.mean=[0.5,0.5,0.5] data.std=[0,0.1,0.1]": "std is .*above 0",
-    "data.mean=[0.5,0.5,0.5] data.std=[a,b,c]": "data.std is .*each a finite number",
+    "data.mean=[0.5,0.5,0.5] data.std=[a,b,c]": "data.std is .*a list of finite numbers",
     "data.heldout=48": "data.heldout is 48; allowed for fake is 0 to 47",
     "data.max_labels=1": "data.max_labels is 1; .*at least 4 .one a class.",
     "data.pretrain_size=4": "data.batch_size is 8; allowed for fake is 1 to 4",
@@ -97,8 +98,8 @@ CASES = {
     "data=camvid data.dir=/ data.class_names=[a,a]": "data.class_names is .*different names",
     # backbones
     "backbone.widths=[4,4]": r"widths are \[4, 4\] and strides \[2, 2, 1\]; both need one",
-    "backbone.widths=4": "backbone.widths is 4; allowed is a list, each a whole number",
-    "backbone.widths=[4.5,4,4]": "backbone.widths is .*a list, each a whole number",
+    "backbone.widths=4": "backbone.widths is 4; allowed is a list of whole numbers",
+    "backbone.widths=[4.5,4,4]": "backbone.widths is .*a list of whole numbers",
     "backbone.strides=[4,4,4]": "the backbone has stride 64 and needs at least 64 px",
     "backbone=nin backbone.blocks=7": "blocks is 7; allowed are 3, 4, 5",
     "backbone=alexnet": "needs at least 31 px",
@@ -132,8 +133,8 @@ CASES = {
     "task=inpainting task.mask=star": "task.mask is 'star'; allowed are center, square, blocks, region",
     "task=super_resolution task.scale=3": "task.scale is 3; allowed are 2, 4 and 8",
     "task=super_resolution task.input=small": "choose task.input=enlarged",
-    "task=combined task.parts=[rotatoin]": r"task.parts is .*rotatoin.*; allowed are .*, jigsaw, rotation,",
-    "task=combined task.parts=rotation": "task.parts is 'rotation'; allowed is a list, each text",
+    "task=combined task.parts=[rotatoin]": r"task.parts is .*rotatoin.*; allowed are .*, jigsaw, .*rotation,",
+    "task=combined task.parts=rotation": "task.parts is 'rotation'; allowed is a list of texts",
     "task=combined task.weights=[1]": r"task.weights is \[1\]; .* each of the 2 task.parts",
     "task=combined +task.options.rotation.copies=3": "task.options.rotation.copies is 3; allowed are 4",
     "task=combined +task.options.rotation.grid=3": "task.options.rotation.grid is not a key of task.options",
@@ -329,8 +330,8 @@ def refused(overrides: list[str], folder: Path) -> Exception:
 def test_a_wrong_config_is_refused_before_any_work(given: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     error = refused(given.split(" "), folder)
-    with pytest.raises(type(error), match=CASES[given]):
-        raise error
+    told = explained(error) if isinstance(error, HydraException) else str(error)
+    assert re.search(CASES[given], told), told
     # errors that a worker prints in one line; others have a traceback
     assert isinstance(error, (ValueError, OSError, RunError, HydraException, OmegaConfBaseException))
     assert not folder.exists()
