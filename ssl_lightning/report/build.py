@@ -65,20 +65,22 @@ def series_tables(found: Collection) -> list[Table]:
     labels = series_labels(series)
     groups = {labels[key]: runs for key, runs in series.items()}
     finished = [run for run in found.runs if run.finished]
-    tables = []
+    tables, shown = [], set()
     for data in dict.fromkeys(run.probed(record) for run in finished for record in run.probes):
         table = _table(f"runs-{data}", headline_columns(finished, data), groups, {}, found)
         table.title = f"Runs, probed on {data}"
-        without = len(finished) - sum(data in map(run.probed, run.probes) for run in finished)
-        table.notes[notes.OTHERS] = notes.left_out(without, f"without a figure on {data}")
         if table.rows:
             tables.append(table)
+            shown.add(data)
     unprobed = {label: [r for r in runs if r.finished and not r.probes] for label, runs in groups.items()}
     table = _assembled("runs-unprobed", [], groups, *pretext_rows(unprobed), found)
     table.title = "Runs without figures of probes"
     table.notes[notes.MEASURED] = notes.pretexts(table.rows)
     if table.rows:
         tables.append(table)
+    hidden = [run for run in finished if run.probes and not shown & set(map(run.probed, run.probes))]
+    if tables:
+        tables[0].notes[notes.OTHERS] = notes.left_out(len(hidden), "without a figure that a table shows")
     for table in tables[1:]:  # the first table tells it for all
         table.notes[notes.UNFINISHED] = table.notes[notes.SKIPPED] = []
     if not tables:

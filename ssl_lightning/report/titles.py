@@ -26,8 +26,8 @@ def title(task: str) -> str:
 def title_first(task: str) -> str:
     """Return the same at the start of a sentence.
 
-    >>> title_first("pirl"), title_first("inpainting")
-    ('PIRL', 'Inpainting')
+    >>> title_first("pirl"), title_first("blur_level")
+    ('PIRL', 'Blur level')
     """
-    name = title(task)
+    name = title(task).replace("_", " ")
     return name[0].upper() + name[1:]

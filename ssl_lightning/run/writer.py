@@ -154,12 +154,13 @@ class RunWriter:
         if not parts.trainer.is_global_zero:
             return
         size = sum(p.numel() for p in parts.task.backbone.parameters())
+        threads = torch.get_num_threads()
         names = f"{cfg.choices.task} on {cfg.choices.data} with {cfg.choices.backbone}"
         facts = {
             "run": f"{names} ({size:,} parameters), seed {cfg.seed}",
             "hardware": f"{parts.trainer.world_size} x {parts.trainer.strategy.root_device.type}, "
             f"{parts.trainer.precision}, {'channels-last' if cfg.channels_last else 'NCHW'}, "
-            f"{torch.get_num_threads()} threads each",
+            f"{threads} thread{'s' * (threads != 1)} each",
         }
         trains = trains and parts.task.needs_training
         if trains:
