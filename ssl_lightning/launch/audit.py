@@ -69,7 +69,11 @@ def guards_off(target: str, chosen: Sequence[str] | None) -> dict[str, list[str]
     """
     guards: Mapping[str, Mapping[str, Any]] = getattr(get_class(target), "guards", {})
     if not guards:
-        raise RunError(f"error: {target.rpartition('.')[2]} has no guards; audit a patch task: task=jigsaw")
+        name = target.rpartition(".")[2]
+        raise RunError(
+            f"error: {name} has no guards; audit a patch task: task=jigsaw, or declare them: "
+            f'{name}.guards = {{"<guard>": {{"<key>": <value that switches it off>}}}}'
+        )
     if isinstance(chosen, str):
         raise RunError(f"error: audit.guards is {chosen}; a list is needed: audit.guards=[{chosen}]")
     if wrong := [name for name in chosen or () if name not in guards]:

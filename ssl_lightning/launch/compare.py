@@ -95,7 +95,10 @@ def check_command(overrides: Sequence[str], minutes: object, tasks: Any, seeds: 
     if not isinstance(tasks, Sequence) or isinstance(tasks, str):
         raise RunError(f"error: compare.tasks is {tasks}; a list is needed: compare.tasks=[{tasks}]")
     if wrong := [task for task in tasks if task not in SETTINGS]:
-        raise RunError(f"error: compare.tasks has {', '.join(wrong)}; allowed are {', '.join(SETTINGS)}")
+        raise RunError(
+            f"error: compare.tasks has {', '.join(wrong)}; allowed are {', '.join(SETTINGS)}; for another, "
+            "add its settings to SETTINGS in ssl_lightning/config/task_settings.py"
+        )
     if not tasks:
         raise RunError(f"error: compare.tasks is empty; allowed are {', '.join(SETTINGS)}")
 
