@@ -1,15 +1,15 @@
 # %% [markdown]
 # # A new task in three files
 #
-# The task of this page: was the image turned upside down? A task is a module, a config and a test, and no
-# existing file changes. The commands run in the checkout, after `make setup` and `source
+# The task of this page: was the image turned upside down? A task is a module, a config and a test. For your
+# own use no existing file changes; [contributing](../contributing.md#what-to-add-where) one takes a few rows
+# of tests more. The commands run in the checkout, after `make setup` and `source
 # .venv/bin/activate`.
 #
 # ## The module
 #
 # Derive from `PretextTask` and write two methods. `step` gets a batch as floats in [0, 1], and returns
-# scores; `"loss"` is minimised. `panel` returns pictures for people. All random numbers come from `stream`,
-# so that a resumed run draws the same ones.
+# scores; `"loss"` is minimised. `panel` returns pictures for people.
 
 # %% language="bash"
 # cat > ssl_lightning/tasks/upside_down.py <<'END'
@@ -79,6 +79,15 @@
 # %% [markdown]
 # Heads are built in `build`, because only there the shape of the images is known. `chance` is the accuracy
 # of guessing; the verdict of a run needs it.
+#
+# - **Backbone.** `self.backbone(x)` returns the list of its stage maps, each `(B, C_i, H_i, W_i)`, shallow to
+#   deep.
+# - **Random numbers.** All come from `stream`, because a resumed run must draw the same ones; a call without
+#   `generator=stream` breaks that.
+# - **Ops.** A longer corruption is a pure function in `ssl_lightning/ops/`.
+#   [Contributing](../contributing.md#add-a-task) lists what is there.
+# - **Style.** A registered buffer is annotated in the class for mypy, as in `weight: Tensor`. Lines have at
+#   most 110 characters.
 #
 # ## The config
 #
@@ -164,17 +173,20 @@
 #
 # ## Train
 #
-# The task now exists in every command:
+# `train.py`, `evaluate.py`, `report.py` and `export.py` know the task now. Each run gets a folder of its own:
 
 # %% language="bash"
 # python train.py task=upside_down data=fake trainer=cpu trainer.max_epochs=2 \
-#     probe_untrained=true probe.knn.ks=[5] name=new
+#     probe_untrained=true probe.knn.ks=[5]
 
 # %%
+from pathlib import Path
+
 import matplotlib.pyplot as plt
 
+panel = max(Path("outputs/upside_down/fake/convnet").glob("*/panel.png"))  # of the newest run
 plt.figure(figsize=(4, 8))
-plt.imshow(plt.imread("outputs/upside_down/fake/convnet/new/panel.png"))
+plt.imshow(plt.imread(panel))
 plt.axis("off")
 plt.show()
 
@@ -192,5 +204,7 @@ plt.show()
 # %% [markdown]
 # A task that is easy to solve may have a shortcut: [shortcuts](../shortcuts.md) tells how to find it.
 # [Contributing](../contributing.md#add-a-task) (the file `CONTRIBUTING.md`) lists what else a task can
-# override: guards, several views, networks of its own. A task can also live
+# override: guards, several views, networks of its own. Two commands need more than the three files.
+# `compare.py` takes tasks with a row in `ssl_lightning/config/task_settings.py`, and `audit.py` takes tasks
+# with `guards`. A task can also live
 # in [a package of your own](../python.md#plugin-packages).
