@@ -88,7 +88,7 @@ CASES = {
     "data.flip=sometimes": "data.flip is 'sometimes'; allowed is true or false",
     "data.num_trian=3": "data.num_trian is not a key of data; did you mean num_train",
     "+data.num_trian=3": "data.num_trian is not a key of data; did you mean num_train",
-    "data=folder": r"(?i)missing mandatory value: (data\.)?pretrain_dir",
+    "data=folder": r"(?i)missing mandatory value: (data\.)?pretrain_dir|data\.pretrain_dir must be given",
     "data=folder data.pretrain_dir=/nowhere": "folder /nowhere does not exist",
     "data=folder data.pretrain_dir=/ data.test_dir=/": "the probes need data.train_dir",
     "data=folder data.pretrain_dir=/ data.max_bad=2": "data.max_bad is 2; allowed is a fraction",
