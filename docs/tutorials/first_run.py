@@ -2,8 +2,8 @@
 # # First run
 #
 # This page trains a small network without labels, measures its features, and reads what the run wrote. It
-# downloads nothing. The times below are from one core of an AMD EPYC, beside other work. The commands run in the
-# checkout, after `make setup` and `source .venv/bin/activate`.
+# downloads nothing. The times below are from one core of an AMD EPYC, beside other work. The commands run in
+# the checkout, after `make setup` and `source .venv/bin/activate`.
 #
 # ## Train
 #

@@ -22,6 +22,7 @@ from ssl_lightning.callbacks.panel import PanelPicture
 from ssl_lightning.config.identity import leaves
 from ssl_lightning.config.plugins import conf_dirs
 from ssl_lightning.core.errors import first_line
+from ssl_lightning.core.messages import tell
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.features.encode import evaluating, map_shapes
 from ssl_lightning.probes.base import BaseProbe
@@ -95,7 +96,8 @@ class TriedStep:
 def try_step(task: PretextTask) -> TriedStep:
     """Score two random images as validation does, with gradients; changes no state and no random stream.
 
-    A step that fails outside the backbone is left to the training.
+    A message says so if the same stream gives another loss. A step that fails outside the backbone is left to
+    the training.
 
     Raises:
         TaskContractError: The task has no step, or its step returns no scores.
@@ -117,9 +119,16 @@ def try_step(task: PretextTask) -> TriedStep:
         with isolate_rng(include_cuda=False), evaluating(task), torch.enable_grad():
             images = torch.randint(256, (2, *_shape(task)), dtype=torch.uint8)
             labels = torch.zeros(len(images), dtype=torch.int64)
-            scores = task.step(task.receive(images), labels, torch.Generator().manual_seed(0))
+            scores, again = (
+                task.step(task.receive(images), labels, torch.Generator().manual_seed(0)) for _ in range(2)
+            )
             check_scores(task, scores)
             tried.scores = list(scores)
+            if not torch.allclose(scores["loss"], again["loss"], rtol=1e-3, equal_nan=True):
+                tell(
+                    f"{type(task).__name__}.step gives two losses for one stream, so that a resumed run may "
+                    "differ; draw all random numbers with generator=stream"
+                )
     except TaskContractError:
         raise
     except Exception as error:  # a task of a plugin may raise anything

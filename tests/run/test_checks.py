@@ -87,11 +87,25 @@ def test_a_task_without_its_images_is_refused(kind: type[BlurLevel], tmp_path: P
     assert said.startswith(f"{kind.__name__} does not know its images after its constructor, which must call")
 
 
+class Unseeded(BlurLevel):
+    """A task whose step draws a random number beside its stream."""
+
+    returned = staticmethod(lambda y: {"loss": y.mean() + torch.rand(())})
+
+
+def test_a_draw_beside_the_stream_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build_parts(
+        composed([*DATA, "backbone.widths=[4,4,4]", "callbacks=[]", *task_of(Unseeded)], tmp_path), tmp_path
+    )
+    assert [m for m in caplog.messages if m.startswith("Unseeded.step gives two losses for one stream")]
+
+
 @pytest.mark.parametrize("name", TASKS)
-def test_a_trial_panel_changes_nothing(name: str, tmp_path: Path) -> None:
+def test_a_trial_changes_nothing(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     own = [] if on_a_vit(TASKS[name]) else ["backbone.widths=[4,4,4]"]
     cfg = composed([*DATA, *own, "callbacks=[]", *TASKS[name]], tmp_path)
     task = build_parts(cfg, tmp_path).task
+    assert "two losses" not in caplog.text
     before = {key: value.clone() for key, value in task.state_dict().items()}
     buffers = {key: value.clone() for key, value in task.named_buffers()}
     stream = torch.get_rng_state()
