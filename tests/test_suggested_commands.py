@@ -42,6 +42,7 @@ REFUSED = "optimizer.lr=1e-3x"  # docs/trust.md shows how this value is refused
 # Files whose messages are for users of Python, with arguments of functions instead of keys
 PYTHON = (
     "data/objects/",
+    "networks/recipes.py",
     "tasks/_batches.py",
     "tasks/_contract.py",
     "tasks/_stored.py",

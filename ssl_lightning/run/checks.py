@@ -127,7 +127,7 @@ def try_step(task: PretextTask) -> TriedStep:
             if not torch.allclose(scores["loss"], again["loss"], rtol=1e-3, equal_nan=True):
                 tell(
                     f"{type(task).__name__}.step gives two losses for one stream, so that a resumed run may "
-                    "differ; draw all random numbers with generator=stream"
+                    "differ; draw all random numbers from the argument stream"
                 )
     except TaskContractError:
         raise
