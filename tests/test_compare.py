@@ -17,7 +17,7 @@ import pytest
 from ssl_lightning.artifacts.results import Results, read_results, write_results
 from ssl_lightning.artifacts.run_facts import BenchmarkRow
 from ssl_lightning.core.errors import RunError
-from ssl_lightning.launch.compare import check_command, tables
+from ssl_lightning.launch.compare import check_command, check_folders, tables
 from ssl_lightning.launch.rounds import TaskComparison
 from ssl_lightning.report.comparison import TaskRound
 from tests.artifacts.test_results import FACTS, record
@@ -164,6 +164,14 @@ def probes(folder: Path) -> dict[str, object]:
 def test_keys_of_single_tasks_are_refused(override: str, message: str) -> None:
     with pytest.raises(RunError, match=message):
         check_command([override], 30, ["rotation"], 3)
+
+
+@pytest.mark.parametrize("key", ["pretrain_dir", "train_dir", "test_dir"])
+def test_an_absent_folder_is_named_before_the_first_run(key: str, tmp_path: Path) -> None:
+    given = dict.fromkeys(("pretrain_dir", "train_dir", "test_dir"), str(tmp_path))
+    check_folders(given | {"train_dir": None})
+    with pytest.raises(RunError, match=rf"folder /no/where does not exist; data\.{key} is this folder"):
+        check_folders(given | {key: "/no/where"})
 
 
 @pytest.mark.parametrize(

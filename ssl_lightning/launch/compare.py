@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ssl_lightning.config.task_settings import SETTINGS
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
+from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rounds import TaskComparison
 from ssl_lightning.launch.rows import key_of, planned, row_folder
@@ -32,6 +33,7 @@ from ssl_lightning.report.table import Table
 from ssl_lightning.report.titles import title
 from ssl_lightning.report.write import PAGE, write_tables
 
+FOLDERS = ("pretrain_dir", "train_dir", "test_dir")  # keys of data
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
 
 
@@ -44,6 +46,7 @@ def run_compare(cfg: DictConfig) -> None:
     overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
     check_command(overrides, cfg.minutes, cfg.compare.tasks, cfg.compare.seeds)
+    check_folders(cfg.data)
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)
     given = [o for o in overrides if key_of(o) not in OWN]
     labelled = "train_dir" not in cfg.data or cfg.data.train_dir is not None
@@ -101,6 +104,20 @@ def check_command(overrides: Sequence[str], minutes: object, tasks: Any, seeds: 
         )
     if not tasks:
         raise RunError(f"error: compare.tasks is empty; allowed are {', '.join(SETTINGS)}")
+
+
+def check_folders(data: Mapping[str, Any]) -> None:
+    """Check that the folders of images exist, before the first run starts.
+
+    Raises:
+        RunError: One does not exist; the message names its key.
+    """
+    for key in FOLDERS:
+        if data.get(key) is not None:
+            try:
+                check_folder(Path(data[key]), f"; data.{key} is this folder")
+            except OSError as error:
+                raise RunError(f"error: {error}") from None
 
 
 def command_text(overrides: Iterable[str]) -> str:
