@@ -81,7 +81,8 @@ def conclusion(labels_alone: Results | None, rounds: Sequence[TaskRound], refuse
         ]
     else:
         sentences = _unlabelled(last)
-    sentences += [f"Not trained: {title(task)} ({reason})." for task, reason in refused.items()]
+    for task, reason in refused.items():
+        sentences.append(f"Not trained: {title(task)} ({reason.removeprefix(f'{task} ')}).")
     return " ".join([*sentences, *(_advice(rounds) if scored else [LABEL])])
 
 

@@ -87,9 +87,9 @@ def test_nothing_helps() -> None:
     rounds = [of(rotation=[run(0.302, 0.3)])]
     assert not any_helps(rounds)
     assert any_helps([of(rotation=[run(0.4, 0.4)])])
-    text = conclusion(None, rounds, {"colorization": "the pictures are grey"})
+    text = conclusion(None, rounds, {"colorization": "colorization needs colours"})
     assert text.startswith("No task is better than the untrained backbone, beyond the noise.")
-    assert "Not trained: colorization (the pictures are grey)." in text
+    assert "Not trained: colorization (needs colours)." in text
     assert text.count("noise") == 2  # the first sentence, and the advice at the end
     assert text.endswith("A larger minutes= trains longer, and more labelled images lower the noise.")
 
