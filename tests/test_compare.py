@@ -166,7 +166,7 @@ def test_keys_of_single_tasks_are_refused(override: str, message: str) -> None:
         check_command([override], 30, ["rotation"], 3)
 
 
-@pytest.mark.parametrize("key", ["pretrain_dir", "train_dir", "test_dir"])
+@pytest.mark.parametrize("key", ["dir", "pretrain_dir", "train_dir", "test_dir"])
 def test_an_absent_folder_is_named_before_the_first_run(key: str, tmp_path: Path) -> None:
     given = dict.fromkeys(("pretrain_dir", "train_dir", "test_dir"), str(tmp_path))
     check_folders(given | {"train_dir": None})

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from ssl_lightning.config.composition import command_overrides
-from ssl_lightning.config.keys import COMPARE_SETS
+from ssl_lightning.config.keys import COMPARE_SETS, KEYS
 from ssl_lightning.config.task_settings import SETTINGS
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.entry import command_line
@@ -33,7 +33,7 @@ from ssl_lightning.report.table import Table
 from ssl_lightning.report.titles import title
 from ssl_lightning.report.write import PAGE, write_tables
 
-FOLDERS = ("pretrain_dir", "train_dir", "test_dir")  # keys of data
+FOLDERS = [key.name for key in KEYS if key.name.startswith("data.") and key.place == "read"]
 OWN = ("minutes", "compare.tasks", "compare.seeds", "name", "output_dir")
 
 
@@ -113,9 +113,9 @@ def check_folders(data: Mapping[str, Any]) -> None:
         RunError: One does not exist; the message names its key.
     """
     for key in FOLDERS:
-        if data.get(key) is not None:
+        if folder := data.get(key.removeprefix("data.")):
             try:
-                check_folder(Path(data[key]), f"; data.{key} is this folder")
+                check_folder(Path(folder), f"; {key} is this folder")
             except OSError as error:
                 raise RunError(f"error: {error}") from None
 
@@ -144,7 +144,7 @@ def use(comparison: TaskComparison) -> str:
     if figure := probe_figure(last.runs[winner][:1], trained=True):
         stage = figure.records[0].stage
         place = int(stage.removeprefix("stage")) - 1
-        lines.append(f"features = maps[{place}].mean((2, 3))  # (1, C) of {stage}, chosen on held-out images")
+        lines.append(f"features = maps[{place}].mean((2, 3))  # (1, C) of {stage}, which the probe chose")
     code = "\n".join(f"    {line}" for line in lines)
     return f"{'Use' if any_helps(comparison.rounds) else 'Try'} the backbone of {title(winner)}:\n\n{code}"
 

@@ -250,7 +250,8 @@ class TaskComparison:
             return self.row(name, seed, overrides)
         except RunError as error:  # the run has printed its reason
             task = name.removesuffix(" round 1")
-            self.refused[task] = error.reason if isinstance(error, RefusedRowError) else "the run failed"
+            reason = error.reason if isinstance(error, RefusedRowError) else ""
+            self.refused[task] = reason or "the run failed"
             print(f"{task} is left out, for the reason above", flush=True)
             return None
 

@@ -93,8 +93,7 @@ def classes_of(root: str | os.PathLike[str], paths: Sequence[str]) -> tuple[list
     if bare:
         raise ValueError(
             f"{len(bare)} images lie in {root} itself and have no label: {_first(bare)}; "
-            "put each labelled image into a folder named after its class, and give images without labels as "
-            "data.pretrain_dir"
+            "put each image into a folder named after its class"
         )
     names = sorted(number)
     below = (path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
