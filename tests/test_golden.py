@@ -16,12 +16,12 @@ from hydra.utils import instantiate
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.run.build import build_task
 from ssl_lightning.run.parts import OURS
-from tests._tasks import FORMS, SPECIAL
+from tests._tasks import FORMS
 from tests._tasks import TASKS as TASKS_AND_FORMS
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CONF = Path(__file__).parent.parent / "conf"
-LEFT_OUT = {*FORMS, *SPECIAL, "pirl"}  # tasks
+LEFT_OUT = {*FORMS, "combined"}  # tasks that need parts, or have a plain form
 TASKS = [*(name for name in TASKS_AND_FORMS if name not in LEFT_OUT), "supervised"]
 STEPS = 4  # of one epoch; without callbacks, which change no weight (tests/test_user_loop.py)
 

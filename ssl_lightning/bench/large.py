@@ -1,4 +1,4 @@
-"""Time and peak memory of the linear probe's solver and the kNN vote on many random features."""
+"""Time and peak memory of the kNN vote and of the linear and SVM solvers on many random features."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.ops.knn import knn_scores
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic
+from ssl_lightning.probes._svm import SVMs, fit, solver
 
 
 def random_features(samples: int, dims: int, classes: int, device: str) -> tuple[Tensor, Tensor]:
@@ -44,13 +46,25 @@ def timed(work: Callable[[], object], device: str) -> tuple[float, float]:
     return time.perf_counter() - began, peak_bytes(device) / 1e9
 
 
+def fit_svms(x: Tensor, labels: Tensor, classes: int) -> SVMs:
+    """Fit the first machines one against the rest, as the SVM probe does with a single C of 1."""
+    units = F.normalize(x.cpu().double())
+    labels = labels.cpu()
+
+    def targets(few: Tensor) -> Tensor:
+        return (labels == few[:, None]).to(torch.int8)
+
+    return fit(solver(units), targets, torch.ones(classes, dtype=torch.float64), max_iter=100)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a line for the features, the kNN vote and the fit."""
+    """Print a line for the features, the kNN vote, the fit, and the SVMs, which always run on the CPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("samples", 100_000), ("dims", 2048), ("classes", 1000), ("queries", 1000)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--iterations", type=int, default=200, help="at most, of L-BFGS")
     parser.add_argument("--l2", type=float, nargs="+", default=[1e-3], help="strengths of the penalty")
+    parser.add_argument("--svm-classes", type=int, default=20, help="machines that are fitted, with C=1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args(arguments)
     x, labels = random_features(given.samples, given.dims, given.classes, given.device)
@@ -70,6 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     steps = fits[0].iterations.tolist()
     end = "converged" if bool(fits[0].converged.all()) else "cut off before it converged"
     print(f"fit of {given.classes:,} classes in {steps} iterations, {end}: {spent:.1f} s, peak {peak:.2f} GB")
+    machines: list[SVMs] = []
+    spent, peak = timed(lambda: machines.append(fit_svms(x, labels, given.svm_classes)), "cpu")
+    end = "converged" if machines[0].converged else "cut off before they converged"
+    print(f"SVMs of {given.svm_classes} classes, {end}: {spent:.1f} s, peak {peak:.2f} GB on the CPU")
     return 0
 
 

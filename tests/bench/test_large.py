@@ -21,9 +21,10 @@ def test_features_are_standardised_and_the_same_each_time() -> None:
 def test_each_part_prints_time_and_memory_and_the_fit_its_end(
     iterations: int, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--samples", "500", "--dims", "8", "--classes", "3", "--queries", "20", "--device", "cpu"]
-    assert main([*arguments, "--iterations", str(iterations)]) == 0
+    arguments = ["--samples", "500", "--dims", "8", "--classes", "3", "--queries", "20", "--svm-classes", "2"]
+    assert main([*arguments, "--device", "cpu", "--iterations", str(iterations)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["features", "kNN", "fit"]
+    assert [line.split()[0] for line in lines] == ["features", "kNN", "fit", "SVMs"]
     assert all("peak" in line for line in lines)
     assert f"iterations, {end}: " in lines[2]
+    assert lines[3].startswith("SVMs of 2 classes, converged: ")
