@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_lightning.callbacks._loaders import paired_data, watched_sample
@@ -94,7 +95,7 @@ class Collapse(Callback):
             count, needed = len(self.loader(trainer).indices), f"data.heldout={fewest} is needed"
         self._watches = count >= fewest
         if not self._watches and trainer.is_global_zero:
-            log.info("features are not watched for collapse: %d held-out images, %s", count, needed)
+            rank_zero_warn(f"features are not watched for collapse: {count} held-out images, {needed}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._watches or (trainer.current_epoch + 1) % self.every_n_epochs:

@@ -138,6 +138,7 @@ KEYS = (
     Key("logger", Mapping, science=False, resume=True),
     Key("callbacks", Mapping, science=False, resume=True),
     Key("objective", str | None, science=False, resume=True),
+    Key("summary", Literal["full", "brief"], science=False, resume=True, series="hidden"),
     # Computation
     Key("seed", int, evaluate="refused", audit_use="audit.seeds=[...]", series="hidden", compare_sets=True),
     Key("diverged", float | None, science=False, resume=True),

@@ -43,9 +43,11 @@ def run_audit(cfg: DictConfig) -> list[Row]:
     rows = {ALL: [], **guards_off(cfg.task._target_, cfg.audit.guards)}
     plan = {"overrides": given, "rows": rows, "seeds": list(seeds)}
     with locked_new(folder, cfg, may_exist=True) as (folder, _), planned("audit", folder, plan):
+        said: set[str] = set()
         found = {
             name: [
-                run_row("audit", folder, name, seed, [*given, *off, "probe_untrained=true"]) for seed in seeds
+                run_row("audit", folder, name, seed, [*given, *off, "probe_untrained=true"], said)
+                for seed in seeds
             ]
             for name, off in rows.items()
         }

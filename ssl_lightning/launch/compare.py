@@ -20,7 +20,7 @@ from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.launch.report import find_benchmark
-from ssl_lightning.launch.rounds import TaskComparison
+from ssl_lightning.launch.rounds import BEFORE, TaskComparison
 from ssl_lightning.launch.rows import key_of, planned, row_folder
 from ssl_lightning.launch.train import locked_new
 from ssl_lightning.report.accuracy import judging_metric, probe_figure
@@ -156,7 +156,7 @@ def tables(comparison: TaskComparison) -> list[Table]:
     """
     if not comparison.probed:
         return series_tables(collect(comparison.folder))
-    first = ["before", "labels alone"]
+    first = [BEFORE, "labels alone"]
     rows = [f"{task} round {each.number}" for each in comparison.rounds for task in each.runs]
     benchmark = load_benchmark(find_benchmark("compare"))
     metric = judging_metric(next(iter(comparison.rounds[0].runs.values()))[0])

@@ -21,6 +21,7 @@ from ssl_lightning.launch.rows import RefusedRowError, key_of, run_row, run_stop
 from ssl_lightning.report.comparison import TaskRound, contenders
 
 ROUNDS_NAME = "rounds.json"
+BEFORE = "before"  # name of the row with the untrained backbone
 SHARES = {1: 0.3, 2: 0.35, 3: 0.95}  # share of the time left that a round plans for
 FEWEST_STEPS = 20  # of a training; fewer change a backbone too little to compare tasks
 LONGER = 1.5  # times the images of its last run that a task must see in a longer one
@@ -74,6 +75,7 @@ class TaskComparison:
     labels_alone: Results | None = None
     rounds: list[TaskRound] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)  # the reason of each refused row
+    said: set[str] = field(default_factory=set)  # warnings, which are printed once
 
     def __post_init__(self) -> None:
         path = self.folder / ROUNDS_NAME
@@ -83,8 +85,9 @@ class TaskComparison:
 
     def run(self, tasks: Sequence[str]) -> None:
         """Run all rounds; beside given weights no network is trained on the labels alone."""
-        before = self.row("before", 0, ["task=random"])
+        before = self.row(BEFORE, 0, ["task=random"])
         self.images, self.probed = before.run.pretrain_images or 0, bool(before.probes)
+        print(f"{self.images:,} images to pretrain on", flush=True)
         first = self.first_round(tasks, before)
         if self.tunes:
             number = before.probes[0].protocol["labels"]["train"]
@@ -126,7 +129,8 @@ class TaskComparison:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "speeds.json"
             command = [sys.executable, "-P", "-m", "ssl_lightning.run.speed", json.dumps(rows), str(out)]
-            run_stoppable(command, f"the same command with name={self.folder.name} continues the comparison")
+            same = f"the same command with name={self.folder.name} continues the comparison"
+            run_stoppable(command, same, self.said)
             found = json.loads(out.read_text()) if out.exists() else {}
         self.stored["seconds"]["speed 0"] = time.monotonic() - began
         return dict(found)
@@ -143,7 +147,7 @@ class TaskComparison:
         fewest = FEWEST_STEPS * max(map(self.batch_size, speeds), default=BATCH)
         if not speeds:
             return fewest
-        fixed = self.stored["seconds"]["before 0"] + before.run.wall_s * self.probed  # probes run twice
+        fixed = self.stored["seconds"][f"{BEFORE} 0"] + before.run.wall_s * self.probed  # probes run twice
         fixed *= len(speeds) + self.tunes
         image = sum(1 / speed for speed in speeds.values()) + LABELS_ALONE * self.tunes / max(speeds.values())
         left, least = self.seconds - self.used, fixed + fewest * image
@@ -259,7 +263,9 @@ class TaskComparison:
         """Run or resume one row, and store its seconds."""
         began = time.monotonic()
         facts = ["+benchmark=compare", "hydra.mode=RUN", f"benchmark.row={name}"]
-        done = run_row("comparison", self.folder, name, seed, [*facts, *self.given, *overrides])
+        facts += [] if name == BEFORE else ["summary=brief"]  # whose header holds for all rows
+        run = [*facts, *self.given, *overrides]
+        done = run_row("comparison", self.folder, name, seed, run, self.said)
         key = f"{name} {seed}"
         if key not in self.stored["seconds"]:
             self.stored["seconds"][key] = max(time.monotonic() - began, done.run.wall_s)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 from ssl_lightning.artifacts.results import Results, read_results
 from ssl_lightning.artifacts.run_folder import CONFIG, RESULTS
 from ssl_lightning.core.atomic_files import write_file
-from ssl_lightning.core.entry import child_environment, command_line
+from ssl_lightning.core.entry import child_environment
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.previous_runs import finished_facts
 from ssl_lightning.launch.ranks import STOP_GRACE_S, Stopped, end_all, signals_raised
@@ -87,10 +86,13 @@ def _words(key: str, value: Any) -> list[str]:
     return list(value) if key == "overrides" else [f"{key}={value}"]
 
 
-def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[str]) -> Results:
+def run_row(
+    what: str, folder: Path, row: str, seed: int, overrides: Sequence[str], said: set[str]
+) -> Results:
     """Run or resume one row unless it is finished; return its results.
 
-    A row is a plain training command in a separate process, so that a user can repeat it by hand.
+    A row is a plain training command in a separate process. Its model card names the command, so that a user
+    can repeat it by hand.
 
     Args:
         what: Noun of the plan for messages, such as "audit".
@@ -98,6 +100,7 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
         row: Name of the row.
         seed: Seed of the run.
         overrides: All other overrides of the run.
+        said: Warnings of earlier rows, which are not printed again; those of this row are added.
 
     Raises:
         RefusedRowError: The run cannot start.
@@ -106,14 +109,14 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
     """
     place = folder / row_folder(row, seed)
     if finished_facts(place) is None:
-        if (place / CONFIG).exists():
+        if resumed := (place / CONFIG).exists():
             arguments = [f"resume={place}"]
         else:
             arguments = [*overrides, f"seed={seed}", f"output_dir={folder}", f"folder={place.name}"]
-        print(f"\n{row}, seed {seed}: {command_line('train')} {shlex.join(arguments)}", flush=True)
+        print(f"\n{row}, seed {seed}{', resumed' * resumed}", flush=True)
         command = [sys.executable, "-P", "-m", "ssl_lightning", "train", *arguments]
         same = f"the same command with name={folder.name} continues the {what}"
-        code, reason = run_stoppable(command, same)
+        code, reason = run_stoppable(command, same, said)
         if code and not (place / CONFIG).exists():
             raise RefusedRowError(f"error: the run {row!r} cannot start, for the reason above", reason)
         if code:
@@ -121,21 +124,25 @@ def run_row(what: str, folder: Path, row: str, seed: int, overrides: Sequence[st
     return read_results(place / RESULTS)
 
 
-def run_stoppable(command: Sequence[str], same: str) -> tuple[int, str]:
+def run_stoppable(command: Sequence[str], same: str, said: set[str]) -> tuple[int, str]:
     """Call `run_to_end`; after a stop signal, say how the rows continue.
 
     Raises:
         SystemExit: A signal asked to stop. The command has ended.
     """
     try:
-        return run_to_end(command)
+        return run_to_end(command, said)
     except Stopped as request:
         print(f"stopped by a signal; {same}", file=sys.stderr, flush=True)
         raise SystemExit(128 + request.args[0]) from None
 
 
-def run_to_end(command: Sequence[str]) -> tuple[int, str]:
+def run_to_end(command: Sequence[str], said: set[str]) -> tuple[int, str]:
     """Run a command; it gets a stop signal too, and time to save its state.
+
+    Args:
+        command: The command.
+        said: Lines of earlier commands on stderr, which are not printed again; errors are.
 
     Returns:
         Its exit status, and its last error message, "" without one.
@@ -143,13 +150,16 @@ def run_to_end(command: Sequence[str]) -> tuple[int, str]:
     Raises:
         Stopped: A signal asked to stop. The command has ended.
     """
-    errors = [""]
+    errors, new = [""], list[str]()
 
     def pass_on(lines: Iterable[str]) -> None:
         for line in lines:
-            print(line, end="", file=sys.stderr, flush=True)
             if line.startswith(ERROR):
                 errors.append(line.removeprefix(ERROR).strip())
+            elif line in said:
+                continue
+            new.append(line)
+            print(line, end="", file=sys.stderr, flush=True)
 
     piped: dict[str, Any] = {"stderr": subprocess.PIPE, "text": True, "errors": "backslashreplace"}
     with subprocess.Popen(command, env=child_environment(), **piped) as child, signals_raised():
@@ -162,6 +172,7 @@ def run_to_end(command: Sequence[str]) -> tuple[int, str]:
             raise
         finally:
             reader.join(STOP_GRACE_S)  # a process that the command left behind may hold its stderr open
+            said.update(new)
     return code, errors[-1]
 
 

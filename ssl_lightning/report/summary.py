@@ -12,6 +12,8 @@ from rich.table import Table
 from ssl_lightning.artifacts.records import BALANCED, SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.results import Results
 from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
+from ssl_lightning.artifacts.run_folder import MODEL_CARD
+from ssl_lightning.core.progress import span
 from ssl_lightning.core.untrusted import printable
 from ssl_lightning.report.accuracy import gain_error
 
@@ -61,6 +63,16 @@ def print_summary(results: Results, folder: Path, phases: dict[str, float]) -> N
     console.print(f"run folder: {folder}", markup=False)
     if run.verdict is not None:
         console.print(printable(f"verdict: {run.verdict}"), markup=False)
+
+
+def print_brief(results: Results, folder: Path) -> None:
+    """Print the verdict of a run, or its table if it has none, and which file holds its figures."""
+    console = Console(highlight=False, soft_wrap=True)
+    if results.run.verdict is None:
+        print_probes(results.probes, {})
+    else:
+        console.print(printable(f"verdict: {results.run.verdict}"), markup=False)
+    console.print(f"{span(results.run.wall_s)}; all figures: {folder / MODEL_CARD}", markup=False)
 
 
 def print_probes(

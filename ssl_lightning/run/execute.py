@@ -15,7 +15,7 @@ from ssl_lightning.artifacts.weights import save_backbone
 from ssl_lightning.core.progress import watched
 from ssl_lightning.engine.fsdp import unsharded_task
 from ssl_lightning.engine.trainer import join_processes
-from ssl_lightning.report.summary import print_summary
+from ssl_lightning.report.summary import print_brief, print_summary
 from ssl_lightning.run.build import compile_networks
 from ssl_lightning.run.parts import Parts, build_parts, check_columns, untrained_records
 from ssl_lightning.run.probe import probe_task
@@ -43,7 +43,8 @@ def run(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda: None
     check_columns(parts)
     writer = RunWriter(parts, began)
     accept()
-    writer.print_header()
+    brief = cfg.get("summary", "full") == "brief"  # older configs have no such key
+    writer.print_header(brief=brief)
     try:
         execute(parts, writer)
     except BaseException as error:
@@ -55,7 +56,10 @@ def run(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda: None
         raise
     results = writer.write("finished")
     if parts.trainer.is_global_zero:
-        print_summary(results, folder, writer.seconds)
+        if brief:
+            print_brief(results, folder)
+        else:
+            print_summary(results, folder, writer.seconds)
 
 
 def execute(parts: Parts, writer: RunWriter) -> PretextTask:

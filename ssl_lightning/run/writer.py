@@ -144,11 +144,12 @@ class RunWriter:
             "data": cfg.choices.data,
         }
 
-    def print_header(self, *, trains: bool = True) -> None:
+    def print_header(self, *, trains: bool = True, brief: bool = False) -> None:
         """Print what is about to run; near-duplicates are listed in a file.
 
         Args:
             trains: Whether the task may train, so that the effective batch size and learning rate count.
+            brief: Only list the near-duplicates; print nothing.
         """
         parts, cfg = self.parts, self.parts.cfg
         if not parts.trainer.is_global_zero:
@@ -190,7 +191,8 @@ class RunWriter:
                 f"figures cross-validated in {len(folds)} folds of all labelled images (no data.test_dir); "
                 "pretraining may see these images, without labels"
             )
-        print_header(facts)
+        if not brief:
+            print_header(facts)
 
 
 def hardware(device: torch.device) -> str:

@@ -57,10 +57,11 @@ def test_rows_of_groups_name_existing_keys(group: str) -> None:
 
 def test_keys_outside_the_digests() -> None:
     assert set(identity.NOT_SCIENCE) == {
-        "name", "run_dir", "folder", "output_dir", "logger", "callbacks", "objective", "diverged",
-        "deterministic", "compile", "cuda_graphs", "skip_finished", "go_on", "benchmark", "overrides",
-        "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy", "trainer.launcher",
-        "trainer.log_every_n_steps", "data.root", "data.num_workers", "data.device_resident",
+        "name", "run_dir", "folder", "output_dir", "logger", "callbacks", "objective", "summary",
+        "diverged", "deterministic", "compile", "cuda_graphs", "skip_finished", "go_on", "benchmark",
+        "overrides", "trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy",
+        "trainer.launcher", "trainer.log_every_n_steps", "data.root", "data.num_workers",
+        "data.device_resident",
     }  # fmt: skip
     in_parts = {name.partition(".")[0] for name in identity.NOT_SCIENCE if "." in name}
     assert in_parts == set(identity.SPLIT)
@@ -70,8 +71,8 @@ def test_keys_that_may_change_on_resume() -> None:
     assert resume.MAY_CHANGE == (
         "trainer.max_epochs", "trainer.max_steps", "trainer.devices", "trainer.accelerator",
         "trainer.num_nodes", "trainer.strategy", "trainer.launcher", "trainer.log_every_n_steps", "data.root",
-        "data.num_workers", "data.device_resident", "logger", "callbacks", "objective", "diverged", "compile",
-        "cuda_graphs",
+        "data.num_workers", "data.device_resident", "logger", "callbacks", "objective", "summary", "diverged",
+        "compile", "cuda_graphs",
     )  # fmt: skip
     assert set(resume.MAY_CHANGE) - set(identity.NOT_SCIENCE) == {"trainer.max_epochs", "trainer.max_steps"}
 
@@ -114,6 +115,7 @@ def test_keys_that_a_label_of_a_series_hides() -> None:
     assert build.NAMED == ("task", "data", "backbone")
     assert set(build.HIDDEN) == {
         "seed", "name", "output_dir", "folder", "run_dir", "skip_finished", "resume", "budget",
+        "summary",
     }  # fmt: skip
 
 

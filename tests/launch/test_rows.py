@@ -26,7 +26,7 @@ time.sleep(60)
 CALLER = """
 import sys
 from ssl_lightning.launch.rows import run_to_end
-run_to_end([sys.executable, "-c", *sys.argv[1:]])
+run_to_end([sys.executable, "-c", *sys.argv[1:]], set())
 """
 
 
@@ -51,7 +51,7 @@ def test_a_row_that_is_stopped_saves_its_state_first(to_all: bool, tmp_path: Pat
 def test_a_refused_row_is_told_from_a_failed_one(
     started: bool, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(command: Sequence[str], same: str) -> tuple[int, str]:
+    def run(command: Sequence[str], same: str, said: set[str]) -> tuple[int, str]:
         if started:
             (tmp_path / "before-0").mkdir()
             (tmp_path / "before-0/config.yaml").write_text("")
@@ -59,15 +59,24 @@ def test_a_refused_row_is_told_from_a_failed_one(
 
     monkeypatch.setattr(rows, "run_stoppable", run)
     with pytest.raises(RunError, match=f"error: the run 'before'.* {told}") as raised:
-        rows.run_row("comparison", tmp_path, "before", 0, ["task=random"])
+        rows.run_row("comparison", tmp_path, "before", 0, ["task=random"], set())
     assert ("continues the comparison" in str(raised.value)) == started
     assert getattr(raised.value, "reason", "") == ("" if started else "the pictures are grey")
 
 
 def test_the_last_error_message_of_a_command_is_kept_and_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
     script = "import sys; print('error: first\\nerror: second\\nmore', file=sys.stderr); sys.exit(3)"
-    assert rows.run_to_end([sys.executable, "-c", script]) == (3, "second")
+    assert rows.run_to_end([sys.executable, "-c", script], set()) == (3, "second")
     assert capfd.readouterr().err == "error: first\nerror: second\nmore\n"
+
+
+def test_a_warning_is_passed_on_once_and_an_error_each_time(capfd: pytest.CaptureFixture[str]) -> None:
+    script = "import sys; print(*sys.argv[1:], sep='\\n', file=sys.stderr)"
+    said: set[str] = set()
+    rows.run_to_end([sys.executable, "-c", script, "warning: grey", "warning: grey", "error: full"], said)
+    rows.run_to_end([sys.executable, "-c", script, "warning: grey", "error: full", "warning: small"], said)
+    told = ["warning: grey", "warning: grey", "error: full", "error: full", "warning: small"]
+    assert capfd.readouterr().err.splitlines() == told
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from rich.console import Console
 
 from ssl_lightning.artifacts.records import Record
 from ssl_lightning.artifacts.results import Results
-from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS, Verdict
 from ssl_lightning.report.probe_table import ProbeTable
 from ssl_lightning.report.summary import (
+    print_brief,
     print_probes,
     print_summary,
     print_times,
@@ -69,6 +70,21 @@ def test_a_control_has_no_speed_of_pretraining(tmp_path: Path, capsys: pytest.Ca
     for speed, said in ((0.0, " s in total, peak "), (1234.5, ", 1,234 images/s in pretraining, ")):
         print_summary(Results(replace(FACTS, images_per_s=speed), {}, []), tmp_path, {})
         assert said in capsys.readouterr().out
+
+
+def test_a_brief_summary_is_the_verdict_or_without_one_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [record("stage1", True, 0.5, 0.5)]
+    judged = replace(FACTS, wall_s=37.2, verdict=Verdict("no better than before", "linear 49.5%"))
+    print_brief(Results(judged, {}, rows), tmp_path)
+    told = ["verdict: no better than before: linear 49.5%", f"37 s; all figures: {tmp_path}/MODEL_CARD.md"]
+    assert capsys.readouterr().out.splitlines() == told
+    print_brief(Results(replace(judged, verdict=None), {}, rows), tmp_path)
+    printed = capsys.readouterr().out
+    assert "verdict" not in printed
+    assert printed.startswith("Test top-1 in %, trained;")
+    assert printed.endswith(f"{told[1]}\n")
 
 
 def test_cross_validated_figures_have_another_title() -> None:
