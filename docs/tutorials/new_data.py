@@ -21,13 +21,12 @@
 # import torch
 # from torch import Tensor
 #
-# from ssl_lightning.data._files import match
-# from ssl_lightning.data._pairing import Pairing
-# from ssl_lightning.data.base import PairedDataModule
+# from ssl_lightning.data.base import PairedDataModule, Pairing
 # from ssl_lightning.data.folder import hold_out_test
 # from ssl_lightning.data.io.augment import CropFlip
 # from ssl_lightning.data.io.file_list import FileList
 # from ssl_lightning.data.io.folders import MAX_PIXELS, as_tensor, decode
+# from ssl_lightning.data.io.overlap import match
 # from ssl_lightning.data.io.scan import classes_of, scan
 # from ssl_lightning.data.io.sources import ArraySource, resize
 #

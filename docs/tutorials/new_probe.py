@@ -21,9 +21,7 @@
 #
 # from ssl_lightning.artifacts.records import Record
 # from ssl_lightning.features.encode import Features
-# from ssl_lightning.probes._accuracy import records_of
-# from ssl_lightning.probes._folds import out_of_fold, selecting_folds, selection
-# from ssl_lightning.probes.base import Probe
+# from ssl_lightning.probes.base import Probe, out_of_fold, records_of, selecting_folds, selection
 #
 #
 # class NearestMeanProbe(Probe):

@@ -25,6 +25,9 @@ MEASURED = 256  # images that mean and std are measured on
 CHECKED = 64  # images that are checked if these are given
 
 
+__all__ = ["PairedDataModule", "Pairing", "check_channels"]
+
+
 class PairedDataModule(ImageLoaders):
     """Unlabelled images to pretrain on, and labelled ones to probe on.
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.core.untrusted import check_folder
-from ssl_lightning.data._files import ImageFiles, check_same_classes, match
+from ssl_lightning.data._files import ImageFiles, check_same_classes
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.file_list import FileList
+from ssl_lightning.data.io.overlap import match
 from ssl_lightning.data.io.scan import classes_of
 from ssl_lightning.data.io.splits import FOLDS, complement, stratified
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ssl_lightning.core.untrusted import check_folder
-from ssl_lightning.data._files import ImageFiles, match
+from ssl_lightning.data._files import ImageFiles
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.io.annotations import voc_annotation
 from ssl_lightning.data.io.file_list import FileList
+from ssl_lightning.data.io.overlap import match
 from ssl_lightning.data.io.voc import CLASSES, list_annotations, list_images, obtain_voc, read_list
 
 

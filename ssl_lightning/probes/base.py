@@ -16,7 +16,23 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.classifiers import FittedClassifier
 from ssl_lightning.artifacts.records import Record
 from ssl_lightning.features.encode import Features, Loader
+from ssl_lightning.probes._accuracy import records_of
+from ssl_lightning.probes._folds import out_of_fold, selecting_folds, selection
 from ssl_lightning.probes._shared_maps import MapRequest, SharedMaps
+
+# with what a probe of one's own needs besides a base class
+__all__ = [
+    "BackboneProbe",
+    "BaseProbe",
+    "ImageLoader",
+    "Images",
+    "Probe",
+    "ProbeContext",
+    "out_of_fold",
+    "records_of",
+    "selecting_folds",
+    "selection",
+]
 
 
 class BaseProbe:

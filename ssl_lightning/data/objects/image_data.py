@@ -12,11 +12,11 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from ssl_lightning.core.cache import cache_root
-from ssl_lightning.data._files import match
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import PairedDataModule, check_channels
 from ssl_lightning.data.io.eight_bit import check_value_range
 from ssl_lightning.data.io.folders import MAX_PIXELS
+from ssl_lightning.data.io.overlap import match
 from ssl_lightning.data.io.sources import ArraySource, FileSource, ImageSource, default_workers
 from ssl_lightning.data.objects.any_images import AnyImages, FolderImages, open_images
 from ssl_lightning.data.objects.labels import number_labels
