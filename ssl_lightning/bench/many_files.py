@@ -19,7 +19,7 @@ A_FOLDER = 1000  # files
 FEW = 1000  # files of a start whose time is that of the rest
 
 
-def write_files(folder: Path, count: int, side: int) -> None:
+def write_jpegs(folder: Path, count: int, side: int) -> None:
     """Write random JPEG pictures of `side` x `side` px, 1,000 a folder."""
     draws = np.random.default_rng(0)
     for number in tracked(range(count), "write files", "files"):
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--files is {given.files}; more than {FEW} are needed")
     with tempfile.TemporaryDirectory() as scratch:
         few, many = Path(scratch, "few"), Path(scratch, "many")
-        write_files(few, FEW, given.side)
-        write_files(many, given.files, given.side)
+        write_jpegs(few, FEW, given.side)
+        write_jpegs(many, given.files, given.side)
         start(few, Path(scratch, "warm"), verify=True)  # imports, and pools of threads
         for name, verify in (("first start", True), ("later start", True), ("data.verify=false", False)):
             fixed, whole = (
