@@ -451,7 +451,8 @@ def test_the_experiments_of_lightly_have_its_settings() -> None:
         assert cfg.optimizer.weight_decay == step * 5e-4
         assert (cfg.optimizer.momentum, cfg.optimizer.nesterov) == (0.9, False)
         views = Strengths(**{f.name: cfg.task[f.name] for f in fields(Strengths)})
-        assert views == Strengths(crop_scale=[0.08, 1.0])  # the others are lightly's for CIFAR-10
+        of_dino = Strengths(crop_scale=[0.4, 1.0], saturation=0.2, solarise=0.1)  # of one view, with 0.2
+        assert views == (of_dino if row == "dino" else Strengths(crop_scale=[0.08, 1.0]))
         assert cfg.trainer.max_epochs == 200
 
 

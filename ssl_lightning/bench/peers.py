@@ -86,8 +86,8 @@ class UntilAccuracy(Callback):
 class Peers:
     """SimCLR trained by this framework and by lightly's example, on the same images with the same backbone.
 
-    Both have the backbone with its first weights, the size of the head, the temperature, the batch and the
-    strengths of the views from `overrides`. Optimizer, precision, memory format and loader are their own.
+    Both have the backbone with its first weights, the size of the head, the temperature, the batch, the size
+    of the views (that of the images, as in the example) and their strengths from `overrides`. Optimizer, precision, memory format and loader are their own.
 
     Args:
         overrides: Overrides of the run; the experiment is `cifar10_simclr`.
@@ -99,7 +99,7 @@ class Peers:
 
     def __init__(self, overrides: Sequence[str], workers: int = WORKERS) -> None:
         quiet = ["callbacks=[progress]", "probe=[]", "probe_untrained=false", "trainer.limit_val_batches=0"]
-        self.overrides = ["experiment=cifar10_simclr", *overrides, *quiet]
+        self.overrides = ["experiment=cifar10_simclr", "task.view_scale=1", *overrides, *quiet]
         with tempfile.TemporaryDirectory() as folder:
             self.cfg = composed(self.overrides, Path(folder))
         self.data = make_data(self.cfg)
@@ -140,11 +140,16 @@ class Peers:
         """Build a task with the first weights of the run.
 
         Raises:
-            ValueError: The task is another one.
+            ValueError: The task is another one, or its views are smaller than the images.
         """
         task, _ = build_task(self.cfg, self.data)
         if not isinstance(task, SimCLR):
             raise ValueError(f"the section peers compares task=simclr, and task is {type(task).__name__}")
+        if task.view_scale != 1:
+            raise ValueError(
+                f"task.view_scale is {task.view_scale}; lightly's example makes views of the size of the images, "
+                "so the section peers needs task.view_scale=1"
+            )
         return task
 
 

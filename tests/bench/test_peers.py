@@ -78,6 +78,8 @@ def test_lightly_sees_the_pretraining_images_and_makes_views_like_ours(peers: Pe
     (first, second), _, _ = next(iter(lightly_loader(peers.data, Strengths(), workers=0)))
     assert first.shape == second.shape == (16, 3, 32, 32)
     assert not torch.equal(first, second)
+    task = peers.new_task()
+    assert (task.view_size, task.view_size) == first.shape[2:]
 
 
 def test_views_that_lightly_does_not_make_are_refused() -> None:
@@ -85,6 +87,8 @@ def test_views_that_lightly_does_not_make_are_refused() -> None:
         Peers([*TINY, "task.solarise=0.2"])
     with pytest.raises(ValueError, match=r"channels are 1"):
         Peers([*TINY, "data.channels=1"])
+    with pytest.raises(ValueError, match=r"task\.view_scale is 0\.625;.* needs task\.view_scale=1"):
+        Peers([*TINY, "task.view_scale=0.625"])
     with pytest.raises(ValueError, match="task is VICReg"):
         Peers(["experiment=cifar10_vicreg", *TINY])
 
