@@ -311,7 +311,13 @@ def pretrained(place: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "option", ["doersch2015_context_prediction", "pathak2016_inpainting", "ledig2017_super_resolution"]
+    "option",
+    [
+        "doersch2015_context_prediction",
+        "doersch2017_combined",
+        "ledig2017_super_resolution",
+        "pathak2016_inpainting",
+    ],
 )
 def test_dry_run_of_a_setting_outside_the_tables(option: str, place: Path) -> None:
     given = [f"experiment={option}", "name=run", "data.dir=imagenet", "data.heldout=4"]

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import HydraException, InstantiationException
+from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ssl_lightning.artifacts.provenance import git_revision, versions
+from ssl_lightning.config.misspelled import explained
 from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.core.cpu import process_environment, processor
 from ssl_lightning.core.entry import child_environment, command_line
+from ssl_lightning.core.errors import RunError, print_error
 from ssl_lightning.core.progress import span
 from ssl_lightning.report.summary import print_table
 from ssl_lightning.run.__main__ import keep_quiet
@@ -172,6 +176,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help=about)
     # overrides first: an option with several values would take them too
     options = parser.parse_args(sorted(arguments, key=lambda each: "=" not in each or each.startswith("-")))
+    try:
+        return measure(options)
+    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+        return print_error(in_one_line(error))
+
+
+def in_one_line(error: Exception) -> Exception:
+    """Return the cause of an error of a constructor, and an error of Hydra as one line."""
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    hydras = isinstance(error, HydraException | OmegaConfBaseException)
+    return RunError(f"error: {explained(error)}") if hydras else error
+
+
+def measure(options: argparse.Namespace) -> int:
+    """Run the sections of the options, print their tables and write the JSON file; return 0."""
     figures: dict[str, Any] = {
         "machine": machine(),
         "git": git_revision(),

@@ -87,7 +87,8 @@ class Peers:
     """SimCLR trained by this framework and by lightly's example, on the same images with the same backbone.
 
     Both have the backbone with its first weights, the size of the head, the temperature, the batch, the size
-    of the views (that of the images, as in the example) and their strengths from `overrides`. Optimizer, precision, memory format and loader are their own.
+    of the views (that of the images, as in the example) and their strengths from `overrides`. Optimizer,
+    precision, memory format and loader are their own.
 
     Args:
         overrides: Overrides of the run; the experiment is `cifar10_simclr`.
@@ -147,8 +148,8 @@ class Peers:
             raise ValueError(f"the section peers compares task=simclr, and task is {type(task).__name__}")
         if task.view_scale != 1:
             raise ValueError(
-                f"task.view_scale is {task.view_scale}; lightly's example makes views of the size of the images, "
-                "so the section peers needs task.view_scale=1"
+                f"task.view_scale is {task.view_scale}; lightly's example makes views of the size of the "
+                "images, so the section peers needs a task.view_scale of 1"
             )
         return task
 

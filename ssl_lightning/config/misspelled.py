@@ -43,6 +43,9 @@ def explained(error: Exception, command: str = "train") -> str:
             return f"{key} is not a key of the config; {lists}"
         if any((conf / parent / f"{name}.yaml").exists() for conf in conf_dirs()):
             return f"{key} is not chosen; give {parent}=[{','.join([*siblings, name])}]"
+        if not siblings:
+            added = f"+{key}=... or +{key}.<key>=..."
+            return f"{key} is a new key of {parent}, which is empty; put a + before it: {added}"
         return f"{key} is not a key of {parent}; allowed are {', '.join(siblings)}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file is not None:
         group, _, name = error.missing_cfg_file.rpartition("/")

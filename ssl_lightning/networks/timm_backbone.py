@@ -57,16 +57,20 @@ def create_timm(
             net = timm.create_model(
                 model_name, features_only=True, in_chans=in_channels, pretrained=pretrained, **given
             )
-        return as_backbone(net)
+        backbone = as_backbone(net)
     except BUILD_ERRORS as error:
         # timm has no single error for "no stage maps" or for an option unknown to the model
         with contextlib.suppress(*BUILD_ERRORS):
-            return _adapted(model_name, in_channels, pretrained, given)
+            backbone = _adapted(model_name, in_channels, pretrained, given)
+            check_patches(backbone, model_name)
+            return backbone
         with_options = f" and {given}" if given else ""
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ValueError(
             f"timm cannot build {model_name!r} with features_only=True{with_options}: {reason}"
         ) from error
+    check_patches(backbone, model_name)
+    return backbone
 
 
 @recorded
@@ -93,6 +97,28 @@ def adapt_timm(
     return as_backbone(
         net, stages=stages, in_channels=in_channels, image_size=img_size[0] if img_size else None
     )
+
+
+def check_patches(network: nn.Module, model_name: str) -> None:
+    """Check that the patches of a transformer of timm cover its images, and not only their upper left part.
+
+    Raises:
+        ValueError: The size of the images is no multiple of the size of a patch, and they are not padded.
+    """
+    from timm.layers import PatchEmbed
+
+    for layer in network.modules():
+        if not isinstance(layer, PatchEmbed) or layer.img_size is None or layer.dynamic_img_pad:
+            continue
+        for size, patch in zip(layer.img_size, layer.patch_size, strict=True):
+            if lost := size % patch:
+                fits = size - lost + patch
+                raise ValueError(
+                    f"backbone.img_size is {size}, and {model_name} has patches of {patch} px, which would "
+                    f"leave out the last {lost} px of each side; use a multiple of {patch}, such as "
+                    f"backbone.img_size={fits} data.image_size={fits}, or pad them with "
+                    "+backbone.dynamic_img_size=true +backbone.dynamic_img_pad=true"
+                )
 
 
 def _adapted(model_name: str, in_channels: int, pretrained: bool, given: dict[str, Any]) -> nn.Module:

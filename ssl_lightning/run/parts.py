@@ -36,6 +36,7 @@ from ssl_lightning.run.build import StartingPoint, use_compiler
 from ssl_lightning.run.checks import (
     build_all,
     check_backbone,
+    check_batch,
     check_monitors,
     check_objective,
     check_places,
@@ -191,6 +192,7 @@ def fit_to_hardware(
         batch_size=data.batch_size,
         processes=trainer.world_size,
     )
+    check_batch(task, data.batch_size * trainer.world_size)
     check_validation(data, trainer.world_size, cfg.trainer.limit_val_batches)
     if trainer.world_size > 1 and cfg.trainer.sync_batchnorm:
         task = cast(PretextTask, synchronise_batch_norm(task, on_gpu=device.type == "cuda"))

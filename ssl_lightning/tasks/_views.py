@@ -82,6 +82,7 @@ class ViewTask(PretextTask):
     recordable = True
     shares_draws = True
     views_per_image = 2
+    fewest_images = 2
     smallest_embedding = 1
 
     def __init__(

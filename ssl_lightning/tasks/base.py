@@ -88,6 +88,7 @@ class PretextTask(StoredTask, TrainedModule):
     needs_labels = False  # True for a control that learns from the labels of the pretraining images
     chance: float | None = None  # accuracy of guessing, of a task with an accuracy; known after `build`
     views_per_image = 1  # images that enter the backbone per pretraining image: the effective batch
+    fewest_images = 1  # of a batch, over all processes; more where images are compared with each other
     # True if the backbone never saw full images, so that its batch-norm statistics do not fit them
     recalibrate = False
     # True if `rounds` runs the same operations on every batch, so that `cuda_graphs` may record it: no

@@ -86,6 +86,7 @@ class Combined(PretextTask):
             part.__dict__["backbone"] = self.backbone
             self.parts[name] = part
         self.recordable = all(part.recordable for part in self.tasks.values())
+        self.fewest_images = max(part.fewest_images for part in self.tasks.values())
         self.shares_draws = any(part.shares_draws for part in self.tasks.values())
         self.recalibrate = self.leading.recalibrate
         if spec is not None:

@@ -92,3 +92,20 @@ def test_the_default_takes_less_than_ten_minutes() -> None:
     usual = [section for section in bench.SECTIONS.values() if section.default]
     times = [section.seconds * (len(bench.DEFAULT_TASKS) if section.each_task else 1) for section in usual]
     assert sum(times) < 600
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.batch_size=x", "error: data.batch_size is 'x'; allowed is a whole number"),
+        ("task=rotaton", "error: In 'train': Could not find 'task/rotaton'; did you mean rotation?"),
+        ("+data.crops=2", "error: data.crops is not a key of Fake"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_line(
+    override: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["data=fake", override, "--out", str(tmp_path / "a.json")]
+    assert bench.main([*given, "--sections", "steps", "--tasks", "supervised"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(message)

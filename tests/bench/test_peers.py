@@ -87,7 +87,7 @@ def test_views_that_lightly_does_not_make_are_refused() -> None:
         Peers([*TINY, "task.solarise=0.2"])
     with pytest.raises(ValueError, match=r"channels are 1"):
         Peers([*TINY, "data.channels=1"])
-    with pytest.raises(ValueError, match=r"task\.view_scale is 0\.625;.* needs task\.view_scale=1"):
+    with pytest.raises(ValueError, match=r"task\.view_scale is 0\.625;.* needs a task\.view_scale of 1"):
         Peers([*TINY, "task.view_scale=0.625"])
     with pytest.raises(ValueError, match="task is VICReg"):
         Peers(["experiment=cifar10_vicreg", *TINY])

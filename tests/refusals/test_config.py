@@ -148,6 +148,14 @@ CASES = {
     "task=mae task.mask_ratio=1": "task.mask_ratio is 1; allowed are above 0",
     "task=mae data.image_size=18": "18 px, which patches of 4 px do not divide; set data.image_size=20",
     "task=mae task.decoder_heads=5": "decoder_width is 96, decoder_depth 2 and decoder_heads 5; all must be",
+    "task=combined task.options.simclr.temperature=1": (
+        r"task\.options\.simclr is a new key of task\.options, .*: \+task\.options\.simclr=\.\.\. or"
+    ),
+    "task=simclr data.batch_size=1": r"data\.batch_size is 1, and SimCLR compares .*; allowed are 2 and more",
+    "task=combined task.parts=[rotation,byol] data.batch_size=1": r"batch_size is 1, and Combined compares",
+    "backbone=timm backbone.model_name=vit_tiny_patch16_224 backbone.img_size=30 data.image_size=30": (
+        r"img_size is 30, and vit_tiny.* patches of 16 px, .* last 14 px .* backbone\.img_size=32 data\."
+    ),
     "task=simclr task.hidden=0": "task.hidden is 0 and task.embedding 128; allowed: >= 1 and >= 1",
     "task=simclr task.temperature=0": "task.temperature is 0; it must be above 0",
     "task=simclr task.grey=1.5": "task.grey is 1.5; allowed are probabilities, 0",
