@@ -49,10 +49,11 @@ def test_bad_audits_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_seed_is_not_passed_over(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "audit.py"), "task=jigsaw", "seed=3", f"output_dir={tmp_path}"]
+    command = [sys.executable, str(ROOT / "audit.py"), "seed=3", f"output_dir={tmp_path}", "name=first"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode != 0
     assert "seed= cannot be given to an audit; use audit.seeds" in done.stderr
+    assert not list(tmp_path.rglob("first*"))  # nor the folder that Hydra made
     assert not list(tmp_path.rglob("audit.json"))
 
 

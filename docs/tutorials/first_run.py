@@ -17,7 +17,8 @@
 
 # %% [markdown]
 # Every word after `train.py` overrides a line of the config: `task=` and `data=` choose an option of a
-# group, and `trainer.max_epochs=` sets one key. [Config keys](../choose.md) lists the groups.
+# group, and `trainer.max_epochs=` sets one key. [Choose](../choose.md) lists the groups, and
+# [Config keys](../config.md) every key.
 #
 # The table compares the backbone before its first step with the trained one, for each of its three stages.
 # `linear` is a linear classifier on frozen features, and `knn` a vote of the nearest neighbours. A star

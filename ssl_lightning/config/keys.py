@@ -148,7 +148,7 @@ KEYS = (
     Key("cuda_graphs", Literal["auto"] | bool, science=False, resume=True),
     Key("probe_untrained", bool, audit_sets=True, compare_sets=True),
     # Initial weights
-    Key("init_from", str | None, place="read"),
+    Key("init_from", str | None, place="read", evaluate="refused"),
     Key("prefix_map", Mapping[str, str | None] | None, PREFIXES, place="read", evaluate="refused"),
     Key("weights", str | None, place="read", evaluate="refused"),
     Key("checkpoint", str, place="read"),
@@ -171,7 +171,7 @@ KEYS = (
     # Existing runs
     Key("resume", str | None, place="unused", audit_use="the same name=", compare_sets=True, series="hidden"),
     Key("run", str | None, place="unused"),
-    Key("skip_finished", bool, science=False, series="hidden"),
+    Key("skip_finished", bool, science=False, evaluate="refused", series="hidden"),
     Key("go_on", bool, science=False),
 )
 

@@ -14,6 +14,17 @@ from ssl_lightning.config.plugins import conf_dirs
 from ssl_lightning.core.entry import command_line
 
 MOST = 3  # keys that a message names
+OF_ONE_COMMAND = {  # keys at the top of a config that a single command has
+    "minutes": "compare",
+    "compare": "compare",
+    "audit": "audit",
+    "run": "evaluate",
+    "weights": "evaluate",
+    "checkpoint": "evaluate",
+    "outputs": "report",
+    "out": "report",
+    "format": "export",
+}
 
 
 def explained(error: Exception, command: str = "train") -> str:
@@ -35,6 +46,8 @@ def explained(error: Exception, command: str = "train") -> str:
         key, name = str(cause.full_key), str(cause.key)
         parent = key.rpartition(".")[0]
         siblings = [str(each) for each in cause.parent_node if not str(each).startswith("_")]
+        if not parent and (owner := OF_ONE_COMMAND.get(name)):
+            return f"{key} is a key of `{command_line(owner)}`, not of `{command_line(command)}`"
         inside = [] if parent else keys_inside(name, cause.parent_node)
         same = [each for each in inside if each.rpartition(".")[2] == name]
         if close := same or get_close_matches(name, siblings) or inside:

@@ -16,7 +16,7 @@ from ssl_lightning.config.keys import KEYS
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.rows import key_of, planned, run_row
-from ssl_lightning.launch.train import locked_new
+from ssl_lightning.launch.train import locked_new, removed_if_empty
 from ssl_lightning.report.audit import ALL, Row, audit_rows, print_audit, write_audit
 
 OWN = "audit."  # prefix of the audit's own keys
@@ -31,8 +31,13 @@ def run_audit(cfg: DictConfig) -> list[Row]:
         RunError: An audit refuses an override, the task lacks a guard, the folder holds another audit, or a
             run failed.
     """
-    overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    with removed_if_empty(folder):
+        return audit_in(folder, cfg, command_overrides(HydraConfig.get()))
+
+
+def audit_in(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> list[Row]:
+    """Run an audit in its folder; see `run_audit`."""
     for key in map(key_of, overrides):
         if key in INSTEAD:
             raise RunError(f"error: {key}= cannot be given to an audit; use {INSTEAD[key]}")

@@ -22,7 +22,7 @@ from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.launch.report import find_benchmark
 from ssl_lightning.launch.rounds import BEFORE, TaskComparison
 from ssl_lightning.launch.rows import key_of, planned, row_folder
-from ssl_lightning.launch.train import locked_new
+from ssl_lightning.launch.train import locked_new, removed_if_empty
 from ssl_lightning.report.accuracy import judging_metric, probe_figure
 from ssl_lightning.report.benchmark import Column, load_benchmark
 from ssl_lightning.report.build import benchmark_tables, series_tables
@@ -43,8 +43,13 @@ def run_compare(cfg: DictConfig) -> None:
     Raises:
         RunError: A key or a task cannot be compared, the folder holds another comparison, or no task ran.
     """
-    overrides = command_overrides(HydraConfig.get())
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    with removed_if_empty(folder):
+        compare_in(folder, cfg, command_overrides(HydraConfig.get()))
+
+
+def compare_in(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Run a comparison in its folder; see `run_compare`."""
     check_command(overrides, cfg.minutes, cfg.compare.tasks, cfg.compare.seeds)
     check_folders(cfg.data)
     tasks, seeds = list(cfg.compare.tasks), int(cfg.compare.seeds)

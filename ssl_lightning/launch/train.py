@@ -64,12 +64,19 @@ def launch(cfg: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     created = Path(hydra.runtime.output_dir).resolve()
-    try:
+    with removed_if_empty(created):
         folder = launch_in(created, drop_unchosen(cfg, hydra))
+    return read_objective(folder, cfg.objective)
+
+
+@contextlib.contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove the folder that Hydra has made for a job, if nothing ran in it."""
+    try:
+        yield
     finally:
         with contextlib.suppress(OSError):
-            created.rmdir()  # by Hydra; it is empty if nothing ran
-    return read_objective(folder, cfg.objective)
+            folder.rmdir()
 
 
 def launch_in(folder: Path, cfg: DictConfig) -> Path:

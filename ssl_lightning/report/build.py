@@ -86,8 +86,6 @@ def series_tables(found: Collection) -> list[Table]:
     if not tables:
         listed = [f"{run.name} ({run.facts.status})" for run in found.runs]
         listed += [f"{name} ({reason})" for name, reason in found.skipped.items()]
-        if not listed:
-            raise ValueError("no run was found here; train one first, or give outputs=<folder of runs>")
         raise ValueError(f"no finished run; found: {', '.join(listed)}")
     return tables
 

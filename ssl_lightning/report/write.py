@@ -34,7 +34,10 @@ def make_tables(outputs: Path, benchmark: Path | None, budget: str | None) -> li
     if benchmark is None:
         if budget is not None:
             raise ValueError(f"budget is {budget!r}, but budgets belong to a benchmark: give benchmark= too")
-        return series_tables(collect(outputs))
+        found = collect(outputs)
+        if not (found.runs or found.skipped):
+            raise ValueError(f"{outputs} holds no run; train one first, or give outputs=<folder of runs>")
+        return series_tables(found)
     expected = load_benchmark(benchmark)
     return benchmark_tables(collect(outputs), expected, budget)
 

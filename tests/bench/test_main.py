@@ -99,7 +99,7 @@ def test_the_default_takes_less_than_ten_minutes() -> None:
     [
         ("data.batch_size=x", "error: data.batch_size is 'x'; allowed is a whole number"),
         ("task=rotaton", "error: In 'train': Could not find 'task/rotaton'; did you mean rotation?"),
-        ("+data.crops=2", "error: data.crops is not a key of Fake"),
+        ("+data.crops=2", "error: data.crops is not a key of data; it takes batch_size, "),
     ],
 )
 def test_a_wrong_override_is_refused_in_one_line(

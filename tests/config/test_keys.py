@@ -68,6 +68,8 @@ def test_keys_outside_the_digests() -> None:
 
 
 def test_keys_that_may_change_on_resume() -> None:
+    page = (CONF.parent / "docs/resume.md").read_text()
+    assert f"allowed are {', '.join(resume.MAY_CHANGE)}." in " ".join(page.split())
     assert resume.MAY_CHANGE == (
         "trainer.max_epochs", "trainer.max_steps", "trainer.devices", "trainer.accelerator",
         "trainer.num_nodes", "trainer.strategy", "trainer.launcher", "trainer.log_every_n_steps", "data.root",
@@ -90,7 +92,8 @@ def test_paths_that_an_untrusted_config_may_name() -> None:
 def test_keys_that_evaluate_takes_and_refuses() -> None:
     assert set(evaluate.TAKEN) == {"probe", "data", "trainer", "encoding", "deterministic"}
     assert set(evaluate.REFUSED) == {
-        "task", "backbone", "optimizer", "scheduler", "seed", "weights", "prefix_map", "name",
+        "task", "backbone", "optimizer", "scheduler", "seed", "weights", "prefix_map", "name", "init_from",
+        "skip_finished",
     }  # fmt: skip
 
 

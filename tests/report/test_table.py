@@ -14,6 +14,7 @@ from ssl_lightning.report.cells import RANDOM, TREATED, UNTRAINED, Cell
 from ssl_lightning.report.collect import collect
 from ssl_lightning.report.opening import judging_column
 from ssl_lightning.report.table import Row, Table, group_by, make_rows
+from ssl_lightning.report.write import make_tables
 from ssl_lightning.report.writers import csv_text
 
 
@@ -378,8 +379,8 @@ def test_less_is_better_for_calibration(tmp_path: Path, leave: Any, make: Any) -
 
 
 def test_an_empty_folder_is_told_from_unfinished_runs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no run was found here; train one first, or give outputs="):
-        series_tables(collect(tmp_path))
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no run; train one first, or give outputs="):
+        make_tables(tmp_path, None, None)
 
 
 def test_no_figure_at_all_names_what_there_is(tmp_path: Path, leave: Any, make: Any) -> None:
