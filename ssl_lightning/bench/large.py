@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fits: list[LogisticFit] = []
     spent, peak = timed(
         lambda: fits.append(
-            fit_logistic(x, labels, given.classes, given.l2, max_iter=given.iterations, tol=1e-3)
+            fit_logistic(x, labels, given.classes, given.l2, max_iter=given.iterations, tol=1e-3 / given.classes)
         ),
         given.device,
     )
