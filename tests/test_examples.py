@@ -1,6 +1,8 @@
 """Tests of the scripts in examples/: each runs as printed, on a few small images."""
 
+import re
 import runpy
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torchvision
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+README = (EXAMPLES.parent / "README.md").read_text()
 
 
 def main(name: str) -> Any:
@@ -50,6 +53,18 @@ def test_a_folder(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "Test results in %, before → after, gain" in printed
     assert printed.count("stage1") == 1
+
+
+@pytest.mark.slow
+def test_the_block_of_the_readme(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It runs as printed, but for a single epoch."""
+    (block,) = re.findall(r"(?:^    .*\n|^\n)*^    from ssl_lightning .*\n(?:^    .*\n|^\n)*", README, re.M)
+    code = textwrap.dedent(block)
+    assert code.count("max_epochs=10") == 1
+    Path("labelled").symlink_to(labelled)
+    Path("photos").symlink_to(labelled / "train")
+    exec(compile(code.replace("max_epochs=10", "max_epochs=1"), "README.md", "exec"), {})
+    assert "Test results in %, before → after, gain" in capsys.readouterr().out
 
 
 def test_an_own_backbone_and_loader(capsys: pytest.CaptureFixture[str]) -> None:
