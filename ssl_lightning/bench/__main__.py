@@ -177,7 +177,7 @@ def main(arguments: Sequence[str]) -> int:
     # overrides first: an option with several values would take them too
     options = parser.parse_args(sorted(arguments, key=lambda each: "=" not in each or each.startswith("-")))
     try:
-        return measure(options)
+        return run_sections(options)
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
         return print_error(in_one_line(error))
 
@@ -190,7 +190,7 @@ def in_one_line(error: Exception) -> Exception:
     return RunError(f"error: {explained(error)}") if hydras else error
 
 
-def measure(options: argparse.Namespace) -> int:
+def run_sections(options: argparse.Namespace) -> int:
     """Run the sections of the options, print their tables and write the JSON file; return 0."""
     figures: dict[str, Any] = {
         "machine": machine(),

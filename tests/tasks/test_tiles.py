@@ -74,7 +74,7 @@ def test_64_images_are_solved(kind: str) -> None:
     assert learn(task, pictures(64), optimizer, 200)["acc"] >= 0.9  # new gaps, orders and places
 
 
-@pytest.mark.parametrize("network", [ConvNet(widths=(8,), strides=(2,)), create_timm("test_vit", img_size=8)])
+@pytest.mark.parametrize("network", [ConvNet(widths=(8,), strides=(2,)), create_timm("test_vit")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_backbone_without_such_tokens_is_refused(kind: str, network: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"only SmallViT supports.*; use backbone=vit_tiny_small_images or"):
