@@ -20,6 +20,7 @@ from ssl_lightning.launch.previous_runs import finished_facts
 from ssl_lightning.launch.ranks import STOP_GRACE_S, Stopped, end_all, signals_raised
 
 ERROR = "error: "  # at the start of a message that ends a run
+TRACEBACK = "Traceback "
 PLANS = {"comparison": "compare.json", "audit": "audit.json"}  # file beside the rows that holds their plan
 
 
@@ -142,7 +143,7 @@ def run_to_end(command: Sequence[str], said: set[str]) -> tuple[int, str]:
 
     Args:
         command: The command.
-        said: Lines of earlier commands on stderr, which are not printed again; errors are.
+        said: Lines of earlier commands on stderr, which are not printed again; errors and tracebacks are.
 
     Returns:
         Its exit status, and its last error message, "" without one.
@@ -153,10 +154,12 @@ def run_to_end(command: Sequence[str], said: set[str]) -> tuple[int, str]:
     errors, new = [""], list[str]()
 
     def pass_on(lines: Iterable[str]) -> None:
+        whole = False  # a traceback and what follows it
         for line in lines:
+            whole = whole or line.startswith(TRACEBACK)
             if line.startswith(ERROR):
                 errors.append(line.removeprefix(ERROR).strip())
-            elif line in said:
+            elif line in said and not whole:
                 continue
             new.append(line)
             print(line, end="", file=sys.stderr, flush=True)

@@ -77,6 +77,10 @@ def test_a_warning_is_passed_on_once_and_an_error_each_time(capfd: pytest.Captur
     rows.run_to_end([sys.executable, "-c", script, "warning: grey", "error: full", "warning: small"], said)
     told = ["warning: grey", "warning: grey", "error: full", "error: full", "warning: small"]
     assert capfd.readouterr().err.splitlines() == told
+    crash = ["warning: grey", "Traceback (most recent call last):", "  File x", "KeyError: 'y'"]
+    for _ in range(2):
+        rows.run_to_end([sys.executable, "-c", script, *crash], said)
+        assert capfd.readouterr().err.splitlines() == crash[1:]
 
 
 @pytest.mark.slow
