@@ -199,7 +199,7 @@ def quantity(record: Record) -> list[Any]:
     return [
         record.probe,
         record.metric,
-        *(record.protocol.get(k) for k in ("k", "k_shot", "fraction")),
+        *(record.protocol.get(k) for k in ("k", "k_shot", "fraction", "steps")),
     ]
 
 

@@ -121,6 +121,16 @@ def test_a_control_on_other_labelled_images_is_no_pair(
     assert cell(table(tmp_path), "rotation", "linear").gain == pytest.approx(10)
 
 
+def test_a_control_that_was_fine_tuned_for_longer_is_no_pair(
+    tmp_path: Path, small_table: Path, leave: Any, make: Any
+) -> None:
+    leave("rot", [make(0.5, steps=200)])
+    leave("longer", [make(0.4, trained=False, steps=600)], task="random")
+    assert cell(table(tmp_path), "rotation", "linear").gain is None
+    leave("as_long", [make(0.3, trained=False, steps=200)], task="random")
+    assert cell(table(tmp_path), "rotation", "linear").gain == pytest.approx(20)
+
+
 def test_a_control_of_another_batch_norm_is_said(
     tmp_path: Path, small_table: Path, leave: Any, make: Any
 ) -> None:
