@@ -2,8 +2,8 @@
 # # Own photographs
 #
 # This page goes from folders of pictures to a classifier. [Solar cells](../solar_cells.md) does the same with
-# 2,624 pictures and fifteen minutes, and reads the result closely. The times below are from one core of an
-# AMD EPYC, beside other work.
+# 2,624 pictures and fifteen minutes, and reads the result closely. This page ran in two minutes on one
+# core of an AMD EPYC, beside other work.
 #
 # ## Folders
 #

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -22,7 +22,7 @@ from ssl_lightning.config.misspelled import explained
 from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.core.cpu import process_environment, processor
 from ssl_lightning.core.entry import child_environment, command_line
-from ssl_lightning.core.errors import RunError, print_error
+from ssl_lightning.core.errors import RunError, cause_of, print_error
 from ssl_lightning.core.progress import span
 from ssl_lightning.report.summary import print_table
 from ssl_lightning.run.__main__ import keep_quiet
@@ -179,15 +179,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return run_sections(options)
     except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
-        return print_error(in_one_line(error))
-
-
-def in_one_line(error: Exception) -> Exception:
-    """Return the cause of an error of a constructor, and an error of Hydra as one line."""
-    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    hydras = isinstance(error, HydraException | OmegaConfBaseException)
-    return RunError(f"error: {explained(error)}") if hydras else error
+        cause = cause_of(error)
+        hydras = isinstance(cause, HydraException | OmegaConfBaseException)
+        return print_error(RunError(f"error: {explained(cause)}") if hydras else cause)
 
 
 def run_sections(options: argparse.Namespace) -> int:

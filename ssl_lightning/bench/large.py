@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.ops.knn import knn_scores
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic
-from ssl_lightning.probes._svm import SVMs, fit, solver
+from ssl_lightning.probes._svm import SVMs, fit, solver, unit_length
 
 
 def random_features(samples: int, dims: int, classes: int, device: str) -> tuple[Tensor, Tensor]:
@@ -48,13 +47,12 @@ def timed(work: Callable[[], object], device: str) -> tuple[float, float]:
 
 def fit_svms(x: Tensor, labels: Tensor, classes: int) -> SVMs:
     """Fit the first machines one against the rest, as the SVM probe does with a single C of 1."""
-    units = F.normalize(x.cpu().double())
     labels = labels.cpu()
 
     def targets(few: Tensor) -> Tensor:
         return (labels == few[:, None]).to(torch.int8)
 
-    return fit(solver(units), targets, torch.ones(classes, dtype=torch.float64), max_iter=100)
+    return fit(solver(unit_length(x)), targets, torch.ones(classes, dtype=torch.float64), max_iter=100)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""CPU time and memory of the starts of `data=folder` with many image files."""
+"""CPU time of the starts of `data=folder` with many image files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ssl_lightning.core.progress import tracked
 from ssl_lightning.data.folder import Folder
 
 A_FOLDER = 1000  # files
-FEW = 1000  # files of a start whose time is that of the rest
+FEW = 1000  # files of the start that is compared with
 
 
 def write_jpegs(folder: Path, count: int, side: int) -> None:

@@ -94,7 +94,7 @@ class Collapse(Callback):
         else:
             count, needed = len(self.loader(trainer).indices), f"data.heldout={fewest} is needed"
         self._watches = count >= fewest
-        if not self._watches and trainer.is_global_zero:
+        if not self._watches:
             rank_zero_warn(f"features are not watched for collapse: {count} held-out images, {needed}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -10,21 +10,12 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import conf_dirs
 from ssl_lightning.core.entry import command_line
 
 MOST = 3  # keys that a message names
-OF_ONE_COMMAND = {  # keys at the top of a config that a single command has
-    "minutes": "compare",
-    "compare": "compare",
-    "audit": "audit",
-    "run": "evaluate",
-    "weights": "evaluate",
-    "checkpoint": "evaluate",
-    "outputs": "report",
-    "out": "report",
-    "format": "export",
-}
+COMMANDS = ("train", "evaluate", "compare", "audit", "report", "export")  # with a file in conf/
 
 
 def explained(error: Exception, command: str = "train") -> str:
@@ -46,7 +37,7 @@ def explained(error: Exception, command: str = "train") -> str:
         key, name = str(cause.full_key), str(cause.key)
         parent = key.rpartition(".")[0]
         siblings = [str(each) for each in cause.parent_node if not str(each).startswith("_")]
-        if not parent and (owner := OF_ONE_COMMAND.get(name)):
+        if not parent and (owner := command_with(name)):
             return f"{key} is a key of `{command_line(owner)}`, not of `{command_line(command)}`"
         inside = [] if parent else keys_inside(name, cause.parent_node)
         same = [each for each in inside if each.rpartition(".")[2] == name]
@@ -73,6 +64,16 @@ def explained(error: Exception, command: str = "train") -> str:
         if not error.options:  # of a group that takes several options
             text = f"{text.strip().removesuffix('.')}{'' if close else '.'} Allowed are {', '.join(options)}"
     return text
+
+
+def command_with(name: str) -> str | None:
+    """Return the first command whose file in conf/ has a key at its top; None if no command has it.
+
+    >>> command_with("minutes"), command_with("epochs")
+    ('compare', None)
+    """
+    files = {command: conf_dir() / f"{command}.yaml" for command in COMMANDS}
+    return next((command for command, path in files.items() if name in OmegaConf.load(path)), None)
 
 
 def keys_inside(name: str, cfg: DictConfig) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, InstantiationException
 
 from ssl_lightning.core.untrusted import printable
 
@@ -17,6 +17,13 @@ class RunError(CompactHydraException):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def cause_of(error: Exception) -> Exception:
+    """Return the error of a constructor, which Hydra wraps; any other error as it is."""
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
 def first_line(error: BaseException) -> str:

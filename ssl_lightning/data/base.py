@@ -21,11 +21,10 @@ from ssl_lightning.data._pairing import SPLITS, Pairing, check_classes, draw_spl
 from ssl_lightning.data.io.augment import EvalView
 from ssl_lightning.data.io.contents import check_contents
 
+__all__ = ["PairedDataModule", "Pairing", "check_channels"]
+
 MEASURED = 256  # images that mean and std are measured on
 CHECKED = 64  # images that are checked if these are given
-
-
-__all__ = ["PairedDataModule", "Pairing", "check_channels"]
 
 
 class PairedDataModule(ImageLoaders):

@@ -101,7 +101,7 @@ def run_row(
         row: Name of the row.
         seed: Seed of the run.
         overrides: All other overrides of the run.
-        said: Warnings of earlier rows, which are not printed again; those of this row are added.
+        said: Warnings of earlier rows, which are not printed again; this row adds its own.
 
     Raises:
         RefusedRowError: The run cannot start.

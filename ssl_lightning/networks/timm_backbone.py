@@ -36,6 +36,13 @@ def create_timm(
         ValueError: timm does not have the model, the model has no stage maps, it refuses an option, or an
             option names a file.
     """
+    backbone = _built(model_name, in_channels, pretrained, options)
+    check_patches(backbone, model_name)
+    return backbone
+
+
+def _built(model_name: str, in_channels: int, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    """Build the stage maps of a model; see `create_timm`."""
     import timm  # takes seconds; runs with our own backbones need not wait for it
 
     check_in_channels(in_channels)
@@ -57,20 +64,16 @@ def create_timm(
             net = timm.create_model(
                 model_name, features_only=True, in_chans=in_channels, pretrained=pretrained, **given
             )
-        backbone = as_backbone(net)
+        return as_backbone(net)
     except BUILD_ERRORS as error:
         # timm has no single error for "no stage maps" or for an option unknown to the model
         with contextlib.suppress(*BUILD_ERRORS):
-            backbone = _adapted(model_name, in_channels, pretrained, given)
-            check_patches(backbone, model_name)
-            return backbone
+            return _adapted(model_name, in_channels, pretrained, given)
         with_options = f" and {given}" if given else ""
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise ValueError(
             f"timm cannot build {model_name!r} with features_only=True{with_options}: {reason}"
         ) from error
-    check_patches(backbone, model_name)
-    return backbone
 
 
 @recorded

@@ -94,8 +94,8 @@ class LinearSVMProbe(Probe):
         """
         pool = next((pool for pool in self.pools if features.dims(stage, pool) <= self.max_dims), 1)
         train, heldout, test = (features.get(split, stage, pool) for split in ("train", "heldout", "test"))
-        labelled = _unit_length(train, heldout)
-        x = {"labelled": labelled, "test": _unit_length(test)}
+        labelled = unit_length(train, heldout)
+        x = {"labelled": labelled, "test": unit_length(test)}
         x["train"], x["heldout"] = labelled.split([len(train), len(heldout)])
         protocol = {
             "classifier": "linear SVM, squared hinge, one against the rest, positives weigh 2",
@@ -111,7 +111,7 @@ class LinearSVMProbe(Probe):
         return {"converged": converged, **warning}
 
 
-def _unit_length(*parts: Tensor) -> Tensor:
+def unit_length(*parts: Tensor) -> Tensor:
     """Return all rows scaled to length 1, float64 on the CPU; memory holds this one copy."""
     x = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=torch.float64)
     for rows, part in zip(x.split([len(part) for part in parts]), parts, strict=True):

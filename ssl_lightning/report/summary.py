@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ssl_lightning.artifacts.records import BALANCED, SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.results import Results
-from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS
+from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS, Verdict
 from ssl_lightning.artifacts.run_folder import MODEL_CARD
 from ssl_lightning.core.progress import span
 from ssl_lightning.core.untrusted import printable
@@ -61,8 +61,13 @@ def print_summary(results: Results, folder: Path, phases: dict[str, float]) -> N
     console.print(f"{run.wall_s:.0f} s in total{starts}{speed}, peak memory {memory}")
     print_times(phases)
     console.print(f"run folder: {folder}", markup=False)
-    if run.verdict is not None:
-        console.print(printable(f"verdict: {run.verdict}"), markup=False)
+    print_verdict(run.verdict)
+
+
+def print_verdict(verdict: Verdict | None) -> None:
+    """Print a line with the verdict on a run, if there is one."""
+    if verdict is not None:
+        Console(highlight=False, soft_wrap=True).print(printable(f"verdict: {verdict}"), markup=False)
 
 
 def print_brief(results: Results, folder: Path) -> None:
@@ -70,8 +75,7 @@ def print_brief(results: Results, folder: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if results.run.verdict is None:
         print_probes(results.probes, {})
-    else:
-        console.print(printable(f"verdict: {results.run.verdict}"), markup=False)
+    print_verdict(results.run.verdict)
     console.print(f"{span(results.run.wall_s)}; all figures: {folder / MODEL_CARD}", markup=False)
 
 

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from ssl_lightning.artifacts.run_folder import (
@@ -33,6 +32,7 @@ from ssl_lightning.artifacts.run_folder import (
 from ssl_lightning.config.trust import check_links, check_trusted, load_config
 from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.entry import command_line
+from ssl_lightning.core.errors import cause_of
 from ssl_lightning.core.messages import showing_messages
 from ssl_lightning.core.stop_signals import STOP
 from ssl_lightning.core.untrusted import printable
@@ -150,9 +150,7 @@ def leave_report(report: Path, error: Exception, *, refuses: bool) -> int:
         error: The failure.
         refuses: Whether it came before any work.
     """
-    cause: BaseException = error
-    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-        cause = cause.__cause__  # Hydra wraps errors of constructors
+    cause = cause_of(error)
     expected = isinstance(cause, (ValueError, OSError)) or type(cause).__module__.startswith("ssl_lightning")
     message = printable(str(cause) if expected else f"{type(cause).__name__}: {cause}")
     text = "".join(traceback.format_exception(error))

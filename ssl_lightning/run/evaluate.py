@@ -44,6 +44,7 @@ def evaluate(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda:
         raise ValueError("there is nothing to evaluate: no probe was chosen, or the data have no labels")
     accept()
     writer = RunWriter(parts, began)
+    writer.list_near_duplicates()
     writer.print_header(trains=False)
     with writer.phase("probes"):
         probed = probe_task(parts, parts.task)

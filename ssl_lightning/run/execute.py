@@ -44,7 +44,9 @@ def run(cfg: DictConfig, folder: Path, accept: Callable[[], None] = lambda: None
     writer = RunWriter(parts, began)
     accept()
     brief = cfg.get("summary", "full") == "brief"  # older configs have no such key
-    writer.print_header(brief=brief)
+    writer.list_near_duplicates()
+    if not brief:
+        writer.print_header()
     try:
         execute(parts, writer)
     except BaseException as error:

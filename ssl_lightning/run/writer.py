@@ -144,12 +144,16 @@ class RunWriter:
             "data": cfg.choices.data,
         }
 
-    def print_header(self, *, trains: bool = True, brief: bool = False) -> None:
-        """Print what is about to run; near-duplicates are listed in a file.
+    def list_near_duplicates(self) -> None:
+        """Write the near-duplicates, if there are any, into a file of the run folder."""
+        if self.parts.trainer.is_global_zero and (found := self.parts.data.duplicates_found):
+            write_file(self.parts.folder / NEAR_DUPLICATES, "".join(f"{each}\n" for each in found))
+
+    def print_header(self, *, trains: bool = True) -> None:
+        """Print what is about to run.
 
         Args:
             trains: Whether the task may train, so that the effective batch size and learning rate count.
-            brief: Only list the near-duplicates; print nothing.
         """
         parts, cfg = self.parts, self.parts.cfg
         if not parts.trainer.is_global_zero:
@@ -176,7 +180,6 @@ class RunWriter:
             unlabelled = f"{parts.data.pretrain_images:,} to pretrain on; " if trains else ""
             facts["images"] = f"{unlabelled}labelled: {labelled_images(parts.data)}"
         if found := parts.data.duplicates_found:
-            write_file(parts.folder / NEAR_DUPLICATES, "".join(f"{each}\n" for each in found))
             facts["near-duplicates"] = f"{len(found):,}, listed in {parts.folder / NEAR_DUPLICATES}"
         if parts.loaded:
             facts["weights"] = parts.loaded
@@ -191,8 +194,7 @@ class RunWriter:
                 f"figures cross-validated in {len(folds)} folds of all labelled images (no data.test_dir); "
                 "pretraining may see these images, without labels"
             )
-        if not brief:
-            print_header(facts)
+        print_header(facts)
 
 
 def hardware(device: torch.device) -> str:

@@ -1,6 +1,5 @@
 """The table of published and measured figures in docs/tasks.md repeats the benchmarks and the README."""
 
-import re
 from pathlib import Path
 
 import yaml
@@ -32,4 +31,4 @@ def test_the_page_repeats_the_figures() -> None:
             task: str(found.get(task, "-")) for task in shown
         }
     for task, row in shown.items():
-        assert re.match(rf"{re.escape(row[3])} ", measured[task][3]), task
+        assert measured[task][3].startswith(f"{row[3]} "), task
