@@ -127,7 +127,9 @@ def test_a_run_lists_them_in_its_folder(
     run.mkdir()
     options = ["data=folder", *given, "data.near_duplicates=drop", "trainer=cpu", "probe=[]", "callbacks=[]"]
     parts = build_parts(composed(options, run), run)
-    RunWriter(parts, 0.0).print_header()
+    writer = RunWriter(parts, 0.0)
+    writer.list_near_duplicates()
+    writer.print_header()
     lines = (run / "near_duplicates.txt").read_text().splitlines()
     assert len(lines) == len(parts.data.duplicates_found)
     split, name, of, twin, bits = lines[0].split("\t")
