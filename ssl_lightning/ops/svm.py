@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,8 @@ ARMIJO = 1e-4  # share of the predicted decrease that a step must reach
 MAX_HALVINGS = 40  # of one step; needing more means that rounding hides progress
 MAX_PRODUCTS = 200  # of conjugate gradients in one Newton step
 AT_ONCE = 2**24  # machines times samples; each (M, N) tensor then takes 128 MB
-BLOCK = 2**26  # elements of features or scores at once (512 MB)
+KEPT = 2**28  # elements of features that are kept in float64 (2 GiB)
+BLOCK = 2**22  # elements of further features that are converted at once (32 MiB)
 
 
 @dataclass(frozen=True)
@@ -29,42 +31,115 @@ class SVMFit:
     converged: Tensor
 
 
+class Samples:
+    """Samples `(N, D)` for products in float64; if there are many, each product converts them block by block.
+
+    Args:
+        parts: Tensors `(n, D)` of any floating-point type, one after the other. They are not copied, unless
+            they are on a GPU.
+        unit: Whether each sample is scaled to length 1.
+    """
+
+    def __init__(self, *parts: Tensor, unit: bool = False) -> None:
+        self._parts = [part.cpu() for part in parts]
+        self.dims = parts[0].shape[1]
+        self._factor = torch.ones(len(self), dtype=torch.float64)
+        if unit:
+            for here, rows in self._blocks():
+                self._factor[here] = 1 / rows.norm(dim=1).clamp_min(1e-12)
+        if len(self) * self.dims <= KEPT:
+            self._parts = [self.dense()]
+            self._factor.fill_(1)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def dense(self) -> Tensor:
+        """Return all of them, `(N, D)` float64 on the CPU."""
+        return torch.cat(self._parts).double().mul_(self._factor[:, None])
+
+    def score_blocks(self, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the rows of each block and its products `(M, n)` with weights `(M, D)` float64."""
+        for here, rows in self._blocks(AT_ONCE // max(1, len(weight))):
+            yield here, (weight @ rows.T) * self._factor[here]
+
+    def scores(self, weight: Tensor) -> Tensor:
+        """Return the products `(M, N)` with weights `(M, D)` float64."""
+        return torch.cat([products for _, products in self.score_blocks(weight)], 1)
+
+    def sums(self, factors: Tensor) -> Tensor:
+        """Return the sums `(M, D)` of the samples, each times its factor of `(M, N)` float64."""
+        total = factors.new_zeros(len(factors), self.dims)
+        for here, rows in self._blocks():
+            total += (factors[:, here] * self._factor[here]) @ rows
+        return total
+
+    def gram(self) -> Tensor:
+        """Return the sum `(D, D)` of the outer products of each sample with itself."""
+        total = torch.zeros(self.dims, self.dims, dtype=torch.float64)
+        for here, rows in self._blocks(BLOCK // self.dims):
+            scaled = rows * self._factor[here, None]
+            total += scaled.T @ scaled
+        return total
+
+    def _blocks(self, most: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Yield blocks of at most so many rows, `(n, D)` float64 before scaling; use each before the next."""
+        begin = 0
+        for part in self._parts:
+            ready = part.dtype == torch.float64
+            size = max(1, min(most or len(part), len(part) if ready else BLOCK // self.dims))
+            space = None if ready else torch.empty(size, self.dims, dtype=torch.float64)
+            for rows in part.split(size):
+                here = slice(begin, begin + len(rows))
+                yield here, rows if space is None else space[: len(rows)].copy_(rows)
+                begin = here.stop
+
+
 class SVMSolver:
-    """Solver for machines on the same features; it keeps a copy of them.
+    """Solver for machines on the same features, of which it keeps no copy.
 
     Each machine minimises `|w|^2 / 2 + sum_i c_i max(0, 1 - y_i <w, x_i>)^2`, the objective of scikit-learn's
     `LinearSVC` (the bias is a constant feature and is penalised, as there). The objective is piecewise
     quadratic: a Newton step that does not change the set of samples within the margin reaches the minimum
     exactly. This takes five to twenty steps (Keerthi & DeCoste 2005; Chapelle 2007).
 
-    Machines (one per class and fold of a cross-validation) are solved together. The features are first
-    rotated to their principal axes, where the Hessian of every machine is nearly diagonal. Conjugate
-    gradients then find a step in about ten products with the Hessian, which is never formed.
+    Machines (one per class and fold of a cross-validation) are solved together. Their weights are solved
+    for along the principal axes of the features, where the Hessian of every machine is nearly diagonal.
+    Conjugate gradients then find a step in about ten products with the Hessian, which is never formed.
 
     Args:
-        x: `(N, D)` float64.
+        x: N samples of D features.
         bias: Whether the features have one more column, of ones.
     """
 
-    def __init__(self, x: Tensor, *, bias: bool = False) -> None:
-        dims = x.shape[1] + bias
-        # with N < D the weights lie in the span of the samples: solve for N numbers
-        span = torch.linalg.qr(_with_ones(x, bias).T).Q if len(x) < dims else None  # (D, N)
+    def __init__(self, x: Samples, *, bias: bool = False) -> None:
+        self._x, self._bias, span = x, bias, None
+        if len(x) < x.dims + bias:  # the weights lie in the span of the samples: solve for N numbers
+            rows = _with_ones(x.dense()) if bias else x.dense()
+            span = torch.linalg.qr(rows.T).Q  # (D, N)
+            self._x, self._bias = Samples(rows @ span), False
+        self._scale, self._axes = torch.linalg.eigh(self._gram())  # (R,), (R, R)
+        self._back = self._axes if span is None else span @ self._axes  # (D, R)
 
-        def inner(rows: Tensor) -> Tensor:
-            rows = _with_ones(rows, bias)
-            return rows if span is None else rows @ span
+    def _gram(self) -> Tensor:
+        if not self._bias:
+            return self._x.gram()
+        gram = torch.full((self._x.dims + 1,) * 2, float(len(self._x)), dtype=torch.float64)
+        gram[:-1, :-1] = self._x.gram()
+        gram[-1, :-1] = gram[:-1, -1] = self._x.sums(gram.new_ones(1, len(self._x)))[0]
+        return gram
 
-        rank = min(len(x), dims)
-        gram, self._x = x.new_zeros(rank, rank), x.new_empty(len(x), rank)  # (R, R), (N, R)
-        size = max(1, BLOCK // dims)
-        for rows in x.split(size):
-            part = inner(rows)
-            gram += part.T @ part
-        self._scale, axes = torch.linalg.eigh(gram)  # (R,), (R, R)
-        self._axes = axes if span is None else span @ axes  # (D, R)
-        for rows, turned in zip(x.split(size), self._x.split(size), strict=True):
-            torch.mm(inner(rows), axes, out=turned)
+    def _scores(self, weight: Tensor) -> Tensor:
+        """Return the products `(M, N)` of weights `(M, R)` with the samples."""
+        weight = weight @ self._axes.T
+        return self._x.scores(weight[:, :-1]) + weight[:, -1:] if self._bias else self._x.scores(weight)
+
+    def _sums(self, factors: Tensor) -> Tensor:
+        """Return the sums `(M, R)` of the samples, each times its factor of `(M, N)`."""
+        total = self._x.sums(factors)
+        if self._bias:
+            total = torch.cat([total, factors.sum(1, keepdim=True)], 1)
+        return total @ self._axes
 
     @property
     def at_once(self) -> int:
@@ -91,16 +166,16 @@ class SVMSolver:
         """
         weight = costs.new_zeros(len(costs), len(self._scale))  # (M, R)
         if init is not None:
-            weight = init @ self._axes
-        start = (2 * (costs * signs) @ self._x).norm(dim=1).clamp_min(1)  # (M,)
+            weight = init @ self._back
+        start = (2 * self._sums(costs * signs)).norm(dim=1).clamp_min(1)  # (M,)
         iterations = torch.zeros(len(signs), dtype=torch.int64)
         converged = torch.zeros(len(signs), dtype=torch.bool)
         active = torch.arange(len(signs))  # machines that are not solved yet
         for iteration in range(max_iter + 1):
             y, c, w = signs[active], costs[active], weight[active]
             # above 0 within the margin; computed from w each time, so that rounding does not accumulate
-            slack = 1 - y * (w @ self._x.T)
-            gradient = w - 2 * (c * y * slack.clamp_min(0)) @ self._x
+            slack = 1 - y * self._scores(w)
+            gradient = w - 2 * self._sums(c * y * slack.clamp_min(0))
             norm, bound = gradient.norm(dim=1), tol * start[active]
             converged[active] = norm <= bound
             left = (norm > bound).nonzero()[:, 0]
@@ -112,13 +187,13 @@ class SVMSolver:
             # inexact at first, while the set of samples within the margin still changes
             tolerance = norm * (norm / start[active]).sqrt().clamp_max(0.1)
             step = self._newton_step(gradient, 2 * c * (slack > 0), torch.maximum(tolerance, bound / 4))
-            length = _line_search(w, step, slack, y * (step @ self._x.T), c, (gradient * step).sum(1))
+            length = _line_search(w, step, slack, y * self._scores(step), c, (gradient * step).sum(1))
             weight[active] = w + length[:, None] * step
             iterations[active] += 1
             active = active[length > 0]
             if len(active) == 0:
                 break
-        return SVMFit(weight @ self._axes.T, iterations, converged)
+        return SVMFit(weight @ self._back.T, iterations, converged)
 
     def _newton_step(self, gradient: Tensor, curvature: Tensor, tolerance: Tensor) -> Tensor:
         """Solve `(I + X^T diag(curvature) X) step = -gradient` to a residual norm of `tolerance`."""
@@ -131,7 +206,7 @@ class SVMSolver:
             unsolved = rest.norm(dim=1) > tolerance
             if not unsolved.any():
                 break
-            bent = along + ((along @ self._x.T) * curvature) @ self._x
+            bent = along + self._sums(self._scores(along) * curvature)
             length = torch.where(unsolved, product / (along * bent).sum(1), 0)[:, None]
             step += length * along
             rest -= length * bent
@@ -141,9 +216,9 @@ class SVMSolver:
         return step
 
 
-def _with_ones(x: Tensor, wanted: bool) -> Tensor:
-    """Append a column of ones to `(N, D)` features, if wanted."""
-    return torch.cat([x, x.new_ones(len(x), 1)], 1) if wanted else x
+def _with_ones(x: Tensor) -> Tensor:
+    """Append a column of ones to `(N, D)` features."""
+    return torch.cat([x, x.new_ones(len(x), 1)], 1)
 
 
 def _line_search(

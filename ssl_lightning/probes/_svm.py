@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lightning.features.encode import Features
 from ssl_lightning.ops import svm
 from ssl_lightning.ops.average_precision import average_precision
 from ssl_lightning.ops.knn import right_in_topk
+from ssl_lightning.ops.svm import Samples
 from ssl_lightning.probes.base import Probe
 
 POSITIVES_WEIGH = 2.0
@@ -38,9 +38,14 @@ class SVMs:
     costs: Tensor
     converged: bool
 
-    def scores(self, x: Tensor) -> Tensor:
-        """Return signed distances `(N, K)` of features `(N, D)`, times the norm of the weights."""
-        return x @ self.weight.T + self.bias
+    def score_blocks(self, x: Samples) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the rows of each block and its signed distances `(n, K)`, times the norm of the weights."""
+        for here, products in x.score_blocks(self.weight):
+            yield here, products.T.contiguous() + self.bias
+
+    def scores(self, x: Samples) -> Tensor:
+        """Return these of all samples, `(N, K)`."""
+        return torch.cat([scores for _, scores in self.score_blocks(x)])
 
     def of(self, classes: Tensor) -> SVMs:
         """Return the machines of some classes."""
@@ -87,23 +92,19 @@ class LinearSVMProbe(Probe):
     def pools(self) -> tuple[int, ...]:
         return tuple(self.pool >> halvings for halvings in range(self.pool.bit_length()))
 
-    def unit_features(self, features: Features, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return unit-length features `(N, D)` float64 on the CPU, and their protocol.
-
-        They are named by split. Those of `train` and `heldout` are parts of `labelled`, not copies.
-        """
+    def chosen_features(
+        self, features: Features, stage: str
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+        """Return the features `(N, D)` of `train`, `heldout` and `test`, and their protocol."""
         pool = next((pool for pool in self.pools if features.dims(stage, pool) <= self.max_dims), 1)
         train, heldout, test = (features.get(split, stage, pool) for split in ("train", "heldout", "test"))
-        labelled = unit_length(train, heldout)
-        x = {"labelled": labelled, "test": unit_length(test)}
-        x["train"], x["heldout"] = labelled.split([len(train), len(heldout)])
         protocol = {
             "classifier": "linear SVM, squared hinge, one against the rest, positives weigh 2",
             "pool": list(features.grids[stage, pool]),
             "dims": train.shape[1],
             "normalised": "to length 1",
         }
-        return x, protocol
+        return (train, heldout, test), protocol
 
     def convergence(self, converged: bool) -> dict[str, Any]:
         """Return the protocol entries on convergence."""
@@ -111,12 +112,9 @@ class LinearSVMProbe(Probe):
         return {"converged": converged, **warning}
 
 
-def unit_length(*parts: Tensor) -> Tensor:
-    """Return all rows scaled to length 1, float64 on the CPU; memory holds this one copy."""
-    x = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=torch.float64)
-    for rows, part in zip(x.split([len(part) for part in parts]), parts, strict=True):
-        rows.copy_(part)
-    return F.normalize(x, out=x)
+def unit(*parts: Tensor) -> Samples:
+    """Return the samples `(N, D)` of all parts, each scaled to length 1."""
+    return Samples(*parts, unit=True)
 
 
 @contextmanager
@@ -145,8 +143,8 @@ def as_targets(labels: Tensor, num_classes: int) -> Tensor:
     return shown.scatter_(1, labels[:, None], 1)
 
 
-def solver(x: Tensor) -> svm.SVMSolver:
-    """Return the solver of machines with a bias on features `(N, D)` float64."""
+def solver(x: Samples) -> svm.SVMSolver:
+    """Return the solver of machines with a bias."""
     return svm.SVMSolver(x, bias=True)
 
 
@@ -192,7 +190,7 @@ def fit(
 
 
 def fit_cross_validated(
-    x: Tensor, targets: Tensor, candidates: Sequence[float], folds: int, *, one_label: bool, max_iter: int
+    x: Samples, targets: Tensor, candidates: Sequence[float], folds: int, *, one_label: bool, max_iter: int
 ) -> SVMs:
     """Choose C by cross-validation and fit with it; the smaller C wins a tie.
 
@@ -200,7 +198,7 @@ def fit_cross_validated(
     its best average precision (mean over folds, as Goyal et al. 2019).
 
     Args:
-        x: `(N, D)` float64.
+        x: N samples.
         targets: `(N, K)` of 1, 0 and -1.
         candidates: Values of C.
         folds: Number of folds, at least 2.
@@ -208,7 +206,7 @@ def fit_cross_validated(
         max_iter: Maximum number of solver steps.
     """
     candidates, on, classes = sorted(candidates), solver(x), targets.shape[1]
-    merit, converged = x.new_zeros(len(candidates), folds, classes), True
+    merit, converged = torch.zeros(len(candidates), folds, classes, dtype=torch.float64), True
     if len(candidates) > 1:  # one candidate needs no choice
         part = assign_folds(targets, folds, one_label=one_label)
         machines = None
@@ -219,7 +217,7 @@ def fit_cross_validated(
             return torch.where(is_out, -1, targets.T[few % classes])
 
         for row, cost in enumerate(candidates):
-            each = x.new_full((folds * classes,), cost)
+            each = torch.full((folds * classes,), cost, dtype=torch.float64)
             machines = fit(on, learned, each, max_iter=max_iter, tol=SELECT_TOL, init=machines)
             converged &= machines.converged
             for fold in range(folds):
@@ -227,22 +225,25 @@ def fit_cross_validated(
                 merit[row, fold] = _merit(of_fold, x, targets, part == fold, one_label)
     means = merit.nanmean(1).nan_to_num(-1.0)  # (candidates, K)
     best = (means == means.amax(0)).int().argmax(0)  # the first of equal ones
-    chosen = fit(on, lambda few: targets.T[few], x.new_tensor(candidates)[best], max_iter=max_iter)
+    costs = torch.tensor(candidates, dtype=torch.float64)[best]
+    chosen = fit(on, lambda few: targets.T[few], costs, max_iter=max_iter)
     return SVMs(chosen.weight, chosen.bias, chosen.costs, converged and chosen.converged)
 
 
-def _merit(machines: SVMs, x: Tensor, targets: Tensor, is_out: Tensor, one_label: bool) -> Tensor:
+def _merit(machines: SVMs, x: Samples, targets: Tensor, is_out: Tensor, one_label: bool) -> Tensor:
     """Score the left-out images, `(K,)`: their top-1 for all classes, or average precision of each.
 
     Scores are computed in blocks of images or of classes.
     """
     count, classes = targets.shape
     if one_label:
-        rows = is_out[:, 0].nonzero()[:, 0].split(max(1, svm.BLOCK // max(x.shape[1], classes)))
-        right = [right_in_topk(machines.scores(x[few]), targets[few].argmax(1), 1) for few in rows]
+        right = [
+            right_in_topk(scores, targets[here].argmax(1), 1)[is_out[here, 0]]
+            for here, scores in machines.score_blocks(x)
+        ]
         return torch.cat(right).double().mean().expand(classes)
     merits = []
-    for few in torch.arange(classes).split(max(1, svm.BLOCK // count)):
+    for few in torch.arange(classes).split(max(1, svm.AT_ONCE // count)):
         left_out = torch.where(is_out[:, few], targets[:, few], -1)
         merits.append(average_precision(machines.of(few).scores(x), left_out, envelope=False))
     return torch.cat(merits)

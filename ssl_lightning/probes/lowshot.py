@@ -15,6 +15,7 @@ from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.features.encode import Features
+from ssl_lightning.ops.svm import Samples
 from ssl_lightning.probes._accuracy import figure_of, majority, metrics_of
 from ssl_lightning.probes._choice import at_most
 from ssl_lightning.probes._svm import (
@@ -22,6 +23,7 @@ from ssl_lightning.probes._svm import (
     as_targets,
     fit_cross_validated,
     single_threaded_pool,
+    unit,
 )
 
 
@@ -91,15 +93,21 @@ class LowShotProbe(LinearSVMProbe):
         records = []
         with single_threaded_pool() as pool:
             for stage in tracked(features.stages, "fit", "stages"):
-                x, protocol = self.unit_features(features, stage)
-                shots = partial(self._shots, x, labels, num_classes)
+                (train, heldout, test), protocol = self.chosen_features(features, stage)
+                scored = {"heldout": unit(heldout), "test": unit(test)}
+                shots = partial(self._shots, train, scored, labels, num_classes)
                 for found in reversed(list(pool.map(shots, reversed(ks)))):  # the slowest first
                     for metric, value, more in found:
-                        records.append(Record(stage, metric, value, len(x["test"]), protocol | more))
+                        records.append(Record(stage, metric, value, len(test), protocol | more))
         return records
 
     def _shots(
-        self, x: Mapping[str, Tensor], labels: Mapping[str, Tensor], num_classes: int, k: int
+        self,
+        train: Tensor,
+        scored: Mapping[str, Samples],
+        labels: Mapping[str, Tensor],
+        num_classes: int,
+        k: int,
     ) -> list[tuple[str, float, dict[str, Any]]]:
         """Return for each metric its mean test score over draws of k images per class, and the protocol."""
         one_label = labels["train"].ndim == 1
@@ -114,10 +122,10 @@ class LowShotProbe(LinearSVMProbe):
             drawn = draw_images(targets, k, number, one_label=one_label)
             rows = (drawn >= 0).any(1)
             machines = fit_cross_validated(
-                x["train"][rows], drawn[rows], costs, folds, one_label=one_label, max_iter=self.max_iter
+                unit(train[rows]), drawn[rows], costs, folds, one_label=one_label, max_iter=self.max_iter
             )
             for (metric, split), figures in values.items():
-                figures.append(figure_of(metric, machines.scores(x[split]), labels[split]))
+                figures.append(figure_of(metric, machines.scores(scored[split]), labels[split]))
             chosen.append(machines.costs[0].item() if one_label else machines.costs.tolist())
             images, converged = max(images, int(rows.sum())), converged and machines.converged
         protocol = {

@@ -11,7 +11,7 @@ from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Features
 from ssl_lightning.probes._accuracy import records_of
-from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, solver
+from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, solver, unit
 
 
 class SVMProbe(LinearSVMProbe):
@@ -21,8 +21,8 @@ class SVMProbe(LinearSVMProbe):
     training and held-out images. A class ignores the images with label -1, in training and test; the authors'
     code trains on them as negatives.
 
-    Besides features and targets, memory holds two copies of the features in float64 and a few GiB, for any
-    number of classes, folds and candidates.
+    Besides features and targets, memory holds a few GiB for any number of images, classes, folds and
+    candidates.
 
     Args:
         pool: Stage maps are average-pooled to at most pool x pool cells.
@@ -67,29 +67,33 @@ class SVMProbe(LinearSVMProbe):
         targets = torch.cat([as_targets(labels[split], num_classes) for split in ("train", "heldout")])
         records: list[Record] = []
         for stage in tracked(features.stages, "fit", "stages"):
-            x, protocol = self.unit_features(features, stage)
+            (train, heldout, test), protocol = self.chosen_features(features, stage)
             chosen = fit_cross_validated(
-                x["train"],
-                targets[: len(x["train"])],
+                unit(train),
+                targets[: len(train)],
                 self.costs,
                 folds,
                 one_label=one_label,
                 max_iter=self.max_iter,
             )
             final = fit(
-                solver(x["labelled"]), lambda few: targets.T[few], chosen.costs, max_iter=self.max_iter
+                solver(unit(train, heldout)),
+                lambda few: targets.T[few],
+                chosen.costs,
+                max_iter=self.max_iter,
             )
             protocol |= {
                 "C": chosen.costs[0].item() if one_label else chosen.costs.tolist(),
                 "candidates": self.costs,
                 "selected_on": f"{folds}-fold cross-validation on train",
                 "refit": True,
-                "labels": {"train": len(x["train"]), "heldout": len(x["heldout"])},
+                "labels": {"train": len(train), "heldout": len(heldout)},
                 **self.convergence(chosen.converged and final.converged),
             }
-            test, heldout = (
-                (machines.scores(x[split]), labels[split])
-                for machines, split in ((final, "test"), (chosen, "heldout"))
+            records += records_of(
+                stage,
+                protocol,
+                (final.scores(unit(test)), labels["test"]),
+                (chosen.scores(unit(heldout)), labels["heldout"]),
             )
-            records += records_of(stage, protocol, test, heldout)
         return records

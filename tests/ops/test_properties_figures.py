@@ -22,7 +22,7 @@ from ssl_lightning.ops.covariance import covariance_penalty
 from ssl_lightning.ops.knn import balanced_accuracy, knn_scores, topk_accuracy
 from ssl_lightning.ops.logistic import cross_entropy_residual, fit_logistic, second_moments
 from ssl_lightning.ops.rank import dead_channels, effective_rank
-from ssl_lightning.ops.svm import SVMSolver
+from ssl_lightning.ops.svm import Samples, SVMSolver
 from ssl_lightning.ops.voc_ap import eleven_points, first_of_each, voc_ap
 from tests.ops._bounds import assert_same_svms, svm_gradients
 from tests.ops._drawn import (
@@ -425,7 +425,7 @@ def test_svm(count: int, dims: int, cost: float, layout: str, seed: int) -> None
     signs = 2.0 * labels_of(count, 2, seed).double() - 1
     costs = cost * (labels_of(count, 4, seed + 1) > 0).double()  # some are ignored
     with unchanged(x, signs, costs):
-        fit = SVMSolver(x).fit(torch.stack([signs, -signs]), costs.expand(2, -1))
+        fit = SVMSolver(Samples(x)).fit(torch.stack([signs, -signs]), costs.expand(2, -1))
     assert fit.converged.all()
     weight = fit.weight[0].clone().requires_grad_()
     hinge = (1 - signs * (x @ weight)).clamp(min=0).square()
@@ -435,7 +435,7 @@ def test_svm(count: int, dims: int, cost: float, layout: str, seed: int) -> None
     assert_same_svms(fit.weight[1:], -fit.weight[:1], *problem)
     kept = costs > 0
     halves = (signs[kept].repeat(1, 2), costs[kept].repeat(1, 2) / 2)
-    twice = SVMSolver(x[kept].repeat(2, 1)).fit(*halves).weight
+    twice = SVMSolver(Samples(x[kept].repeat(2, 1))).fit(*halves).weight
     assert_same_svms(twice, fit.weight[:1], *problem)
 
 

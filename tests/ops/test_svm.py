@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.ops import svm
-from ssl_lightning.ops.svm import SVMFit, SVMSolver
+from ssl_lightning.ops.svm import Samples, SVMFit, SVMSolver
 from tests.ops._bounds import assert_same_svms, svm_gradients
 
 
@@ -21,7 +21,7 @@ def data(n: int = 200, dims: int = 12, shift: float = 0.5) -> tuple[Tensor, Tens
 
 def fit_one(x: Tensor, signs: Tensor, costs: Tensor, init: Tensor | None = None, **options: int) -> SVMFit:
     start = None if init is None else init[None]
-    found = SVMSolver(x).fit(signs[None], costs[None], init=start, **options)
+    found = SVMSolver(Samples(x)).fit(signs[None], costs[None], init=start, **options)
     return SVMFit(found.weight[0], found.iterations[0], found.converged[0])
 
 
@@ -71,10 +71,31 @@ def test_a_bias_is_a_column_of_ones_also_in_blocks(dims: int, monkeypatch: pytes
     x, signs = data(dims=dims)
     costs = torch.ones(200).double()
     expected = fit_one(x, signs, costs).weight[None]
-    for block in (svm.BLOCK, 7 * dims, 1):
+    for kept, block in ((svm.KEPT, svm.BLOCK), (0, svm.BLOCK), (0, 7 * dims), (0, 1)):
+        monkeypatch.setattr(svm, "KEPT", kept)
         monkeypatch.setattr(svm, "BLOCK", block)
-        found = SVMSolver(x[:, :-1], bias=True).fit(signs[None], costs[None]).weight
+        parts = Samples(*x[:, :-1].split(90))
+        found = SVMSolver(parts, bias=True).fit(signs[None], costs[None]).weight
         assert_same_svms(found, expected, x, signs[None], costs[None])
+
+
+@pytest.mark.parametrize("kept", [svm.KEPT, 0])
+def test_samples_are_scaled_to_length_1_in_float64(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svm, "KEPT", kept)
+    monkeypatch.setattr(svm, "BLOCK", 20)
+    x = torch.randn(9, 4, generator=generator("unit"))
+    found = Samples(x[:6], x[6:], unit=True)
+    expected = x.double() / x.double().square().sum(1, keepdim=True).sqrt()
+    assert (len(found), found.dims) == (9, 4)
+    weight, factors = (torch.randn(2, n, generator=generator("unit", n)).double() for n in (4, 9))
+    for mine, theirs in (
+        (found.dense(), expected),
+        (found.scores(weight), weight @ expected.T),
+        (found.sums(factors), factors @ expected),
+        (found.gram(), expected.T @ expected),
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-13)
+    assert found.scores(weight[:0]).shape == (0, 9)  # every class may be without an image of its own
 
 
 def test_too_few_steps_are_said() -> None:
@@ -89,7 +110,7 @@ def test_machines_solved_together_are_those_solved_alone() -> None:
     signs = torch.where(torch.rand(7, 200, generator=stream) < 0.3, 1.0, -1.0).double()
     signs[6] = x[:, 0].sign()  # reported without an error
     costs = torch.rand(7, 200, generator=stream).double() * torch.logspace(-3, 3, 7).double()[:, None]
-    together = SVMSolver(x).fit(signs, costs)
+    together = SVMSolver(Samples(x)).fit(signs, costs)
     assert together.converged.all()
     assert together.iterations.unique().numel() > 1  # some finish earlier
     alone = torch.stack([fit_one(x, *each).weight for each in zip(signs, costs, strict=True)])
