@@ -28,6 +28,7 @@ from ssl_lightning.artifacts.run_facts import BenchmarkRow
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.ops.views import Strengths
 from tests._composed import CONF, composed
+from tests.probes.test_dense_probes import save_small_sets
 from tests.test_conf import NEEDED, options
 from tests.test_train import results_of
 
@@ -462,25 +463,32 @@ def test_the_experiments_of_lightly_have_its_settings() -> None:
         assert cfg.trainer.max_epochs == 200
 
 
-@pytest.mark.parametrize("name", ["camvid_labels", "bccd_labels"])
+BY_LABELS = ["camvid_labels", "bccd_labels", "scenes_mask_labels", "scenes_box_labels"]
+
+
+@pytest.mark.parametrize("name", BY_LABELS)
 def test_the_arms_of_shares_of_labels_have_the_same_data_backbone_and_probe(name: str) -> None:
     arms = jobs(name)
     for key in ("data", "backbone", "probe", "encoding"):
         assert all(cfg[key] == arms[0][key] for cfg in arms)
 
 
-def test_the_tasks_of_camvid_labels() -> None:
-    arms = {cfg.benchmark.row: cfg for cfg in jobs("camvid_labels")}
+@pytest.mark.parametrize("name", ["camvid_labels", "scenes_mask_labels"])
+def test_the_tasks_of_segmentation_by_labels(name: str) -> None:
+    arms = {cfg.benchmark.row.partition("_")[2]: cfg for cfg in jobs(name)}
     keys = ("mask", "adversarial_weight")
     tasks = {row: (cfg.choices.task, *map(cfg.task.get, keys)) for row, cfg in arms.items()}
     assert tasks == {
-        "camvid_random": ("random", None, None),
-        "camvid_autoencoder": ("inpainting", "none", 0),
-        "camvid_inpainting": ("inpainting", "region", 0),
-        "camvid_inpainting_adversarial": ("inpainting", "region", 0.1),
-        "camvid_rotation": ("rotation", None, None),
-        "camvid_jigsaw": ("jigsaw", None, None),
+        "random": ("random", None, None),
+        "autoencoder": ("inpainting", "none", 0),
+        "inpainting": ("inpainting", "region", 0),
+        "inpainting_adversarial": ("inpainting", "region", 0.1),
+        "rotation": ("rotation", None, None),
+        "jigsaw": ("jigsaw", None, None),
     }
+
+
+def test_the_lengths_of_the_budgets() -> None:
     trained = [number for number, given in enumerate(sweep("camvid_labels")) if "random" not in given[0]]
     assert {job("camvid_labels", "cpu", number).trainer.max_epochs for number in trained} == {100}
     assert job("cifar10_six", "cpu", 2).trainer.max_epochs == 4
@@ -521,3 +529,31 @@ def test_dry_run_of_the_labels_of_blood_cells(place: Path) -> None:
         folder = place / "out" / job("bccd_labels", "tiny", number).folder
         found = [r for r in results_of(folder).probes if r.metric == "ap50"]
         assert [r.protocol["labels"]["train"] for r in found] == [3, 6], cfg.benchmark.row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "probe"), [("scenes_mask_labels", "segmentation"), ("scenes_box_labels", "detection")]
+)
+def test_dry_run_of_the_labels_of_scenes(tmp_path: Path, name: str, probe: str) -> None:
+    save_small_sets(tmp_path / "cache")
+    few = [
+        "steps=2",
+        "evals=1",
+        "trunk_lr=0.001",
+        "draws=2",
+        "batch_size=2",
+        "pictures=1",
+        "fractions=[0.1,1.0]",
+    ]
+    given = [
+        "data.num_train=40",
+        "data.num_test=11",
+        "data.heldout=20",
+        *(f"probe.{probe}.{each}" for each in few),
+    ]
+    run_table(tmp_path, name, *given)
+    for number, cfg in enumerate(jobs(name)):
+        found = results_of(tmp_path / "out" / job(name, "tiny", number).folder).probes
+        labels = {r.protocol["labels"]["train"] for r in found if r.branch == "backbone"}
+        assert labels == {2, 20}, cfg.benchmark.row
