@@ -503,7 +503,15 @@ def test_dry_run_of_the_labels_of_camvid(tmp_path: Path) -> None:
             path = tmp_path / f"camvid/{split}annot/{number}.png"
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(mask).save(path)
-    few = ["steps=2", "evals=1", "lr=0.01", "trunk_lr=[0.001,0.01]", "draws=2", "batch_size=2", "pictures=1"]
+    few = [
+        "steps=2",
+        "evals=1",
+        "lr=0.01",
+        "backbone_lr=[0.001,0.01]",
+        "draws=2",
+        "batch_size=2",
+        "pictures=1",
+    ]
     few = [f"probe.segmentation.{each}" for each in few]
     run_table(tmp_path, "camvid_labels", "data.dir=camvid", *few)
     folders = [tmp_path / "out" / job("camvid_labels", "tiny", number).folder for number in range(6)]
@@ -540,7 +548,7 @@ def test_dry_run_of_the_labels_of_scenes(tmp_path: Path, name: str, probe: str) 
     few = [
         "steps=2",
         "evals=1",
-        "trunk_lr=0.001",
+        "backbone_lr=0.001",
         "draws=2",
         "batch_size=2",
         "pictures=1",

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 
 import ssl_lightning
 from ssl_lightning.artifacts.results import Results, read_results
-from ssl_lightning.config.identity import RENAMED, config_sha256, series_sha256
+from ssl_lightning.config.identity import RENAMED, RENAMED_KEYS, config_sha256, series_sha256
 from ssl_lightning.config.trust import load_config
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.heads import PooledClassifier
+from ssl_lightning.probes.segmentation import SegmentationProbe
 from ssl_lightning.tasks.inpainting import Inpainting
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +47,18 @@ def results_of(folder: Path) -> Results:
 def test_a_renamed_target_exists(old: str) -> None:
     module, _, name = RENAMED[old].rpartition(".")
     assert hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("old", RENAMED_KEYS)
+def test_a_renamed_key_keeps_its_value_and_the_digest(old: str, old_run: Path) -> None:
+    stored = OmegaConf.load(STORED / "config.yaml")
+    stored.probe.segmentation = {"_target_": f"{SegmentationProbe.__module__}.SegmentationProbe", old: 0.01}
+    OmegaConf.save(stored, old_run / "config.yaml")
+    config = load_config(old_run / "config.yaml")
+    assert config.probe.segmentation[RENAMED_KEYS[old]] == 0.01
+    assert old not in config.probe.segmentation
+    before, after = (OmegaConf.to_container(each) for each in (stored, config))
+    assert config_sha256(after) == config_sha256(before)  # type: ignore[arg-type]
 
 
 def test_its_digests_are_unchanged() -> None:

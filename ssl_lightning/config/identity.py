@@ -18,6 +18,7 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
+RENAMED_KEYS = {"trunk_lr": "backbone_lr"}  # last parts of keys of old runs, and their current names
 # Keys that old configs lack, with the values that change nothing, the default first
 ADDED: dict[str, tuple[Any, ...]] = {
     "data.value_range": (None,),
@@ -111,21 +112,25 @@ def leaves(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def rename_targets(node: Any, names: Mapping[str, str] = RENAMED) -> Any:
-    """Copy a config with renamed `_target_`s, by default from old names to current ones.
+def with_current_names(node: Any) -> Any:
+    """Copy a config of an old run with the current names of its keys and `_target_`s.
 
-    >>> rename_targets({"_target_": "ssl_lightning.optim.cosine", "warmup": 0.1})
+    >>> with_current_names({"_target_": "ssl_lightning.optim.cosine", "warmup": 0.1})
     {'_target_': 'ssl_lightning.engine.optim.cosine', 'warmup': 0.1}
     """
+    return _renamed(node, RENAMED, RENAMED_KEYS)
+
+
+def _renamed(node: Any, targets: Mapping[str, str], keys: Mapping[str, str]) -> Any:
     if isinstance(node, Mapping):
         return {
-            key: names.get(value, value)
+            keys.get(key, key): targets.get(value, value)
             if key == "_target_" and isinstance(value, str)
-            else rename_targets(value, names)
+            else _renamed(value, targets, keys)
             for key, value in node.items()
         }
     if isinstance(node, list):
-        return [rename_targets(value, names) for value in node]
+        return [_renamed(value, targets, keys) for value in node]
     return node
 
 
@@ -144,6 +149,7 @@ def with_former_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """Return the digest of a config under its old `_target_` names, so that stored digests stay valid."""
-    named = rename_targets(content, {new: old for old, new in RENAMED.items()})
+    """Return the digest of a config under its old names, so that stored digests stay valid."""
+    targets, keys = ({new: old for old, new in names.items()} for names in (RENAMED, RENAMED_KEYS))
+    named = _renamed(content, targets, keys)
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()

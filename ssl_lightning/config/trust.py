@@ -13,7 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_lightning.config.identity import rename_targets, with_former_defaults
+from ssl_lightning.config.identity import with_current_names, with_former_defaults
 from ssl_lightning.config.keys import KEYS
 from ssl_lightning.config.plugins import conf_dirs
 from ssl_lightning.core.entry import command_line
@@ -30,7 +30,7 @@ TARGET = re.compile(r"^\s*_target_:\s*(\S+)", re.MULTILINE)
 
 
 def load_config(path: Path) -> DictConfig:
-    """Read the resolved config of a run, with current names for renamed `_target_`s and former defaults.
+    """Read the resolved config of a run, with current names of keys and `_target_`s, and former defaults.
 
     `overrides` holds the command line as given, which may contain `${`: read it with `given_overrides`.
 
@@ -55,7 +55,7 @@ def load_config(path: Path) -> DictConfig:
         word = value if isinstance(value, str) else ""
         if "${" in key + word or word == "???":
             raise ValueError(f"{path}: {key} is {word!r}; a stored config holds resolved values only")
-    config = OmegaConf.create(with_former_defaults(rename_targets(content)))
+    config = OmegaConf.create(with_former_defaults(with_current_names(content)))
     config.overrides = overrides
     return config
 

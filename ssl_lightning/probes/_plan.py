@@ -61,7 +61,7 @@ class TrainingPlan:
         optimizer: "adamw" or "sgd" (momentum 0.9).
         lr: Peak learning rate of the head: linear warm-up over a twentieth of the steps, then a half cosine
             to 0.
-        trunk_lr: Peak learning rate of the backbone, if it is trained.
+        backbone_lr: Peak learning rate of the backbone, if it is trained.
         weight_decay: Weight decay of all trained weights.
         evals: Evaluations on held-out images, evenly spaced; the best state is kept.
 
@@ -74,12 +74,12 @@ class TrainingPlan:
     batch_size: int
     optimizer: str
     lr: float
-    trunk_lr: float
+    backbone_lr: float
     weight_decay: float
     evals: int
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "lr", "trunk_lr", "evals"):
+        for key in ("steps", "batch_size", "lr", "backbone_lr", "evals"):
             if getattr(self, key) <= 0:
                 raise ValueError(f"probe.{self.name}.{key} is {getattr(self, key)}; it must be above 0")
         if self.weight_decay < 0:
@@ -150,7 +150,7 @@ class TrainingPlan:
         """
         groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": self.lr}]
         if backbone is not None:
-            groups.append({"params": list(backbone.parameters()), "lr": self.trunk_lr})
+            groups.append({"params": list(backbone.parameters()), "lr": self.backbone_lr})
         options = {"momentum": 0.9} if self.optimizer == "sgd" else {}
         optimizer = OPTIMIZERS[self.optimizer](groups, weight_decay=self.weight_decay, **options)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
@@ -186,7 +186,7 @@ class TrainingPlan:
         protocol = {
             "backbone": "frozen"
             if backbone is None
-            else f"fine-tuned, lr {self.trunk_lr:g}, batch-norm statistics kept",
+            else f"fine-tuned, lr {self.backbone_lr:g}, batch-norm statistics kept",
             "steps": self.steps,
             "batch_size": min(self.batch_size, images),
             "optimizer": self.optimizer,

@@ -179,7 +179,7 @@ class Shares:
         for draws in self.of(images):
             tries = [train(draws[0], plan) for plan in plans]
             rates = [
-                {"lr": plan.lr, "trunk_lr": plan.trunk_lr, "heldout": each.heldout[choose_by]}
+                {"lr": plan.lr, "backbone_lr": plan.backbone_lr, "heldout": each.heldout[choose_by]}
                 for plan, each in zip(plans, tries, strict=True)
             ]
             best = max(range(len(plans)), key=lambda number: rates[number]["heldout"])
@@ -194,7 +194,7 @@ class Shares:
 def candidate_plans(
     name: str,
     lr: float | Sequence[float],
-    trunk_lr: float | Sequence[float],
+    backbone_lr: float | Sequence[float],
     *,
     finetune: bool,
     **plan: Any,
@@ -204,23 +204,26 @@ def candidate_plans(
     Args:
         name: Name of the probe.
         lr: Rate of the head, or several.
-        trunk_lr: Rate of the backbone, or several.
+        backbone_lr: Rate of the backbone, or several.
         finetune: Whether the backbone is trained.
         **plan: The other keywords of `TrainingPlan`.
 
     Raises:
         ValueError: A value of a plan is out of range, there is no rate, or a frozen backbone has several.
     """
-    heads, trunks = _several(lr), _several(trunk_lr)
-    if not heads or not trunks:
-        raise ValueError(f"probe.{name} has lr {heads} and trunk_lr {trunks}; each needs at least one rate")
-    if len(trunks) > 1 and not finetune:
+    heads, backbones = _several(lr), _several(backbone_lr)
+    if not heads or not backbones:
         raise ValueError(
-            f"probe.{name}.trunk_lr is {trunks}, but the backbone is frozen; set "
+            f"probe.{name} has lr {heads} and backbone_lr {backbones}; each needs at least one rate"
+        )
+    if len(backbones) > 1 and not finetune:
+        raise ValueError(
+            f"probe.{name}.backbone_lr is {backbones}, but the backbone is frozen; set "
             f"probe.{name}.finetune=true, or a single rate"
         )
     return [
-        TrainingPlan(name=name, lr=head, trunk_lr=trunk, **plan) for head, trunk in product(heads, trunks)
+        TrainingPlan(name=name, lr=head, backbone_lr=backbone, **plan)
+        for head, backbone in product(heads, backbones)
     ]
 
 

@@ -44,9 +44,9 @@ class DetectionProbe(BackboneProbe):
 
     Args:
         stages: Stages of the pyramid, counted from 1; None takes the deepest of each stride from 4 on.
-        finetune: Train a copy of the backbone too, with `trunk_lr`.
+        finetune: Train a copy of the backbone too, with `backbone_lr`.
         width, box_width, anchor_scale, proposals, rois: See `make_detector`.
-        fractions, draws, lr, trunk_lr: See `SegmentationProbe`.
+        fractions, draws, lr, backbone_lr: See `SegmentationProbe`.
         steps, batch_size, optimizer, weight_decay, evals: See `TrainingPlan`; AP50 selects.
         flip: Mirror half of the training images left to right.
         pictures: Number of test images drawn into `detection_<branch>.png`; 0 draws none.
@@ -74,7 +74,7 @@ class DetectionProbe(BackboneProbe):
         batch_size: int = 4,
         optimizer: str = "adamw",
         lr: float | Sequence[float] = 0.0005,
-        trunk_lr: float | Sequence[float] = 0.0001,
+        backbone_lr: float | Sequence[float] = 0.0001,
         weight_decay: float = 0.0001,
         evals: int = 4,
         flip: bool = True,
@@ -98,7 +98,7 @@ class DetectionProbe(BackboneProbe):
         self.plans = candidate_plans(
             "detection",
             lr,
-            trunk_lr,
+            backbone_lr,
             finetune=finetune,
             steps=steps,
             batch_size=batch_size,

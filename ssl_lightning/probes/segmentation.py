@@ -45,12 +45,12 @@ class SegmentationProbe(BackboneProbe):
     Args:
         stages: Stages whose maps are scored, counted from 1; None takes the last three, as in FCN-8s.
         hidden, dilation: See `FCNHead`.
-        finetune: Train a copy of the backbone too, with `trunk_lr`.
+        finetune: Train a copy of the backbone too, with `backbone_lr`.
         fractions: Shares of the labelled pictures, a record each with the mean and the deviation over draws;
             None trains once on all of them.
         draws: Random draws of each share, the same pictures in every run; see `Shares`.
-        lr, trunk_lr: Learning rates, see `TrainingPlan`. Of several, held-out pictures choose a pair with the
-            first draw of each share.
+        lr, backbone_lr: Learning rates, see `TrainingPlan`. Of several, held-out pictures choose a pair with
+            the first draw of each share.
         steps, batch_size, optimizer, weight_decay, evals: See `TrainingPlan`; mIoU selects.
         cache_gb: Memory limit in GB for the maps of a frozen backbone. Above it, every step encodes its
             images.
@@ -76,7 +76,7 @@ class SegmentationProbe(BackboneProbe):
         batch_size: int = 8,
         optimizer: str = "adamw",
         lr: float | Sequence[float] = 0.005,
-        trunk_lr: float | Sequence[float] = 0.0005,
+        backbone_lr: float | Sequence[float] = 0.0005,
         weight_decay: float = 0.0001,
         evals: int = 5,
         cache_gb: float = 4.0,
@@ -96,7 +96,7 @@ class SegmentationProbe(BackboneProbe):
         self.plans = candidate_plans(
             "segmentation",
             lr,
-            trunk_lr,
+            backbone_lr,
             finetune=finetune,
             steps=steps,
             batch_size=batch_size,

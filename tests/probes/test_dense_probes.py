@@ -27,7 +27,7 @@ def plan(**options: object) -> TrainingPlan:
         "batch_size": 3,
         "optimizer": "sgd",
         "lr": 1.0,
-        "trunk_lr": 0.1,
+        "backbone_lr": 0.1,
         "weight_decay": 0.0,
         "evals": 5,
     }

@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_records_and_a_frozen_backbone_stays(tmp_pa
 def test_finetuning_trains_a_copy(tmp_path: Path) -> None:
     net = backbone()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    tuned = run(splits(), tmp_path, net, finetune=True, trunk_lr=0.01, steps=10)
+    tuned = run(splits(), tmp_path, net, finetune=True, backbone_lr=0.01, steps=10)
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert tuned[0].protocol["backbone"].startswith("fine-tuned, lr 0.01")
 

@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_record(tmp_path: Path) -> None:
 
 def test_finetuning_trains_a_copy(tmp_path: Path) -> None:
     backbone = Backbone()
-    (record,) = run(splits(), tmp_path, backbone, finetune=True, trunk_lr=0.1, stages=[1])
+    (record,) = run(splits(), tmp_path, backbone, finetune=True, backbone_lr=0.1, stages=[1])
     assert torch.equal(backbone.scale, torch.ones(3, 1, 1))
     assert record.protocol["backbone"].startswith("fine-tuned, lr 0.1")
     assert record.value == 1.0

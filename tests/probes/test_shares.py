@@ -55,7 +55,7 @@ def test_without_shares_there_is_one_training_with_the_seed_of_the_run() -> None
 
 def test_the_first_draw_chooses_the_rates_and_the_best_heldout_score_wins() -> None:
     plans = candidate_plans("x", [0.1, 0.2], [0.01, 0.02], finetune=True, **PLAN)
-    assert [(plan.lr, plan.trunk_lr) for plan in plans] == [
+    assert [(plan.lr, plan.backbone_lr) for plan in plans] == [
         (0.1, 0.01), (0.1, 0.02), (0.2, 0.01), (0.2, 0.02)
     ]  # fmt: skip
     heldout = {(0.1, 0.01): 0.3, (0.1, 0.02): 0.5, (0.2, 0.01): 0.5, (0.2, 0.02): 0.4}
@@ -63,8 +63,8 @@ def test_the_first_draw_chooses_the_rates_and_the_best_heldout_score_wins() -> N
     tested: list[tuple[int, float]] = []
 
     def train(draw: Draw, plan: TrainingPlan) -> Trained:
-        trained.append((draw.number, plan.lr, plan.trunk_lr))
-        score = heldout[plan.lr, plan.trunk_lr] + draw.number
+        trained.append((draw.number, plan.lr, plan.backbone_lr))
+        score = heldout[plan.lr, plan.backbone_lr] + draw.number
         scores = {"miou": score, "per_class": {"miou": {"a": score, "b": None}}}
         return Trained(scores, {"lr": plan.lr, "chosen_step": draw.number, "candidates": {}}, [])
 
@@ -121,7 +121,7 @@ def test_a_draw_does_not_depend_on_the_trainings_before_it(
 ) -> None:
     options: dict[str, Any] = {
         "fractions": [0.5], "draws": 2, "steps": 9, "stages": [1], "finetune": finetune, "hidden": 4,
-        "trunk_lr": 0.05,
+        "backbone_lr": 0.05,
     }  # fmt: skip
     network = Backbone()
     (both,) = run(splits(noisy), tmp_path, network, **options)
@@ -152,9 +152,12 @@ def test_the_test_split_chooses_neither_rates_nor_states(tmp_path: Path) -> None
         ({"fractions": []}, r"fractions is \[\]; allowed are null, or shares"),
         ({"fractions": [0.0, 1.0]}, r"fractions is \[0\.0, 1\.0\]"),
         ({"draws": 0}, r"probe\.segmentation\.draws is 0"),
-        ({"lr": []}, r"lr \[\] and trunk_lr \[0\.0005\]; each needs at least one"),
+        ({"lr": []}, r"lr \[\] and backbone_lr \[0\.0005\]; each needs at least one"),
         ({"lr": [0.1, 0.0]}, r"probe\.segmentation\.lr is 0\.0"),
-        ({"trunk_lr": [0.1, 0.2]}, r"trunk_lr is \[0\.1, 0\.2\], but the backbone is frozen; set probe"),
+        (
+            {"backbone_lr": [0.1, 0.2]},
+            r"backbone_lr is \[0\.1, 0\.2\], but the backbone is frozen; set probe",
+        ),
     ],
 )
 def test_bad_values_are_refused(options: dict, message: str) -> None:
@@ -179,7 +182,7 @@ def test_detection_gives_a_record_for_each_share_and_metric(
 ) -> None:
     options: dict[str, Any] = {
         "fractions": [0.5, 1.0], "draws": 2, "steps": 6, "finetune": finetune, "lr": [0.001, 0.01],
-        "trunk_lr": 0.01, "batch_size": 2,
+        "backbone_lr": 0.01, "batch_size": 2,
     }  # fmt: skip
     data = test_detection.splits()
     found = test_detection.run(data, tmp_path, **options)
