@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ssl_lightning.ops.knn import knn_scores
 from ssl_lightning.ops.logistic import LogisticFit, fit_logistic
-from ssl_lightning.probes._svm import SVMs, fit, solver, unit
+from ssl_lightning.ops.svm import SVMSolver
+from ssl_lightning.probes._svm import SVMs, fit, unit
 
 
 def random_features(samples: int, dims: int, classes: int, device: str) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def fit_svms(x: Tensor, labels: Tensor, classes: int) -> SVMs:
     def targets(few: Tensor) -> Tensor:
         return (labels == few[:, None]).to(torch.int8)
 
-    return fit(solver(unit(x)), targets, torch.ones(classes, dtype=torch.float64), max_iter=100)
+    return fit(SVMSolver(unit(x)), targets, torch.ones(classes, dtype=torch.float64), max_iter=100)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -38,17 +38,18 @@ class Samples:
         parts: Tensors `(n, D)` of any floating-point type, one after the other. They are not copied, unless
             they are on a GPU.
         unit: Whether each sample is scaled to length 1.
+        bias: Whether they have one more feature, which is 1; D counts it.
     """
 
-    def __init__(self, *parts: Tensor, unit: bool = False) -> None:
-        self._parts = [part.cpu() for part in parts]
-        self.dims = parts[0].shape[1]
+    def __init__(self, *parts: Tensor, unit: bool = False, bias: bool = False) -> None:
+        self._parts, self._bias = [part.cpu() for part in parts], bias
+        self.dims = parts[0].shape[1] + bias
         self._factor = torch.ones(len(self), dtype=torch.float64)
         if unit:
             for here, rows in self._blocks():
                 self._factor[here] = 1 / rows.norm(dim=1).clamp_min(1e-12)
         if len(self) * self.dims <= KEPT:
-            self._parts = [self.dense()]
+            self._parts = [torch.cat(self._parts).double().mul_(self._factor[:, None])]
             self._factor.fill_(1)
 
     def __len__(self) -> int:
@@ -56,12 +57,12 @@ class Samples:
 
     def dense(self) -> Tensor:
         """Return all of them, `(N, D)` float64 on the CPU."""
-        return torch.cat(self._parts).double().mul_(self._factor[:, None])
+        return torch.cat([self._complete(here, rows) for here, rows in self._blocks()])
 
     def score_blocks(self, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows of each block and its products `(M, n)` with weights `(M, D)` float64."""
         for here, rows in self._blocks(AT_ONCE // max(1, len(weight))):
-            yield here, (weight @ rows.T) * self._factor[here]
+            yield here, self._products(weight, here, rows)
 
     def scores(self, weight: Tensor) -> Tensor:
         """Return the products `(M, N)` with weights `(M, D)` float64."""
@@ -71,24 +72,45 @@ class Samples:
         """Return the sums `(M, D)` of the samples, each times its factor of `(M, N)` float64."""
         total = factors.new_zeros(len(factors), self.dims)
         for here, rows in self._blocks():
-            total += (factors[:, here] * self._factor[here]) @ rows
+            self._add(factors[:, here], here, rows, total)
+        return total
+
+    def curved(self, weight: Tensor, curvature: Tensor) -> Tensor:
+        """Return `sums(scores(weight) * curvature)`, `(M, D)`, in one pass over the samples."""
+        total = torch.zeros_like(weight)
+        for here, rows in self._blocks():
+            self._add(self._products(weight, here, rows) * curvature[:, here], here, rows, total)
         return total
 
     def gram(self) -> Tensor:
         """Return the sum `(D, D)` of the outer products of each sample with itself."""
         total = torch.zeros(self.dims, self.dims, dtype=torch.float64)
         for here, rows in self._blocks(BLOCK // self.dims):
-            scaled = rows * self._factor[here, None]
-            total += scaled.T @ scaled
+            complete = self._complete(here, rows)
+            total += complete.T @ complete
         return total
 
+    def _products(self, weight: Tensor, here: slice, rows: Tensor) -> Tensor:
+        slopes = weight[:, :-1] if self._bias else weight
+        products = (slopes @ rows.T) * self._factor[here]
+        return products + weight[:, -1:] if self._bias else products
+
+    def _add(self, factors: Tensor, here: slice, rows: Tensor, total: Tensor) -> None:
+        total[:, : rows.shape[1]] += (factors * self._factor[here]) @ rows
+        if self._bias:
+            total[:, -1] += factors.sum(1)
+
+    def _complete(self, here: slice, rows: Tensor) -> Tensor:
+        scaled = rows * self._factor[here, None]
+        return torch.cat([scaled, scaled.new_ones(len(rows), 1)], 1) if self._bias else scaled
+
     def _blocks(self, most: int | None = None) -> Iterator[tuple[slice, Tensor]]:
-        """Yield blocks of at most so many rows, `(n, D)` float64 before scaling; use each before the next."""
+        """Yield blocks of at most so many samples in float64, not scaled yet; use each before the next."""
         begin = 0
         for part in self._parts:
             ready = part.dtype == torch.float64
             size = max(1, min(most or len(part), len(part) if ready else BLOCK // self.dims))
-            space = None if ready else torch.empty(size, self.dims, dtype=torch.float64)
+            space = None if ready else torch.empty(size, part.shape[1], dtype=torch.float64)
             for rows in part.split(size):
                 here = slice(begin, begin + len(rows))
                 yield here, rows if space is None else space[: len(rows)].copy_(rows)
@@ -109,37 +131,24 @@ class SVMSolver:
 
     Args:
         x: N samples of D features.
-        bias: Whether the features have one more column, of ones.
     """
 
-    def __init__(self, x: Samples, *, bias: bool = False) -> None:
-        self._x, self._bias, span = x, bias, None
-        if len(x) < x.dims + bias:  # the weights lie in the span of the samples: solve for N numbers
-            rows = _with_ones(x.dense()) if bias else x.dense()
+    def __init__(self, x: Samples) -> None:
+        self._x, span = x, None
+        if len(x) < x.dims:  # the weights lie in the span of the samples: solve for N numbers
+            rows = x.dense()
             span = torch.linalg.qr(rows.T).Q  # (D, N)
-            self._x, self._bias = Samples(rows @ span), False
-        self._scale, self._axes = torch.linalg.eigh(self._gram())  # (R,), (R, R)
+            self._x = Samples(rows @ span)
+        self._scale, self._axes = torch.linalg.eigh(self._x.gram())  # (R,), (R, R)
         self._back = self._axes if span is None else span @ self._axes  # (D, R)
-
-    def _gram(self) -> Tensor:
-        if not self._bias:
-            return self._x.gram()
-        gram = torch.full((self._x.dims + 1,) * 2, float(len(self._x)), dtype=torch.float64)
-        gram[:-1, :-1] = self._x.gram()
-        gram[-1, :-1] = gram[:-1, -1] = self._x.sums(gram.new_ones(1, len(self._x)))[0]
-        return gram
 
     def _scores(self, weight: Tensor) -> Tensor:
         """Return the products `(M, N)` of weights `(M, R)` with the samples."""
-        weight = weight @ self._axes.T
-        return self._x.scores(weight[:, :-1]) + weight[:, -1:] if self._bias else self._x.scores(weight)
+        return self._x.scores(weight @ self._axes.T)
 
     def _sums(self, factors: Tensor) -> Tensor:
         """Return the sums `(M, R)` of the samples, each times its factor of `(M, N)`."""
-        total = self._x.sums(factors)
-        if self._bias:
-            total = torch.cat([total, factors.sum(1, keepdim=True)], 1)
-        return total @ self._axes
+        return self._x.sums(factors) @ self._axes
 
     @property
     def at_once(self) -> int:
@@ -206,7 +215,7 @@ class SVMSolver:
             unsolved = rest.norm(dim=1) > tolerance
             if not unsolved.any():
                 break
-            bent = along + self._sums(self._scores(along) * curvature)
+            bent = along + self._x.curved(along @ self._axes.T, curvature) @ self._axes
             length = torch.where(unsolved, product / (along * bent).sum(1), 0)[:, None]
             step += length * along
             rest -= length * bent
@@ -214,11 +223,6 @@ class SVMSolver:
             before, product = product, (rest * turned).sum(1)
             along = turned + torch.where(unsolved, product / before, 0)[:, None] * along
         return step
-
-
-def _with_ones(x: Tensor) -> Tensor:
-    """Append a column of ones to `(N, D)` features."""
-    return torch.cat([x, x.new_ones(len(x), 1)], 1)
 
 
 def _line_search(

@@ -38,10 +38,15 @@ class SVMs:
     costs: Tensor
     converged: bool
 
+    @property
+    def joined(self) -> Tensor:
+        """Weights and, last, biases: `(K, D + 1)`."""
+        return torch.cat([self.weight, self.bias[:, None]], 1)
+
     def score_blocks(self, x: Samples) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows of each block and its signed distances `(n, K)`, times the norm of the weights."""
-        for here, products in x.score_blocks(self.weight):
-            yield here, products.T.contiguous() + self.bias
+        for here, products in x.score_blocks(self.joined):
+            yield here, products.T.contiguous()
 
     def scores(self, x: Samples) -> Tensor:
         """Return these of all samples, `(N, K)`."""
@@ -113,8 +118,8 @@ class LinearSVMProbe(Probe):
 
 
 def unit(*parts: Tensor) -> Samples:
-    """Return the samples `(N, D)` of all parts, each scaled to length 1."""
-    return Samples(*parts, unit=True)
+    """Return the samples `(N, D)` of all parts, each scaled to length 1, with a bias."""
+    return Samples(*parts, unit=True, bias=True)
 
 
 @contextmanager
@@ -143,11 +148,6 @@ def as_targets(labels: Tensor, num_classes: int) -> Tensor:
     return shown.scatter_(1, labels[:, None], 1)
 
 
-def solver(x: Samples) -> svm.SVMSolver:
-    """Return the solver of machines with a bias."""
-    return svm.SVMSolver(x, bias=True)
-
-
 def fit(
     on: svm.SVMSolver,
     targets: Callable[[Tensor], Tensor],
@@ -160,14 +160,14 @@ def fit(
     """Fit a machine for each target to the images that it does not ignore.
 
     Args:
-        on: From `solver`, of N images.
+        on: Solver on N images, with a bias.
         targets: Returns the targets of machines: indices `(m,)` to `(m, N)` of 1, 0 and -1.
         costs: `(M,)` C of each machine.
         max_iter: Maximum number of solver steps.
         tol: See `SVMSolver`.
         init: Initial machines. They save steps and do not change the solution.
     """
-    start = None if init is None else torch.cat([init.weight, init.bias[:, None]], 1)
+    start = None if init is None else init.joined
     weights, converged = [], True
     for few in torch.arange(len(costs)).split(on.at_once):
         columns = targets(few)
@@ -198,14 +198,14 @@ def fit_cross_validated(
     its best average precision (mean over folds, as Goyal et al. 2019).
 
     Args:
-        x: N samples.
+        x: N samples, with a bias.
         targets: `(N, K)` of 1, 0 and -1.
         candidates: Values of C.
         folds: Number of folds, at least 2.
         one_label: Whether each image shows exactly one class.
         max_iter: Maximum number of solver steps.
     """
-    candidates, on, classes = sorted(candidates), solver(x), targets.shape[1]
+    candidates, on, classes = sorted(candidates), svm.SVMSolver(x), targets.shape[1]
     merit, converged = torch.zeros(len(candidates), folds, classes, dtype=torch.float64), True
     if len(candidates) > 1:  # one candidate needs no choice
         part = assign_folds(targets, folds, one_label=one_label)

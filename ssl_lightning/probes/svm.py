@@ -10,8 +10,9 @@ from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.messages import fitted
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.features.encode import Features
+from ssl_lightning.ops.svm import SVMSolver
 from ssl_lightning.probes._accuracy import records_of
-from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, solver, unit
+from ssl_lightning.probes._svm import LinearSVMProbe, as_targets, fit, fit_cross_validated, unit
 
 
 class SVMProbe(LinearSVMProbe):
@@ -77,7 +78,7 @@ class SVMProbe(LinearSVMProbe):
                 max_iter=self.max_iter,
             )
             final = fit(
-                solver(unit(train, heldout)),
+                SVMSolver(unit(train, heldout)),
                 lambda few: targets.T[few],
                 chosen.costs,
                 max_iter=self.max_iter,

@@ -74,8 +74,8 @@ def test_a_bias_is_a_column_of_ones_also_in_blocks(dims: int, monkeypatch: pytes
     for kept, block in ((svm.KEPT, svm.BLOCK), (0, svm.BLOCK), (0, 7 * dims), (0, 1)):
         monkeypatch.setattr(svm, "KEPT", kept)
         monkeypatch.setattr(svm, "BLOCK", block)
-        parts = Samples(*x[:, :-1].split(90))
-        found = SVMSolver(parts, bias=True).fit(signs[None], costs[None]).weight
+        parts = Samples(*x[:, :-1].split(90), bias=True)
+        found = SVMSolver(parts).fit(signs[None], costs[None]).weight
         assert_same_svms(found, expected, x, signs[None], costs[None])
 
 
@@ -84,14 +84,16 @@ def test_samples_are_scaled_to_length_1_in_float64(kept: int, monkeypatch: pytes
     monkeypatch.setattr(svm, "KEPT", kept)
     monkeypatch.setattr(svm, "BLOCK", 20)
     x = torch.randn(9, 4, generator=generator("unit"))
-    found = Samples(x[:6], x[6:], unit=True)
+    found = Samples(x[:6], x[6:], unit=True, bias=True)
     expected = x.double() / x.double().square().sum(1, keepdim=True).sqrt()
-    assert (len(found), found.dims) == (9, 4)
-    weight, factors = (torch.randn(2, n, generator=generator("unit", n)).double() for n in (4, 9))
+    expected = torch.cat([expected, torch.ones(9, 1).double()], 1)
+    assert (len(found), found.dims) == (9, 5)
+    weight, factors = (torch.randn(2, n, generator=generator("unit", n)).double() for n in (5, 9))
     for mine, theirs in (
         (found.dense(), expected),
         (found.scores(weight), weight @ expected.T),
         (found.sums(factors), factors @ expected),
+        (found.curved(weight, factors), (weight @ expected.T * factors) @ expected),
         (found.gram(), expected.T @ expected),
     ):
         torch.testing.assert_close(mine, theirs, rtol=1e-13, atol=1e-13)

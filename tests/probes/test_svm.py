@@ -16,7 +16,7 @@ from ssl_lightning.features.encode import Features
 from ssl_lightning.ops import svm
 from ssl_lightning.ops.average_precision import mean_average_precision
 from ssl_lightning.ops.svm import Samples
-from ssl_lightning.probes._svm import as_targets, assign_folds, fit, fit_cross_validated, solver
+from ssl_lightning.probes._svm import as_targets, assign_folds, fit, fit_cross_validated
 from ssl_lightning.probes.svm import SVMProbe
 from tests.ops._bounds import assert_same_svms
 
@@ -93,7 +93,7 @@ def test_c_is_what_cross_validation_says() -> None:
     features = make(2.0, several=True)
     costs = [1e-3, 0.1, 10.0]
     x, targets = torch.from_numpy(unit(features, "train")), features.labels["train"]
-    found = fit_cross_validated(Samples(x), targets, costs, 3, one_label=False, max_iter=100)
+    found = fit_cross_validated(Samples(x, bias=True), targets, costs, 3, one_label=False, max_iter=100)
     part = assign_folds(targets, 3, one_label=False)
     for k in range(CLASSES):
         rows = (targets[:, k] >= 0).numpy()
@@ -112,7 +112,7 @@ def test_one_label_shares_the_c_of_the_best_top1() -> None:
     costs = [1e-4, 1e-2, 1.0, 100.0]
     x, labels = torch.from_numpy(unit(features, "train")), features.labels["train"]
     found = fit_cross_validated(
-        Samples(x), as_targets(labels, CLASSES), costs, 3, one_label=True, max_iter=100
+        Samples(x, bias=True), as_targets(labels, CLASSES), costs, 3, one_label=True, max_iter=100
     )
     part = assign_folds(as_targets(labels, CLASSES), 3, one_label=True)[:, 0]
     accuracy = []
@@ -155,11 +155,13 @@ def test_machines_fitted_a_few_at_a_time_are_the_same(several: bool, monkeypatch
         monkeypatch.setattr(svm, "AT_ONCE", at_once)
         one_label = not several
         found.append(
-            fit_cross_validated(Samples(x), targets, [0.25, 4.0], 3, one_label=one_label, max_iter=100)
+            fit_cross_validated(
+                Samples(x, bias=True), targets, [0.25, 4.0], 3, one_label=one_label, max_iter=100
+            )
         )
     assert torch.equal(found[0].costs, found[1].costs)
     costs = found[0].costs[:, None] * (1 + targets.T)  # weight 2 for positives, 0 for -1
-    weights = [torch.cat([each.weight, each.bias[:, None]], 1) for each in found]
+    weights = [each.joined for each in found]
     assert_same_svms(*weights, torch.cat([x, x.new_ones(len(x), 1)], 1), 2.0 * targets.T - 1, costs)
 
 
@@ -191,10 +193,10 @@ def test_blocks_change_nothing_and_bound_the_memory(several: bool, monkeypatch: 
 
 
 def test_a_class_that_is_never_or_always_there_gets_a_constant_answer() -> None:
-    x = torch.randn(6, 3, generator=generator("x")).double()
+    x = Samples(torch.randn(6, 3, generator=generator("x")).double(), bias=True)
     targets = torch.tensor([[0, 1, -1, 1]] * 3 + [[0, 1, -1, 0]] * 3)
-    machines = fit(solver(Samples(x)), lambda few: targets.T[few], torch.ones(4), max_iter=100)
-    assert machines.scores(Samples(x))[:, :3].tolist() == [[-1.0, 1.0, -1.0]] * 6
+    machines = fit(svm.SVMSolver(x), lambda few: targets.T[few], torch.ones(4), max_iter=100)
+    assert machines.scores(x)[:, :3].tolist() == [[-1.0, 1.0, -1.0]] * 6
     assert machines.weight[3].abs().sum() > 0
 
 
