@@ -34,7 +34,7 @@ class Curve:
     """Curve of one backbone.
 
     Args:
-        name: Name of the task.
+        name: Name of the task, or of the row of a benchmark.
         ks: Labelled images, per class or in all, rising.
         values: Mean over the draws, in [0, 1], at the stage with the best held-out figure.
         deviations: Standard deviation over the draws.
@@ -182,7 +182,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         found = [read_results(Path(folder) / RESULTS) for folder in arguments[1:]]
         curves = [share_curve(each, "miou") or share_curve(each, "ap50") or curve(each) for each in found]
-        draw_curves(curves).savefig(arguments[0], dpi=130)
+        looks = styles([each.name for each in curves])
+        rows = [each.run.benchmark for each in found]  # a row tells runs of one task apart
+        named = [replace(each, name=row.row) if row else each for each, row in zip(curves, rows, strict=True)]
+        draw_curves(named, looks).savefig(arguments[0], dpi=130)
     except (OSError, ValueError) as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return 1

@@ -8,6 +8,8 @@ from PIL import Image
 
 from ssl_lightning.artifacts.records import Evaluation, Record
 from ssl_lightning.artifacts.results import Results, write_results
+from ssl_lightning.artifacts.run_facts import BenchmarkRow
+from ssl_lightning.report import label_efficiency
 from ssl_lightning.report.label_efficiency import curve, draw_curves, main
 from tests.artifacts.test_results import FACTS
 
@@ -75,3 +77,21 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([str(tmp_path / "curve.png"), str(tmp_path / "gone")]) == 1
     assert "usage" in (said := capsys.readouterr().err)
     assert "error: " in said
+
+
+def test_rows_of_a_benchmark_have_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = []
+    for row in ("first", "second"):
+        results = run(*ROWS)
+        facts = replace(results.run, benchmark=BenchmarkRow("table", row))
+        (tmp_path / row).mkdir()
+        write_results(tmp_path / row / "results.json", replace(results, run=facts))
+        folders.append(str(tmp_path / row))
+    drawn = []
+    monkeypatch.setattr(
+        label_efficiency, "draw_curves", lambda *given: drawn.append(given) or draw_curves(*given)
+    )
+    assert main([str(tmp_path / "curve.png"), *folders]) == 0
+    ((curves, looks),) = drawn
+    assert [each.name for each in curves] == ["first", "second"]
+    assert len({(look.colour, look.marker) for look in looks}) == 1  # of one task
