@@ -18,21 +18,36 @@ class _OneCycle(OneCycleLR):
         super().load_state_dict({key: state_dict[key] for key in ("last_epoch", "_step_count", "_last_lr")})
 
 
+BELOW = {
+    "lr": math.inf,
+    "weight_decay": math.inf,
+    "eps": math.inf,
+    "momentum": 1,
+    "betas": 1,
+}  # all at least 0
+
+
 def check_optimizer(
     make_optimizer: Callable[[Any], Optimizer], make_scheduler: Callable[[Optimizer, int], LRScheduler]
 ) -> None:
     """Raise early on settings that an optimizer or its schedule would refuse when training starts.
 
+    Args:
+        make_optimizer: A partial of an optimizer with its keywords; takes the weights.
+        make_scheduler: Takes the optimizer and the number of steps.
+
     Raises:
         ValueError: The message names the setting.
     """
+    for key, value in getattr(make_optimizer, "keywords", {}).items():
+        below = BELOW.get(key, math.inf)
+        if key in BELOW and not all(0 <= each < below for each in (value if key == "betas" else [value])):
+            allowed = "0 or more" if below == math.inf else f"0 to below {below}"
+            raise ValueError(f"optimizer.{key} is {value}; allowed is {allowed}")
     try:
         optimizer = make_optimizer([torch.nn.Parameter(torch.zeros(1))])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"optimizer: {error}") from error
-    momentum = optimizer.defaults.get("momentum", 0)
-    if momentum >= 1:  # torch does not check this
-        raise ValueError(f"optimizer.momentum is {momentum}; allowed is 0 to below 1")
     make_scheduler(optimizer, 100)
 
 
