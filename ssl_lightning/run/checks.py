@@ -260,15 +260,6 @@ def check_objective(
     )
 
 
-def check_batch(task: PretextTask, images: int) -> None:
-    """Raise ValueError if a batch over all processes has fewer images than the task compares."""
-    if images < task.fewest_images:
-        raise ValueError(
-            f"data.batch_size is {images}, and {type(task).__name__} compares the images of a batch with "
-            f"each other; allowed are {task.fewest_images} and more, such as data.batch_size=64"
-        )
-
-
 def check_validation(data: PairedDataModule, processes: int, limit: float | int | None) -> None:
     """Check that every process gets a batch of the held-out images, if there are any.
 

@@ -36,13 +36,13 @@ from ssl_lightning.run.build import StartingPoint, use_compiler
 from ssl_lightning.run.checks import (
     build_all,
     check_backbone,
-    check_batch,
     check_monitors,
     check_objective,
     check_places,
     check_validation,
     try_panel,
 )
+from ssl_lightning.tasks._contract import check_comparable
 from ssl_lightning.tasks._pixels import to_float
 from ssl_lightning.tasks.base import PretextTask
 
@@ -192,7 +192,7 @@ def fit_to_hardware(
         batch_size=data.batch_size,
         processes=trainer.world_size,
     )
-    check_batch(task, data.batch_size * trainer.world_size)
+    check_comparable(task, data.batch_size * trainer.world_size)
     check_validation(data, trainer.world_size, cfg.trainer.limit_val_batches)
     if trainer.world_size > 1 and cfg.trainer.sync_batchnorm:
         task = cast(PretextTask, synchronise_batch_norm(task, on_gpu=device.type == "cuda"))

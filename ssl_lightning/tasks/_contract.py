@@ -48,6 +48,16 @@ def build_checked(task: Any, spec: ImageSpec) -> None:
         raise TaskContractError(f"build() of {type(task).__name__} must first call super().build(spec)")
 
 
+def check_comparable(task: Any, images: int) -> None:
+    """Raise ValueError if a batch over all processes has fewer images than the task compares."""
+    if images < task.fewest_images:
+        raise ValueError(
+            f"the batch size is {images}, and {type(task).__name__} compares the images of a batch with each "
+            f"other; allowed are {task.fewest_images} and more, such as data.batch_size=64 or "
+            "DataLoader(..., batch_size=64)"
+        )
+
+
 def check_scores(task: object, scores: Any, method: str = "step") -> None:
     """Check the scores of a batch.
 

@@ -18,6 +18,7 @@ from ssl_lightning.tasks._contract import (
     TaskContractError,
     UnknownImagesError,
     build_checked,
+    check_comparable,
     check_panel,
     check_scores,
 )
@@ -320,6 +321,8 @@ class PretextTask(StoredTask, TrainedModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         images, labels = batch
         self.fix_dropout(batch_idx)
+        if batch_idx == 0:
+            check_comparable(self, len(images) * self.trainer.world_size)
         if self.graph is None:
             with explaining_single_images():
                 scores = self.step(images, labels, self.training_stream(batch_idx, images.device))

@@ -154,8 +154,8 @@ CASES = {
     "task=combined task.options.simclr.temperature=1": (
         r"task\.options\.simclr is a new key of task\.options, .*: \+task\.options\.simclr=\.\.\. or"
     ),
-    "task=simclr data.batch_size=1": r"data\.batch_size is 1, and SimCLR compares .*; allowed are 2 and more",
-    "task=combined task.parts=[rotation,byol] data.batch_size=1": r"batch_size is 1, and Combined compares",
+    "task=simclr data.batch_size=1": r"the batch size is 1, and SimCLR compares .*; allowed are 2 and more",
+    "task=combined task.parts=[rotation,byol] data.batch_size=1": r"batch size is 1, and Combined compares",
     "backbone=timm backbone.model_name=vit_tiny_patch16_224 backbone.img_size=30 data.image_size=30": (
         r"img_size is 30, and vit_tiny.* patches of 16 px, .* last 14 px .* backbone\.img_size=32 data\."
     ),

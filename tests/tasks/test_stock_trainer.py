@@ -304,6 +304,13 @@ def test_one_image_is_too_few_for_batch_norm(tmp_path: Path) -> None:
         trainer(tmp_path).fit(task, loader(3, 16, 2))
 
 
+@pytest.mark.parametrize("name", [name for name, (kind, _) in STOCK.items() if kind.fewest_images > 1])
+def test_tasks_that_compare_images_refuse_one_of_them(name: str, tmp_path: Path) -> None:
+    kind, options = STOCK[name]
+    with pytest.raises(ValueError, match=rf"batch size is 1, and {kind.__name__} compares .*batch_size=64"):
+        trainer(tmp_path).fit(kind(small(), **options), loader(3, 16, 1))
+
+
 def test_supervised_learns_the_classes_of_the_loader(tmp_path: Path) -> None:
     task = Supervised(small())
     trainer(tmp_path).fit(task, loader(6, 16, 3))
