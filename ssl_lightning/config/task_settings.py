@@ -59,7 +59,7 @@ SETTINGS = {
     "byol": Settings("adamw", 0.003, 64, (*SMALL_VIEWS, *LARGE_HEAD)),
     "dino": Settings("adamw", 0.002, 64, ("task.momentum=0.98", "task.teacher_temperature=[0.04,0.04]")),
     "lejepa": Settings("adamw", 0.002, 128, SMALL_VIEWS),
-    "inpainting": Settings("adam", 0.002, more=GAN),
+    "inpainting": Settings("adam", 0.002, more=(*GAN, "task.discriminator_steps=2")),
     "super_resolution": Settings("adam", 0.002, more=(*GAN, "task.scale=8")),
 }
 

@@ -44,7 +44,6 @@ class Inpainting(AdversarialTask):
             paper (sec. 4).
         overlap_weight: Weight of the squared error in the band; in the hole it is 1.
         decoder_width: Channels of the decoder's last step.
-        discriminator_lr_factor: See `AdversarialTask`; here twice as high.
         **base: The keywords of `AdversarialTask` and `PretextTask`.
 
     Raises:
@@ -62,7 +61,6 @@ class Inpainting(AdversarialTask):
         overlap_weight: float = 10.0,
         discriminator_sees: str | None = None,
         decoder_width: int = 32,
-        discriminator_lr_factor: float = 0.4,
         **base: Any,
     ) -> None:
         if mask not in MASKS:
@@ -73,7 +71,7 @@ class Inpainting(AdversarialTask):
             raise ValueError(
                 f"task.discriminator_sees is {discriminator_sees!r}; allowed are image, filling and null"
             )
-        super().__init__(backbone, discriminator_lr_factor=discriminator_lr_factor, **base)
+        super().__init__(backbone, **base)
         self.mask, self.overlap_weight = mask, overlap_weight
         self.sees_filling = (discriminator_sees or ("filling" if mask == "center" else "image")) == "filling"
         self._sizes, self._decoder_width = (hole, overlap), decoder_width
