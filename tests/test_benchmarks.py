@@ -504,14 +504,8 @@ def test_dry_run_of_the_labels_of_camvid(tmp_path: Path) -> None:
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(mask).save(path)
     few = [
-        "steps=2",
-        "evals=1",
-        "lr=0.01",
-        "backbone_lr=[0.001,0.01]",
-        "draws=2",
-        "batch_size=2",
-        "pictures=1",
-    ]
+        "steps=2", "evals=1", "lr=0.01", "backbone_lr=[0.001,0.01]", "draws=2", "batch_size=2", "pictures=1"
+    ]  # fmt: skip
     few = [f"probe.segmentation.{each}" for each in few]
     run_table(tmp_path, "camvid_labels", "data.dir=camvid", *few)
     folders = [tmp_path / "out" / job("camvid_labels", "tiny", number).folder for number in range(6)]
@@ -546,21 +540,10 @@ def test_dry_run_of_the_labels_of_blood_cells(place: Path) -> None:
 def test_dry_run_of_the_labels_of_scenes(tmp_path: Path, name: str, probe: str) -> None:
     save_small_sets(tmp_path / "cache")
     few = [
-        "steps=2",
-        "evals=1",
-        "backbone_lr=0.001",
-        "draws=2",
-        "batch_size=2",
-        "pictures=1",
-        "fractions=[0.1,1.0]",
-    ]
-    given = [
-        "data.num_train=40",
-        "data.num_test=11",
-        "data.heldout=20",
-        *(f"probe.{probe}.{each}" for each in few),
-    ]
-    run_table(tmp_path, name, *given)
+        "steps=2", "evals=1", "backbone_lr=0.001", "draws=2", "batch_size=2", "fractions=[0.1,1.0]"
+    ]  # fmt: skip
+    few = [f"probe.{probe}.{each}" for each in few]
+    run_table(tmp_path, name, "data.num_train=40", "data.num_test=11", "data.heldout=20", *few)
     for number, cfg in enumerate(jobs(name)):
         found = results_of(tmp_path / "out" / job(name, "tiny", number).folder).probes
         labels = {r.protocol["labels"]["train"] for r in found if r.branch == "backbone"}

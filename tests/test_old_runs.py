@@ -1,6 +1,7 @@
 """Tests that a run folder of an older version evaluates, resumes and loads (tests/fixtures/README.md)."""
 
 import importlib
+import inspect
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from ssl_lightning.config.trust import load_config
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.heads import PooledClassifier
-from ssl_lightning.probes.segmentation import SegmentationProbe
 from ssl_lightning.tasks.inpainting import Inpainting
 
 ROOT = Path(__file__).parent.parent
@@ -49,14 +49,18 @@ def test_a_renamed_target_exists(old: str) -> None:
     assert hasattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize("old", RENAMED_KEYS)
-def test_a_renamed_key_keeps_its_value_and_the_digest(old: str, old_run: Path) -> None:
+@pytest.mark.parametrize("target", RENAMED_KEYS)
+def test_renamed_keys_keep_their_values_and_the_digest(target: str, old_run: Path) -> None:
     stored = OmegaConf.load(STORED / "config.yaml")
-    stored.probe.segmentation = {"_target_": f"{SegmentationProbe.__module__}.SegmentationProbe", old: 0.01}
+    stored.probe.mine = {"_target_": target, **dict.fromkeys(RENAMED_KEYS[target], 0.01)}
+    stored.probe.theirs = {"_target_": "package.Probe", "trunk_lr": 0.01}  # another class may have such a key
     OmegaConf.save(stored, old_run / "config.yaml")
     config = load_config(old_run / "config.yaml")
-    assert config.probe.segmentation[RENAMED_KEYS[old]] == 0.01
-    assert old not in config.probe.segmentation
+    assert config.probe.mine == {"_target_": target, **dict.fromkeys(RENAMED_KEYS[target].values(), 0.01)}
+    assert config.probe.theirs == stored.probe.theirs
+    module, _, name = target.rpartition(".")
+    known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    assert set(RENAMED_KEYS[target].values()) <= set(known)
     before, after = (OmegaConf.to_container(each) for each in (stored, config))
     assert config_sha256(after) == config_sha256(before)  # type: ignore[arg-type]
 

@@ -18,7 +18,11 @@ RENAMED = {
     "ssl_lightning.optim.multistep": "ssl_lightning.engine.optim.multistep",
     "ssl_lightning.optim.one_cycle": "ssl_lightning.engine.optim.one_cycle",
 }
-RENAMED_KEYS = {"trunk_lr": "backbone_lr"}  # last parts of keys of old runs, and their current names
+# Keys in configs of old runs, and their current names, by the `_target_` that has them
+RENAMED_KEYS = {
+    "ssl_lightning.probes.segmentation.SegmentationProbe": {"trunk_lr": "backbone_lr"},
+    "ssl_lightning.probes.detection.DetectionProbe": {"trunk_lr": "backbone_lr"},
+}
 # Keys that old configs lack, with the values that change nothing, the default first
 ADDED: dict[str, tuple[Any, ...]] = {
     "data.value_range": (None,),
@@ -121,10 +125,12 @@ def with_current_names(node: Any) -> Any:
     return _renamed(node, RENAMED, RENAMED_KEYS)
 
 
-def _renamed(node: Any, targets: Mapping[str, str], keys: Mapping[str, str]) -> Any:
+def _renamed(node: Any, targets: Mapping[str, str], keys: Mapping[str, Mapping[str, str]]) -> Any:
     if isinstance(node, Mapping):
+        target = node.get("_target_")
+        names = keys.get(target, {}) if isinstance(target, str) else {}
         return {
-            keys.get(key, key): targets.get(value, value)
+            names.get(key, key): targets.get(value, value)
             if key == "_target_" and isinstance(value, str)
             else _renamed(value, targets, keys)
             for key, value in node.items()
@@ -150,6 +156,10 @@ def with_former_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(content: dict[str, Any]) -> str:
     """Return the digest of a config under its old names, so that stored digests stay valid."""
-    targets, keys = ({new: old for old, new in names.items()} for names in (RENAMED, RENAMED_KEYS))
-    named = _renamed(content, targets, keys)
+    keys = {target: _inverse(names) for target, names in RENAMED_KEYS.items()}
+    named = _renamed(content, _inverse(RENAMED), keys)
     return hashlib.sha256(json.dumps(named, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in names.items()}
