@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -35,7 +36,9 @@ class SuperResolution(AdversarialTask):
     Args:
         backbone: The backbone.
         spec: Shape and statistics of the images.
-        scale: Factor of the shrinking, 2, 4 or 8.
+        scale: Factor of the shrinking, 2, 4 or 8, or several of them. Each training image then draws one
+            (VDSR: Kim, Lee, Lee 2016), so that the backbone also sees sharper images. Validation and
+            pictures have the largest.
         input: "enlarged" feeds the bicubic enlargement to the backbone, for backbones that shrink their
             input. "small" feeds the small image, as SRResNet does, and enlarges the stage map by pixel
             shuffle, for backbones that keep the size.
@@ -59,7 +62,7 @@ class SuperResolution(AdversarialTask):
         backbone: nn.Module,
         spec: ImageSpec | None = None,
         *,
-        scale: int = 4,
+        scale: int | Sequence[int] = 4,
         input: str = "enlarged",
         content: str | None = None,
         content_weight: float = 0.006,
@@ -68,8 +71,9 @@ class SuperResolution(AdversarialTask):
         decoder_width: int = 32,
         **base: Any,
     ) -> None:
-        if scale not in SCALES:
-            raise ValueError(f"task.scale is {scale}; allowed are 2, 4 and 8")
+        scales = list(scale) if isinstance(scale, Sequence) else [scale]
+        if not scales or any(one not in SCALES for one in scales) or len(set(scales)) < len(scales):
+            raise ValueError(f"task.scale is {scale}; allowed are 2, 4 and 8, or a list of some of them")
         if input not in INPUTS:
             raise ValueError(f"task.input is {input!r}; allowed are {', '.join(INPUTS)}")
         if content not in CONTENTS or content_weight < 0:
@@ -77,8 +81,13 @@ class SuperResolution(AdversarialTask):
                 f"task.content is {content!r} and task.content_weight {content_weight}; allowed are "
                 "discriminator, vgg and null, and 0 or more"
             )
+        if input == "small" and len(scales) > 1:
+            raise ValueError(
+                f"task.scale is {scale}; task.input=small takes one, as task.scale={max(scales)}"
+            )
         super().__init__(backbone, **base)
-        self.scale, self.enlarged = scale, input == "enlarged"
+        *self.smaller_scales, self.scale = sorted(int(one) for one in scales)
+        self.enlarged = input == "enlarged"
         self.content, self.content_weight = content, content_weight
         self._vgg_weights = vgg_weights
         self._make_decoder = partial(Decoder, width=decoder_width, skips=skips)
@@ -110,7 +119,9 @@ class SuperResolution(AdversarialTask):
             self.labels_seen = "those of ImageNet, by VGG19 in the loss"
 
     def attempt(self, images: Tensor, stream: torch.Generator) -> Attempt:
-        small, bicubic = self.degrade(images)
+        small, bicubic = self.degrade(images, self.scale)
+        if self.training and self.smaller_scales:
+            bicubic = self.draw_scales(images, bicubic, stream)
         real = self.normalise(images)
         seen = self.with_input_noise(self.input_of(small, bicubic), stream)
         made = self.restore(seen, bicubic)  # (B, C, S, S), normalised
@@ -121,10 +132,26 @@ class SuperResolution(AdversarialTask):
             scores |= self.measure(self.to_pixels(made), bicubic, images)
         return Attempt(scores, real, made, extra)
 
-    def degrade(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def degrade(self, images: Tensor, scale: int) -> tuple[Tensor, Tensor]:
         """Shrink images `(B, C, S, S)` by the scale, and enlarge them again as baseline; both in [0, 1]."""
-        small = resize_bicubic(images, self.spec.image_size // self.scale).clamp(0, 1)
+        small = resize_bicubic(images, self.spec.image_size // scale).clamp(0, 1)
         return small, resize_bicubic(small, self.spec.image_size).clamp(0, 1)
+
+    def draw_scales(self, images: Tensor, bicubic: Tensor, stream: torch.Generator) -> Tensor:
+        """Draw one of the scales for each image.
+
+        Args:
+            images: `(B, C, S, S)` in [0, 1].
+            bicubic: Their enlargements from the largest scale, of the same shape.
+            stream: Source of the draws.
+
+        Returns:
+            The enlargements `(B, C, S, S)` from the drawn scales.
+        """
+        others = [self.degrade(images, scale)[1] for scale in self.smaller_scales]
+        enlarged = torch.stack([*others, bicubic])  # (scales, B, C, S, S)
+        drawn = torch.randint(len(enlarged), (len(images),), generator=stream, device=images.device)
+        return enlarged[drawn, torch.arange(len(images), device=images.device)]
 
     def input_of(self, small: Tensor, bicubic: Tensor) -> Tensor:
         """Return the input of the backbone, normalised, without noise."""
@@ -166,7 +193,7 @@ class SuperResolution(AdversarialTask):
         return found
 
     def panel(self, images: Tensor) -> Panel:
-        small, bicubic = self.degrade(images)
+        small, bicubic = self.degrade(images, self.scale)
         made = self.to_pixels(self.restore(self.input_of(small, bicubic), bicubic))
         blocky = small.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
         text = [

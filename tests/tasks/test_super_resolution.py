@@ -36,7 +36,7 @@ def small_srresnet() -> SRResNet:
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_images_are_degraded_as_pillow_does(scale: int) -> None:
     images = torch.rand(2, 3, 32, 32)
-    small, bicubic = make(scale=scale).degrade(images)
+    small, bicubic = make().degrade(images, scale)
     assert small.shape == (2, 3, 32 // scale, 32 // scale)
     for x, source in ((small, images), (bicubic, small)):
         for image in range(2):
@@ -53,7 +53,7 @@ def test_untrained_it_is_bicubic(input: str) -> None:
     scores = task.step(images, LABELS, generator(0))
     assert scores["psnr"].item() == pytest.approx(scores["bicubic_psnr"].item(), abs=1e-3)
     assert scores["ssim"].item() == pytest.approx(scores["bicubic_ssim"].item(), abs=1e-4)
-    bicubic = task.degrade(images)[1]
+    bicubic = task.degrade(images, 4)[1]
     std = torch.tensor(SPEC.std).view(1, 3, 1, 1)
     expected = ((bicubic - images) / std).square().mean().item()
     assert scores["pixel"].item() == scores["loss"].item() == pytest.approx(expected, rel=1e-4)
@@ -69,10 +69,41 @@ def test_the_backbone_sees_what_was_chosen() -> None:
         task.backbone.register_forward_pre_hook(lambda module, inputs, seen=seen: seen.append(inputs[0]))
         attempt = task.attempt(images, generator(0))
         assert seen[0].shape == (2, 3, size, size)
-        degraded = task.degrade(images)[input == "enlarged"]
+        degraded = task.degrade(images, 4)[input == "enlarged"]
         torch.testing.assert_close(seen[0], task.normalise(degraded))
         assert attempt.fake.shape == attempt.real.shape == (2, 3, 32, 32)
         torch.testing.assert_close(attempt.real, task.normalise(images))
+
+
+def test_each_image_draws_one_of_several_scales() -> None:
+    images = torch.rand(400, 3, 16, 16)
+    task = make(ImageSpec(3, 16, SPEC.mean, SPEC.std), scale=[8, 2, 4])
+    seen: list[Tensor] = []
+    task.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    enlarged = torch.stack([task.normalise(task.degrade(images, scale)[1]) for scale in (2, 4, 8)])
+
+    def scales_of(x: Tensor) -> Tensor:
+        return (enlarged - x).abs().amax((2, 3, 4)).argmin(0)
+
+    task.attempt(images, generator(0))
+    drawn = scales_of(seen[0])
+    torch.testing.assert_close(seen[0], enlarged[drawn, torch.arange(400)])
+    assert (drawn.bincount(minlength=3) / 400 - 1 / 3).abs().max() < 0.1  # 4.2 standard deviations
+    task.attempt(images, generator(0))
+    assert torch.equal(seen[1], seen[0])
+    task.attempt(images, generator(1))
+    assert not torch.equal(scales_of(seen[2]), drawn)
+    task.eval().attempt(images, generator(0))
+    torch.testing.assert_close(seen[3], enlarged[2])
+
+
+def test_a_list_of_one_scale_is_that_scale() -> None:
+    images = torch.rand(4, 3, 32, 32)
+    scores = []
+    for scale in (8, [8]):
+        torch.manual_seed(0)
+        scores.append(make(scale=scale).attempt(images, generator(0)).scores["loss"])
+    assert torch.equal(*scores)
 
 
 def test_feature_matching_compares_every_stage() -> None:
@@ -146,7 +177,7 @@ def test_the_panel_shows_every_step() -> None:
     panel = task.panel(images)
     assert panel.images.shape == (3, 4, 3, 32, 32)
     assert panel.columns == ["input", "bicubic", "output", "original"]
-    small, bicubic = task.degrade(images)
+    small, bicubic = task.degrade(images, 4)
     assert torch.equal(panel.images[:, 0, :, ::4, ::4], small)
     assert torch.equal(panel.images[:, 0, :, 3::4, 2::4], small)
     assert torch.equal(panel.images[:, 1], bicubic)
@@ -165,7 +196,14 @@ def test_grey_images_become_sharper_too() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": 3}, "task.scale is 3; allowed are 2, 4 and 8"),
+        ({"scale": 3}, "task.scale is 3; allowed are 2, 4 and 8, or a list of some of them"),
+        ({"scale": []}, r"task.scale is \[\]; allowed"),
+        ({"scale": [2, 2]}, r"task.scale is \[2, 2\]; allowed"),
+        ({"scale": "4"}, "task.scale is 4; allowed"),
+        (
+            {"scale": [2, 4], "input": "small"},
+            r"task.scale is \[2, 4\]; task.input=small takes one, as task.scale=4",
+        ),
         ({"input": "large"}, "task.input is 'large'; allowed are enlarged, small"),
         ({"input": "small"}, "1/2 of its input"),
         ({"content": "pixels"}, "task.content is 'pixels'"),
