@@ -60,7 +60,9 @@ SETTINGS = {
     "dino": Settings("adamw", 0.002, 64, ("task.momentum=0.98", "task.teacher_temperature=[0.04,0.04]")),
     "lejepa": Settings("adamw", 0.002, 128, SMALL_VIEWS),
     "inpainting": Settings("adam", 0.002, more=(*GAN, "task.discriminator_steps=2")),
-    "super_resolution": Settings("adam", 0.002, more=(*GAN, "task.scale=8")),
+    "super_resolution": Settings(
+        "adam", 0.002, more=(*GAN, "task.scale=[2,4,8]", "task.discriminator_lr_factor=0.4")
+    ),
 }
 
 
