@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from ssl_lightning.artifacts.checkpoints import AtomicCheckpointIO, load_checkpoint
+from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.data.pack.__main__ import main as pack
 from ssl_lightning.launch.resume import resume_main, resumed_config
@@ -378,3 +379,25 @@ def test_folders_without_a_run_are_refused(tmp_path: Path, capsys: pytest.Captur
         assert resume_main([f"resume={tmp_path / name}"], ROOT / "conf") == 1
         assert message in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["config.yaml"]
+    assert resume_main(["resume="], ROOT / "conf") == 1  # of a shell variable that is not set
+    assert "resume= names no folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_an_evaluation_added_stays_while_the_weights_stay(tmp_path: Path) -> None:
+    finish(start(tmp_path, *RUN, "trainer.max_epochs=1", "name=evaluated"))
+    folder = folder_of(tmp_path, "evaluated")
+    script = [sys.executable, str(ROOT / "evaluate.py"), f"run={folder}", "probe=[svm]"]
+    subprocess.run(script, cwd=tmp_path, check=True, capture_output=True)
+
+    def added() -> list[str]:
+        return [r.probe for r in read_results(folder / "results.json").probes if r.evaluation is not None]
+
+    first = added()
+    assert set(first) == {"svm"}
+    finish(start(tmp_path, f"resume={folder}"))
+    assert added() == first
+    assert f"{len(first)} figures of evaluate.py" in finish(
+        start(tmp_path, f"resume={folder}", "trainer.max_epochs=2")
+    )
+    assert added() == []

@@ -147,7 +147,8 @@ def add_records(results: Results, records: list[Record], evaluation: Evaluation)
 
     Args:
         results: Results of the run.
-        records: New records. One that exists already, with the same data, protocol and value, is skipped.
+        records: New records. One that exists already, with the same data, protocol and value, is skipped, and
+            gives the known one its answers if that has none.
         evaluation: Their origin.
 
     Returns:
@@ -157,8 +158,15 @@ def add_records(results: Results, records: list[Record], evaluation: Evaluation)
         (replace(r, evaluation=None), (r.evaluation or results.run).data)
         for r in results.probes  # records of the run itself have no evaluation
     ]
-    new = [r for r in records if (r, evaluation.data) not in known]
-    results.probes.extend(replace(r, evaluation=evaluation) for r in new)
+    new = []
+    for record in records:
+        if (record, evaluation.data) not in known:
+            new.append(replace(record, evaluation=evaluation))
+            continue
+        place = known.index((record, evaluation.data))
+        answers = results.probes[place].answers or record.answers
+        results.probes[place] = replace(results.probes[place], answers=answers)
+    results.probes.extend(new)
     return len(records) - len(new)
 
 

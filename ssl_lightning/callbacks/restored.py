@@ -29,6 +29,7 @@ class Restored(Callback):
     def __init__(self, path: Path | None, content: Mapping[str, Any] | None) -> None:
         self.path = path
         self.pending = path is not None  # until the state is restored
+        self.step: int = 0 if content is None else content["global_step"]
         self.expected = {} if content is None else {key: content[key] for key in COUNTED}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -193,7 +193,17 @@ def _draw_heldout(pairing: Pairing, name: str, heldout: int | None, free: Collec
     if count >= len(pool):
         allowed = f"0 to {len(pool) - 1}, as there are {len(pool)} {kind} images"
         raise _refusal("heldout", count, name, allowed)
-    return stratified(pool.labels, count, "heldout", spare=1)
+    drawn = stratified(pool.labels, count, "heldout", spare=1)
+    if heldout is None and pairing.train is not None and pairing.test is None:
+        while len(drawn) + 1 < len(pool) and not _in_every_fold(drawn, pool.labels):
+            drawn = stratified(pool.labels, len(drawn) + 1, "heldout", spare=1)
+    return drawn
+
+
+def _in_every_fold(heldout: Tensor, labels: Tensor) -> bool:
+    """Whether each fold of a cross-validation keeps a held-out image to select on."""
+    splits = Splits(heldout[:0], heldout, complement(heldout, len(labels)), heldout)
+    return all(len(fold.heldout) for fold in splits.folds(labels))
 
 
 def _draw_labelled(

@@ -44,6 +44,10 @@ def resume_main(arguments: Sequence[str], config_dir: Path) -> int:
         if flags:
             raise RunError(f"error: resume= resumes one run and does not take {' '.join(flags)}")
         (name,) = [a.partition("=")[2] for a in arguments if is_resume([a])][-1:]
+        if not name:
+            raise RunError(
+                "error: resume= names no folder; give a run folder, as train.py prints it at its end"
+            )
         folder = Path(name).expanduser().resolve()
         overrides = [a for a in arguments if not is_resume([a])]
         cfg = resumed_config(folder, overrides, config_dir)
@@ -61,7 +65,7 @@ def is_resume(arguments: Sequence[str]) -> bool:
     >>> is_resume(["task=rotation", "resume=outputs/x"]), is_resume(["resume=null"]), is_resume([])
     (True, False, False)
     """
-    return any(a.startswith("resume=") and a not in ("resume=", "resume=null") for a in arguments)
+    return any(a.startswith("resume=") and a != "resume=null" for a in arguments)
 
 
 def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> DictConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,18 @@ from ssl_lightning.ops.knn import balanced_accuracy, right_in_topk, topk_accurac
 
 Scored = tuple[Tensor, Tensor]  # scores (N, K); labels (N,), or (N, K) of 1, 0 and -1
 OF_BALANCED = ("standard_error", "majority")  # entries that only a balanced accuracy has in its protocol
+_deciding: ContextVar[Tensor | None] = ContextVar("labels that decide the metrics", default=None)
 UNEQUAL = 1.5  # times the images of the smallest class that the largest one has at most, if classes are equal
+
+
+@contextmanager
+def metrics_decided_by(labels: Tensor) -> Iterator[None]:
+    """Let `metrics_of` answer for these labels, those of all folds, whatever the labels of one fold."""
+    token = _deciding.set(labels)
+    try:
+        yield
+    finally:
+        _deciding.reset(token)
 
 
 def metrics_of(labels: Tensor) -> tuple[str, ...]:
@@ -24,6 +37,8 @@ def metrics_of(labels: Tensor) -> tuple[str, ...]:
     Args:
         labels: `(N,)` classes, or `(N, K)` of 1, 0 and -1.
     """
+    decided = _deciding.get()
+    labels = labels if decided is None else decided
     if labels.ndim == 2:
         return ("map",)
     sizes = labels.unique(return_counts=True)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, product
@@ -17,12 +18,12 @@ from ssl_lightning.artifacts.records import BALANCED, Protocol, Record, best_sta
 from ssl_lightning.core.progress import watched
 from ssl_lightning.data.io.splits import FOLDS, draw_folds
 from ssl_lightning.features.encode import Features
-from ssl_lightning.probes._accuracy import details, figure_of
+from ssl_lightning.probes._accuracy import details, figure_of, metrics_decided_by
 from ssl_lightning.probes.base import BaseProbe
 
 LABELLED = ("train", "heldout")  # of the labelled images, without a test split
 SETTINGS = ("k", "k_shot", "fraction")  # entries of a protocol that tell the figures of one probe apart
-AVERAGED = ("heldout", "sd", "standard_error", "majority")
+AVERAGED = ("heldout", "standard_error", "majority")
 Part = TypeVar("Part")
 
 
@@ -64,7 +65,11 @@ def _kinds(features: Features) -> list[str]:
 
 
 def run_folds(
-    probe: BaseProbe, run: Callable[[Part], list[Record]], folds: Sequence[Part], whole: Part
+    probe: BaseProbe,
+    run: Callable[[Part], list[Record]],
+    folds: Sequence[Part],
+    whole: Part,
+    labels: Tensor | None,
 ) -> list[Record]:
     """Run a probe, or run it on each of several folds and merge its records.
 
@@ -75,9 +80,17 @@ def run_folds(
         run: Runs the probe on features or on a context.
         folds: What `run` takes: of the test split, or of each fold.
         whole: The same of all labelled images.
+        labels: Those of all folds, which decide the metrics; None with a test split.
     """
-    if len(folds) == 1:
+    if len(folds) == 1 or labels is None:
         return run(folds[0])
+    with metrics_decided_by(labels):
+        return _run_folds(probe, run, folds, whole)
+
+
+def _run_folds(
+    probe: BaseProbe, run: Callable[[Part], list[Record]], folds: Sequence[Part], whole: Part
+) -> list[Record]:
     found = []
     for number, fold in enumerate(folds, 1):
         with watched(f"fold {number} of {len(folds)}"):
@@ -86,10 +99,16 @@ def run_folds(
     if probe.fitted is not None:
         run(whole)  # its figures mean nothing
         fitted = probe.fitted.record
-        like = [r for r in records if (r.metric, _setting(r)) == (fitted.metric, _setting(fitted))]
-        figure = replace(best_stage(like) or fitted, stage=fitted.stage)
-        probe.fitted = replace(probe.fitted, record=figure)
+        figure = best_stage(like_record(fitted, records))
+        assert figure is not None
+        probe.fitted = replace(probe.fitted, record=replace(figure, stage=fitted.stage))
     return records
+
+
+def like_record(wanted: Record, records: Sequence[Record]) -> list[Record]:
+    """Return the records with the metric and the setting of another; without any, those with its metric."""
+    alike = [record for record in records if record.metric == wanted.metric]
+    return [record for record in alike if _setting(record) == _setting(wanted)] or alike
 
 
 def merge_folds(folds: Sequence[Sequence[Record]]) -> list[Record]:
@@ -152,8 +171,12 @@ def _merged_protocol(parts: Sequence[Record]) -> Protocol:
             merged[key] = each[0]
         elif key in SETTINGS:
             merged[key] = min(each)
+        elif key == "values":  # of each draw
+            merged[key] = [_mean(parts, draw) for draw in zip(*each, strict=True)]
         else:
             merged[key] = _mean(parts, each) if key in AVERAGED else each
+    if "values" in merged:
+        merged["sd"] = statistics.stdev(merged["values"])
     return merged
 
 

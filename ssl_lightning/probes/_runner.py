@@ -111,6 +111,7 @@ def run_probes(
     wanted = [each for probe in backbone_probes.values() for each in probe.wanted]
     names = "\n".join(getattr(loaders.get("test"), "image_names", ())).encode(errors="surrogateescape")
     folds = [] if data is None else data.test_folds
+    tested = data.downstream("test").labels if data and folds else None
     encoded = {split: loader for split, loader in loaders.items() if split != "test" or not folds}
     corruptions = dict.fromkeys(name for probe in feature_probes.values() for name in probe.corruptions)
     for split in LABELLED if folds else ("test",):
@@ -159,7 +160,7 @@ def run_probes(
                     probe.check({split: len(labels) for split, labels in part.labels.items()})
                 run = checking(probe, partial(probe.run, num_classes=len(class_names)))
                 with torch.inference_mode():  # closed forms only; a probe that trains leaves this mode
-                    timed(name, branch, partial(run_folds, probe, run, parts, whole))
+                    timed(name, branch, partial(run_folds, probe, run, parts, whole, tested))
             del features, parts, whole
 
         context = partial(make_context, branch, backbone)
@@ -168,7 +169,7 @@ def run_probes(
         for name, backbone_probe in backbone_probes.items():
             contexts = of_folds if folds and backbone_probe.targets != ("none",) else [all_images]
             evaluate = checking(backbone_probe, backbone_probe.run)
-            timed(name, branch, partial(run_folds, backbone_probe, evaluate, contexts, all_images))
+            timed(name, branch, partial(run_folds, backbone_probe, evaluate, contexts, all_images, tested))
     return records, seconds
 
 

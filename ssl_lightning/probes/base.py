@@ -128,6 +128,11 @@ class ImageLoader(Protocol):
     """Batches of `(images uint8, labels)` in a fixed order, with access to single images."""
 
     @property
+    def labels(self) -> Tensor:
+        """Labels of the images of all processes, in order."""
+        ...
+
+    @property
     def image_names(self) -> list[str]:
         """Name of each image of all processes, in order."""
         ...

@@ -90,12 +90,13 @@ class LowShotProbe(LinearSVMProbe):
         labels = {split: values.cpu() for split, values in features.labels.items()}
         smallest = int((as_targets(labels["train"], num_classes) == 1).sum(0).min())
         ks = at_most(self.ks, smallest)
+        metrics = metrics_of(labels["test"])
         records = []
         with single_threaded_pool() as pool:
             for stage in tracked(features.stages, "fit", "stages"):
                 (train, heldout, test), protocol = self.chosen_features(features, stage)
                 scored = {"heldout": unit(heldout), "test": unit(test)}
-                shots = partial(self._shots, train, scored, labels, num_classes)
+                shots = partial(self._shots, train, scored, labels, num_classes, metrics)
                 for found in reversed(list(pool.map(shots, reversed(ks)))):  # the slowest first
                     for metric, value, more in found:
                         records.append(Record(stage, metric, value, len(test), protocol | more))
@@ -107,13 +108,13 @@ class LowShotProbe(LinearSVMProbe):
         scored: Mapping[str, Samples],
         labels: Mapping[str, Tensor],
         num_classes: int,
+        metrics: tuple[str, ...],
         k: int,
     ) -> list[tuple[str, float, dict[str, Any]]]:
         """Return for each metric its mean test score over draws of k images per class, and the protocol."""
         one_label = labels["train"].ndim == 1
         targets = as_targets(labels["train"], num_classes)
         folds, costs = min(self.folds, k), self.costs if k > 1 else [self.cost]
-        metrics = metrics_of(labels["test"])
         values: dict[tuple[str, str], list[float]] = {
             (metric, split): [] for metric in metrics for split in ("heldout", "test")
         }

@@ -215,15 +215,13 @@ class _Training:
         self.stages = backbone.stages
         self.tuned = backbone.backbone if probe.finetune else None
         self.first = copy.deepcopy(self.tuned.state_dict()) if self.tuned is not None else {}
-        # batch norm over several processes needs equal parts
-        processes = rank_and_world()[1]
-        self.in_parts = not probe.hidden or probe.plans[0].batch_size % processes == 0
         self.head: nn.Module = nn.Identity()  # of the last training
 
     def train(self, draw: Draw, plan: TrainingPlan) -> Trained:
         """Train on a draw of the labelled pictures, and keep the best state on held-out pictures."""
         seed = draw.seed(self.context.seed)
-        self.head = self._new_head(seed)
+        in_parts = self._in_parts(len(draw.indices), plan.batch_size)
+        self.head = self._new_head(seed, synchronised=in_parts)
         if self.tuned is not None:
             self.tuned.load_state_dict(self.first)
         heldout, protocol = plan.train(
@@ -234,7 +232,7 @@ class _Training:
             images=len(draw.indices),
             seed=seed,
             choose_by="miou",
-            split=self.in_parts,
+            split=in_parts,
         )
         return Trained(heldout, protocol, [copy.deepcopy(each.state_dict()) for each in self._trained()])
 
@@ -254,7 +252,11 @@ class _Training:
     def _trained(self) -> list[nn.Module]:
         return [self.head] if self.tuned is None else [self.head, self.tuned]
 
-    def _new_head(self, seed: int) -> nn.Module:
+    def _in_parts(self, images: int, batch_size: int) -> bool:
+        """Return whether the processes share a batch; batch norm over several needs equal parts."""
+        return not self.probe.hidden or min(images, batch_size) % rank_and_world()[1] == 0
+
+    def _new_head(self, seed: int, *, synchronised: bool) -> nn.Module:
         channels = self.context.backbone.feature_info.channels()  # type: ignore[operator, union-attr]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(seed, "segmentation", self.context.branch))
@@ -264,7 +266,7 @@ class _Training:
                 hidden=self.probe.hidden,
                 dilation=self.probe.dilation,
             )
-        if self.in_parts and rank_and_world()[1] > 1:
+        if synchronised and rank_and_world()[1] > 1:
             on_gpu = torch.device(self.context.device).type == "cuda"
             head = synchronise_batch_norm(head, on_gpu=on_gpu)
         return head.to(self.context.device)

@@ -95,8 +95,8 @@ def headline_columns(runs: Sequence[ReportedRun], data: str) -> list[Column]:
     records = [record for run in runs for record in run.probes if run.probed(record) == data]
     columns: dict[str, Column] = {}
     for record in headline(records):
-        keys = [key for key in ("k", "k_shot", "fraction") if key in record.protocol]
-        where: dict[str, Any] = {key: record.protocol[key] for key in keys}
+        # None too, so that the figure of all labels is no column of a share
+        where: dict[str, Any] = {key: record.protocol.get(key) for key in ("k", "k_shot", "fraction")}
         where |= {"probe": record.probe, "metric": record.metric}
         columns.setdefault(column(record), Column(column(record), data=data, where=where))
     return list(columns.values())

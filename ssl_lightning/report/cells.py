@@ -196,11 +196,11 @@ def at_stage(records: Sequence[Record], column: Column) -> Record | None:
 
 def quantity(record: Record) -> list[Any]:
     """Identify the measured quantity; figures of different quantities cannot be compared."""
-    return [
-        record.probe,
-        record.metric,
-        *(record.protocol.get(k) for k in ("k", "k_shot", "fraction", "steps")),
-    ]
+    backbone = str(record.protocol.get("backbone")).partition(",")[
+        0
+    ]  # frozen or fine-tuned, without the rate
+    settings = ("k", "k_shot", "fraction", "steps", "hidden", "classifier")
+    return [record.probe, record.metric, backbone, *(record.protocol.get(key) for key in settings)]
 
 
 def treatment(record: Record) -> list[Any]:

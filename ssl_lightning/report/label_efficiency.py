@@ -7,14 +7,16 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
-from ssl_lightning.artifacts.records import best_stage
+from ssl_lightning.artifacts.records import Record, best_stage
 from ssl_lightning.artifacts.results import Results, read_results
 from ssl_lightning.artifacts.run_folder import RESULTS
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import printable
+from ssl_lightning.report.cells import treatment
 from ssl_lightning.report.colours import Style, styles
 
 PROBE = "lowshot"
@@ -62,7 +64,7 @@ def curve(results: Results) -> Curve:
     rows = [r for r in results.probes if (r.probe, r.branch) == (PROBE, "backbone")]
     trained = any(r.trained for r in rows)
     rows = [r for r in rows if r.trained == trained]
-    rows = [r for r in rows if r.metric in METRICS]
+    rows = _of_one_setting([r for r in rows if r.metric in METRICS])
     if not rows:
         raise ValueError(
             f"the run of {run.task} on {run.data} has no low-shot figures; "
@@ -93,7 +95,8 @@ def share_curve(results: Results, metric: str) -> Curve | None:
     rows = [r for r in results.probes if r.metric == metric and r.branch == "backbone"]
     rows = [r for r in rows if "class_draws" in r.protocol]
     trained = any(r.trained for r in rows)
-    by_labels = {r.protocol["labels"]["train"]: r for r in rows if r.trained == trained}
+    rows = _of_one_setting([r for r in rows if r.trained == trained])
+    by_labels = {r.protocol["labels"]["train"]: r for r in rows}
     if not by_labels:
         return None
     shown = [by_labels[labels] for labels in sorted(by_labels)]
@@ -106,6 +109,17 @@ def share_curve(results: Results, metric: str) -> Curve | None:
         (shown[0].evaluation or results.run).data,
         IN_ALL,
     )
+
+
+def _of_one_setting(rows: Sequence[Record]) -> list[Record]:
+    """Return a run's own figures; without any, all with the data and the setting of the last evaluation."""
+
+    def setting(record: Record) -> tuple[Any, ...]:
+        all_labels = replace(record, protocol=record.protocol | {"k_shot": None, "fraction": None})
+        return record.evaluation and record.evaluation.data, treatment(all_labels)
+
+    own = [r for r in rows if r.evaluation is None]
+    return own or [r for r in rows if setting(r) == setting(rows[-1])]
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:

@@ -108,7 +108,8 @@ def _without_gain(results: Results, pretext: Verdict | None) -> Verdict:
 def _pair(records: Sequence[Record], branch: str) -> tuple[Record | None, Record | None]:
     """Return the figures of the judging probe before and after pretraining, at their best stages.
 
-    Where the classes are unequal in number, its balanced accuracy judges.
+    Where the classes are unequal in number, its balanced accuracy judges. Of shares of the labels the largest
+    does.
     """
     own = [r for r in records if r.branch == branch and r.metric in JUDGING and r.evaluation is None]
     found = []
@@ -118,10 +119,10 @@ def _pair(records: Sequence[Record], branch: str) -> tuple[Record | None, Record
         if before is not None and after is not None:
             found.append((before, after))
 
-    def order(pair: tuple[Record, Record]) -> tuple[int, bool]:
-        probe = pair[1].probe
+    def order(pair: tuple[Record, Record]) -> tuple[int, float, bool]:
+        probe, share = pair[1].probe, pair[1].protocol.get("fraction") or 1.0
         place = FIRST.index(probe) if probe in FIRST else len(FIRST)
-        return place, pair[1].metric != BALANCED
+        return place, -share, pair[1].metric != BALANCED
 
     return min(found, key=order, default=(None, None))
 

@@ -76,6 +76,8 @@ def execute(parts: Parts, writer: RunWriter) -> PretextTask:
     if task.needs_training:
         with writer.phase("pretraining"):
             task = pretrain(parts)
+        if parts.trainer.global_step > parts.restored.step:
+            writer.drop_evaluations()
     with writer.phase("probes"):
         probed = probe_task(parts, task)
     writer.add(probed, trained=task.needs_training or bool(parts.loaded))

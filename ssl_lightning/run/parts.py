@@ -166,7 +166,8 @@ def free_keys(cfg: DictConfig) -> frozenset[str]:
 
 def untrained_records(previous: Results | None) -> list[Record]:
     """Return the records of the untrained backbone from an interrupted run."""
-    return [record for record in previous.probes if not record.trained] if previous else []
+    records = previous.probes if previous else []
+    return [record for record in records if not record.trained and record.evaluation is None]
 
 
 def fit_to_hardware(

@@ -26,6 +26,7 @@ from ssl_lightning.config.trust import given_overrides
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.cpu import processor
 from ssl_lightning.core.entry import command_line
+from ssl_lightning.core.messages import tell
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.report.model_card import write_model_card
@@ -49,6 +50,8 @@ class RunWriter:
         self.parts, self.began = parts, began
         self.git = git_revision()  # of the code that runs; the checkout may change before the end
         self.records: list[Record] = []
+        before = parts.previous.probes if parts.previous else []
+        self.evaluations = [record for record in before if record.evaluation is not None]  # of `evaluate.py`
         self.probe_s: dict[str, float] = {}
         self.phases = {"start": time.perf_counter() - began}  # seconds by name
 
@@ -69,6 +72,12 @@ class RunWriter:
         """Add the records of one round of probes."""
         self.records += [replace(record, trained=trained) for record in probed.records]
         self.probe_s = probed.seconds or self.probe_s
+
+    def drop_evaluations(self) -> None:
+        """Leave out what `evaluate.py` added, which is of earlier weights."""
+        if self.evaluations:
+            tell(f"{len(self.evaluations)} figures of evaluate.py are of earlier weights and are left out")
+        self.evaluations = []
 
     def save_classifiers(self, probed: Probed) -> None:
         """Write the classifiers of one round of probes; call it after the export of the backbone."""
@@ -120,7 +129,7 @@ class RunWriter:
             health=parts.health.health() if parts.task.needs_training else None,
             status=status,
         )
-        results = Results(facts, parts.metrics.validation, self.records)
+        results = Results(facts, parts.metrics.validation, [*self.records, *self.evaluations])
         return replace(results, run=replace(facts, verdict=self.verdict(results)))
 
     def verdict(self, results: Results) -> Verdict | None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssl_lightning.artifacts.answers import Answers
 from ssl_lightning.artifacts.records import Evaluation, Record, best_stage
 from ssl_lightning.artifacts.results import Results, add_records, objective_value, read_results, write_results
 from ssl_lightning.artifacts.run_facts import BenchmarkRow, Health, RunFacts
@@ -146,6 +147,17 @@ def test_a_later_evaluation_adds_what_is_not_there() -> None:
     assert add_records(stored, again, Evaluation("cifar10", "best")) == 2
     assert [r.evaluation for r in stored.probes] == [None, Evaluation("cifar10", "last")]
     assert add_records(stored, again, Evaluation("stl10")) == 0
+
+
+def test_a_later_evaluation_adds_the_answers_that_a_record_lacks() -> None:
+    stored = results(record("knn", "stage1", 0.4, 0.5))
+    answers = Answers(b"\xf0", b"\0\0\0\0" * 8, "0" * 12)
+    again = replace(stored.probes[0], answers=answers)
+    assert add_records(stored, [again], Evaluation("cifar10")) == 1
+    assert (stored.probes, stored.probes[0].answers) == ([again], answers)
+    other = replace(again, answers=replace(answers, right=b"\x0f"))
+    assert add_records(stored, [other], Evaluation("cifar10")) == 1
+    assert stored.probes[0].answers == answers
 
 
 def test_the_digest_sees_the_science_and_nothing_else() -> None:

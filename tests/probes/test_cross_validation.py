@@ -1,6 +1,8 @@
 """Cross-validated figures: against one run for each fold, by hand, and on labels that mean nothing."""
 
 import itertools
+import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ssl_lightning.artifacts.records import Record, best_stage
+from ssl_lightning.artifacts.records import Record, best_stage, check_figures
 from ssl_lightning.core import progress
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.data._pairing import Pairing
@@ -18,7 +20,7 @@ from ssl_lightning.data.fake import Fake
 from ssl_lightning.features.encode import Features, encode
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes._accuracy import records_of
-from ssl_lightning.probes._cross_validation import fold_features, merge_folds, run_folds
+from ssl_lightning.probes._cross_validation import fold_features, merge_folds, run_folds, whole_features
 from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.attentive import AttentiveProbe
 from ssl_lightning.probes.base import BaseProbe
@@ -83,6 +85,7 @@ def test_it_is_a_run_for_each_fold(data: Untested, probe: BaseProbe, tmp_path: P
     found = sorted(probed(data, probe, tmp_path), key=setting)
     folds = [sorted(probed(fold, probe, tmp_path), key=setting) for fold in data.test_folds]
     for record, *alike in zip(found, *folds, strict=True):
+        check_figures(record, "a stored file has")
         assert (record.n, record.protocol["cross_validated"]) == (63, 5)
         if "stages" in record.protocol:  # the best of each fold
             alike = [
@@ -110,6 +113,16 @@ def test_every_labelled_image_is_tested_once_by_others(data: Untested) -> None:
         assert fold.test_folds == []
     assert data.label_counts == {"train": 40, "heldout": 9, "test": 12, "rarest": data.label_counts["rarest"]}
     assert Fake(num_train=63, num_classes=3, heldout=12, image_size=16).test_folds == []
+
+
+@pytest.mark.parametrize(("images", "classes"), [(10, 2), (12, 2), (18, 2), (24, 2), (15, 3), (63, 3)])
+def test_few_images_still_select_in_every_fold(images: int, classes: int) -> None:
+    data = Untested(num_train=images, num_classes=classes, heldout=None, image_size=16, batch_size=4)
+    data.setup()
+    counts = [len(fold.downstream("heldout").indices) for fold in data.test_folds]
+    assert min(counts) >= 1
+    assert len(data.downstream("heldout").indices) <= max(3, images // 10)
+    LinearProbe().check(data.label_counts)
 
 
 def test_features_are_cut_like_the_images(data: Untested, tmp_path: Path) -> None:
@@ -142,6 +155,22 @@ def test_low_shot_figures_are_averaged(data: Untested, tmp_path: Path) -> None:
         ("stage1", 1, 63), ("stage2", 1, 63), ("stage1", 4, 63), ("stage2", 4, 63),
     ]  # fmt: skip
     assert all(isinstance(r.protocol["sd"], float) for r in found)
+    for record in found:
+        check_figures(record, "a stored file has")
+
+    def shot(record: Record) -> tuple[int, str]:
+        return record.protocol["k_shot"], record.stage
+
+    plain = [number for number, record in enumerate(found) if "stages" not in record.protocol]
+    folds = [sorted(probed(fold, probe, tmp_path), key=shot) for fold in data.test_folds]
+    for number in plain:
+        values, protocol = [0.0, 0.0], found[number].protocol
+        for record in (fold[number] for fold in folds):
+            values = [v + x * record.n / 63 for v, x in zip(values, record.protocol["values"], strict=True)]
+        assert protocol["values"] == pytest.approx(values)
+        assert found[number].value == pytest.approx(sum(values) / 2)
+        assert protocol["sd"] == pytest.approx(abs(values[0] - values[1]) / math.sqrt(2))
+    assert len(plain) == 2
 
 
 def test_probes_without_labels_run_once(data: Untested, tmp_path: Path) -> None:
@@ -187,6 +216,26 @@ def test_balanced_accuracy_is_that_of_all_images() -> None:
     assert balanced.protocol["majority"] == expected.protocol["majority"]
 
 
+@pytest.mark.parametrize(("sizes", "unequal"), [((20, 11), True), ((33, 20), True), ((33, 23), False)])
+def test_all_folds_have_the_metrics_of_all_labels(sizes: tuple[int, int], unequal: bool) -> None:
+    """Alone, some folds of the first two have classes of 4 and 3 or 6 and 4 images, which count as equal."""
+    stream = generator("unequal", *sizes)
+    every = torch.repeat_interleave(torch.tensor([0, 1]), torch.tensor(sizes))
+    every = every[torch.randperm(len(every), generator=stream)]
+    labels = {"train": every[6:], "heldout": every[:6]}
+    pooled = {
+        split: {("stage1", (1, 1)): torch.randn(len(y), 64, generator=stream)} for split, y in labels.items()
+    }
+    features = Features(labels, ("stage1",), {("stage1", 1): (1, 1)}, pooled, 1.0, 1.0)
+    probe = LinearProbe(pool=1)
+    run = partial(probe.run, num_classes=2)
+    records = run_folds(probe, run, fold_features(features), whole_features(features), every)
+    assert [r.metric for r in records] == (["top1", "balanced"] if unequal else ["top1"])
+    assert {r.n for r in records} == {len(every)}
+    assert probe.fitted is not None
+    assert probe.fitted.record == records[-1]  # and not its accuracy on the images that it was fitted to
+
+
 def test_labels_that_mean_nothing_give_chance() -> None:
     """The best of six stages would be above chance if one stage were chosen for all folds together."""
     nested, chosen = [], []
@@ -220,5 +269,5 @@ def test_progress_names_the_fold() -> None:
         seen.append([work.what for work in progress._running])
         return []
 
-    run_folds(LinearProbe(), run, [0, 1, 2], 3)
+    run_folds(LinearProbe(), run, [0, 1, 2], 3, torch.tensor([0, 1]))
     assert seen == [["fold 1 of 3"], ["fold 2 of 3"], ["fold 3 of 3"]]

@@ -124,6 +124,10 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "segmentation, small batches": (test_segmentation, {"batch_size": 2}),
     "segmentation, batch norm": (test_segmentation, {"batch_size": 6, "hidden": 4}),
     "segmentation, batch norm in uneven parts": (test_segmentation, {"hidden": 4}),
+    "segmentation, batch norm of a share in uneven parts": (
+        test_segmentation,
+        {"batch_size": 6, "hidden": 4, "fractions": [1 / 3], "draws": 1},
+    ),
     "segmentation, fine-tuned": (test_segmentation, {"finetune": True, "batch_size": 2}),
     "detection": (test_detection, {}),
     "detection, small batches": (test_detection, {"batch_size": 2}),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -10,7 +11,7 @@ from ssl_lightning.artifacts.records import Evaluation, Record
 from ssl_lightning.artifacts.results import Results, write_results
 from ssl_lightning.artifacts.run_facts import BenchmarkRow
 from ssl_lightning.report import label_efficiency
-from ssl_lightning.report.label_efficiency import curve, draw_curves, main
+from ssl_lightning.report.label_efficiency import curve, draw_curves, main, share_curve
 from tests.artifacts.test_results import FACTS
 
 
@@ -49,6 +50,36 @@ def test_a_control_has_its_untrained_backbone() -> None:
 def test_a_later_evaluation_says_which_data() -> None:
     row = replace(ROWS[0], evaluation=Evaluation("fashion_mnist"))
     assert curve(run(row)).data == "fashion_mnist"
+
+
+def share(value: float, labels: int, evaluation: Evaluation | None = None, **more: Any) -> Record:
+    protocol = {"sd": 0.01, "heldout": value, "labels": {"train": labels}, "class_draws": {}, **more}
+    return replace(
+        record("stage1", 1, value, value, probe="segmentation"),
+        metric="miou",
+        protocol=protocol,
+        evaluation=evaluation,
+    )
+
+
+def test_a_curve_is_of_one_setting_on_one_data_set() -> None:
+    own = [share(0.2, 10, fraction=0.1), share(0.3, 100, fraction=1.0)]
+    tuned = share(0.6, 100, Evaluation("cifar10"), fraction=1.0, backbone="fine-tuned, lr 0.005")
+    other = share(0.9, 92, Evaluation("camvid"), fraction=0.25)
+    found = share_curve(run(*own, tuned, other), "miou")
+    assert found is not None
+    assert (found.ks, found.values, found.data) == ([10, 100], [0.2, 0.3], "cifar10")
+    # without figures of its own, those of the last evaluation, whose rates may differ by share
+    later = share(0.5, 10, Evaluation("cifar10"), fraction=0.1, backbone="fine-tuned, lr 0.0005")
+    frozen = share(0.4, 10, Evaluation("cifar10"), fraction=0.1, backbone="frozen")
+    found = share_curve(run(other, frozen, tuned, later), "miou")
+    assert found is not None
+    assert (found.ks, found.values, found.data) == ([10, 100], [0.5, 0.6], "cifar10")
+
+
+def test_low_shot_figures_of_an_evaluation_do_not_mix_with_those_of_the_run() -> None:
+    best = replace(record("stage1", 4, 0.95, 0.95), evaluation=Evaluation("mnist"))
+    assert curve(run(*ROWS, best)).values == [0.3, 0.5]
 
 
 def test_what_is_drawn_is_what_was_measured() -> None:

@@ -275,6 +275,34 @@ def test_a_rank_is_plain_and_has_no_best(tmp_path: Path, leave: Any, make: Any) 
     assert found.best("linear") is None  # two rows share it
 
 
+def test_a_share_of_the_labels_is_no_figure_of_all(tmp_path: Path, leave: Any, make: Any) -> None:
+    options = {"probe": "segmentation", "metric": "miou"}
+    leave("all", [make(0.5, **options)], task="rotation")
+    leave("shares", [make(0.2, fraction=0.1, **options), make(0.6, fraction=1.0, **options)], task="jigsaw")
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    means = [{name: cell.mean for name, cell in row.cells.items() if cell} for row in found.rows]
+    assert means == [
+        {"segmentation mIoU": pytest.approx(50.0)},
+        {"segmentation 10 % mIoU": pytest.approx(20.0), "segmentation 100 % mIoU": pytest.approx(60.0)},
+    ]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"backbone": "fine-tuned, lr 0.0005"}, {"hidden": 256}, {"classifier": "MLP"}, {"steps": 9}],
+)
+def test_gains_are_over_the_same_treatment(
+    tmp_path: Path, leave: Any, make: Any, more: dict[str, Any]
+) -> None:
+    plain = {"backbone": "frozen", "hidden": 0, "steps": 1, "probe": "segmentation", "metric": "miou"}
+    leave("control", [make(0.3, trained=False, **plain)], task="random")
+    leave("alike", [make(0.6, **plain)], task="rotation")
+    leave("other", [make(0.6, **(plain | more))], task="jigsaw")
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    gains = {row.label: cell.gain for row in found.rows for cell in row.cells.values() if cell}
+    assert gains == {"random": None, "rotation": pytest.approx(30.0), "jigsaw": None}
+
+
 def test_series_are_told_apart_by_their_overrides(tmp_path: Path, leave: Any, make: Any) -> None:
     for lr in ("0.1", "0.2"):
         for seed in range(2):

@@ -108,6 +108,15 @@ def test_the_linear_probe_judges_before_others_and_balanced_accuracy_before_top1
     assert judged.text.startswith("linear balanced 20.0%")
 
 
+def test_the_largest_share_of_the_labels_judges() -> None:
+    few, all_labels = (
+        pair(0.3, 0.2, probe="finetune", fraction=0.01),
+        pair(0.6, 0.9, probe="finetune", fraction=1.0),
+    )
+    judged = judge(results(*few, *all_labels))
+    assert (judged.kind, "finetune 100 % top-1 90.0%" in judged.text) == ("learned", True)
+
+
 @pytest.mark.parametrize(
     ("accuracy", "advice"),
     [

@@ -118,6 +118,11 @@ class BatchLoader:
             yield batch
 
     @property
+    def labels(self) -> Tensor:
+        """Labels of the images of all processes, in the order of a loader without shuffling."""
+        return self.source.labels[self.indices]
+
+    @property
     def image_names(self) -> list[str]:
         """Names of the images of all processes, in the order of a loader without shuffling.
 
