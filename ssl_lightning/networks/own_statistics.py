@@ -25,6 +25,12 @@ class OwnStatistics(nn.Module):
             for name, value in norm.named_buffers(recurse=False):
                 self.register_buffer(f"{number}_{name}", value.clone())
 
+    def copy_from(self, network: nn.Module) -> None:
+        """Take the statistics of the network that was given to the constructor."""
+        for number, norm in enumerate(_norms(network)):
+            for name, value in norm.named_buffers(recurse=False):
+                self.get_buffer(f"{number}_{name}").copy_(value)
+
     @contextmanager
     def used_by(self, network: nn.Module) -> Iterator[None]:
         """Let the network use and update these statistics.

@@ -22,6 +22,7 @@ from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.engine.trainer import memory_format
 from ssl_lightning.networks.features import check_input_size
+from ssl_lightning.networks.own_statistics import OwnStatistics
 from ssl_lightning.tasks._contract import TaskContractError, UnknownImagesError
 from ssl_lightning.tasks.base import PretextTask
 
@@ -128,6 +129,9 @@ def build_task(
     loaded = "published" if cfg.backbone.get("pretrained") else ""
     if cfg.init_from is not None:
         loaded = load_weights(task.backbone, cfg.init_from, prefix_map=cfg.prefix_map, state=weights)
+        for part in task.modules():
+            if isinstance(part, OwnStatistics):
+                part.copy_from(task.backbone)
     return task.to(memory_format=memory_format(cfg.channels_last)), loaded
 
 

@@ -7,8 +7,19 @@ import pytest
 import torch
 
 from ssl_lightning.artifacts.checkpoints import load_checkpoint
+from ssl_lightning.data.fake import Fake
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.own_statistics import OwnStatistics
 from ssl_lightning.run import build
-from ssl_lightning.run.build import COMPILED_FROM, OWN, PROBED, RESUMED, check_complete, use_compiler
+from ssl_lightning.run.build import (
+    COMPILED_FROM,
+    OWN,
+    PROBED,
+    RESUMED,
+    build_task,
+    check_complete,
+    use_compiler,
+)
 from ssl_lightning.run.parts import build_parts
 from tests._composed import composed
 from tests.test_train import SMALL, results_of, train
@@ -95,6 +106,22 @@ def test_a_run_decides_by_its_planned_batches(
     )
     assert build_parts(composed(given, tmp_path), tmp_path).compiled
     assert seen == {"device": torch.device("cpu"), "sharded": False, "batches": batches}
+
+
+def test_given_weights_set_the_statistics_of_all_inputs(tmp_path: Path) -> None:
+    data = Fake(num_train=32, heldout=8, num_test=8, image_size=16, batch_size=8)
+    data.setup()
+    given = ConvNet(widths=(8, 8), strides=(2, 2))
+    given(torch.rand(4, 3, 16, 16))  # changes the statistics
+    torch.save(given.state_dict(), tmp_path / "given.pt")
+    few = ["data=fake", "backbone.widths=[8,8]", "backbone.strides=[2,2]", f"init_from={tmp_path}/given.pt"]
+    cfg = composed([*few, "task=combined", "task.parts=[rotation,pirl]"], tmp_path)
+    task, _ = build_task(cfg, data)
+    found = [part for part in task.modules() if isinstance(part, OwnStatistics)]
+    assert len(found) == 2  # of the part, and of its tiles
+    for part in found:
+        for own, expected in zip(part.buffers(), given.buffers(), strict=True):
+            assert torch.equal(own, expected)
 
 
 def checkpoint(**changes: Any) -> dict[str, Any]:
