@@ -22,11 +22,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from ssl_lightning.artifacts.checkpoints import AtomicCheckpointIO, load_checkpoint
+from ssl_lightning.artifacts.checkpoints import FIRST_STEPS, AtomicCheckpointIO, load_checkpoint
 from ssl_lightning.artifacts.results import read_results
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.data.pack.__main__ import main as pack
-from ssl_lightning.launch.resume import resume_main, resumed_config
+from ssl_lightning.launch.resume import check_checkpoint, resume_main, resumed_config
 from tests._tasks import VIT, others, tasks_in
 
 ROOT = Path(__file__).parent.parent
@@ -297,6 +297,18 @@ def test_a_refused_resume_changes_nothing(
     assert errors.startswith("error: ")
     assert message in errors
     assert tree(folder) == before
+
+
+def test_max_steps_counts_the_steps_of_the_first_network(folder: Path, config: DictConfig) -> None:
+    last = folder / "checkpoints/last.ckpt"
+    content = load_checkpoint(last) | {FIRST_STEPS: 10}  # 20 batches, two for each step
+    AtomicCheckpointIO().save_checkpoint(content, last)
+    cfg = copy.deepcopy(config)
+    cfg.trainer.max_steps = 10
+    check_checkpoint(folder, cfg)
+    cfg.trainer.max_steps = 9
+    with pytest.raises(ValueError, match="max_steps is 9, and the run is at step 10"):
+        check_checkpoint(folder, cfg)
 
 
 @pytest.mark.parametrize("plan", ["compare.json", "audit.json"])

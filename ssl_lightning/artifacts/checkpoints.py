@@ -17,6 +17,7 @@ from ssl_lightning.artifacts.run_folder import CHECKPOINTS, LAST, PREVIOUS
 from ssl_lightning.core.atomic_files import atomic_file
 from ssl_lightning.core.untrusted import check_plain, check_schema
 
+FIRST_STEPS = "first_network_steps"  # key of a checkpoint of two optimizers: steps of the first one
 SCHEMA, SCHEMA_KEY = 1, "ssl_lightning_schema"  # of checkpoints; the oldest ones have no schema key
 MAX_BYTES = 1 << 36  # of a checkpoint
 OLD = b"\x80\x02\x8a\nl\xfc\x9c"  # start of files of torch before 1.6, which are pickles, not archives

@@ -168,27 +168,28 @@ def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
     Raises:
         ValueError: All checkpoints are torn, or the newest one is beyond one of them.
     """
-    from ssl_lightning.artifacts.checkpoints import load_checkpoint, resume_point
+    from ssl_lightning.artifacts.checkpoints import FIRST_STEPS, load_checkpoint, resume_point
 
     newest = resume_point(folder)
     if newest is None:
         print(f"{folder} holds no checkpoint yet; the run starts from the beginning")
         return
     content = load_checkpoint(newest)
-    reached = {"epoch": content.get("epoch"), "step": _steps(content)}
+    steps = content.get(FIRST_STEPS, _steps(content))
+    reached = {"epoch": content.get("epoch"), "step": steps}
     for key, at in (("max_epochs", "epoch"), ("max_steps", "step")):
         end, done = cfg.trainer[key], reached[at]
         if (
             isinstance(done, int) and isinstance(end, int) and 0 <= end < done
         ):  # the worker refuses other types
             raise ValueError(f"trainer.{key} is {end}, and the run is at {at} {done}")
-    for key, done in (("max_epochs", _epochs(content)), ("max_steps", _steps(content))):
+    for key, done in (("max_epochs", _epochs(content)), ("max_steps", steps)):
         if isinstance(done, int) and done == cfg.trainer[key]:
             print(f"the training is complete (trainer.{key} is {done}); only what follows it runs again")
 
 
 def _steps(checkpoint: Mapping[str, Any]) -> Any:
-    """Return the number of steps as `trainer.max_steps` counts them: once for all optimizers of a task."""
+    """Return the number of steps of a task with one optimizer, as `trainer.max_steps` counts them."""
     return _inside(checkpoint, "epoch_loop.state_dict", "_batches_that_stepped")
 
 

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.checkpoints import FIRST_STEPS
 from ssl_lightning.tasks.base import PretextTask
 
 
@@ -126,6 +127,11 @@ class TwoNetworks(PretextTask):
         if both <= self.warmup_steps:
             return both
         return self.warmup_steps + math.ceil((both - self.warmup_steps) / (1 + self._second_steps))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.alternating:
+            checkpoint[FIRST_STEPS] = self._first_steps(checkpoint["global_step"])
 
     def configure_callbacks(self) -> Any:
         """Refuse what two optimizers cannot do; this hook comes before Lightning's own check."""

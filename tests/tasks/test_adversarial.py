@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lightning.artifacts.checkpoints import FIRST_STEPS
 from ssl_lightning.callbacks.csv_logger import CSVLogger
 from ssl_lightning.callbacks.health import DivergedError, GradientWatch, HealthGuard
 from ssl_lightning.callbacks.metrics import Metrics
@@ -348,6 +349,8 @@ def test_a_warm_up_ends_with_a_whole_step(tmp_path: Path) -> None:
     options = {"accumulate_grad_batches": 3, "max_epochs": 3}  # 2 steps per epoch: 3 batches, then 1
     task, _, _ = fit(tmp_path, options, scheduler=optim.one_cycle, warmup_steps=3)
     assert task.steps == [0] * 3 + [0, 1] * 3
+    # as trainer.max_steps counts them; Lightning counts 12 batches
+    assert task.trainer._checkpoint_connector.dump_checkpoint()[FIRST_STEPS] == 6
     assert [config.scheduler.last_epoch for config in task.trainer.lr_scheduler_configs] == [6, 3]
 
 
