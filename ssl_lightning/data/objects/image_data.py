@@ -23,6 +23,7 @@ from ssl_lightning.data.objects.labels import number_labels
 from ssl_lightning.data.objects.views import Views
 
 MAX_MEMORY = 1 << 30
+ALL_TESTED = "all images of source are test images; an image may be in one split only"
 
 
 class ImageData(PairedDataModule):
@@ -187,7 +188,11 @@ class ImageData(PairedDataModule):
     ) -> tuple[ImageSource, Tensor | None]:
         """Return the pretraining images that are no test images, and the `overlap` of a `Pairing`."""
         given, labelled, tested = self._source, self._train, self._test
+        if same_images(given, tested):
+            raise ValueError(ALL_TESTED)
         if same_images(given, labelled):
+            if isinstance(train, ArraySource) and isinstance(test, ArraySource):
+                return match_itself(train, test)
             return train, torch.arange(len(train))
         if (
             isinstance(given, FolderImages)
@@ -235,16 +240,38 @@ def match_content(pretrain: ArraySource, train: ArraySource, test: ArraySource) 
     """
     ours, labelled, tests = (digests(each.images) for each in (pretrain, train, test))
     tested = np.isin(ours, tests)
-    if tested.all():
-        raise ValueError("all images of source are test images; an image may be in one split only")
-    if tested.any():
-        rank_zero_warn(f"{tested.sum()} images of source are test images; pretraining leaves them out")
-        pretrain = ArraySource(pretrain.images[torch.from_numpy(~tested)], None, pretrain.augment)
-    both = int(np.isin(labelled, tests).sum())
-    if both:
-        rank_zero_warn(f"{both} images of labelled_train are also test images; test scores are too high")
+    pretrain = leave_out(pretrain, tested)
+    warn_trained(int(np.isin(labelled, tests).sum()))
     places = {digest: index for index, digest in enumerate(ours[~tested].tolist())}
     return pretrain, torch.tensor([places.get(digest, -1) for digest in labelled.tolist()])
+
+
+def match_itself(train: ArraySource, test: ArraySource) -> tuple[ArraySource, Tensor]:
+    """Do as `match_content` if the pretraining images are the labelled training images."""
+    tested = np.isin(digests(train.images), digests(test.images))
+    pretrain = leave_out(train, tested)
+    warn_trained(int(tested.sum()))
+    return pretrain, torch.from_numpy(np.where(tested, -1, np.cumsum(~tested) - 1))
+
+
+def leave_out(pretrain: ArraySource, tested: np.ndarray) -> ArraySource:
+    """Leave out the pretraining images that are test images, (N,) bool, and warn of their number.
+
+    Raises:
+        ValueError: All pretraining images are test images.
+    """
+    if tested.all():
+        raise ValueError(ALL_TESTED)
+    if not tested.any():
+        return pretrain
+    rank_zero_warn(f"{tested.sum()} images of source are test images; pretraining leaves them out")
+    return ArraySource(pretrain.images[torch.from_numpy(~tested)], None, pretrain.augment)
+
+
+def warn_trained(count: int) -> None:
+    """Warn of the number of labelled training images that are test images, if there are any."""
+    if count:
+        rank_zero_warn(f"{count} images of labelled_train are also test images; test scores are too high")
 
 
 def digests(images: Tensor) -> np.ndarray:

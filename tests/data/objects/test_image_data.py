@@ -240,6 +240,25 @@ def test_copies_are_found_by_content():
         ready(PIXELS, (PIXELS[:20] // 2, LABELS[:20]), (PIXELS[:9] // 2, LABELS[:9]))
 
 
+def test_the_images_of_one_array_are_not_trained_and_tested_on():
+    with (
+        pytest.warns(UserWarning, match="9 images of source are test images"),
+        pytest.warns(UserWarning, match="9 images of labelled_train are also test images"),
+    ):
+        data = ready(PIXELS, (PIXELS, LABELS), (PIXELS[:9].copy(), LABELS[:9]))
+    pretrain = {image.numpy().tobytes() for image in images_of(data.unlabelled())}
+    tested = {image.numpy().tobytes() for image in images_of(data.downstream("test"))}
+    heldout = {image.numpy().tobytes() for image in images_of(data.downstream("heldout"))}
+    assert not pretrain & tested
+    assert not pretrain & heldout
+    assert len(pretrain) == N - len(tested | heldout)
+    given = dict(zip((image.numpy().tobytes() for image in chw(PIXELS)), LABELS, strict=True))
+    for pixels, found in data.unlabelled():
+        assert [given[each.numpy().tobytes()] for each in pixels] == found.tolist()
+    with pytest.raises(ValueError, match="all images of source are test images"):
+        ready(PIXELS, (PIXELS.copy(), LABELS), (PIXELS, LABELS))
+
+
 def test_probe_images_take_size_and_channels_of_the_source():
     data = ready(GREY, (PIXELS[:, :8, :8], LABELS), (pil(TEST), LABELS[:9]))
     assert images_of(data.downstream("train")).shape == (36, 1, SIDE, SIDE)
