@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 def synchronise_batch_norm(module: nn.Module, *, on_gpu: bool) -> nn.Module:
@@ -39,6 +40,24 @@ def synchronise_batch_norm(module: nn.Module, *, on_gpu: bool) -> nn.Module:
             kind: Any = type(part)
             part.__class__ = _synchronised(kind)  # in place, since optimizers and lists may hold the module
     return module
+
+
+def check_second_derivative(module: nn.Module, reason: str) -> None:
+    """Check that a module can be differentiated twice.
+
+    Args:
+        module: Perhaps with synchronised batch norms.
+        reason: The setting that needs a second derivative, for the error.
+
+    Raises:
+        ValueError: It has a synchronised batch norm.
+    """
+    if any(isinstance(part, nn.SyncBatchNorm | _SharedStatistics) for part in module.modules()):
+        raise ValueError(
+            f"{reason}, and batch norm over several processes has no second derivative; use "
+            "trainer.sync_batchnorm=false, trainer.devices=1, or a network without batch norm, such as "
+            "task.discriminator_norm=spectral"
+        )
 
 
 class _SharedStatistics:
@@ -78,6 +97,7 @@ class _Normalise(torch.autograd.Function):
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps), mean, variance
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         """With x' the normalised x: dx = scale (dy - mean(dy) - x' mean(dy x')), means over all processes."""
         (dy, *_), (x, weight, mean, variance) = grads, ctx.saved_tensors

@@ -197,6 +197,7 @@ def fit_to_hardware(
     check_validation(data, trainer.world_size, cfg.trainer.limit_val_batches)
     if trainer.world_size > 1 and cfg.trainer.sync_batchnorm:
         task = cast(PretextTask, synchronise_batch_norm(task, on_gpu=device.type == "cuda"))
+    task.check_trainer(trainer)
     compiled = use_compiler(
         cfg.get("compile", False),
         device=device,

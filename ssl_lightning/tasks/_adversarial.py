@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lightning.core.image_spec import ImageSpec
+from ssl_lightning.engine.sync_batch_norm import check_second_derivative
 from ssl_lightning.networks.discriminator import (
     JUDGES,
     NORMS,
@@ -190,6 +191,11 @@ class AdversarialTask(TwoNetworks):
             self.rotation = RotationOfPictures(
                 make_judge(self.discriminator, grid, NUM_ROTATIONS, kind, norm)
             )
+
+    def check_trainer(self, trainer: Any) -> None:
+        super().check_trainer(trainer)
+        if self.adversarial and self.r1:
+            check_second_derivative(self.discriminator, f"task.r1 is {self.r1}")
 
     def second_parameters(self) -> list[nn.Parameter]:
         rotation = self.rotation.parameters() if self.rotates else ()

@@ -112,6 +112,13 @@ class TrainedModule(pl.LightningModule):
         """Return the options for `make_trainer` without those that the task handles itself; here all."""
         return dict(options)
 
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        """Check before work that the task can train with the precision and the processes of a Trainer.
+
+        Raises:
+            ValueError: It cannot.
+        """
+
     @property
     def accumulated_batches(self) -> int:
         """Number of batches whose gradients make one optimizer step."""

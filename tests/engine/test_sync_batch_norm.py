@@ -2,13 +2,17 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
+from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.tasks.inpainting import Inpainting
 from tests._two_processes import in_two_processes
 
 
@@ -87,3 +91,14 @@ def test_an_unknown_batch_norm_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Odd, which cannot share"):
         synchronise_batch_norm(nn.Sequential(Odd(3)), on_gpu=False)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    options = {"r1": 1.0, "discriminator_norm": "batch", "discriminator_width": 4}
+    spec = ImageSpec(3, 16, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+    task = Inpainting(ConvNet(widths=(4, 4), strides=(2, 2)), spec, **options)
+    trainer = SimpleNamespace(precision="32-true")
+    task.check_trainer(trainer)
+    synchronise_batch_norm(task, on_gpu=False)
+    with pytest.raises(ValueError, match=r"task.r1 is 1.0, and batch norm over several processes"):
+        task.check_trainer(trainer)

@@ -231,6 +231,7 @@ CASES = {
     "+trainer.callbacks=[]": r"trainer.callbacks cannot be given; use the group callbacks=\[",
     "+trainer.logger=true": r"trainer.logger cannot be given; use the group logger=\[",
     "+trainer.plugins=[]": "trainer.plugins cannot be given; the run sets it itself",
+    "task=inpainting task.r1=1.0 task.discriminator_norm=batch trainer.devices=2": "r1 is 1.0, and batch",
     "trainer.devices=2 data.heldout=1": "hold out 1 of .* has 2 processes; use data.heldout=2 or more",
     "trainer.limit_val_batches=0.001": "leaves none of 1 batches; use trainer.limit_val_batches=1",
     "trainer.sync_batchnorm=3": "trainer.sync_batchnorm is 3; allowed is true or false",
