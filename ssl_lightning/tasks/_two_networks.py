@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
@@ -133,6 +134,15 @@ class TwoNetworks(PretextTask):
         if self.alternating:
             checkpoint[FIRST_STEPS] = self._first_steps(checkpoint["global_step"])
 
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        super().check_trainer(trainer)
+        if self.alternating and self._accumulate > 1 and trainer.precision == "16-mixed":
+            raise ValueError(
+                f"accumulate_grad_batches is {self._accumulate} with trainer.precision=16-mixed, whose loss "
+                f"scale changes between the two optimizers of {type(self).__name__}; use "
+                "trainer.precision=bf16-mixed, trainer.precision=32-true, or accumulate_grad_batches=1"
+            )
+
     def configure_callbacks(self) -> Any:
         """Refuse what two optimizers cannot do; this hook comes before Lightning's own check."""
         trainer: Any = self.trainer
@@ -151,6 +161,8 @@ class TwoNetworks(PretextTask):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        if stage == "fit":
+            self.check_trainer(self.trainer)
         strategy: Any = self.trainer.strategy
         is_ddp = self.alternating and isinstance(strategy, DDPStrategy)
         if is_ddp and not strategy._ddp_kwargs.get("find_unused_parameters"):

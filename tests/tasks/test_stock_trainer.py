@@ -3,6 +3,7 @@
 import csv
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -391,6 +392,16 @@ def test_ddp_needs_unused_parameters(tmp_path: Path) -> None:
         task.setup("fit")
     task.trainer = trainer(tmp_path, strategy="ddp_find_unused_parameters_true", devices=1)
     task.setup("fit")
+
+
+def test_float16_accumulates_for_one_optimizer_only(tmp_path: Path) -> None:
+    float16 = SimpleNamespace(precision="16-mixed")
+    Inpainting(small(), SPEC).check_trainer(float16)
+    Inpainting(small(), SPEC, adversarial_weight=0).check_trainer(float16)
+    task = Inpainting(small(), SPEC, accumulate_grad_batches=2)
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches is 2 with .*=16-mixed"):
+        task.check_trainer(float16)
+    trainer(tmp_path).fit(task, loader())
 
 
 @pytest.mark.parametrize("kind", [Rotation, Inpainting])
