@@ -93,8 +93,7 @@ class AdversarialTask(TwoNetworks):
             validation; 0 for none. It lets the generator vary its pictures, and makes the backbone a denoiser
             (Vincent, Larochelle, Bengio, Manzagol 2008).
         warmup_steps: Initial steps that train the generator alone, on the pixel loss.
-        accumulate_grad_batches: Number of batches whose gradients make one step of each network; the argument
-            of this name of Lightning's Trainer does not work for two optimizers.
+        accumulate_grad_batches: Batches for one step of each network, instead of the Trainer's argument.
         gradient_clip_val: Largest norm of the gradient of each network; None does not clip. Likewise.
         **base: The keywords of `PretextTask`.
 

@@ -35,7 +35,7 @@ class TwoNetworks(PretextTask):
         **base: The keywords of `PretextTask`.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or an option of two optimizers is given for one.
     """
 
     def __init__(
@@ -57,6 +57,16 @@ class TwoNetworks(PretextTask):
             raise ValueError(
                 f"accumulate_grad_batches is {accumulate_grad_batches} and gradient_clip_val "
                 f"{gradient_clip_val}; allowed are 1 or more, and None or above 0"
+            )
+        if not alternating and (accumulate_grad_batches > 1 or gradient_clip_val is not None):
+            given = {
+                "accumulate_grad_batches": accumulate_grad_batches,
+                "gradient_clip_val": gradient_clip_val,
+            }
+            listed = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise ValueError(
+                f"{type(self).__name__} has a single optimizer without its discriminator and does not take "
+                f"{listed}; give them to the Trainer: Trainer({listed})"
             )
         if second_steps < 1:
             raise ValueError(f"task.discriminator_steps is {second_steps}; it must be at least 1")

@@ -352,6 +352,8 @@ def test_adversarial_tasks_name_their_own_argument(option: dict[str, Any], tmp_p
         trainer(tmp_path, **option).fit(task, loader())
     # without a discriminator, the arguments of the Trainer work
     trainer(tmp_path, **option).fit(Inpainting(small(), adversarial_weight=0), loader())
+    with pytest.raises(ValueError, match=rf"give them to the Trainer: Trainer\(.*{name}={value}"):
+        Inpainting(small(), adversarial_weight=0, **option)
 
 
 def test_adversarial_tasks_accumulate_and_clip(tmp_path: Path) -> None:
