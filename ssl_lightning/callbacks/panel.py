@@ -17,6 +17,7 @@ from ssl_lightning.artifacts.run_folder import PANEL, PANELS, STRIP
 from ssl_lightning.callbacks._loaders import paired_data, watched_sample
 from ssl_lightning.core.atomic_files import atomic_file, write_file
 from ssl_lightning.engine.fsdp import unsharded_task
+from ssl_lightning.features.encode import evaluating
 from ssl_lightning.tasks._contract import checked
 from ssl_lightning.tasks._pixels import to_float
 from ssl_lightning.tasks.base import Panel
@@ -60,10 +61,8 @@ class PanelPicture(Callback):
         if data is not None:
             images = data.train_sample(min(self.count, data.pretrain_images))
         images = to_float(images.to(pl_module.device))
-        task.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        with evaluating(task), torch.no_grad(), trainer.precision_plugin.forward_context():
             panel = checked(task, "panel", task.panel(images), Panel)
-        task.train()
         epoch = trainer.current_epoch + 1
         pictures = {"panel": draw_panel(panel)}
         folder = self.folder or Path(trainer.default_root_dir)

@@ -72,8 +72,9 @@ class MomentumTask(ViewTask):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        # a backbone that is frozen at first is in evaluation mode
-        self.target[0].train(self.backbone.training)
+        # layers that are frozen are in evaluation mode
+        for own, learner in zip(self.target[0].modules(), self.backbone.modules(), strict=True):
+            own.training = learner.training
 
     @torch.no_grad()
     def _follow(self, *_: Any) -> None:

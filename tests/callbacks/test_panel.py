@@ -3,6 +3,7 @@
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,19 +72,23 @@ def play(callback: PanelPicture, given: list[Panel], first: int = 1, loggers: tu
     """Call the callback at the end of epochs `first`, `first` + 1 and so on."""
     module = Watched(given)
     for epoch in range(first, first + len(given)):
-        trainer = SimpleNamespace(
-            is_global_zero=True,
-            strategy=None,
-            current_epoch=epoch - 1,
-            loggers=loggers,
-            datamodule=SimpleNamespace(
-                has_downstream=False,
-                pretrain_images=100,
-                train_sample=lambda n: torch.zeros(n, 3, 5, 7, dtype=torch.uint8),
-            ),
-            precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
-        )
-        callback.on_train_epoch_end(trainer, module)
+        callback.on_train_epoch_end(trainer_at(epoch - 1, loggers), module)
+
+
+def trainer_at(epoch: int, loggers: tuple = ()) -> Any:
+    """Return what the callback needs of a Trainer in an epoch, from 0."""
+    return SimpleNamespace(
+        is_global_zero=True,
+        strategy=None,
+        current_epoch=epoch,
+        loggers=loggers,
+        datamodule=SimpleNamespace(
+            has_downstream=False,
+            pretrain_images=100,
+            train_sample=lambda n: torch.zeros(n, 3, 5, 7, dtype=torch.uint8),
+        ),
+        precision_plugin=SimpleNamespace(forward_context=torch.no_grad),
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -151,6 +156,13 @@ def test_torn_files_and_other_images_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "watched_x.png").write_text("not of ours")
     assert strip(given[-1], tmp_path, 3).columns == ["in", "epoch 3", "target"]
     assert read_column(tmp_path / "absent.png", given[0].images.shape) is None
+
+
+def test_a_frozen_layer_stays_frozen(tmp_path: Path) -> None:
+    module, trainer = Watched(panels(1)), trainer_at(0)
+    module.norms = torch.nn.ModuleList([torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3).eval()])
+    PanelPicture(str(tmp_path), images=2).on_train_epoch_end(trainer, module)
+    assert [norm.training for norm in module.norms] == [True, False]
 
 
 def test_nothing_is_kept_without_keep(tmp_path: Path) -> None:

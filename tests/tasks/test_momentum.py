@@ -153,6 +153,18 @@ def test_the_target_of_a_frozen_backbone_is_frozen(tmp_path: Path) -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_the_target_freezes_the_layers_that_the_learner_has_frozen(tmp_path: Path) -> None:
+    task = make()
+    norm, target = (
+        next(part for part in net.modules() if isinstance(part, nn.BatchNorm2d))
+        for net in (task.backbone, task.target[0])
+    )
+    norm.eval()
+    fit(task, tmp_path, max_steps=1)
+    assert torch.equal(target.running_mean, torch.zeros(8))
+    assert torch.equal(target.running_var, torch.ones(8))
+
+
 @pytest.mark.parametrize("more", [{}, {"accumulate_grad_batches": 2}])
 def test_one_part_of_a_combined_task_is_the_task_itself(more: dict[str, Any], tmp_path: Path) -> None:
     alone = make()
