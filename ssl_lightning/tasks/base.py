@@ -266,7 +266,8 @@ class PretextTask(StoredTask, TrainedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the spec of the checkpoint if this task derived its own from a batch."""
-        self.frozen_start.load(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            self.frozen_start.load(checkpoint)
         spec = stored_spec(checkpoint)
         if self._derived and spec is not None and spec != self._spec:
             self.build(spec)

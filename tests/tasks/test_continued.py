@@ -138,6 +138,19 @@ def test_a_run_that_resumes_with_more_epochs_is_not_frozen_again(tmp_path: Path)
     assert differing(states.backbone[0], state_of(task.backbone))
 
 
+def test_a_checkpoint_that_was_validated_does_not_end_the_frozen_start(tmp_path: Path) -> None:
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, filename="end")
+    fit_with(task_of("rotation"), tmp_path, [keep])
+    data = Fake(num_train=48, heldout=16, batch_size=8, image_size=16)
+    data.setup()
+    task = task_of("rotation", freeze_until=0.5, spec=data.spec)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+    trainer = pl.Trainer(accelerator="cpu", devices=1, **quiet)
+    trainer.validate(task, data, tmp_path / "end.ckpt", verbose=False, weights_only=False)
+    fit(task, tmp_path, epochs=1)
+    assert task.frozen_start.steps == 2
+
+
 def test_a_second_fit_begins_frozen(tmp_path: Path) -> None:
     task = task_of("rotation", freeze_until=0.5)
     fit(task, tmp_path, epochs=1)
