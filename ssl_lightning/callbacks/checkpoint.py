@@ -88,6 +88,8 @@ class Checkpoint(callbacks.Checkpoint):
             self._save_last(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
         value = trainer.callback_metrics.get(self.monitor or "")
         if self.monitor is not None and value is None:
             raise ValueError(

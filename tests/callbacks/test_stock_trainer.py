@@ -1,7 +1,9 @@
 """Callbacks in a stock Trainer with stock loaders."""
 
 import logging
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ssl_lightning.callbacks._loaders import read_sample
+from ssl_lightning.callbacks.checkpoint import Checkpoint
 from ssl_lightning.callbacks.collapse import Collapse, feature_health
 from ssl_lightning.callbacks.health import DeadRunError, HealthGuard
 from ssl_lightning.callbacks.online_knn import OnlineKNN
@@ -160,3 +163,12 @@ def test_batches_of_every_kind_are_read() -> None:
         read_sample([], 1)
     with pytest.raises(ValueError, match=r"floats from -1 to"):
         read_sample([torch.full((2, 3, 8, 8), -1.0)], 1)
+
+
+def test_untrained_weights_are_not_the_best(tmp_path: Path) -> None:
+    task = Task(ConvNet(widths=[6, 10], strides=[2, 2]), FAKE.spec)
+    trainer = SimpleNamespace(sanity_checking=True, callback_metrics={"val/loss": torch.tensor(0.1)})
+    keep = Checkpoint(str(tmp_path))
+    keep.on_validation_end(trainer, task)  # type: ignore[arg-type]
+    assert keep.best == math.inf
+    assert not list(tmp_path.iterdir())
