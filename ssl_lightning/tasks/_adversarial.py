@@ -317,7 +317,8 @@ class AdversarialTask(TwoNetworks):
             shown: Real pictures that require a gradient, `(N, C, h, w)`.
             real: Their stage maps, with their graph.
         """
-        penalty = gradient_penalty(self.judge(real), shown)
+        with unrecorded(self.judge):  # it has judged these pictures in this step
+            penalty = gradient_penalty(self.judge(real), shown)
         return scores | {"disc_loss": scores["disc_loss"] + self.r1 / 2 * penalty, "disc_r1": penalty}
 
     def generator_scores(self, loss: Tensor, fake: Tensor, real: list[Tensor]) -> dict[str, Tensor]:

@@ -110,6 +110,16 @@ def test_spectral_norm_covers_the_head_and_improves_once_a_step() -> None:
     assert all(map(torch.equal, after[:-2], vectors()[:-2]))  # the head's follow its weight exactly
 
 
+def test_the_penalty_leaves_spectral_norm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make(r1=4.0, discriminator_norm="spectral", discriminator_head="flattened")
+    task.warm = True
+    (norm,) = task.judge.linear.parametrizations.weight
+    improved: list[int] = []
+    monkeypatch.setattr(norm, "_power_method", lambda weight, steps: improved.append(steps))
+    list(task.rounds(torch.rand(4, 3, 16, 16), torch.zeros(4), generator(0)))
+    assert len(improved) == 1
+
+
 def test_the_penalty_joins_the_discriminators_loss() -> None:
     task = make(r1=4.0, discriminator_norm="none", discriminator_head="flattened", instance_noise=0.0)
     plain = make(discriminator_norm="none", discriminator_head="flattened", instance_noise=0.0)
