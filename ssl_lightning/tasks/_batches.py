@@ -18,6 +18,7 @@ KINDS = (
     "'image'"
 )
 COLLATE = "for pictures of PIL use DataLoader(..., collate_fn=ssl_lightning.data.io.collate.collate_images)"
+NO_LABEL = "labels must be 0 or more in every batch; a label below 0 means that there is none"
 SMALLEST_STD = 1e-3  # of one channel, so that constant images can be standardised
 
 
@@ -107,9 +108,11 @@ def spec_of_loader(loader: Any, *, labelled: bool = False) -> ImageSpec:
         labelled: Whether to find the classes too: the `classes` of the data set, else the labels of one pass.
 
     Raises:
-        ValueError: The batch is of the wrong kind, or the images have another shape.
+        ValueError: The batch is of the wrong kind, the images have another shape, or one has no label.
     """
-    images, _ = next(read(loader, needs_labels=labelled))
+    images, labels = next(read(loader, needs_labels=labelled))
+    if labelled and int(labels.min()) < 0:
+        raise ValueError(NO_LABEL)
     check_kind(images)
     channels, height, width = images.shape[1:]
     if channels not in CHANNELS or height != width:
@@ -137,7 +140,7 @@ def class_names(loader: Any) -> tuple[str, ...]:
         return tuple(map(str, named))
     ranges = [labels.aminmax() for _, labels in read(loader, needs_labels=True)]
     if min(int(each.min) for each in ranges) < 0:
-        raise ValueError("labels must be 0 or more in every batch; a label below 0 means that there is none")
+        raise ValueError(NO_LABEL)
     return tuple(map(str, range(max(int(each.max) for each in ranges) + 1)))
 
 

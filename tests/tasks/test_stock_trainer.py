@@ -321,6 +321,10 @@ def test_supervised_learns_the_classes_of_the_loader(tmp_path: Path) -> None:
     named = Supervised(small())
     trainer(tmp_path).fit(named, DataLoader(data, batch_size=4))
     assert named.spec.class_names == ("cat", "dog", "frog")
+    data = TensorDataset(pictures(4), torch.tensor([0, 1, -1, -1]))
+    data.classes = ["cat", "dog"]  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"labels must be 0 or more in every batch"):
+        trainer(tmp_path).fit(Supervised(small()), DataLoader(data, batch_size=4))
     with pytest.raises(ValueError, match=r"learns from labels, and the loader gives none"):
         trainer(tmp_path).fit(Supervised(small()), given([pictures(4)]))
 
