@@ -24,6 +24,8 @@ SET_HERE = {
     "callbacks": "use the group callbacks=[...]",
     "logger": "use the group logger=[...]",
     "enable_checkpointing": "callbacks=[progress] leaves checkpoints out",
+    "overfit_batches": "use data.pretrain_size=64 to train on few images",
+    "reload_dataloaders_every_n_epochs": "the loader draws a new order in every epoch",
 } | dict.fromkeys(
     ("plugins", "num_sanity_val_steps", "use_distributed_sampler", "enable_model_summary", "barebones"),
     "the run sets it itself",

@@ -20,6 +20,12 @@ from ssl_lightning.data.io.loader import BatchLoader
 from ssl_lightning.data.io.sources import FileSource, ImageSource
 from ssl_lightning.data.io.splits import stratified
 
+# Arguments of Lightning's Trainer that do not work with `BatchLoader`, and what to use instead
+UNFIT = {
+    "overfit_batches": "give the data pretrain_size=64 to train on few images",
+    "reload_dataloaders_every_n_epochs": "leave it out: the loader draws a new order in every epoch",
+}
+
 
 class ImageLoaders(pl.LightningDataModule):
     """The loaders of a data set, whose subclass loads the images and draws the splits in `setup`.
@@ -72,7 +78,15 @@ class ImageLoaders(pl.LightningDataModule):
         return self._spec
 
     def train_dataloader(self) -> BatchLoader:
-        """Return pretraining batches: shuffled, augmented and resumable, without an incomplete last one."""
+        """Return pretraining batches: shuffled, augmented and resumable, without an incomplete last one.
+
+        Raises:
+            ValueError: The Trainer wants another sampler, or a new loader in every epoch.
+        """
+        for option, instead in UNFIT.items():
+            if self.trainer is not None and (value := getattr(self.trainer, option)):
+                what = f"Trainer({option}={value}) does not work with {type(self).__name__}"
+                raise ValueError(f"{what}; {instead}")
         loader = self._loader(
             self._loaded.pretrain, self._splits.pretrain, self.batch_size, "pretrain", shuffle=True
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
@@ -16,6 +17,8 @@ from ssl_lightning.data.base import PairedDataModule
 from ssl_lightning.data.fake import Fake
 from ssl_lightning.data.io.augment import CropFlip
 from ssl_lightning.data.io.sources import ArraySource
+from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.tasks.rotation import Rotation
 from tests._composed import CONF
 
 
@@ -283,3 +286,11 @@ def test_classes_with_images_are_not_told(caplog: pytest.LogCaptureFixture) -> N
     Strangers(ALL, ALL).setup()
     Strangers(ALL, None).setup()
     assert not caplog.records
+
+
+@pytest.mark.parametrize("option", [{"overfit_batches": 1}, {"reload_dataloaders_every_n_epochs": 1}])
+def test_a_trainer_that_changes_the_order_is_refused(option: dict, tmp_path: Path) -> None:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, **quiet, **option)
+    with pytest.raises(ValueError, match=f"{next(iter(option))}=1.* does not work with Fake; "):
+        trainer.fit(Rotation(ConvNet(widths=(4,), strides=(4,))), Fake(batch_size=8))

@@ -230,6 +230,8 @@ CASES = {
     "+trainer.max_time=soon": "Trainer refuses its options: .*'soon'.* not a valid duration",
     "+trainer.callbacks=[]": r"trainer.callbacks cannot be given; use the group callbacks=\[",
     "+trainer.logger=true": r"trainer.logger cannot be given; use the group logger=\[",
+    "+trainer.overfit_batches=2": "overfit_batches cannot be given; use data.pretrain_size=64",
+    "+trainer.reload_dataloaders_every_n_epochs=1": "cannot be given; the loader draws a new order in every",
     "+trainer.plugins=[]": "trainer.plugins cannot be given; the run sets it itself",
     "task=inpainting task.r1=1.0 task.discriminator_norm=batch trainer.devices=2": "r1 is 1.0, and batch",
     "trainer.devices=2 data.heldout=1": "hold out 1 of .* has 2 processes; use data.heldout=2 or more",
