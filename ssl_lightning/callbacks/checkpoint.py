@@ -101,16 +101,18 @@ class Checkpoint(callbacks.Checkpoint):
             save(trainer, pl_module, self.folder / BEST)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save_last(trainer, pl_module)
+        self._save_last(trainer, pl_module, epoch_ended=True)
 
     def _is_due(self) -> bool:
         by_steps = self.every_n_steps is not None and self._steps_since >= self.every_n_steps
         waited = time.monotonic() - self._saved_at
         return by_steps or (self.every_minutes is not None and waited >= 60 * self.every_minutes)
 
-    def _save_last(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _save_last(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch_ended: bool = False
+    ) -> None:
         last = self.folder / LAST
-        saved = save(trainer, pl_module, last, keep=self.folder / PREVIOUS)
+        saved = save(trainer, pl_module, last, keep=self.folder / PREVIOUS, epoch_ended=epoch_ended)
         self._steps_since, self._saved_at = 0, time.monotonic()
         if STOP.signum is not None and trainer.is_global_zero:
             what = "holds the run up to here" if saved else "is older: the gradient was 0 at the last step"
@@ -120,7 +122,13 @@ class Checkpoint(callbacks.Checkpoint):
             STOP.exit()
 
 
-def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: Path | None = None) -> bool:
+def save(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    path: Path,
+    keep: Path | None = None,
+    epoch_ended: bool = False,
+) -> bool:
     """Write a checkpoint from rank 0 without waiting for the other ranks.
 
     The state after a step without gradient is not written, since the run may be dead and older checkpoints
@@ -132,6 +140,7 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
         pl_module: Module whose weights and buffers must be finite.
         path: File to write.
         keep: File to which the existing `path` moves once the new one is complete.
+        epoch_ended: Whether Lightning has counted the epoch as complete.
 
     Returns:
         Whether this process wrote the file.
@@ -148,6 +157,8 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
             if guard.suspect:
                 return False
     state = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    if epoch_ended and not trainer.is_last_batch:
+        reopen_epoch(trainer, state["loops"]["fit_loop"])
     if not trainer.is_global_zero:
         return False
     if not torch.stack([value.isfinite().all() for value in state["state_dict"].values()]).all():
@@ -164,3 +175,18 @@ def save(trainer: pl.Trainer, pl_module: pl.LightningModule, path: Path, keep: P
     os.replace(path, keep)
     os.replace(ready, path)
     return True
+
+
+def reopen_epoch(trainer: pl.Trainer, fit_loop: dict[str, Any]) -> None:
+    """Let a resumed run finish an epoch that `max_steps` ended early, which Lightning counts as complete.
+
+    Args:
+        trainer: Trainer of the run, at the end of the epoch.
+        fit_loop: State of its loop, changed in place.
+    """
+    for count in ("total", "current"):
+        fit_loop["epoch_progress"][count]["processed"] -= 1
+    loop = trainer.fit_loop.epoch_loop
+    validated = loop.batch_progress.current.ready % (trainer.val_check_batch or math.inf) == 0
+    if validated and loop._should_check_val_epoch():  # Lightning counts this step again when it resumes
+        fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
