@@ -168,14 +168,14 @@ def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
     Raises:
         ValueError: All checkpoints are torn, or the newest one is beyond one of them.
     """
-    from ssl_lightning.artifacts.checkpoints import FIRST_STEPS, load_checkpoint, resume_point
+    from ssl_lightning.artifacts.checkpoints import load_checkpoint, resume_point
 
     newest = resume_point(folder)
     if newest is None:
         print(f"{folder} holds no checkpoint yet; the run starts from the beginning")
         return
     content = load_checkpoint(newest)
-    steps = content.get(FIRST_STEPS, _steps(content))
+    steps = _steps(content)
     reached = {"epoch": content.get("epoch"), "step": steps}
     for key, at in (("max_epochs", "epoch"), ("max_steps", "step")):
         end, done = cfg.trainer[key], reached[at]
@@ -189,8 +189,13 @@ def check_checkpoint(folder: Path, cfg: DictConfig) -> None:
 
 
 def _steps(checkpoint: Mapping[str, Any]) -> Any:
-    """Return the number of steps of a task with one optimizer, as `trainer.max_steps` counts them."""
-    return _inside(checkpoint, "epoch_loop.state_dict", "_batches_that_stepped")
+    """Return the number of steps as `trainer.max_steps` counts them: once for all optimizers of a task."""
+    from ssl_lightning.artifacts.checkpoints import FIRST_STEPS
+
+    if len(checkpoint.get("optimizer_states", ())) == 1:
+        return checkpoint.get("global_step")
+    older = _inside(checkpoint, "epoch_loop.state_dict", "_batches_that_stepped")  # without accumulation
+    return checkpoint.get(FIRST_STEPS, older)
 
 
 def _epochs(checkpoint: Mapping[str, Any]) -> Any:
