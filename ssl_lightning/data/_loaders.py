@@ -22,7 +22,7 @@ from ssl_lightning.data.io.splits import stratified
 
 # Arguments of Lightning's Trainer that do not work with `BatchLoader`, and what to use instead
 UNFIT = {
-    "overfit_batches": "give the data pretrain_size=64 to train on few images",
+    "overfit_batches": "use data.pretrain_size=64 to train on few images",
     "reload_dataloaders_every_n_epochs": "leave it out: the loader draws a new order in every epoch",
 }
 

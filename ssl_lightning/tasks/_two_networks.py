@@ -150,7 +150,7 @@ class TwoNetworks(PretextTask):
             raise ValueError(
                 f"accumulate_grad_batches is {self._accumulate} with trainer.precision=16-mixed, whose loss "
                 f"scale changes between the two optimizers of {type(self).__name__}; use "
-                "trainer.precision=bf16-mixed, trainer.precision=32-true, or accumulate_grad_batches=1"
+                "trainer.precision=bf16-mixed or trainer.precision=32-true"
             )
 
     def configure_callbacks(self) -> Any:
