@@ -5,9 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
 from ssl_lightning.data.base import PairedDataModule
+from ssl_lightning.data.io.sources import ImageSource
 from ssl_lightning.data.objects.image_data import ImageData
+from ssl_lightning.data.objects.views import Views
+
+
+class _Labelled(ImageData):
+    """Labelled images on which nothing is pretrained, so that test images need not be left out."""
+
+    def _match(self, views: Views, train: ImageSource, test: ImageSource) -> tuple[ImageSource, Tensor]:
+        return train, torch.arange(len(train))
 
 
 def labelled_data(
@@ -32,7 +43,7 @@ def labelled_data(
             "test is missing: probe(model, train, test) needs labelled test images, on which it only reports"
         )
     else:
-        data = ImageData(
+        data = _Labelled(
             train,
             labelled_train=train,
             test=test,

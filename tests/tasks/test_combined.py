@@ -64,7 +64,8 @@ def alone(name: str, **base: Any) -> PretextTask:
 def test_every_hook_of_a_part_is_called() -> None:
     kinds = {cls for kind, _ in PARTS.values() for cls in kind.__mro__ if issubclass(cls, PretextTask)}
     own = {name for kind in kinds - {PretextTask} for name in vars(kind)}
-    assert {name for name in own if name.startswith("on_")} <= set(vars(Combined))
+    of_two_optimizers = {"on_save_checkpoint"}  # no part has two
+    assert {name for name in own if name.startswith("on_")} - of_two_optimizers <= set(vars(Combined))
     assert "validation_step" not in own  # Lightning calls that of the combined task
 
 
