@@ -23,7 +23,7 @@ UNEQUAL = 1.5  # times the images of the smallest class that the largest one has
 
 @contextmanager
 def metrics_decided_by(labels: Tensor) -> Iterator[None]:
-    """Let `metrics_of` answer for these labels, those of all folds, whatever the labels of one fold."""
+    """Let `metrics_of` answer for the labels of all folds, whatever the labels of one fold."""
     token = _deciding.set(labels)
     try:
         yield

@@ -80,7 +80,7 @@ def run_folds(
         run: Runs the probe on features or on a context.
         folds: What `run` takes: of the test split, or of each fold.
         whole: The same of all labelled images.
-        labels: Those of all folds, which decide the metrics; None with a test split.
+        labels: Labels of all folds, which decide the metrics; None with a test split.
     """
     if len(folds) == 1 or labels is None:
         return run(folds[0])
@@ -107,7 +107,7 @@ def _run_folds(
 
 
 def like_record(wanted: Record, records: Sequence[Record]) -> list[Record]:
-    """Return the records with the metric and the setting of another; without any, those with its metric."""
+    """Return the records with the metric and the setting of another; without any, all with its metric."""
     alike = [record for record in records if record.metric == wanted.metric]
     return [record for record in alike if _setting(record) == _setting(wanted)] or alike
 

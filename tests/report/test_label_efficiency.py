@@ -69,7 +69,7 @@ def test_a_curve_is_of_one_setting_on_one_data_set() -> None:
     found = share_curve(run(*own, tuned, other), "miou")
     assert found is not None
     assert (found.ks, found.values, found.data) == ([10, 100], [0.2, 0.3], "cifar10")
-    # without figures of its own, those of the last evaluation, whose rates may differ by share
+    # without figures of its own, all like the last evaluation, whose rates may differ by share
     later = share(0.5, 10, Evaluation("cifar10"), fraction=0.1, backbone="fine-tuned, lr 0.0005")
     frozen = share(0.4, 10, Evaluation("cifar10"), fraction=0.1, backbone="frozen")
     found = share_curve(run(other, frozen, tuned, later), "miou")
