@@ -99,14 +99,15 @@ def _run_folds(
     if probe.fitted is not None:
         run(whole)  # its figures mean nothing
         fitted = probe.fitted.record
-        figure = best_stage(like_record(fitted, records))
-        probe.fitted = (  # without a figure of the folds nothing is known of it
-            None if figure is None else replace(probe.fitted, record=replace(figure, stage=fitted.stage))
-        )
+        figure = best_stage(_alike(fitted, records))
+        if figure is None:  # nothing is known of the classifier
+            probe.fitted = None
+        else:
+            probe.fitted = replace(probe.fitted, record=replace(figure, stage=fitted.stage))
     return records
 
 
-def like_record(wanted: Record, records: Sequence[Record]) -> list[Record]:
+def _alike(wanted: Record, records: Sequence[Record]) -> list[Record]:
     """Return the records with the metric and the setting of another; without any, all with its metric."""
     alike = [record for record in records if record.metric == wanted.metric]
     return [record for record in alike if _setting(record) == _setting(wanted)] or alike

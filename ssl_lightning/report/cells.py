@@ -196,7 +196,7 @@ def at_stage(records: Sequence[Record], column: Column) -> Record | None:
 
 def quantity(record: Record) -> list[Any]:
     """Identify the measured quantity; figures of different quantities cannot be compared."""
-    backbone, _, _rate = str(record.protocol.get("backbone")).partition(",")  # frozen or fine-tuned
+    backbone = str(record.protocol.get("backbone")).split(",")[0]  # frozen or fine-tuned
     settings = ("k", "k_shot", "fraction", "steps", "hidden", "classifier")
     return [record.probe, record.metric, backbone, *(record.protocol.get(key) for key in settings)]
 
