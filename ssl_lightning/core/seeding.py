@@ -36,29 +36,34 @@ class RecordedStream(torch.Generator):
 
     def __init__(self, device: torch.device | str) -> None:
         super().__init__()
-        self.twins: dict[str, torch.Generator] = {}
+        self.twins: dict[tuple[str, int], torch.Generator] = {}
 
     def manual_seed(self, seed: int) -> RecordedStream:
-        """Seed the stream and its twins alike."""
-        for each in self.twins.values():
-            each.manual_seed(seed)
+        """Seed the stream and its twins."""
+        for (_, rank), each in self.twins.items():
+            each.manual_seed(_twin_seed(seed, rank))
         super().manual_seed(seed)
         return self
 
 
-def twin(stream: torch.Generator, name: str) -> torch.Generator:
+def twin(stream: torch.Generator, name: str, rank: int = 0) -> torch.Generator:
     """Return a stream that draws the same numbers as another one from its start.
 
     Args:
         stream: The other one; its state stays as it is.
-        name: Twins of a recorded stream are kept by name.
+        name: Twins of a recorded stream are kept by name and rank.
+        rank: Above 0, this process draws numbers of its own, though all processes share the stream.
 
     >>> one = generator("x")
     >>> torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=twin(one, "y")))
     True
     """
     if not isinstance(stream, RecordedStream):
-        return torch.Generator(stream.device).manual_seed(stream.initial_seed())
-    if name not in stream.twins:
-        stream.twins[name] = torch.Generator(stream.device)
-    return stream.twins[name]
+        return torch.Generator(stream.device).manual_seed(_twin_seed(stream.initial_seed(), rank))
+    if (name, rank) not in stream.twins:
+        stream.twins[name, rank] = torch.Generator(stream.device)
+    return stream.twins[name, rank]
+
+
+def _twin_seed(seed: int, rank: int) -> int:
+    return stream_seed(seed, rank) if rank else seed

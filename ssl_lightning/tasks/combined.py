@@ -27,7 +27,8 @@ class Combined(PretextTask):
     """Learn several pretext tasks at once, on one backbone; the loss is the weighted sum of their losses.
 
     Each part keeps its own head, corruption, random draws and initial weights: they are what it has alone,
-    whatever the other parts are. Its scores are logged with its name, such as `train/rotation/acc`.
+    whatever the other parts are. Its scores are logged with its name, such as `train/rotation/acc`. (Beside a
+    part that draws for the batch of all processes, those beyond the first draw other numbers than alone.)
 
     Parts differ in what they feed the backbone: images, tiles, or lightness without colour. The first part is
     the leading one: probes feed the backbone as it does, and the statistics of the batch norms are its own.
@@ -181,8 +182,9 @@ class Combined(PretextTask):
         losses: list[Tensor] = []
         scores: dict[str, Tensor] = {}
         for weight, (name, part) in zip(self.weights, self.tasks.items(), strict=True):
+            rank = self.global_rank if self.shares_draws and not part.shares_draws else 0
             with self.statistics_of(name):
-                found = part.step(part.receive(images), labels, twin(stream, name))
+                found = part.step(part.receive(images), labels, twin(stream, name, rank))
             check_scores(part, found)
             losses.append(weight * found["loss"])
             scores |= {f"{name}/{score}": value for score, value in found.items()}

@@ -35,3 +35,16 @@ def test_twins_draw_alike_and_independently() -> None:
     recorded.manual_seed(generator(3, "x").initial_seed())
     for each in (one, other, recorded):
         assert torch.equal(torch.rand(4, generator=each), expected)
+
+
+def test_processes_have_twins_of_their_own_of_a_shared_stream() -> None:
+    recorded = RecordedStream("cpu")
+    kept = [twin(recorded, "a", rank) for rank in range(3)]
+    for seed in (1, 2):
+        stream = torch.Generator().manual_seed(seed)
+        fresh = [torch.rand(4, generator=twin(stream, "a", rank)) for rank in range(3)]
+        assert torch.equal(fresh[0], torch.rand(4, generator=stream))
+        assert len({tuple(draws.tolist()) for draws in fresh}) == 3
+        recorded.manual_seed(seed)
+        for each, draws in zip(kept, fresh, strict=True):
+            assert torch.equal(torch.rand(4, generator=each), draws)

@@ -213,6 +213,30 @@ def test_facts_of_the_parts_are_collected() -> None:
     assert owned == {id(p) for p in task.parameters()}
 
 
+@pytest.mark.parametrize(("other", "shared"), [("simclr", True), ("colorization", False)])
+def test_only_parts_that_share_draws_draw_alike_in_all_processes(
+    other: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Combined, "global_rank", property(lambda self: self.process))
+    task = combined("rotation", other)
+    drawn: dict[str, list[float]] = {"rotation": [], other: []}
+    for name, part in task.tasks.items():
+
+        def step(
+            images: Tensor, labels: Tensor, stream: torch.Generator, name: str = name
+        ) -> dict[str, Tensor]:
+            drawn[name].append(float(torch.rand(1, generator=stream)))
+            return {"loss": torch.zeros((), requires_grad=True)}
+
+        monkeypatch.setattr(part, "step", step)
+    for process in range(2):
+        task.__dict__["process"] = process
+        task.step(torch.zeros(2, 3, 16, 16), torch.zeros(2), task.training_stream(0, torch.device("cpu")))
+    assert drawn["rotation"][0] != drawn["rotation"][1]
+    assert (drawn[other][0] == drawn[other][1]) == shared
+    assert drawn["rotation"][0] == drawn[other][0]  # each part draws what it draws alone
+
+
 def test_the_channels_of_the_backbone_are_those_of_every_part() -> None:
     grey = ConvNet(in_channels=1, widths=(8, 8), strides=(2, 2))
     Combined(grey, SPEC, parts=["colorization"]).check_channels()
