@@ -59,20 +59,30 @@ def block_masks(batch: int, image_size: int, hole: int, generator: torch.Generat
 def region_masks(batch: int, image_size: int, hole: int, generator: torch.Generator) -> Tensor:
     """Remove smooth random regions with the area of a square hole: the lowest pixels of enlarged noise.
 
+    The noise repeats itself and lies at a random place, so each pixel is removed equally often. A region that
+    leaves the image on one side goes on at the other.
+
     Args:
         batch: B.
         image_size: S.
         hole: Side of the square of the same area; S / 2 removes a quarter, as in the paper.
-        generator: Draws the noise; the mask is on its device.
+        generator: Draws the noise and its place; the mask is on its device.
 
     Raises:
         ValueError: The hole is below 1, or does not fit the image.
     """
     _check_hole(hole, image_size, 1)
+    device = generator.device
     # the authors have 0.06 cells per pixel, 7.7 in 128 px; in small images so many would make tiny blobs
     cells = min(4, image_size)
-    noise = torch.rand(batch, 1, cells, cells, generator=generator, device=generator.device)
-    smooth = F.interpolate(noise, (image_size, image_size), mode="bicubic", align_corners=False)
+    noise = torch.rand(batch, 1, cells, cells, generator=generator, device=device)
+    place = torch.rand(batch, 2, 1, generator=generator, device=device)  # in cells; x and y
+    around = torch.arange(-1, cells + 3, device=device) % cells  # what bicubic interpolation reads
+    at = 1 + place + torch.arange(image_size, device=device) * (cells / image_size)  # (B, 2, S), in `around`
+    x, y = (2 * at / (cells + 3) - 1).unbind(1)
+    shape = (batch, image_size, image_size)
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], -1)
+    smooth = F.grid_sample(noise[:, :, around[:, None], around], grid, mode="bicubic", align_corners=True)
     rank = smooth.flatten(1).argsort(dim=1, stable=True).argsort(dim=1)  # (B, S * S): 0 for the lowest pixel
     return (rank < hole * hole).view_as(smooth)
 
