@@ -28,6 +28,8 @@ class Pairing:
         class_names: In label order; None without labels.
         overlap: (len(train),) int64, index in `pretrain` of each image of `train`, or -1. Pretraining leaves
             out the held-out images. None if the two share no image.
+        copies: (len(pretrain),) int64, index in `pretrain` of the first image that is the same; None if all
+            differ, or if they were not compared. Pretraining leaves out the copies of held-out images too.
         heldout: Indices of the published validation split, into `train`, or into `pretrain` without labels;
             None if there is none.
     """
@@ -37,6 +39,7 @@ class Pairing:
     test: ImageSource | None = None
     class_names: tuple[str, ...] | None = None
     overlap: Tensor | None = None
+    copies: Tensor | None = None
     heldout: Tensor | None = None
 
 
@@ -136,16 +139,19 @@ def draw_splits(
     pool = heldout_pool(pairing)
     val = _draw_heldout(pairing, name, heldout, free)
     train = selecting = val[:0]
-    if pairing.train is None:
-        pretrain = complement(val, len(pool))
-    else:
+    taken = val
+    if pairing.train is not None:
         train, selecting = complement(val, len(pool)), val
         if max_labels is not None and max_labels > len(pool):
             tell(fitted("data.max_labels", max_labels, len(pool), len(pool), name))
         elif max_labels is not None:
             train, selecting = _draw_labelled(pool.labels, train, val, max_labels, name, free)
         taken = val[:0] if pairing.overlap is None else pairing.overlap[val]
-        pretrain = complement(taken[taken >= 0], len(pairing.pretrain))
+        taken = taken[taken >= 0]
+    if pairing.copies is None:
+        pretrain = complement(taken, len(pairing.pretrain))
+    else:
+        pretrain = torch.isin(pairing.copies, pairing.copies[taken], invert=True).nonzero().flatten()
     if pretrain_size is not None and pretrain_size > len(pretrain):
         count = len(pretrain)
         tell(fitted("data.pretrain_size", pretrain_size, count, count, name, "pretraining image"))

@@ -130,7 +130,8 @@ class PairedDataModule(ImageLoaders):
             self._search_duplicates()
         images = len(self._splits.pretrain)
         self.batch_size = fitting_batch(self.batch_size, images, self.name, self.free)
-        labelled = bool((pairing.pretrain.labels[self._splits.pretrain] >= 0).all())
+        # a task must not learn the labels of images that are tested in a fold
+        labelled = not self.test_folds and bool((pairing.pretrain.labels[self._splits.pretrain] >= 0).all())
         mean, std = self._statistics()
         names = pairing.class_names
         self._spec = ImageSpec(

@@ -79,7 +79,7 @@ class Folder(ImageFiles):
             test = self.find(self.test_dir)
             test_names, test_labels = classes_of(self.test_dir, test)
             check_same_classes(self.train_dir, names, self.test_dir, test_names)
-        unseen, overlap = match(pretrain, train, test, self.test_dir or self.train_dir)
+        unseen, overlap, copies = match(pretrain, train, test, self.test_dir or self.train_dir)
         labels = torch.full((len(unseen),), -1)
         labels[overlap[overlap >= 0]] = train_labels[overlap >= 0]
         return Pairing(
@@ -88,6 +88,7 @@ class Folder(ImageFiles):
             self.source(test, test_labels) if len(test) else None,
             tuple(names),
             overlap,
+            copies,
         )
 
 

@@ -13,6 +13,7 @@ from ssl_lightning.core.untrusted import check_folder
 from ssl_lightning.data._files import check_both, check_same_classes
 from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data._pictures import Pictures
+from ssl_lightning.data.io.overlap import first_copies
 from ssl_lightning.data.io.shard_index import ShardIndex, read_index
 from ssl_lightning.data.io.shards import ShardSource
 
@@ -90,7 +91,8 @@ class Shards(Pictures):
             labels = torch.full((len(pretrain_source),), -1)
             labels[overlap[known]] = train_source.labels[known]
             pretrain_source.labels = labels
-        return Pairing(pretrain_source, train_source, self._source(test), train.class_names, overlap)
+        copies = first_copies(pretrain_source.rows["digest"])
+        return Pairing(pretrain_source, train_source, self._source(test), train.class_names, overlap, copies)
 
     def _index(self, folder: Path) -> ShardIndex:
         index = read_index(folder)

@@ -69,13 +69,14 @@ class VOCClassification(ImageFiles):
         train, train_labels = self._split("trainval")
         test, test_labels = self._split("test")
         pretrain = train if self.pretrain_dir is None else self.find(self.pretrain_dir)
-        unseen, overlap = match(pretrain, train, test, self._folder())
+        unseen, overlap, copies = match(pretrain, train, test, self._folder())
         return Pairing(
             self.source(unseen, None),  # without a single class, there is no supervised control
             self.source(train, train_labels),
             self.source(test, test_labels),
             self.class_names,
             overlap,
+            copies,
         )
 
     def _split(self, split: str) -> tuple[FileList, Tensor]:

@@ -17,8 +17,10 @@ from ssl_lightning.data.objects.views import Views
 class _Labelled(ImageData):
     """Labelled images on which nothing is pretrained, so that test images need not be left out."""
 
-    def _match(self, views: Views, train: ImageSource, test: ImageSource) -> tuple[ImageSource, Tensor]:
-        return train, torch.arange(len(train))
+    def _match(
+        self, views: Views, train: ImageSource, test: ImageSource
+    ) -> tuple[ImageSource, Tensor, Tensor | None]:
+        return train, torch.arange(len(train)), None
 
 
 def labelled_data(

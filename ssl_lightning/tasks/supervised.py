@@ -39,8 +39,9 @@ class Supervised(PretextTask):
         super().build(spec)
         if spec.num_classes is None or not spec.pretrain_labels:
             raise ValueError(
-                "task=supervised learns from labels, and the pretraining images have none; "
-                "choose data whose pretraining images are labelled, or a pretext task"
+                "task=supervised learns from labels, and the pretraining images have none that it may learn "
+                "(with a cross-validation all labelled images are test images); choose data with labelled "
+                "pretraining images and a test set, such as data.test_dir=FOLDER, or a pretext task"
             )
         self.class_names = spec.class_names or ()
         self.head = PooledClassifier(self.backbone, spec.num_classes)

@@ -93,6 +93,24 @@ def test_heldout_and_test_images_are_not_pretrained_on_where_folders_overlap(tmp
         assert set(labels.tolist()) <= {0, 1}
 
 
+def test_no_link_to_a_heldout_image_is_pretrained_on(tmp_path):
+    train, test = labelled(tmp_path / "train", 5, 1), labelled(tmp_path / "test", 3, 2)
+    links = tmp_path / "links"
+    for path in sorted(train.rglob("*.png")):
+        for number in range(2):
+            link = links / f"{number} {path.parent.name} {path.name}"
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(path)
+    data = folder(tmp_path, pretrain_dir=links, train_dir=train, test_dir=test, heldout=4)
+    data.setup()
+    assert isinstance(data._loaded.pretrain, FileSource)
+    assert isinstance(data._loaded.train, FileSource)
+    pretrain = [os.path.realpath(data._loaded.pretrain.paths[i]) for i in data._splits.pretrain.tolist()]
+    heldout = {os.path.realpath(data._loaded.train.paths[i]) for i in data._splits.val.tolist()}
+    assert (len(pretrain), len(heldout)) == (12, 4)
+    assert not heldout & set(pretrain)
+
+
 def test_few_labelled_images_without_a_test_folder_are_cross_validated(tmp_path):
     train = labelled(tmp_path / "train", 10, 1)
     data = folder(tmp_path, pretrain_dir=train, train_dir=train, heldout=4)
@@ -105,6 +123,7 @@ def test_few_labelled_images_without_a_test_folder_are_cross_validated(tmp_path)
     for fold in folds:
         assert sum(fold.label_counts[split] for split in ("train", "heldout", "test")) == 20
         assert torch.cat([y for _, y in fold.downstream("test")]).bincount().tolist() == [2, 2]
+    assert not data.spec.pretrain_labels  # the supervised control would learn the labels of tested images
 
 
 def test_cross_validated_images_can_be_left_out_of_pretraining(tmp_path):

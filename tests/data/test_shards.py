@@ -257,6 +257,27 @@ def test_copies_of_test_images_are_not_trained_on_whatever_they_are_called(made,
         shards(made / "test packed", train_dir=made / "test packed", test_dir=made / "test packed").setup()
 
 
+@pytest.mark.parametrize("labelled", ["the same", "others"])
+def test_no_copy_of_a_heldout_image_is_pretrained_on(labelled, made, tmp_path):
+    once = tree(tmp_path / "once", 6, seed=9)
+    twice = tmp_path / "twice"
+    for path in once.rglob("*.png"):
+        for copy in (path.name, f"copy {path.name}"):
+            target = twice / path.parent.name / copy
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    pretrain = packed(twice)
+    train = pretrain if labelled == "the same" else packed(once)
+    data = shards(pretrain, train_dir=train, test_dir=made / "test packed", heldout=4)
+    data.setup()
+    assert isinstance(data._loaded.train, ShardSource)
+    digests = [data._loaded.pretrain.rows["digest"][i] for i in data._splits.pretrain.tolist()]
+    heldout = {data._loaded.train.rows["digest"][i] for i in data._splits.val.tolist()}
+    assert heldout
+    assert not heldout & set(digests)
+    assert len(digests) == 2 * (6 - len(heldout))
+
+
 def test_folders_that_do_not_fit_are_refused(made, tmp_path):
     train = made / "train packed"
     with pytest.raises(ValueError, match="the probes need both"):

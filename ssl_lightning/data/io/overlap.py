@@ -1,4 +1,4 @@
-"""Labelled images among the pretraining images, by path."""
+"""Labelled images among the pretraining images, by path; and images that are there more than once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,19 @@ from ssl_lightning.core.progress import watched
 from ssl_lightning.data.io.file_list import FileList
 
 
-def match(pretrain: FileList, train: FileList, test: FileList, where: Path) -> tuple[FileList, Tensor]:
+def first_copies(digests: np.ndarray) -> Tensor:
+    """Return the index of the first image with the same digest for each image, (N,) int64.
+
+    >>> first_copies(np.array([7, 5, 7]))
+    tensor([0, 1, 0])
+    """
+    _, first, kind = np.unique(digests, return_index=True, return_inverse=True)
+    return torch.from_numpy(first[kind])
+
+
+def match(
+    pretrain: FileList, train: FileList, test: FileList, where: Path
+) -> tuple[FileList, Tensor, Tensor]:
     """Find labelled images among the pretraining images, by resolved path.
 
     Args:
@@ -23,7 +35,7 @@ def match(pretrain: FileList, train: FileList, test: FileList, where: Path) -> t
         where: Folder of the test images, for messages.
 
     Returns:
-        The remaining pretraining images, and the `overlap` of a `Pairing`.
+        The remaining pretraining images, and `overlap` and `copies` of a `Pairing`.
 
     Raises:
         ValueError: An image is in `train` and in `test`.
@@ -32,7 +44,9 @@ def match(pretrain: FileList, train: FileList, test: FileList, where: Path) -> t
         return _match(pretrain, train, test, where)
 
 
-def _match(pretrain: FileList, train: FileList, test: FileList, where: Path) -> tuple[FileList, Tensor]:
+def _match(
+    pretrain: FileList, train: FileList, test: FileList, where: Path
+) -> tuple[FileList, Tensor, Tensor]:
     tested, labelled = set(test.real_paths()), list(train.real_paths())
     both = [path for path, real in zip(train, labelled, strict=True) if real in tested]
     if both:
@@ -47,5 +61,9 @@ def _match(pretrain: FileList, train: FileList, test: FileList, where: Path) -> 
         )
         pretrain = pretrain.take(np.flatnonzero(unseen))
     wanted = set(labelled)
-    places = {real: index for index, real in enumerate(pretrain.real_paths()) if real in wanted}
-    return pretrain, torch.tensor([places.get(real, -1) for real in labelled])
+    places: dict[str, int] = {}
+    copies = torch.arange(len(pretrain))
+    for index, real in enumerate(pretrain.real_paths()):
+        if real in wanted:
+            copies[index] = places.setdefault(real, index)
+    return pretrain, torch.tensor([places.get(real, -1) for real in labelled]), copies

@@ -16,7 +16,7 @@ from ssl_lightning.data._pairing import Pairing
 from ssl_lightning.data.base import PairedDataModule, check_channels
 from ssl_lightning.data.io.eight_bit import check_value_range
 from ssl_lightning.data.io.folders import MAX_PIXELS
-from ssl_lightning.data.io.overlap import match
+from ssl_lightning.data.io.overlap import first_copies, match
 from ssl_lightning.data.io.sources import ArraySource, FileSource, ImageSource, default_workers
 from ssl_lightning.data.objects.any_images import AnyImages, FolderImages, open_images
 from ssl_lightning.data.objects.labels import number_labels
@@ -142,13 +142,13 @@ class ImageData(PairedDataModule):
             (self._train.labels(), len(self._train), self._train.class_names),
             (self._test.labels(), len(self._test), self._test.class_names),
         )
-        pretrain, overlap = self._match(views, train, test)
+        pretrain, overlap, copies = self._match(views, train, test)
         if overlap is not None:
             known = overlap >= 0
             labels = torch.full((len(pretrain),), -1)
             labels[overlap[known]] = train.labels[known]
             pretrain.labels = labels
-        return Pairing(pretrain, train, test, names, overlap)
+        return Pairing(pretrain, train, test, names, overlap, copies)
 
     def _open(self, given: Any, name: str) -> AnyImages:
         return open_images(
@@ -185,22 +185,22 @@ class ImageData(PairedDataModule):
 
     def _match(
         self, views: Views, train: ImageSource, test: ImageSource
-    ) -> tuple[ImageSource, Tensor | None]:
-        """Return the pretraining images that are no test images, and the `overlap` of a `Pairing`."""
+    ) -> tuple[ImageSource, Tensor | None, Tensor | None]:
+        """Return the pretraining images that are no test images, `overlap` and `copies` of a `Pairing`."""
         given, labelled, tested = self._source, self._train, self._test
         if same_images(given, tested):
             raise ValueError(ALL_TESTED)
         if same_images(given, labelled):
             if isinstance(train, ArraySource) and isinstance(test, ArraySource):
                 return match_itself(train, test)
-            return train, torch.arange(len(train))
+            return train, torch.arange(len(train)), None
         if (
             isinstance(given, FolderImages)
             and isinstance(labelled, FolderImages)
             and isinstance(tested, FolderImages)
         ):
-            unseen, overlap = match(given.paths, labelled.paths, tested.paths, tested.folder)
-            return FileSource(unseen, None, **views.decoding), overlap
+            unseen, overlap, copies = match(given.paths, labelled.paths, tested.paths, tested.folder)
+            return FileSource(unseen, None, **views.decoding), overlap, copies
         pretrain = given.source(views)
         if (
             isinstance(pretrain, ArraySource)
@@ -208,7 +208,7 @@ class ImageData(PairedDataModule):
             and isinstance(test, ArraySource)
         ):
             return match_content(pretrain, train, test)
-        return pretrain, None
+        return pretrain, None, None
 
 
 def check_count(images: AnyImages, least: int) -> None:
@@ -224,7 +224,9 @@ def same_images(first: AnyImages | None, second: AnyImages | None) -> bool:
     return first is not None and second is not None and first.data is second.data
 
 
-def match_content(pretrain: ArraySource, train: ArraySource, test: ArraySource) -> tuple[ArraySource, Tensor]:
+def match_content(
+    pretrain: ArraySource, train: ArraySource, test: ArraySource
+) -> tuple[ArraySource, Tensor, Tensor]:
     """Find labelled images among the pretraining images, by content.
 
     Args:
@@ -233,7 +235,7 @@ def match_content(pretrain: ArraySource, train: ArraySource, test: ArraySource) 
         test: Test images. Pretraining leaves them out, and a warning gives their number.
 
     Returns:
-        The remaining pretraining images, and the `overlap` of a `Pairing`.
+        The remaining pretraining images, and `overlap` and `copies` of a `Pairing`.
 
     Raises:
         ValueError: All pretraining images are test images.
@@ -242,16 +244,20 @@ def match_content(pretrain: ArraySource, train: ArraySource, test: ArraySource) 
     tested = np.isin(ours, tests)
     pretrain = leave_out(pretrain, tested)
     warn_trained(int(np.isin(labelled, tests).sum()))
-    places = {digest: index for index, digest in enumerate(ours[~tested].tolist())}
-    return pretrain, torch.tensor([places.get(digest, -1) for digest in labelled.tolist()])
+    left = ours[~tested]
+    places = {digest: index for index, digest in enumerate(left.tolist())}
+    overlap = torch.tensor([places.get(digest, -1) for digest in labelled.tolist()])
+    return pretrain, overlap, first_copies(left)
 
 
-def match_itself(train: ArraySource, test: ArraySource) -> tuple[ArraySource, Tensor]:
+def match_itself(train: ArraySource, test: ArraySource) -> tuple[ArraySource, Tensor, Tensor]:
     """Do as `match_content` if the pretraining images are the labelled training images."""
-    tested = np.isin(digests(train.images), digests(test.images))
+    ours = digests(train.images)
+    tested = np.isin(ours, digests(test.images))
     pretrain = leave_out(train, tested)
     warn_trained(int(tested.sum()))
-    return pretrain, torch.from_numpy(np.where(tested, -1, np.cumsum(~tested) - 1))
+    overlap = torch.from_numpy(np.where(tested, -1, np.cumsum(~tested) - 1))
+    return pretrain, overlap, first_copies(ours[~tested])
 
 
 def leave_out(pretrain: ArraySource, tested: np.ndarray) -> ArraySource:

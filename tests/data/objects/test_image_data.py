@@ -240,6 +240,22 @@ def test_copies_are_found_by_content():
         ready(PIXELS, (PIXELS[:20] // 2, LABELS[:20]), (PIXELS[:9] // 2, LABELS[:9]))
 
 
+@pytest.mark.parametrize("kind", ["other arrays", "the labelled ones", "labelled twice"])
+def test_no_copy_of_a_heldout_image_is_pretrained_on(kind):
+    pixels, labels = PIXELS[9:], LABELS[9:]
+    twice = np.concatenate([pixels, pixels])
+    given = (twice, np.concatenate([labels, labels])) if kind == "the labelled ones" else (pixels, labels)
+    if kind == "labelled twice":
+        given = (np.concatenate([pixels, pixels[:3]]), np.concatenate([labels, labels[:3]]))
+    source = given[0] if kind == "the labelled ones" else twice
+    data = ready(source, given, (TEST, LABELS[:9]))
+    pretrain = [image.numpy().tobytes() for image in images_of(data.unlabelled())]
+    heldout = {image.numpy().tobytes() for image in images_of(data.downstream("heldout"))}
+    assert heldout
+    assert not heldout & set(pretrain)
+    assert len(pretrain) == 2 * (len(pixels) - len(heldout))  # all other copies stay
+
+
 def test_the_images_of_one_array_are_not_trained_and_tested_on():
     with (
         pytest.warns(UserWarning, match="9 images of source are test images"),
