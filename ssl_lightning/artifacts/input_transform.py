@@ -16,7 +16,7 @@ from ssl_lightning.data.io.eight_bit import check_value_range, eight_bit
 from ssl_lightning.data.io.folders import as_tensor
 from ssl_lightning.ops.lab import rgb_to_lab
 
-CHANNELS = {"RGB": 3, "grey": 1, "L": 1, "RGBX": 4}  # input channels for each colour
+CHANNELS = {"RGB": (3,), "grey": (1,), "L": (1, 3, 4), "RGBX": (4,)}  # input channels for each colour
 KEYS = ("image_size", "colour", "mean", "std", "crop_ratio", "value_range")
 MAX_SIZE = 1 << 14  # px
 
@@ -30,7 +30,7 @@ class InputTransform(v2.Transform):
     Args:
         image_size: Height and width of the result in pixels.
         colour: "RGB", "grey", "RGBX" for RGB with a fourth channel, or "L" for the lightness of CIE Lab, 0 to
-            100.
+            100, the same in 1, 3 or 4 channels.
         mean: Mean of each channel, subtracted; pixels are in [0, 1], L in [0, 100].
         std: Deviation of each channel, divided by.
         crop_ratio: Side of the square over the shorter side of the picture, in (0, 1].
@@ -60,10 +60,10 @@ class InputTransform(v2.Transform):
             raise ValueError(f"colour is {colour!r}; allowed are {', '.join(CHANNELS)}")
         if not 1 <= image_size <= MAX_SIZE:
             raise ValueError(f"image_size is {image_size}; allowed is 1 to {MAX_SIZE} px")
-        if not len(mean) == len(std) == CHANNELS[colour] or not min(std) > 0:
-            raise ValueError(
-                f"mean is {mean} and std {std}; {colour} needs {CHANNELS[colour]} each, and std above 0"
-            )
+        counts = CHANNELS[colour]
+        if len(mean) not in counts or len(std) != len(mean) or not min(std) > 0:
+            needed = ", ".join(map(str, counts))
+            raise ValueError(f"mean is {mean} and std {std}; {colour} needs {needed} each, and std above 0")
         self.image_size, self.colour, self.crop_ratio = image_size, colour, crop_ratio
         self.mean, self.std = list(mean), list(std)
         self.value_range = check_value_range(value_range)
@@ -90,7 +90,7 @@ class InputTransform(v2.Transform):
     @property
     def channels(self) -> int:
         """Channels of the result."""
-        return CHANNELS[self.colour]
+        return len(self.mean)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Tensor:
         """Convert one picture, or a batch of tensors.
@@ -127,7 +127,7 @@ class InputTransform(v2.Transform):
         if self.colour == "grey":
             return rgb_to_grayscale(pixels) if pixels.shape[1] == 3 else pixels
         rgb = pixels if pixels.shape[1] == 3 else grayscale_to_rgb(pixels)
-        return rgb_to_lab(rgb)[:, :1] if self.colour == "L" else rgb
+        return rgb_to_lab(rgb)[:, :1].expand(-1, self.channels, -1, -1) if self.colour == "L" else rgb
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.config.items())

@@ -127,7 +127,7 @@ def tell_near_duplicates(found: list[NearDuplicate], dropped: bool) -> None:
     if not shown:
         tell("near-duplicates: none found between pretraining, training, held-out and test images")
         return
-    leaks = any(each.split == "pretrain" for each in found)
+    leaks = dropped or any(each.split == "pretrain" for each in found)
     advice = "; data.near_duplicates=drop leaves them out of pretraining"
     done = "; pretraining leaves them out" if dropped else advice
     tell(f"near-duplicates: {shown}{done if leaks else ''}")

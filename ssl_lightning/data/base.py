@@ -149,14 +149,23 @@ class PairedDataModule(ImageLoaders):
         self.duplicates_found = find_near_duplicates(loaders)
         drops = self.near_duplicates == "drop"
         tell_near_duplicates(self.duplicates_found, drops)
-        kept = torch.ones(len(self._splits.pretrain), dtype=torch.bool)
-        kept[[each.place for each in self.duplicates_found if drops and each.split == "pretrain"]] = False
+        if not drops:
+            return
+        pretrain, overlap = self._splits.pretrain, self._loaded.overlap
+        found = {
+            split: torch.tensor([each.place for each in self.duplicates_found if each.split == split]).long()
+            for split in ("pretrain", "train")
+        }
+        dropped = pretrain[found["pretrain"]]
+        if overlap is not None:  # views of other shapes differ too much to be found
+            dropped = torch.cat([dropped, overlap[self._splits.train[found["train"]]]])
+        kept = torch.isin(pretrain, dropped, invert=True)
         if not kept.any():
             raise ValueError(
                 f"all pretraining images of {self.name} are near-duplicates of test or held-out images; set "
                 "data.near_duplicates=report"
             )
-        self._splits = replace(self._splits, pretrain=self._splits.pretrain[kept])
+        self._splits = replace(self._splits, pretrain=pretrain[kept])
 
     def place(self, device: torch.device) -> None:
         """Move images to the device if the config asks for it; called once, before training.

@@ -79,6 +79,8 @@ def one_cycle(
     if div_factor < 1:
         raise ValueError(f"scheduler.div_factor is {div_factor}; it must be 1 or more")
     peak = [group["lr"] for group in optimizer.param_groups]
+    if warmup * total_steps == 1:  # torch would divide by 0; slightly less starts at the peak too
+        warmup *= 1 - 1e-9
     return _OneCycle(optimizer, peak, total_steps=total_steps, pct_start=float(warmup), div_factor=div_factor)
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 CONV5_4 = 36  # layers of torchvision's VGG19 up to the last convolution's ReLU
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SCALE = 1 / 12.75  # of the maps, as in the paper: their squared error then has the scale of the pixel error
 SMALLEST = 16  # side in pixels that leaves one cell after four poolings
 
 
@@ -49,7 +48,7 @@ class VGGFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map `(B, 1 or 3, H, W)` floats in [0, 1] to `(B, 512, H / 16, W / 16)`."""
-        return self.layers((images.expand(-1, 3, -1, -1) - self.mean) / self.std) * SCALE
+        return self.layers((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

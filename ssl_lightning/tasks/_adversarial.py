@@ -92,7 +92,8 @@ class AdversarialTask(TwoNetworks):
         input_noise: Deviation of the noise on the input of the backbone, in normalised units, also in
             validation; 0 for none. It lets the generator vary its pictures, and makes the backbone a denoiser
             (Vincent, Larochelle, Bengio, Manzagol 2008).
-        warmup_steps: Initial steps that train the generator alone, on the pixel loss.
+        warmup_steps: Initial steps of the generator alone, on the pixel loss. The discriminator's schedule
+            spans the steps after them.
         accumulate_grad_batches: Batches for one step of each network, instead of the Trainer's argument.
         gradient_clip_val: Largest norm of the gradient of each network; None does not clip. Likewise.
         **base: The keywords of `PretextTask`.

@@ -13,6 +13,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.tasks._views import ViewTask
 
+# What drops parts of a network in training, with its rate: torch's, torchvision's and timm's
+DROPS = {
+    **dict.fromkeys(("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout"), "p"),
+    "StochasticDepth": "p",
+    "DropPath": "drop_prob",
+}
+
 
 class MomentumTask(ViewTask):
     """Compare views by two networks: one learns, and the target follows it (BYOL: Grill et al. 2020).
@@ -21,7 +28,7 @@ class MomentumTask(ViewTask):
     optimizer, `target = m * target + (1 - m) * learner`, where m rises from `momentum` to 1 by half a cosine
     over the run. A step that float16 skips leaves the target as it is, and so does a batch that only adds
     gradients. The batch norms of the target use the statistics of the batch in training, and keep running
-    statistics of their own.
+    statistics of their own. Its dropout and drop path are off, as in the code of DINO.
 
     Args:
         backbone: The backbone.
@@ -48,6 +55,9 @@ class MomentumTask(ViewTask):
         super().build(spec)
         copies = copy.deepcopy(self.backbone), copy.deepcopy(self.head)
         self.target = nn.Sequential(*copies).requires_grad_(False)
+        for module in self.target.modules():
+            if rate := DROPS.get(type(module).__name__):
+                setattr(module, rate, 0.0)
 
     @torch.no_grad()
     def embed_by_target(self, views: Tensor) -> Tensor:

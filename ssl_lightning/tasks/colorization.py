@@ -163,8 +163,8 @@ class Colorization(PretextTask):
             )
 
     def input_config(self) -> dict[str, Any]:
-        size = {"image_size": self.spec.image_size}
-        return {**size, "colour": "L", "mean": [LIGHTNESS], "std": [LIGHTNESS]}
+        scale = [LIGHTNESS] * self.repeats
+        return {"image_size": self.spec.image_size, "colour": "L", "mean": scale, "std": scale}
 
     def setup(self, stage: str) -> None:
         """Measure the colours of the pretraining images; a restored checkpoint overwrites them."""

@@ -45,7 +45,8 @@ class SuperResolution(AdversarialTask):
         content: Content loss: "discriminator" compares its stage maps of both pictures (feature matching,
             Salimans et al. 2016), and adds nothing without a discriminator. "vgg" compares maps of VGG19 as
             in the paper, which brings in the labels of ImageNet. None switches it off.
-        content_weight: Weight of the content loss beside the squared pixel error (paper: 0.006 for VGG19).
+        content_weight: Weight of the content loss beside the squared pixel error (paper: 0.006 for VGG19,
+            which is what maps divided by 12.75 have).
         vgg_weights: File of torchvision's VGG19; None downloads it.
         skips: Whether the decoder of "enlarged" also sees the shallow stages. The picture improves, but the
             detail can bypass the deep stages.

@@ -19,6 +19,8 @@ from ssl_lightning.data.io.augment import EvalView
 from ssl_lightning.data.io.folders import as_tensor, decode
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.networks.vit import create_small_vit
+from ssl_lightning.tasks.colorization import Colorization
+from ssl_lightning.tasks.combined import Combined
 
 TASKS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf/task").glob("*.yaml"))
 SIZE = 32
@@ -63,6 +65,25 @@ def test_it_gives_what_the_task_gives_its_backbone(tmp_path: Path, name: str, co
     assert loaded.state_dict().keys() == backbone.state_dict().keys()
     assert "transform" not in dict(loaded.named_modules())
     assert copy.deepcopy(loaded).transform.config == loaded.transform.config
+
+
+@pytest.mark.parametrize("parts", [["colorization", "rotation"], ["colorization"]])
+def test_a_backbone_of_three_channels_gets_the_lightness_in_each(tmp_path: Path, parts: list[str]) -> None:
+    config: dict[str, Any] = {"in_channels": 3, "widths": [4, 8], "strides": [2, 2]}
+    backbone = ConvNet(**config)
+    task = (
+        Combined(backbone, SPECS["RGB"], parts=parts)
+        if len(parts) > 1
+        else Colorization(backbone, SPECS["RGB"])
+    )
+    described = {"_target_": f"{ConvNet.__module__}.{ConvNet.__name__}", **config}
+    save_backbone(tmp_path, backbone, {"backbone": described, "input": task.input_config()})
+    loaded = load_backbone(tmp_path)
+    images = pictures(3, SIZE, SIZE)
+    expected = task.probe_input(images.float() / 255)
+    assert expected.shape[1] == 3
+    torch.testing.assert_close(loaded.transform(images), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loaded(loaded.transform(images))[1], backbone.eval()(expected)[1])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "I;16", "1"])

@@ -47,6 +47,25 @@ def test_the_published_validation_part_is_held_out_and_never_pretrained_on(tree:
     assert not made.spec.pretrain_labels  # so task=supervised refuses data with masks
 
 
+def test_a_training_picture_that_shows_a_test_picture_is_not_pretrained_on(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    draw = np.random.default_rng(1)
+    for path in sorted(tree.glob("*/*.png")):  # twice as wide as high: the views of pretext and probes differ
+        if path.parent.name.endswith("annot"):
+            picture = Image.fromarray(draw.choice([0, 1, 2], (24, 48)).astype(np.uint8))
+        else:
+            coarse = Image.fromarray(draw.integers(0, 256, (8, 16, 3), dtype=np.uint8))
+            picture = coarse.resize((48, 24), Image.Resampling.BICUBIC)
+        picture.save(path)
+    shutil.copy(tree / "test" / "test_1.png", tree / "train" / "train_2.png")
+    made = data(tree, size=[24, 24], near_duplicates="drop")
+    seen = {Path(made._loaded.pretrain.paths[i]).name for i in made._splits.pretrain}
+    assert {each.split for each in made.duplicates_found} == {"train"}  # not by the views of the pretext
+    assert seen == {f"train_{i}.png" for i in range(8) if i != 2}
+    assert "1 training image of test images; pretraining leaves them out" in caplog.text
+
+
 def test_the_pretext_sees_squares_and_the_probes_whole_pictures_with_masks(tree: Path) -> None:
     made = data(tree)
     images, labels = next(iter(made.train_dataloader()))

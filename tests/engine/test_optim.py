@@ -27,6 +27,14 @@ def test_one_cycle_rises_to_lr_and_falls_to_zero() -> None:
     assert found[-1] < 1e-5
 
 
+@pytest.mark.parametrize(("steps", "warmup"), [(10, 0.1), (4, 0.25), (100, 0.01)])
+def test_one_cycle_may_warm_up_for_one_step(steps: int, warmup: float) -> None:
+    found = rates(optim.one_cycle, steps, warmup=warmup)
+    assert found[0] == pytest.approx(0.5)
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 1e-5
+
+
 def test_cosine_against_its_formula() -> None:
     found = rates(optim.cosine, 20, warmup=0.2, final=0.1)
     assert found[:4] == pytest.approx([0.125, 0.25, 0.375, 0.5])

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ssl_lightning.core.image_spec import ImageSpec
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.networks.convnet import ConvNet
+from ssl_lightning.networks.vit import create_small_vit
 from ssl_lightning.tasks._momentum import MomentumTask
 from ssl_lightning.tasks.base import PretextTask
 from ssl_lightning.tasks.byol import BYOL
@@ -177,6 +178,17 @@ def test_one_part_of_a_combined_task_is_the_task_itself(more: dict[str, Any], tm
     for name, value in alone.state_dict().items():
         place = name if name.startswith("backbone.") else f"parts.byol.{name}"
         assert torch.equal(state[place], value), name
+
+
+def test_the_target_drops_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = create_small_vit(width=24, depth=2, heads=3, stages=1, drop_path=0.5)
+    task = BYOL(backbone, ImageSpec(3, 32, (0.5,) * 3, (0.25,) * 3), **SMALL).train()
+    images = torch.rand(1, 8, 3, 32, 32)
+    first, second = (task.embed_by_target(images) for _ in range(2))
+    assert torch.equal(first, second)
+    learner = [task.backbone(images[0])[-1] for _ in range(2)]
+    assert not torch.equal(*learner)
 
 
 def test_a_wrong_momentum_is_refused() -> None:
