@@ -21,4 +21,6 @@ def main(architecture: str, weights: str, train: str, test: str, image_size: int
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5])
+    if len(sys.argv) != 5:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

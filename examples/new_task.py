@@ -33,18 +33,17 @@ class Mirror(PretextTask):
         mirrored = torch.randint(2, (len(images),), generator=stream, device=images.device)
         x = torch.where(mirrored.view(-1, 1, 1, 1) == 1, images.flip(-1), images)
         logits = self.head(self.backbone(self.normalise(x)))  # (B, 2)
-        return {
-            "loss": F.cross_entropy(logits, mirrored),
-            "acc": (logits.argmax(1) == mirrored).float().mean(),
-        }
+        accuracy = (logits.argmax(1) == mirrored).float().mean()
+        return {"loss": F.cross_entropy(logits, mirrored), "acc": accuracy}
 
 
 def main(photos: str, image_size: int = 96, batch_size: int = 64, max_epochs: int = 10) -> None:
-    data = ImageData(
-        photos, image_size=image_size, batch_size=batch_size, flip=False
-    )  # flips hide the answer
+    # flips would hide the answer
+    data = ImageData(photos, image_size=image_size, batch_size=batch_size, flip=False)
     pl.Trainer(max_epochs=max_epochs).fit(Mirror(torchvision.models.resnet18()), data)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     main(sys.argv[1])

@@ -340,6 +340,8 @@ def test_length_hardware_and_logging_may_change_and_the_folder_may_move(folder: 
     stored = OmegaConf.load(moved / "config.yaml")
     assert cfg.optimizer == stored.optimizer
     assert cfg.data == stored.data
+    first = [each for each in stored.overrides if not each.startswith("trainer.max_epochs=")]
+    assert cfg.overrides == [*first, *changes[:-1]]  # as the command in results.json
 
 
 @pytest.mark.slow
@@ -387,7 +389,15 @@ def test_a_torn_checkpoint_falls_back_to_the_previous_one(tmp_path: Path) -> Non
 def test_folders_without_a_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.yaml").write_text("model: {lr: 1}\n")
-    for name, message in (("nowhere", "is not there"), ("other", "not the config of a run of this project")):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    for file in ("run/config.yaml", "run/checkpoints/last.ckpt"):
+        (tmp_path / file).touch()
+    for name, message in (
+        ("nowhere", "is not there"),
+        ("other", "not the config of a run of this project"),
+        ("other/config.yaml", f"is a file; give its run folder, {tmp_path / 'other'}"),
+        ("run/checkpoints/last.ckpt", f"is a file; give its run folder, {tmp_path / 'run'}"),
+    ):
         assert resume_main([f"resume={tmp_path / name}"], ROOT / "conf") == 1
         assert message in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["config.yaml"]

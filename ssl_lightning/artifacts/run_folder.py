@@ -31,6 +31,19 @@ NOT_FIRST = os.EX_TEMPFAIL  # exit code of a rank that failed after another rank
 UNREPORTED = os.EX_IOERR  # exit code of a rank that could not write error.txt and printed its error
 
 
+def no_run_folder(path: Path) -> str:
+    """Say what is wrong with a path that should be a run folder; name the run folder of a file within it."""
+    if path.is_dir():
+        problem = f"has no {CONFIG}, so it is not a run folder"
+    elif not path.exists():
+        problem = "is not there"
+    elif run := next((folder for folder in path.parents if (folder / CONFIG).is_file()), None):
+        return f"{path} is a file; give its run folder, {run}"
+    else:
+        problem = "is a file"
+    return f"{path} {problem}; a run folder is outputs/<task>/<data>/<backbone>/<name>"
+
+
 def classifier_files(folder: Path, probe: str, branch: str) -> tuple[Path, Path]:
     """Return the paths of the weights and of the description of a probe's classifier."""
     stem = f"classifier_{probe}_{branch}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssl_lightning.artifacts.checkpoints import MAX_BYTES, ForeignObjectError, load_checkpoint, resume_point
 from ssl_lightning.artifacts.input_transform import InputTransform
 from ssl_lightning.artifacts.layouts import advice, find_backbone, rename
-from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG
+from ssl_lightning.artifacts.run_folder import BACKBONE, BACKBONE_CONFIG, no_run_folder
 from ssl_lightning.artifacts.state_dicts import mismatches, some
 from ssl_lightning.config.trust import TRUST, is_trusted, known_targets
 from ssl_lightning.config.types import accepted, check_values
@@ -106,7 +106,7 @@ def load_backbone(path: str | Path) -> nn.Module:
 def check_run(folder: Path) -> None:
     """Raise ValueError if a run folder is absent, or the run has not written its backbone yet."""
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not there; a run folder is outputs/<task>/<data>/<backbone>/<name>")
+        raise ValueError(no_run_folder(folder))
     if not (folder / BACKBONE).is_file():
         raise ValueError(
             f"{folder} has no {BACKBONE}; finish the run first: {command_line('train')} resume={folder}"

@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ssl_lightning.artifacts.run_folder import CONFIG, NEXT_CONFIG
+from ssl_lightning.artifacts.run_folder import CONFIG, NEXT_CONFIG, no_run_folder
 from ssl_lightning.config.composition import drop_unchosen
 from ssl_lightning.config.identity import ABSENT, leaves
 from ssl_lightning.config.keys import KEYS
@@ -108,8 +108,9 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
             _delete(stored, key)
     del stored["overrides"]
     OmegaConf.resolve(stored)  # interpolations of the overrides
-    stored.overrides = first
-    given = {*changed, *(each.lstrip("+").partition("=")[0] for each in overrides)}
+    again = {_key(each) for each in overrides}
+    stored.overrides = [*(each for each in first if each[0] in "+~" or _key(each) not in again), *overrides]
+    given = {*changed, *map(_key, overrides)}
     check_loaded(stored, folder, folder / CONFIG, given)
     return stored
 
@@ -122,8 +123,7 @@ def read_config(folder: Path) -> DictConfig:
     """
     path = folder / CONFIG
     if not os.path.lexists(path):
-        what = f"has no {CONFIG}, so it is not a run folder" if folder.is_dir() else "is not there"
-        raise RunError(f"error: {folder} {what}; a run folder is outputs/<task>/<data>/<backbone>/<name>")
+        raise RunError(f"error: {no_run_folder(folder)}")
     try:
         check_links(folder)
         stored = load_config(path)
@@ -137,6 +137,15 @@ def read_config(folder: Path) -> DictConfig:
         if place and not Path(str(place)).expanduser().is_dir():
             OmegaConf.update(here, key, str(cache_root()))
     return here
+
+
+def _key(override: str) -> str:
+    """Return the key of an override.
+
+    >>> _key("+task.options.pirl={hidden: 8}")
+    'task.options.pirl'
+    """
+    return override.lstrip("+~").partition("=")[0]
 
 
 def moved(node: Any, old: str, new: str) -> Any:

@@ -131,7 +131,8 @@ def series_labels(series: Mapping[str, Sequence[ReportedRun]]) -> dict[str, str]
         given = {key: shown_overrides(series[key][0]) for key in keys}
         common = set.intersection(*map(set, given.values()))
         own = {key: " ".join([label, *(o for o in given[key] if o not in common)]) for key in keys}
-        own = {key: text if len(text) <= LONGEST else label for key, text in own.items()}
+        if max(map(len, own.values())) > LONGEST:
+            own = dict.fromkeys(own, label)
         for text, alike in _inverted(own).items():
             labels |= {key: text if len(alike) == 1 else f"{text} ({series[key][0].name})" for key in alike}
     return labels

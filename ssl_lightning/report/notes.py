@@ -20,7 +20,7 @@ MACHINES = "Machines"
 UNFINISHED, DUPLICATES, SEVERAL = "Not finished", "Duplicates", "Several figures"
 OTHERS, SKIPPED = "Left out", "Not read"
 CROSS_VALIDATED = (
-    "Figures are cross-validated: each fifth of the labelled images is tested by what the others fit and "
+    "{} cross-validated: each fifth of the labelled images is tested by what the others fit and "
     "choose. Pretraining may have seen these images, without labels."
 )
 
@@ -44,8 +44,15 @@ def measured(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
         lines.append("Ranks and slopes are plain numbers at the deepest stage.")
     if any(column.stage == BEST_STAGE for column in columns):
         lines.append("Held-out images, never test images, choose the stage for each seed.")
-    if any(map(cross_validated, records)):
-        lines.append(CROSS_VALIDATED)
+    folded = {
+        row.label: any(cross_validated(pick.record) for cell in row.cells.values() for pick in cell.picks)
+        for row in rows
+        if row.cells
+    }
+    if any(folded.values()):
+        named = ", ".join(label for label, is_folded in folded.items() if is_folded)
+        some = f"The figures of {named} are on other test images than the rest, and are"
+        lines.append(CROSS_VALIDATED.format("Figures are" if all(folded.values()) else some))
     lines += unequal_classes(records)
     if any(row.labels for row in rows):
         leads = "that leads by more than twice the standard error"

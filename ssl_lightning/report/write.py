@@ -18,6 +18,7 @@ from ssl_lightning.report.table import Table
 from ssl_lightning.report.writers import csv_text, latex, markdown, screen
 
 PAGE = "report.html"
+TABLES = ("table.md", "table.csv", "table.tex")
 
 
 def make_tables(outputs: Path, benchmark: Path | None, budget: str | None) -> list[Table]:
@@ -52,9 +53,15 @@ def write_report(outputs: Path, out: Path, benchmark: Path | None, budget: str |
         budget: Budget of the benchmark; None makes one table per budget.
 
     Raises:
-        ValueError: The folder or benchmark does not exist, or there is no finished run.
+        ValueError: The folder or benchmark does not exist, there is no finished run, or `out` has files of
+            these names that are of no report.
         DiskFullError: The disk has no room for the report.
     """
+    theirs = [name for name in TABLES if (out / name).exists()]
+    if theirs and not (out / PAGE).exists():
+        raise ValueError(
+            f"{out} has {theirs[0]} and no {PAGE}, so it is no report; give another folder: out="
+        )
     write_tables(make_tables(outputs, benchmark, budget), out)
 
 
@@ -65,10 +72,9 @@ def write_tables(tables: Sequence[Table], out: Path) -> None:
         DiskFullError: The disk has no room for the report.
     """
     pictures = {table.name: draw_all(table) for table in tables}
+    texts = "\n".join(map(markdown, tables)), csv_text(tables), "\n".join(map(latex, tables))
     files: dict[str, str | bytes] = {
-        "table.md": "\n".join(map(markdown, tables)),
-        "table.csv": csv_text(tables),
-        "table.tex": "\n".join(map(latex, tables)),
+        **dict(zip(TABLES, texts, strict=True)),
         PAGE: render(list(tables), pictures),
     }
     for name, drawn in pictures.items():

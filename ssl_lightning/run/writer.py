@@ -32,6 +32,7 @@ from ssl_lightning.engine.trainer import peak_memory_gb
 from ssl_lightning.report.model_card import write_model_card
 from ssl_lightning.report.summary import print_header
 from ssl_lightning.report.verdict import judge
+from ssl_lightning.run.normalisation import changed_normalisation
 from ssl_lightning.run.parts import Parts
 from ssl_lightning.run.probe import Probed
 
@@ -190,6 +191,8 @@ class RunWriter:
             facts["images"] = f"{unlabelled}labelled: {labelled_images(parts.data)}"
         if found := parts.data.duplicates_found:
             facts["near-duplicates"] = f"{len(found):,}, listed in {parts.folder / NEAR_DUPLICATES}"
+        if not trains and (changed := changed_normalisation(parts.task, parts.folder, cfg.init_from)):
+            facts["pixels"] = changed
         if parts.loaded:
             facts["weights"] = parts.loaded
         if parts.resumed_from:

@@ -322,8 +322,22 @@ def test_long_overrides_give_way_to_the_folder(tmp_path: Path, leave: Any, make:
         place = f"/a/long/path/to/the/photographs/of/{name}"
         command = f"python train.py task=rotation data.pretrain_dir={place} data.train_dir={place}/labelled"
         leave(name, [make(0.5)], command=command, series_sha256=name * 64)
+    short = (
+        "python train.py task=rotation data.pretrain_dir=a"  # in a table with the others, no override tells
+    )
+    leave("c", [make(0.5)], command=short, series_sha256="c" * 64)
     (found,) = series_tables(collect(tmp_path / "outputs"))
-    assert [row.label for row in found.rows] == ["rotation (a)", "rotation (b)"]
+    assert [row.label for row in found.rows] == ["rotation (a)", "rotation (b)", "rotation (c)"]
+
+
+def test_cross_validated_rows_are_named_beside_others(tmp_path: Path, leave: Any, make: Any) -> None:
+    leave("folds", [make(0.5, cross_validated=5)])
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    assert "Figures are cross-validated" in " ".join(found.notes[notes.MEASURED])
+    leave("split", [make(0.5)], task="jigsaw")
+    (found,) = series_tables(collect(tmp_path / "outputs"))
+    said = " ".join(found.notes[notes.MEASURED])
+    assert "The figures of rotation are on other test images than the rest, and are cross-validated" in said
 
 
 def test_of_an_override_given_twice_the_last_one_is_shown(tmp_path: Path, leave: Any, make: Any) -> None:

@@ -53,6 +53,20 @@ def test_an_error_is_one_line(tmp_path: Path, argument: str, message: str) -> No
     assert not (tmp_path / "report").exists()
 
 
+def test_files_of_others_stay(tmp_path: Path, leave: Any, make: Any) -> None:
+    leave("x", [make(0.5)])
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "table.csv").write_text("a,b")
+    with pytest.raises(
+        ValueError, match=r"notes has table\.csv and no report\.html, so it is no report; give"
+    ):
+        write_report(tmp_path / "outputs", notes, None, None)
+    assert [(path.name, path.read_text()) for path in notes.iterdir()] == [("table.csv", "a,b")]
+    for _ in range(2):  # a report may be written again
+        write_report(tmp_path / "outputs", tmp_path / "report", None, None)
+
+
 def test_a_benchmark_without_runs_yet(tmp_path: Path, small_table: Path) -> None:
     (tmp_path / "outputs").mkdir()
     write_report(tmp_path / "outputs", tmp_path / "report", small_table, None)

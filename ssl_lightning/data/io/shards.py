@@ -91,14 +91,21 @@ class ShardSource(PictureSource):
             ) from error
 
     def check_sample(self) -> None:
-        """Decode a few images before work starts; see `sample_images`."""
+        """Decode a few images before work starts; see `sample_images`.
+
+        Raises:
+            ValueError: An image does not fit.
+        """
         contents = {}
         for index in evenly(range(len(self)), SAMPLED):
             with contextlib.suppress(OSError, ShardError):  # `picture` raises it again
                 contents[self.name(index)] = BytesIO(self.encoded(index))
-        sample_images(
-            contents, channels=self.channels, max_pixels=self.max_pixels, value_range=self.value_range
-        )
+        try:
+            sample_images(
+                contents, channels=self.channels, max_pixels=self.max_pixels, value_range=self.value_range
+            )
+        except ValueError as error:
+            raise ValueError(f"{error}; or pack the images again without this one") from error
 
     def encoded(self, index: int) -> bytes:
         """Return the packed bytes of an image file.
