@@ -219,7 +219,8 @@ def load_weights(
         filled = found.state.keys() - found.reading.names.keys()  # counters that the file may lack
         raise ValueError(
             f"{path} does not fit the backbone: it has {len(found.reading.names)} of its "
-            f"{len(own) - len(filled)} weights; {'; '.join([*report, *advice(own, renamed, found)])}"
+            f"{len(own) - len(filled)} weights; "
+            + "; ".join([*_network_of(Path(path)), *report, *advice(own, renamed, found)])
         )
     if found.rivals:
         prefixes = [found.reading.prefix, *found.rivals]
@@ -231,6 +232,17 @@ def load_weights(
     layout = f" ({found.reading.layout})" if found.reading.layout else ""
     left_out = f"; left out {len(found.left_out)}: {some(found.left_out)}" if found.left_out else ""
     return f"{len(own)} of {len(own)} weights from {path}{layout}{left_out}"
+
+
+def _network_of(path: Path) -> list[str]:
+    """Name the backbone of the run folder or export that holds some weights, if its `backbone.json` does."""
+    file = (path if path.is_dir() else path.parent) / BACKBONE_CONFIG
+    try:
+        config = dict(read_json(file, MAX_CONFIG)["backbone"])
+        name = str(config.pop("_target_")).rpartition(".")[2]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [f"they are of {name}({', '.join(f'{key}={value}' for key, value in config.items())})"]
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

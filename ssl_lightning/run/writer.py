@@ -19,6 +19,7 @@ from ssl_lightning.artifacts.records import Record
 from ssl_lightning.artifacts.results import Results, write_results
 from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS, BenchmarkRow, RunFacts, Status, Verdict
 from ssl_lightning.artifacts.run_folder import NEAR_DUPLICATES, RESULTS
+from ssl_lightning.artifacts.state_dicts import some
 from ssl_lightning.callbacks.collapse import Collapse
 from ssl_lightning.config.identity import config_sha256, series_sha256
 from ssl_lightning.config.keys import DATA
@@ -189,6 +190,8 @@ class RunWriter:
             facts["data"] = ", ".join(places)
             unlabelled = f"{parts.data.pretrain_images:,} to pretrain on; " if trains else ""
             facts["images"] = f"{unlabelled}labelled: {labelled_images(parts.data)}"
+            if parts.data.has_downstream and (classes := parts.data.spec.class_names):
+                facts["classes"] = some(list(classes))
         if found := parts.data.duplicates_found:
             facts["near-duplicates"] = f"{len(found):,}, listed in {parts.folder / NEAR_DUPLICATES}"
         if not trains and (changed := changed_normalisation(parts.task, parts.folder, cfg.init_from)):

@@ -49,6 +49,15 @@ def test_an_absent_and_an_unfinished_run_are_named(tmp_path: Path) -> None:
             load(tmp_path / "run")
 
 
+def test_weights_of_another_network_name_it(tmp_path: Path) -> None:
+    config = {"_target_": "ssl_lightning.networks.convnet.ConvNet", "widths": [8, 8], "strides": [2, 2]}
+    save_backbone(tmp_path, ConvNet(widths=(8, 8), strides=(2, 2)), {"backbone": config})
+    other = create_timm("resnet18")
+    for path in (tmp_path, tmp_path / "backbone.safetensors"):
+        with pytest.raises(ValueError, match=r"they are of ConvNet\(widths=\[8, 8\], strides=\[2, 2\]\)"):
+            load_weights(other, path)
+
+
 def test_an_exported_timm_backbone_loads_into_timm(tmp_path: Path) -> None:
     backbone = create_timm("resnet18")
     config = {"_target_": "ssl_lightning.networks.timm_backbone.create_timm", "model_name": "resnet18"}
