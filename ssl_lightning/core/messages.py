@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
 
 log = logging.getLogger(__name__)
+PACKAGE = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -24,6 +27,20 @@ def showing_messages(output: TextIO) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
+
+
+def shorten_warnings() -> None:
+    """Let the warnings of this package name no line of its source, which tells a user nothing."""
+    located = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if Path(filename).is_relative_to(PACKAGE):
+            return f"warning: {message}\n"
+        return located(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
 
 
 def tell(message: str) -> None:

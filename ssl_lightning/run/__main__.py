@@ -33,11 +33,10 @@ from ssl_lightning.config.trust import check_links, check_trusted, load_config
 from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.errors import cause_of
-from ssl_lightning.core.messages import showing_messages
+from ssl_lightning.core.messages import shorten_warnings, showing_messages
 from ssl_lightning.core.stop_signals import STOP
 from ssl_lightning.core.untrusted import printable
 
-PACKAGE = Path(__file__).parents[1]
 # Warnings of Lightning about intended behaviour or its own internals; no user can act on them
 NOISE = (
     "Experiment logs directory",  # the launcher has created the run folder
@@ -129,17 +128,7 @@ def keep_quiet() -> None:
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # its errors are raised too
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
-    located = warnings.formatwarning
-
-    def plain(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-    ) -> str:
-        """Name no line of our source, which tells a user nothing."""
-        if Path(filename).is_relative_to(PACKAGE):
-            return f"warning: {message}\n"
-        return located(message, category, filename, lineno, line)
-
-    warnings.formatwarning = plain
+    shorten_warnings()
 
 
 def leave_report(report: Path, error: Exception, *, refuses: bool) -> int:

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from ssl_lightning.core.atomic_files import naming_full_disk
 from ssl_lightning.core.entry import ENTRY
-from ssl_lightning.core.messages import showing_messages
+from ssl_lightning.core.messages import shorten_warnings, showing_messages
 from ssl_lightning.data.io.folders import BadImagesError
 from ssl_lightning.data.io.shard_index import ShardError, check_shards
 from ssl_lightning.data.pack.plan import make_plan
@@ -25,6 +25,7 @@ RESUME = "Run the same command again to resume"
 def main(arguments: Sequence[str]) -> int:
     """Pack or check shards; return the exit status."""
     options = _parser().parse_args(arguments)
+    shorten_warnings()
     try:
         with showing_messages(sys.stderr):
             if options.check:
