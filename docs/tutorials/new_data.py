@@ -49,13 +49,14 @@
 #         photos, files = scan(self.folder / "photos"), scan(self.folder / "labelled")
 #         names, labels = classes_of(self.folder / "labelled", files)
 #         files, labels, tested, test_labels = hold_out_test(files, labels)
-#         photos, overlap = match(photos, files, tested, self.folder)
+#         photos, overlap, copies = match(photos, files, tested, self.folder)
 #         return Pairing(
 #             self.source(photos, None),
 #             self.source(files, labels),
 #             self.source(tested, test_labels) if len(tested) else None,
 #             tuple(names),
 #             overlap,
+#             copies,
 #         )
 #
 #     def source(self, files: FileList, labels: Tensor | None) -> ArraySource:

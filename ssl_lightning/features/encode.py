@@ -91,18 +91,26 @@ def encode(
         device: Device of the backbone; the features stay there.
 
     Raises:
-        ValueError: A split is empty, or features are not finite because the backbone diverged.
+        ValueError: A split is empty, its images have another shape than those of the first split, or features
+            are not finite because the backbone diverged.
     """
     began = time.perf_counter()
     sizes = sorted(set(pools))
     grids: dict[tuple[str, int], Grid] = {}
     labels: dict[str, Tensor] = {}
+    expected: torch.Size | None = None  # shape of the images
     pooled: dict[str, dict[tuple[str, Grid], Tensor]] = {}
     with evaluating(backbone), not_compiled(backbone), torch.inference_mode():
         for split, loader in loaders.items():
             parts: dict[tuple[str, Grid], list[Tensor]] = {}
             label_parts: list[Tensor] = []
             for images, batch_labels in tracked(loader, f"encode {split}", "batches"):
+                expected = expected or images.shape[1:]
+                if images.shape[1:] != expected:
+                    raise ValueError(
+                        f"the downstream split {split!r} has images of shape {tuple(images.shape[1:])}, and "
+                        f"other images are {tuple(expected)}; all must have one shape (C, H, W)"
+                    )
                 label_parts.append(batch_labels.to(device, torch.int64, non_blocking=True))
                 if not len(images):  # the last batch may have fewer images than there are processes
                     continue

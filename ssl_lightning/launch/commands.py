@@ -98,7 +98,8 @@ def _compose_and_run(
     if wrong := unknown_flag(arguments):
         lists = f"`{command_line(name)} --help` lists the keys"
         return print_error(RunError(f"error: {wrong} is not an option; settings are KEY=VALUE, and {lists}"))
-    use_plugins()
+    if not stored:  # Hydra takes groups of a plugin for its own; the report looks into their folders itself
+        use_plugins()
     sys.argv[1:] = quote_paths(arguments)  # Hydra reads them there
     path = None if stored else str(conf_dir())
     wanted = os.environ.get(FULL_ERROR)

@@ -18,6 +18,7 @@ from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.progress import span
 from ssl_lightning.launch.rows import RefusedRowError, key_of, run_row, run_stoppable
+from ssl_lightning.launch.train import TakenError
 from ssl_lightning.report.comparison import TaskRound, contenders
 
 ROUNDS_NAME = "rounds.json"
@@ -252,6 +253,8 @@ class TaskComparison:
         """Run or resume one row; note it if it fails, such as a task that these images do not allow."""
         try:
             return self.row(name, seed, overrides)
+        except TakenError:
+            raise
         except RunError as error:  # the run has printed its reason
             task = name.removesuffix(" round 1")
             reason = error.reason if isinstance(error, RefusedRowError) else ""

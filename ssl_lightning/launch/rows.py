@@ -18,6 +18,7 @@ from ssl_lightning.core.entry import child_environment
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch.previous_runs import finished_facts
 from ssl_lightning.launch.ranks import STOP_GRACE_S, Stopped, end_all, signals_raised
+from ssl_lightning.launch.train import TAKEN, TakenError
 
 ERROR = "error: "  # at the start of a message that ends a run
 TRACEBACK = "Traceback "
@@ -105,6 +106,7 @@ def run_row(
 
     Raises:
         RefusedRowError: The run cannot start.
+        TakenError: Another process runs in the folder of the row, such as one that a killed command left.
         RunError: The run failed; earlier rows are kept.
         SystemExit: A signal asked to stop; the run has saved its state.
     """
@@ -118,6 +120,8 @@ def run_row(
         command = [sys.executable, "-P", "-m", "ssl_lightning", "train", *arguments]
         same = f"the same command with name={folder.name} continues the {what}"
         code, reason = run_stoppable(command, same, said)
+        if code and reason.startswith(TAKEN):
+            raise TakenError(f"error: {reason}; once it has ended, {same}")
         if code and not (place / CONFIG).exists():
             raise RefusedRowError(f"error: the run {row!r} cannot start, for the reason above", reason)
         if code:

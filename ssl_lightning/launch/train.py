@@ -45,6 +45,9 @@ from ssl_lightning.launch.ranks import start_ranks
 NEXT = "next"  # mode of the worker process: run the next config, which becomes the config after all checks
 
 
+TAKEN = "another process is running in"  # before the folder
+
+
 class TakenError(RunError):
     """Another run has the folder."""
 
@@ -161,7 +164,7 @@ def holding(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise TakenError(f"error: another process is running in {folder}") from None
+        raise TakenError(f"error: {TAKEN} {folder}") from None
     try:
         yield
     finally:

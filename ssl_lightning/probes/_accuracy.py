@@ -87,6 +87,12 @@ def answers_of(metric: str, scores: Tensor, labels: Tensor) -> Answers | None:
     return Answers(right, classes, short_digest(classes))
 
 
+def check_loss(loss: Tensor, probe: str) -> None:
+    """Raise ValueError if the loss of a probe that trains is not finite."""
+    if not loss.isfinite():
+        raise ValueError(f"the loss of probe {probe} is {loss.item()}; lower probe.{probe}.lr")
+
+
 def figure_of(metric: str, scores: Tensor, labels: Tensor) -> float:
     """Return a figure in [0, 1] of scores `(N, K)` for labels as for `metrics_of`."""
     if metric == "map":

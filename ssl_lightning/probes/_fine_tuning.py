@@ -18,7 +18,7 @@ from ssl_lightning.core.progress import Work, tracked
 from ssl_lightning.engine.sync_batch_norm import synchronise_batch_norm
 from ssl_lightning.features.encode import evaluating, gather_batches, stage_maps
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, MeanClassifier
-from ssl_lightning.probes._accuracy import Scored, figure_of
+from ssl_lightning.probes._accuracy import Scored, check_loss, figure_of
 from ssl_lightning.probes.base import ProbeContext
 
 HEADS = {"linear": MeanClassifier, "conv": ConvBlockClassifier}
@@ -102,7 +102,9 @@ class FineTuning(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
-        return loss(self(images).float(), labels)
+        total = loss(self(images).float(), labels)
+        self.last_loss = total.detach()
+        return total
 
     def configure_optimizers(self) -> Any:
         backbone = [weight for weight in self.backbone.parameters() if weight.requires_grad]
@@ -133,6 +135,7 @@ class FineTuning(pl.LightningModule):
         self.progress.advance()
 
     def on_train_epoch_end(self) -> None:
+        check_loss(self.last_loss, "finetune")
         epoch = self.current_epoch + 1
         if self.every_n_epochs is None:
             return

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ssl_lightning.artifacts.answers import short_digest
 from ssl_lightning.artifacts.classifiers import FittedClassifier
-from ssl_lightning.artifacts.records import Record
+from ssl_lightning.artifacts.records import Record, check_figures
 from ssl_lightning.core.errors import a_kind_of
 from ssl_lightning.core.messages import tell
 from ssl_lightning.core.progress import watched
@@ -192,6 +192,11 @@ def checking(probe: BaseProbe, run: Callable[[Part], list[Record]]) -> Callable[
                 f"{place} returned {a_kind_of(wrong[0])}{inside}; it must return a list of Record"
             )
         for record in found:
+            figures = replace(record, protocol={"heldout": record.heldout})
+            try:
+                check_figures(figures, f"{place} returned a record of {record.metric}; record")
+            except ValueError as error:
+                raise ValueError(str(error).removeprefix("foreign: ")) from error
             labels = record.protocol.get("labels")
             known = isinstance(labels, Mapping) and {"train", "heldout"} <= set(labels)
             if record.split == "test" and not known:

@@ -15,7 +15,7 @@ from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.progress import tracked
 from ssl_lightning.core.seeding import stream_seed
 from ssl_lightning.networks.rotnet_classifiers import ConvBlockClassifier, ThreeLayerClassifier
-from ssl_lightning.probes._accuracy import Scored, records_of
+from ssl_lightning.probes._accuracy import Scored, check_loss, records_of
 from ssl_lightning.probes._choice import Choice
 from ssl_lightning.probes._map_sources import FreshMaps, KeptMaps, MapSource
 from ssl_lightning.probes._shared_maps import MapRequest
@@ -210,13 +210,18 @@ class Training:
 
     def step(self, maps: Tensor, labels: Tensor) -> None:
         """Take one step on maps `(B, C, rows, columns)` fp32 and labels `(B,)`."""
-        loss = F.cross_entropy(self.network(maps), labels)
+        self.loss = F.cross_entropy(self.network(maps), labels)
         self.sgd.zero_grad()
-        loss.backward()
+        self.loss.backward()
         self.sgd.step()
 
     def end_epoch(self, figure: float | None) -> None:
-        """Step the schedule, and keep the weights with the best held-out score, or the last ones without."""
+        """Step the schedule, and keep the weights with the best held-out score, or the last ones without.
+
+        Raises:
+            ValueError: The last loss is not finite.
+        """
+        check_loss(self.loss, "nonlinear")
         self.schedule.step()
         self.epochs += 1
         if figure is None:

@@ -77,6 +77,14 @@ def test_features_of_a_diverged_backbone_are_refused() -> None:
         encode(Backbone(), lambda x: x / 0, {"train": batches(4)}, [1])
 
 
+def test_images_of_another_shape_are_refused() -> None:
+    others = [(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2))]
+    with pytest.raises(
+        ValueError, match=r"split 'test' has images of shape \(1, 4, 4\), and other images are \(3,"
+    ):
+        encode(Backbone(), double, {"train": batches(4), "test": others}, [1])
+
+
 def test_an_empty_split_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'test' has no images"):
         encode(Backbone(), double, {"test": []}, [1])

@@ -11,6 +11,7 @@ import pytest
 
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.launch import rows
+from ssl_lightning.launch.train import TakenError
 
 ROOT = Path(__file__).parents[2]
 ROW = """
@@ -45,6 +46,16 @@ def test_a_row_that_is_stopped_saves_its_state_first(to_all: bool, tmp_path: Pat
             caller.terminate()
         assert caller.wait(30) != 0
         assert (tmp_path / "state").read_text() == "saved"
+
+
+def test_a_row_that_still_runs_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        rows, "run_stoppable", lambda *_: (1, f"another process is running in {tmp_path}/x-0")
+    )
+    with pytest.raises(
+        TakenError, match=r"x-0; once it has ended, the same command .* continues the comparison"
+    ):
+        rows.run_row("comparison", tmp_path, "x", 0, ["task=random"], set())
 
 
 @pytest.mark.parametrize(("started", "told"), [(False, "cannot start"), (True, r"failed \(exit status 1\)")])

@@ -1,6 +1,7 @@
 """Runner of the probes: one encode pass per backbone, records as in results.json, clear errors."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,14 @@ WRONG: dict[str, tuple[Any, str]] = {
     "no labels": ([record(heldout=0.5)], f"returned {NUMBERS}"),
     "no held-out labels": ([record(labels={"train": 40})], f"returned {NUMBERS}"),
     "a number of labels": ([record(labels=40)], f"returned {NUMBERS}"),
+    "a percentage": (
+        [replace(record(labels=LABELS), value=40.6)],
+        "returned a record of top1; record.value is '40.6'; allowed is a fraction",
+    ),
+    "not a number": (
+        [replace(record(labels=LABELS), value=float("nan"))],
+        "returned a record of top1; record.value is 'nan'",
+    ),
 }
 
 

@@ -73,6 +73,13 @@ def test_a_few_images_are_learned_by_heart() -> None:
     assert 1 < record.protocol["epoch"] <= 60
 
 
+def test_a_training_that_diverges_is_an_error() -> None:
+    with pytest.raises(
+        ValueError, match=r"the loss of probe finetune is (nan|inf); lower probe\.finetune\.lr"
+    ):
+        tune(backbone(), make(), epochs=6, lr=1e20)
+
+
 def test_training_ends_early_and_the_best_weights_are_tested() -> None:
     (record,) = tune(backbone(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # no improvement
     protocol = record.protocol

@@ -84,6 +84,14 @@ class Watched(Training):
         super().end_epoch(figure)
 
 
+def test_a_training_that_diverges_is_an_error() -> None:
+    x, labels = torch.randn(24, 5, 4, 4), torch.randint(3, (24,))
+    with pytest.raises(
+        ValueError, match=r"the loss of probe nonlinear is (nan|inf); lower probe\.nonlinear\.lr"
+    ):
+        Watched(NonLinearProbe(epochs=6, batch_size=12, lr=1e30), x, labels, (x, labels))
+
+
 @pytest.mark.parametrize("classifier", ["mlp", "conv"])
 def test_a_few_images_are_learned_by_heart(classifier: str) -> None:
     torch.manual_seed(0)

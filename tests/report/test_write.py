@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from ssl_lightning.report.write import write_report
+from tests._plugin import write_plugin
+from tests.report.conftest import BENCHMARK
 
 ROOT = Path(__file__).parents[2]
 # prints the help without importing torch
@@ -51,6 +53,18 @@ def test_an_error_is_one_line(tmp_path: Path, argument: str, message: str) -> No
     assert len([line for line in done.stderr.splitlines() if line.startswith(message)]) == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "report").exists()
+
+
+def test_a_plugin_with_a_benchmark_has_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(write_plugin(tmp_path / "packages")))
+    folder = tmp_path / "packages/mytasks/conf/benchmark"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(BENCHMARK.lstrip())
+    (tmp_path / "outputs").mkdir()
+    for name in ("mine", "cifar10_six"):
+        done = call(f"benchmark={name}", f"outputs={tmp_path / 'outputs'}", f"out={tmp_path / name}")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "rotation" in (tmp_path / name / "table.md").read_text()
 
 
 def test_files_of_others_stay(tmp_path: Path, leave: Any, make: Any) -> None:
