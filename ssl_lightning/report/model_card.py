@@ -49,7 +49,8 @@ COLOURS = {  # keys: the input colours in backbone.json
     "RGB": "RGB, floats in [0, 1]",
     "grey": "grey, floats in [0, 1]",
     "RGBX": "RGB with a fourth channel, floats in [0, 1]",
-    "L": "L of CIE Lab, 0 to 100, in each channel (`ssl_lightning.ops.lab.rgb_to_lab(images)[:, :1]`)",
+    "L": "the lightness L of CIE Lab, 0 to 100, in each channel "
+    "(`ssl_lightning.ops.lab.rgb_to_lab(images)[:, :1]`)",
 }
 
 
