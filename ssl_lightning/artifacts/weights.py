@@ -121,6 +121,11 @@ def weights_file(path: Path) -> Path:
     return hf if hf.exists() and not (path / BACKBONE).exists() else path / BACKBONE
 
 
+def config_beside(path: Path) -> Path:
+    """Return where the `backbone.json` of a folder, or of a file of weights, would be."""
+    return (path if path.is_dir() else path.parent) / BACKBONE_CONFIG
+
+
 def read_transform(content: Mapping[str, Any], source: Path) -> InputTransform:
     """Make the transform that the `input` of an exported config describes; `source` is for the message."""
     try:
@@ -236,9 +241,8 @@ def load_weights(
 
 def _network_of(path: Path) -> list[str]:
     """Name the backbone of the run folder or export that holds some weights, if its `backbone.json` does."""
-    file = (path if path.is_dir() else path.parent) / BACKBONE_CONFIG
     try:
-        config = dict(read_json(file, MAX_CONFIG)["backbone"])
+        config = dict(read_json(config_beside(path), MAX_CONFIG)["backbone"])
         name = str(config.pop("_target_")).rpartition(".")[2]
     except (OSError, ValueError, KeyError, TypeError):
         return []

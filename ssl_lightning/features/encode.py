@@ -91,8 +91,8 @@ def encode(
         device: Device of the backbone; the features stay there.
 
     Raises:
-        ValueError: A split is empty, its images have another shape than those of the first split, or features
-            are not finite because the backbone diverged.
+        ValueError: A split is empty, images differ in shape, or features are not finite because the backbone
+            diverged.
     """
     began = time.perf_counter()
     sizes = sorted(set(pools))

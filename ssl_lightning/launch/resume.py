@@ -21,7 +21,7 @@ from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.config.trust import CACHES, check_links, check_trusted, given_overrides, load_config
 from ssl_lightning.core.cache import cache_root
 from ssl_lightning.core.errors import RunError, print_error
-from ssl_lightning.launch.rows import rows_of
+from ssl_lightning.launch.rows import key_of, rows_of
 from ssl_lightning.launch.train import NEXT, check_start, save_config, start_run
 
 # Length, hardware, paths and logging; none of these keys changes the result of a step
@@ -108,9 +108,9 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
             _delete(stored, key)
     del stored["overrides"]
     OmegaConf.resolve(stored)  # interpolations of the overrides
-    again = {_key(each) for each in overrides}
-    stored.overrides = [*(each for each in first if each[0] in "+~" or _key(each) not in again), *overrides]
-    given = {*changed, *map(_key, overrides)}
+    again = {key_of(each) for each in overrides}
+    stored.overrides = [*(each for each in first if each[0] in "+~" or key_of(each) not in again), *overrides]
+    given = {*changed, *again}
     check_loaded(stored, folder, folder / CONFIG, given)
     return stored
 
@@ -137,15 +137,6 @@ def read_config(folder: Path) -> DictConfig:
         if place and not Path(str(place)).expanduser().is_dir():
             OmegaConf.update(here, key, str(cache_root()))
     return here
-
-
-def _key(override: str) -> str:
-    """Return the key of an override.
-
-    >>> _key("+task.options.pirl={hidden: 8}")
-    'task.options.pirl'
-    """
-    return override.lstrip("+~").partition("=")[0]
 
 
 def moved(node: Any, old: str, new: str) -> Any:

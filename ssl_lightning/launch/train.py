@@ -43,8 +43,6 @@ from ssl_lightning.launch.previous_runs import check_same_run, finished_facts, f
 from ssl_lightning.launch.ranks import start_ranks
 
 NEXT = "next"  # mode of the worker process: run the next config, which becomes the config after all checks
-
-
 TAKEN = "another process is running in"  # before the folder
 
 

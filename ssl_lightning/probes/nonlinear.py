@@ -210,9 +210,10 @@ class Training:
 
     def step(self, maps: Tensor, labels: Tensor) -> None:
         """Take one step on maps `(B, C, rows, columns)` fp32 and labels `(B,)`."""
-        self.loss = F.cross_entropy(self.network(maps), labels)
+        loss = F.cross_entropy(self.network(maps), labels)
         self.sgd.zero_grad()
-        self.loss.backward()
+        loss.backward()
+        self.last_loss = loss.detach()
         self.sgd.step()
 
     def end_epoch(self, figure: float | None) -> None:
@@ -221,7 +222,7 @@ class Training:
         Raises:
             ValueError: The last loss is not finite.
         """
-        check_loss(self.loss, "nonlinear")
+        check_loss(self.last_loss, "nonlinear")
         self.schedule.step()
         self.epochs += 1
         if figure is None:

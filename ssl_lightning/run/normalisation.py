@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_lightning.artifacts.input_transform import InputTransform
-from ssl_lightning.artifacts.run_folder import BACKBONE_CONFIG
-from ssl_lightning.artifacts.weights import MAX_CONFIG, read_transform
+from ssl_lightning.artifacts.weights import MAX_CONFIG, config_beside, read_transform
 from ssl_lightning.core.untrusted import read_json
 from ssl_lightning.tasks.base import PretextTask
 
@@ -23,8 +22,7 @@ def changed_normalisation(task: PretextTask, folder: Path, weights: str | None) 
     Returns:
         A sentence, or "" if they are equal, or nothing tells them.
     """
-    place = folder if weights is None else Path(weights)
-    file = (place if place.is_dir() else place.parent) / BACKBONE_CONFIG
+    file = config_beside(folder if weights is None else Path(weights))
     if not file.is_file():
         return ""
     try:
