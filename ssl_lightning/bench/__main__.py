@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ssl_lightning.artifacts.provenance import git_revision, versions
-from ssl_lightning.config.misspelled import explained
+from ssl_lightning.config.misspelled import CONFIG_ERRORS, explained
 from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.core.cpu import process_environment, processor
 from ssl_lightning.core.entry import child_environment, command_line
@@ -178,10 +176,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(sorted(arguments, key=lambda each: "=" not in each or each.startswith("-")))
     try:
         return run_sections(options)
-    except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:
+    except (ValueError, OSError, *CONFIG_ERRORS) as error:
         cause = cause_of(error)
-        hydras = isinstance(cause, HydraException | OmegaConfBaseException)
-        return print_error(RunError(f"error: {explained(cause)}") if hydras else cause)
+        of_config = isinstance(cause, CONFIG_ERRORS)
+        return print_error(RunError(f"error: {explained(cause)}") if of_config else cause)
 
 
 def run_sections(options: argparse.Namespace) -> int:

@@ -178,6 +178,8 @@ def _chosen(
 def _check_packages(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
     """Raise if a file of a group lacks its line `# @package`, so that its keys stand in the group itself.
 
+    The same for a file of one class that does not name the class.
+
     Raises:
         RunError: The message names the file and the line.
     """
@@ -190,6 +192,12 @@ def _check_packages(cfg: DictConfig, choices: Mapping[str, Any]) -> None:
         node = cfg.get(group)
         if isinstance(node, DictConfig) and (group != "benchmark" or group in node):
             raise RunError(f"error: {group}/{choices[group]}.yaml lacks its first line, # @package _global_")
+    for group in SINGLE:
+        node = cfg.get(group)
+        if isinstance(node, DictConfig) and "_target_" not in node:
+            raise RunError(
+                f"error: {group}/{choices[group]}.yaml lacks its class: _target_: <module>.<class>"
+            )
 
 
 def _lacks_package(group: str, name: str) -> bool:

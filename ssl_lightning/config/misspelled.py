@@ -1,4 +1,4 @@
-"""Hydra's errors on unknown keys and options, with the name that was probably meant."""
+"""Errors of a config in one sentence: unknown keys and options, with the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import conf_dirs
 from ssl_lightning.core.entry import command_line
 
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 MOST = 3  # keys that a message names
 COMMANDS = ("train", "evaluate", "compare", "audit", "report", "export")  # with a file in conf/
 
 
 def explained(error: Exception, command: str = "train") -> str:
-    """Return the text of an error of Hydra or OmegaConf, without Hydra's search path.
+    """Return the text of an error of Hydra, OmegaConf or YAML, without Hydra's search path.
 
     Args:
-        error: Such as that of an override with an unknown key, or of an unknown option of a group.
+        error: One of `CONFIG_ERRORS`, such as that of an unknown key, or of an unknown option of a group.
         command: Name of the command, whose help a message may name.
     """
     lists = f"`{command_line(command)} --help` lists the keys"
@@ -31,6 +33,8 @@ def explained(error: Exception, command: str = "train") -> str:
         close = [f"{path.parent.name}={path.stem}" for path in files if path.stem == error.override]
         meant = f"did you mean {' or '.join(sorted(close))}?" if close else lists
         return f"{error.override} is not KEY=VALUE; {meant}"
+    if isinstance(error, MarkedYAMLError) and (place := error.problem_mark):
+        return f"{place.name} is not valid YAML: line {place.line + 1}, {error.problem}"
     text, _, _ = str(error).expandtabs(2).partition("\nConfig search path:")
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):

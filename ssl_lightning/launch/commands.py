@@ -15,10 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.config.composition import quote_paths
-from ssl_lightning.config.misspelled import explained
+from ssl_lightning.config.misspelled import CONFIG_ERRORS, explained
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.core.entry import command_line
@@ -108,7 +107,7 @@ def _compose_and_run(
         try:
             watched = jobs.watch(_in_one_line(task, wanted))
             hydra.main(version_base="1.3", config_path=path, config_name=name)(watched)()
-        except (HydraException, OmegaConfBaseException, OSError) as error:
+        except (*CONFIG_ERRORS, OSError) as error:
             if wanted == "1":
                 raise
             return print_error(_shortened(error, name))

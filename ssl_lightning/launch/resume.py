@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from ssl_lightning.artifacts.run_folder import CONFIG, NEXT_CONFIG, no_run_folder
 from ssl_lightning.config.composition import drop_unchosen
 from ssl_lightning.config.identity import ABSENT, leaves
 from ssl_lightning.config.keys import KEYS
-from ssl_lightning.config.misspelled import explained
+from ssl_lightning.config.misspelled import CONFIG_ERRORS, explained
 from ssl_lightning.config.plugins import use_plugins
 from ssl_lightning.config.trust import CACHES, check_links, check_trusted, given_overrides, load_config
 from ssl_lightning.core.cache import cache_root
@@ -82,7 +80,7 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             before, after = (_flat([*first, *extra]) for extra in ([], overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except CONFIG_ERRORS as error:
         raise RunError(f"error: {explained(error)}") from None
     changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
     refused = sorted(key for key in changed if not _may_change(key))

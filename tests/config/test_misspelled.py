@@ -1,7 +1,10 @@
 """Advice on unknown keys: the key that was probably meant, at any depth."""
 
+from pathlib import Path
+
 import pytest
 from hydra.errors import HydraException
+from yaml import YAMLError
 
 from ssl_lightning.config.composition import compose
 from ssl_lightning.config.misspelled import explained
@@ -43,3 +46,13 @@ def test_all_options_are_listed_only_if_none_is_close() -> None:
     assert told["rotatoin"].endswith("'task/rotatoin'; did you mean rotation?")
     assert "did you mean" not in told["zzz"]
     assert "Available options in 'task':\n  barlow_twins\n" in told["zzz"]
+
+
+def test_invalid_yaml_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task/own.yaml").write_text("_target_: own.Own\nangles: [0, 90\n")
+    with pytest.raises(YAMLError) as raised:
+        compose("train", [f"hydra.searchpath=[file://{tmp_path}]", "task=own"])
+    assert explained(raised.value).startswith(
+        f"{tmp_path}/task/own.yaml is not valid YAML: line 3, expected ','"
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_lightning.config.composition import compose
+from ssl_lightning.config.composition import SINGLE, compose
 from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.plugins import conf_dirs, plugin_dirs
 from ssl_lightning.config.trust import check_targets
@@ -90,6 +90,16 @@ def test_a_file_of_a_list_needs_its_package_line(group: str, others: list[str], 
         compose("train", given)
     (folder / "ncm.yaml").write_text(f"{line}\n{content}")
     assert list(compose("train", given)[group]) == [*others, "ncm"]
+
+
+@pytest.mark.parametrize("group", SINGLE)
+def test_a_file_of_one_class_names_it(group: str, packages: Path) -> None:
+    folder = write_plugin(packages) / "mytasks/conf" / group
+    folder.mkdir(exist_ok=True)
+    (folder / "own.yaml").write_text("speed: 3\n")
+    message = f"^error: {group}/own.yaml lacks its class: _target_: <module>.<class>$"
+    with pytest.raises(RunError, match=message):
+        compose("train", [f"{group}=own"])
 
 
 CHANGES = {
