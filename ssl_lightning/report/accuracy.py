@@ -111,8 +111,8 @@ def error_of_difference(one: Figure, other: Figure) -> float:
 def gain_error(before: Sequence[Record], after: Sequence[Record]) -> float | None:
     """Return the standard error of the gain between the seeds of two backbones.
 
-    Accuracies without stored answers count as independent. None for metrics without an error, unless both are
-    means over draws of labelled images (`draws_error`).
+    Means over draws of labelled images have that of `draws_error`. Other accuracies without stored answers
+    count as independent. None for other metrics without an error.
     """
     if any(r.standard_error is None for r in (*before, *after)):
         return draws_error(before, after)
@@ -122,30 +122,38 @@ def gain_error(before: Sequence[Record], after: Sequence[Record]) -> float | Non
 def draws_error(before: Sequence[Record], after: Sequence[Record]) -> float | None:
     """Return the standard error of a gain that was measured on the same draws of labelled images.
 
-    It is the root of draw^2 + seed^2: the standard deviation of the gain over the draws, averaged over the
-    seeds, and over the seeds, averaged over the draws, each divided by the root of their number. It says
-    nothing about other test images.
+    It is the root of draw^2 + seed^2 + image^2. `draw` is the standard deviation of the gain over the draws,
+    averaged over the seeds, and `seed` that over the seeds, averaged over the draws, each divided by the root
+    of their number. `image` is that of two accuracies on independent test images, since the answers of draws
+    are not stored. For other metrics it is 0, and the error says nothing about other test images.
 
     Args:
-        before: Record of each seed, on a share of the labelled images.
+        before: Record of each seed, on a share of the labelled images or on k of each class.
         after: The same of the other backbone, in the order of the seeds.
 
     Returns:
-        None if the figures have no draws, or not the same share, number of draws and number of seeds.
+        None if the figures have no draws, or not the same share or k, number of draws and number of seeds.
     """
-    records = [*before, *after]
     kinds = {
-        (r.probe, r.metric, r.protocol.get("fraction"), len(r.protocol.get("values", ()))) for r in records
+        (r.probe, r.metric, r.protocol.get("fraction"), r.protocol.get("k_shot"), len(_values(r)))
+        for r in (*before, *after)
     }
     if len(before) != len(after) or len(kinds) != 1:
         return None
-    *_, fraction, draws = kinds.pop()
-    if fraction is None or draws < 2:
+    *_, fraction, k_shot, draws = kinds.pop()
+    if (fraction is None and k_shot is None) or draws < 2:
         return None
-    gains = np.array([r.protocol["values"] for r in after]) - np.array([r.protocol["values"] for r in before])
-    of_draws = gains.mean(0).std(ddof=1) / math.sqrt(draws)  # gains: (seeds, draws)
+    gains = np.array([_values(r) for r in after]) - np.array([_values(r) for r in before])  # (seeds, draws)
+    of_draws = gains.mean(0).std(ddof=1) / math.sqrt(draws)
     of_seeds = gains.mean(1).std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    return math.hypot(of_draws, of_seeds)
+    of_images = [statistics.fmean(r.standard_error or 0.0 for r in records) for records in (before, after)]
+    return math.hypot(of_draws, of_seeds, *of_images)
+
+
+def _values(record: Record) -> Sequence[float]:
+    """Return the figure of each draw of labelled images; none without draws."""
+    values: Sequence[float] = record.protocol.get("values", ())
+    return values
 
 
 def paired_error(before: Sequence[Record], after: Sequence[Record]) -> float | None:

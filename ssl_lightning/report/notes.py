@@ -94,6 +94,8 @@ def gains(rows: Sequence[Row]) -> list[str]:
         )
     if drawn:
         lines.append("Of a share of the labels, ± is the standard error over draws and seeds.")
+    if any("k_shot" in cell.picks[0].record.protocol for cell in known):
+        lines.append("Of k labels a class, ± is also over the draws, and test images count as independent.")
     return lines + ([f"Only for some seeds: {'; '.join(partly)}."] if partly else [])
 
 

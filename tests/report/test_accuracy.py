@@ -84,6 +84,35 @@ def test_answers_to_other_images_or_none_count_as_independent() -> None:
     assert gain_error([iou], [iou]) is None
 
 
+def shots(values: NDArray[np.float64], n: int, k: int = 1) -> Record:
+    """Return the low-shot record of one seed with these accuracies of the draws, on n test images."""
+    protocol = {"k_shot": k, "values": values.tolist()}
+    return Record("stage1", "top1", float(values.mean()), n, protocol, probe="lowshot")
+
+
+def test_the_error_of_a_low_shot_gain_counts_draws_seeds_and_images() -> None:
+    before = [np.array([0.2, 0.3, 0.4]), np.array([0.2, 0.2, 0.2])]
+    after = [np.array([0.3, 0.4, 0.8]), np.array([0.4, 0.3, 0.3])]
+    gains = np.array(after) - np.array(before)
+    of_draws = gains.mean(0).std(ddof=1) / math.sqrt(3)
+    of_seeds = gains.mean(1).std(ddof=1) / math.sqrt(2)
+    of_images = [np.mean([math.sqrt(v.mean() * (1 - v.mean()) / 500) for v in of]) for of in (before, after)]
+    records = [[shots(values, 500) for values in of] for of in (before, after)]
+    assert gain_error(*records) == pytest.approx(math.hypot(of_draws, of_seeds, *of_images))
+
+
+def test_the_interval_of_a_low_shot_gain_holds_the_true_gain() -> None:
+    """Test on classifiers whose accuracy depends on the draw of the labels, with a deviation of 5 points."""
+    random, held, draws = np.random.default_rng(0), 0, 5
+    for _ in range(200):
+        quality = 0.3 + 0.05 * random.standard_normal((2, draws)) + np.array([[0.0], [0.1]])
+        before, after = (shots(random.binomial(2000, each) / 2000, 2000) for each in quality)
+        error = gain_error([before], [after])
+        assert error is not None
+        held += abs(after.value - before.value - 0.1) <= INTERVAL * error
+    assert held >= 170  # the deviation of five draws is known badly; images alone give 118
+
+
 @pytest.mark.parametrize(("metric", "share"), [("top1", 0.5), ("balanced", 0.15)])
 def test_the_interval_of_a_gain_holds_the_true_gain(metric: str, share: float) -> None:
     """Test on a population of 100,000 images that two classifiers of nested features answer."""
