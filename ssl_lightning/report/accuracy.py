@@ -73,18 +73,27 @@ def probe_figure(runs: Sequence[Results], *, trained: bool, heldout: bool = Fals
     if not best:
         return None
     if heldout:
-        return mean_figure([float(r.heldout or 0) for r in best], best[0].heldout_images)
+        images = best[0].heldout_images
+        of_sample = _balanced_error(best)
+        if of_sample is not None:  # of the test images; held-out ones have the classes in the same proportion
+            of_sample *= math.sqrt(best[0].n / images)
+        return mean_figure([float(r.heldout or 0) for r in best], images, of_sample)
     return mean_of(best)
 
 
 def mean_of(records: Sequence[Record]) -> Figure:
     """Average one test figure of each seed; half of `FLAT` is the error where a metric knows none."""
-    errors = [r.standard_error for r in records if r.metric == BALANCED and r.standard_error is not None]
-    of_images = statistics.fmean(errors) if errors else None
+    of_images = _balanced_error(records)
     if all(r.standard_error is None for r in records):
         of_images = FLAT / SIGMAS
     figure = mean_figure([r.value for r in records], records[0].n, of_images)
     return replace(figure, records=tuple(records))
+
+
+def _balanced_error(records: Sequence[Record]) -> float | None:
+    """Return the standard error of balanced accuracies over their test images; None for other metrics."""
+    errors = [r.standard_error for r in records if r.metric == BALANCED and r.standard_error is not None]
+    return statistics.fmean(errors) if errors else None
 
 
 def judging_metric(run: Results) -> str:

@@ -1,14 +1,17 @@
 """Conclusion of a comparison: who goes on, and what is said."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ssl_lightning.artifacts.records import Record
 from ssl_lightning.artifacts.results import Results
 from ssl_lightning.artifacts.run_facts import UNKNOWN_LABELS, Verdict
+from ssl_lightning.report.accuracy import probe_figure
 from ssl_lightning.report.comparison import TaskRound, any_helps, conclusion, contenders
 from tests.artifacts.test_results import FACTS
 from tests.report.test_verdict import answers
@@ -68,6 +71,23 @@ def test_balanced_accuracy_judges_unequal_classes() -> None:
     assert contenders(last) == ["jigsaw"]
     text = conclusion(None, [last], {})
     assert text.startswith("Jigsaw: linear probe, balanced accuracy 80.0 ± 3.0 % (+30.0 ± 4.2 points")
+
+
+def test_heldout_images_of_a_rare_class_do_not_decide_by_chance() -> None:
+    """Half of a balanced accuracy is that of 25 of 500 held-out images, so its error is 4.6 points."""
+
+    def balanced(heldout: float) -> Results:
+        found = run(0.7, heldout, n=1000)
+        of_test = math.sqrt(0.21 / 950 + 0.21 / 50) / 2  # two classes of 950 and 50 test images
+        more = {"labels": {"heldout": 500}, "standard_error": of_test}
+        probes = [replace(r, metric="balanced", protocol=r.protocol | more) for r in found.probes]
+        return replace(found, probes=probes)
+
+    runs = {"rotation": [balanced(0.75)], "jigsaw": [balanced(0.68)], "colorization": [balanced(0.55)]}
+    assert contenders(of(**runs)) == ["rotation", "jigsaw"]
+    figure = probe_figure(runs["rotation"], trained=True, heldout=True)
+    assert figure is not None
+    assert figure.error == pytest.approx(math.sqrt(0.21 / 475 + 0.21 / 25) / 2)
 
 
 def test_distances_pair_the_answers_to_each_image() -> None:
