@@ -90,8 +90,8 @@ class Record(Measured):
         return int(labels["heldout"] + (labels["train"] if "folds" in self.protocol else 0))
 
     @property
-    def standard_error(self) -> float | None:
-        """Standard error of an accuracy, sqrt(p (1 - p) / n) over its n images; None for other metrics.
+    def image_error(self) -> float | None:
+        """Standard error of an accuracy over its n images, sqrt(p (1 - p) / n); None for other metrics.
 
         A balanced accuracy has its own in the protocol.
         """
@@ -100,6 +100,14 @@ class Record(Measured):
         if not self.metric.startswith("top"):
             return None
         return math.sqrt(self.value * (1 - self.value) / self.n)
+
+    @property
+    def standard_error(self) -> float | None:
+        """The same, and of a mean over draws of k labels a class also over the draws."""
+        error, draws, sd = self.image_error, len(self.protocol.get("values") or ()), self.protocol.get("sd")
+        if error is None or not draws or sd is None or "k_shot" not in self.protocol:
+            return error
+        return math.hypot(error, sd / math.sqrt(draws))
 
     def __str__(self) -> str:
         error = "" if self.standard_error is None else f" ± {self.standard_error:.4f}"

@@ -155,13 +155,13 @@ def draws_error(before: Sequence[Record], after: Sequence[Record]) -> float | No
     gains = np.array([_values(r) for r in after]) - np.array([_values(r) for r in before])  # (seeds, draws)
     of_draws = gains.mean(0).std(ddof=1) / math.sqrt(draws)
     of_seeds = gains.mean(1).std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-    of_images = [statistics.fmean(r.standard_error or 0.0 for r in records) for records in (before, after)]
+    of_images = [statistics.fmean(r.image_error or 0.0 for r in records) for records in (before, after)]
     return math.hypot(of_draws, of_seeds, *of_images)
 
 
 def _values(record: Record) -> Sequence[float]:
     """Return the figure of each draw of labelled images; none without draws."""
-    values: Sequence[float] = record.protocol.get("values", ())
+    values: Sequence[float] = record.protocol.get("values") or ()
     return values
 
 

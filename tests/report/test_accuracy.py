@@ -86,7 +86,7 @@ def test_answers_to_other_images_or_none_count_as_independent() -> None:
 
 def shots(values: NDArray[np.float64], n: int, k: int = 1) -> Record:
     """Return the low-shot record of one seed with these accuracies of the draws, on n test images."""
-    protocol = {"k_shot": k, "values": values.tolist()}
+    protocol = {"k_shot": k, "values": values.tolist(), "sd": values.std(ddof=1)}
     return Record("stage1", "top1", float(values.mean()), n, protocol, probe="lowshot")
 
 
@@ -99,6 +99,8 @@ def test_the_error_of_a_low_shot_gain_counts_draws_seeds_and_images() -> None:
     of_images = [np.mean([math.sqrt(v.mean() * (1 - v.mean()) / 500) for v in of]) for of in (before, after)]
     records = [[shots(values, 500) for values in of] for of in (before, after)]
     assert gain_error(*records) == pytest.approx(math.hypot(of_draws, of_seeds, *of_images))
+    of_one = math.hypot(math.sqrt(0.3 * 0.7 / 500), 0.1 / math.sqrt(3))  # of 20, 30 and 40 %
+    assert records[0][0].standard_error == pytest.approx(of_one)
 
 
 def test_the_interval_of_a_low_shot_gain_holds_the_true_gain() -> None:
