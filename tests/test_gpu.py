@@ -253,7 +253,7 @@ def test_the_protocol_of_rotnet(tmp_path: Path) -> None:
     ]
     few += ["probe.finetune.classifier=conv", "probe.finetune.stage=stage2", "probe.finetune.epochs=1"]
     few += ["probe.finetune.min_steps=1", "probe.finetune.fractions=[1.0]"]
-    train(tmp_path, *few, *(f"probe.{name}.selection=last" for name in ("nonlinear", "finetune")))
+    train(tmp_path, *few)
     results = read_results(tmp_path / "rotation/fake/convnet/run/results.json")
     assert results.run.status == "finished"
     assert [r.stage for r in results.probes] == ["stage1", "stage2", "stage2"]

@@ -416,7 +416,6 @@ def test_a_run_that_holds_nothing_out_trains_resumes_and_tests_the_last_weights(
         "probe.nonlinear.epochs=2",
     ]
     few += ["probe.finetune.fractions=[1.0]", "probe.finetune.epochs=1", "probe.finetune.min_steps=1"]
-    few += [f"probe.{name}.selection=last" for name in ("nonlinear", "finetune")]
     done = train(tmp_path, *few)
     assert "held out  nothing (data.heldout is 0): no validation, no best.ckpt" in done.stdout
     assert "epoch 3: features backbone rank" in done.stdout

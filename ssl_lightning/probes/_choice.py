@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SELECTIONS = ("heldout", "last")
+from ssl_lightning.probes._folds import FEW
+
+SELECTIONS = ("auto", "heldout", "last")
 LABELS = ("train", "train+heldout")
 
 
@@ -17,7 +19,8 @@ class Choice:
     Args:
         name: Name of the probe, for messages.
         selection: "heldout" tests the weights of the best epoch on held-out images, "last" the weights
-            after the last epoch.
+            after the last epoch. "auto" is "heldout" where `FEW` images or more are held out: fewer choose
+            an epoch by luck.
         labels: "train" trains on the training split. "train+heldout" adds the held-out images, which
             leaves no image for selection.
 
@@ -35,16 +38,16 @@ class Choice:
             ("labels", self.labels, LABELS),
         ):
             if value not in allowed:
-                raise ValueError(f"probe.{self.name}.{key} is {value!r}; allowed are {' and '.join(allowed)}")
-        if self.by_heldout and self.with_heldout:
+                raise ValueError(f"probe.{self.name}.{key} is {value!r}; allowed are {', '.join(allowed)}")
+        if self.needs_heldout and self.with_heldout:
             raise ValueError(
                 f"probe.{self.name}.labels is {self.labels!r}, which leaves no image to select on; "
                 f"set probe.{self.name}.selection=last"
             )
 
     @property
-    def by_heldout(self) -> bool:
-        """Whether held-out images select the weights."""
+    def needs_heldout(self) -> bool:
+        """Whether held-out images select the weights, however few there are."""
         return self.selection == "heldout"
 
     @property
@@ -65,6 +68,14 @@ class Choice:
             else {"train": train, "heldout": heldout}
         )
 
+    def selects(self, counts: Mapping[str, int]) -> bool:
+        """Whether held-out images select the weights.
+
+        Args:
+            counts: As `counts` returns them.
+        """
+        return self.needs_heldout or (self.selection == "auto" and counts["heldout"] >= FEW)
+
     def protocol(self, counts: Mapping[str, int]) -> dict[str, Any]:
         """Describe the choice for the protocol of a result.
 
@@ -72,7 +83,7 @@ class Choice:
             counts: As `counts` returns them; other splits are ignored.
         """
         return {
-            "selected_on": "heldout" if self.by_heldout else "nothing",
+            "selected_on": "heldout" if self.selects(counts) else "nothing",
             "labels": {split: counts[split] for split in ("train", "heldout")},
         }
 

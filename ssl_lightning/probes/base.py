@@ -63,8 +63,7 @@ class BaseProbe:
         if self.selects and not counts.get("heldout"):
             raise ValueError(
                 f"{type(self).__name__} needs held-out images to select on, and data.heldout is 0; "
-                "raise data.heldout, or use only probes that select nothing, such as probe=[nonlinear] "
-                "probe.nonlinear.selection=last"
+                "raise data.heldout, or use only probes that can do without, such as probe=[nonlinear]"
             )
 
     def fitted_limits(self, counts: Mapping[str, int]) -> list[str]:

@@ -25,9 +25,9 @@ EVALUATIONS = 20  # at most, on held-out images, for any number of epochs
 class FineTuneProbe(BackboneProbe):
     """Top-1 (mean average precision for multi-label data) after training backbone and classifier.
 
-    SGD with Nesterov momentum 0.9. Training stops early when the held-out score stops improving, and the
-    best weights are tested once. With `selection="last"` training runs to its end, and the last weights are
-    tested. All processes of the run train together, each on its part of every batch.
+    SGD with Nesterov momentum 0.9. With `selection="heldout"` training stops early when the held-out score
+    stops improving, and the best weights are tested once. With `selection="last"` training runs to its end,
+    and the last weights are tested. All processes of the run train together, each on its part of every batch.
 
     Args:
         fractions: Fractions of the labelled images, a record each. They are fixed, stratified draws; a larger
@@ -39,7 +39,8 @@ class FineTuneProbe(BackboneProbe):
             trained.
         freeze_until: The last frozen stage, such as "stage1"; None trains all stages up to `stage`.
         augment: Whether images are augmented as for pretraining.
-        selection: "heldout" or "last", see above.
+        selection: "heldout" or "last", see above; "auto" is "heldout" with 500 held-out images or more, else
+            "last", since few images choose an epoch by luck.
         labels: "train", or "train+heldout", which trains on the held-out images too and selects nothing.
         lr: Peak learning rate of the backbone.
         head_lr: Peak learning rate of the classifier.
@@ -65,7 +66,7 @@ class FineTuneProbe(BackboneProbe):
         stage: str | None = None,
         freeze_until: str | None = None,
         augment: bool = True,
-        selection: str = "heldout",
+        selection: str = "auto",
         labels: str = "train",
         lr: float = 0.01,
         head_lr: float = 0.1,
@@ -99,7 +100,7 @@ class FineTuneProbe(BackboneProbe):
                 "between 0 and 1"
             )
         self.choice = Choice("finetune", selection, labels)
-        self.selects = self.choice.by_heldout
+        self.selects = self.choice.needs_heldout
         self.fractions = sorted(set(map(float, fractions)))
         self.classifier, self.stage, self.frozen = classifier, stage, freeze_until
         self.augment, self.milestones, self.rates = augment, milestones, rates
@@ -147,6 +148,8 @@ class FineTuneProbe(BackboneProbe):
         )
         epochs = max(self.epochs, -(-self.min_steps // len(loader)))
         every_n_epochs = -(-epochs // EVALUATIONS)
+        counts = self.choice.counts(context.data.label_counts) | {"train": len(loader.indices)}
+        selects = self.choice.selects(counts)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(context.seed, "finetune"))
             module = FineTuning(
@@ -156,7 +159,7 @@ class FineTuneProbe(BackboneProbe):
                 frozen=self.frozen,
                 steps=epochs * len(loader),
                 milestones=self.milestones,
-                every_n_epochs=every_n_epochs if self.selects else None,
+                every_n_epochs=every_n_epochs if selects else None,
                 patience=self.patience,
                 **self.rates,
             )
@@ -168,8 +171,7 @@ class FineTuneProbe(BackboneProbe):
             ) as module.progress:
                 trainer.fit(module, train_dataloaders=loader)
         module.to(context.device)
-        counts = self.choice.counts(context.data.label_counts) | {"train": len(loader.indices)}
-        if self.selects:
+        if selects:
             module.load_state_dict(module.best_weights)
         heldout = module.scores("heldout") if counts["heldout"] else None
         protocol = {
@@ -182,9 +184,9 @@ class FineTuneProbe(BackboneProbe):
             **self.rates,
             "optimizer": f"SGD, Nesterov momentum 0.9, {self.schedule()}",
             "epochs": epochs,
-            "epoch": module.best_epoch if self.selects else epochs,
+            "epoch": module.best_epoch if selects else epochs,
             "epochs_run": trainer.current_epoch,
-            "patience": self.patience * every_n_epochs if self.selects else None,
+            "patience": self.patience * every_n_epochs if selects else None,
             **self.choice.protocol(counts),
         }
         records = records_of(module.stage, protocol, module.scores("test"), heldout)

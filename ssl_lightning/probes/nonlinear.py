@@ -30,7 +30,7 @@ DESCRIPTIONS = {"mlp": "three fully-connected layers", "conv": "NIN block and a 
 class NonLinearProbe(BackboneProbe):
     """Top-1 of a small network on the map of a stage (Gidaris et al. 2018, sec. 4.1).
 
-    SGD with Nesterov momentum 0.9 and weight decay 5e-4; the selected weights are tested once. The paper's
+    SGD with Nesterov momentum 0.9 and weight decay 5e-4; the chosen weights are tested once. The paper's
     protocol is `augment=True, selection="last", labels="train+heldout"`. Every epoch then sees new crops
     and flips, through the frozen backbone in eval mode, and nothing is selected.
 
@@ -47,7 +47,7 @@ class NonLinearProbe(BackboneProbe):
         augment: Augment training images as for pretraining. The classifiers of several stages then train
             side by side.
         selection: "heldout" tests the weights of the best epoch on held-out images, "last" the weights
-            after the last epoch.
+            after the last epoch. "auto" is "heldout" with 500 held-out images or more, else "last".
         labels: "train", or "train+heldout", which trains on the held-out images too and selects nothing.
         max_memory_gb: Memory limit of the maps of all splits without augmentation. They are kept in fp32 if
             they fit, else in bfloat16.
@@ -66,7 +66,7 @@ class NonLinearProbe(BackboneProbe):
         batch_size: int = 128,
         lr: float = 0.1,
         augment: bool = False,
-        selection: str = "heldout",
+        selection: str = "auto",
         labels: str = "train",
         max_memory_gb: float = 4.0,
     ) -> None:
@@ -90,7 +90,7 @@ class NonLinearProbe(BackboneProbe):
         if not stages or len(set(stages)) < len(stages):
             raise ValueError(f"probe.nonlinear.stage is {stages}; at least one is needed, none of them twice")
         self.choice = Choice("nonlinear", selection, labels)
-        self.selects = self.choice.by_heldout
+        self.selects = self.choice.needs_heldout
         self.classifier, self.augment = classifier, augment
         self.batch_size, self.lr = batch_size, lr
         self.milestones = [round(milestone * self.epochs) for milestone in milestones]
@@ -181,7 +181,7 @@ class NonLinearProbe(BackboneProbe):
                 for training, x in zip(trainings, maps, strict=True):
                     training.step(x, labels)
             figures: Sequence[float | None] = [None] * len(networks)
-            if self.choice.by_heldout:
+            if self.choice.selects(source.counts):
                 figures = source.accuracies(networks, "heldout")
             for training, figure in zip(trainings, figures, strict=True):
                 training.end_epoch(figure)

@@ -14,6 +14,7 @@ from ssl_lightning.data.fake import Fake
 from ssl_lightning.engine.trainer import make_trainer
 from ssl_lightning.networks.convnet import ConvNet
 from ssl_lightning.probes._fine_tuning import FineTuning, contributing_weights, loss
+from ssl_lightning.probes._folds import FEW
 from ssl_lightning.probes._runner import run_probes
 from ssl_lightning.probes.finetune import FineTuneProbe
 
@@ -81,10 +82,19 @@ def test_a_training_that_diverges_is_an_error() -> None:
 
 
 def test_training_ends_early_and_the_best_weights_are_tested() -> None:
-    (record,) = tune(backbone(), make(), lr=0.0, head_lr=1e-12, epochs=40, patience=1)  # no improvement
+    options: dict[str, Any] = {"lr": 0.0, "head_lr": 1e-12, "epochs": 40, "patience": 1}  # no improvement
+    (record,) = tune(backbone(), make(), selection="heldout", **options)
     protocol = record.protocol
     assert (protocol["epoch"], protocol["patience"]) == (2, 2)  # two epochs between evaluations
     assert protocol["epochs_run"] == 4
+
+
+@pytest.mark.parametrize(("heldout", "selects"), [(FEW - 1, False), (FEW, True)])
+def test_few_heldout_images_neither_stop_nor_select(heldout: int, selects: bool) -> None:
+    options: dict[str, Any] = {"lr": 0.0, "head_lr": 1e-12, "epochs": 4, "patience": 1}  # no improvement
+    (record,) = tune(backbone(), make(num_train=heldout + 16, heldout=heldout), **options)
+    assert record.protocol["selected_on"] == ("heldout" if selects else "nothing")
+    assert (record.protocol["epoch"], record.protocol["epochs_run"]) == ((1, 2) if selects else (4, 4))
 
 
 def test_a_small_share_is_passed_over_more_often() -> None:
@@ -169,7 +179,7 @@ def test_heldout_images_are_trained_on_if_asked_and_none_are_needed(monkeypatch:
     assert both.protocol["heldout"] is None
     assert not both.protocol["augmented"]
     with pytest.raises(ValueError, match="FineTuneProbe needs held-out images to select on"):
-        FineTuneProbe().check(data.label_counts)
+        FineTuneProbe(selection="heldout").check(data.label_counts)
 
 
 def test_images_are_augmented_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +227,7 @@ def test_loss_of_several_classes_does_not_count_ignored_labels() -> None:
         {"classifier": "svm"},
         {"selection": "best"},
         {"labels": "all"},
-        {"labels": "train+heldout"},
+        {"labels": "train+heldout", "selection": "heldout"},
         {"milestones": [0.5, 1.0]},
     ],
 )

@@ -116,7 +116,7 @@ def test_the_record_and_that_it_is_the_same_again() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("selection", ["heldout", "last"])
+@pytest.mark.parametrize("selection", ["heldout", "last", "auto"])
 def test_the_weights_of_the_best_or_of_the_last_epoch_are_kept(selection: str) -> None:
     torch.manual_seed(0)
     x, labels = torch.randn(40, 3, 4, 4), torch.randint(2, (40,))
@@ -195,7 +195,7 @@ def test_without_heldout_images_the_last_weights_are_tested() -> None:
         if augment:  # and so is their order
             assert both == last
     with pytest.raises(ValueError, match=r"needs held-out images to select on, and data\.heldout is 0"):
-        NonLinearProbe().check(make(heldout=0).label_counts)
+        NonLinearProbe(selection="heldout").check(make(heldout=0).label_counts)
 
 
 def test_probes_share_a_pass_and_get_what_they_get_alone() -> None:
@@ -296,7 +296,7 @@ def test_two_processes_get_what_one_gets(tmp_path: Path) -> None:
         {"stage": ["stage1", "stage1"]},
         {"selection": "best"},
         {"labels": "all"},
-        {"labels": "train+heldout"},
+        {"labels": "train+heldout", "selection": "heldout"},
     ],
 )
 def test_bad_values_are_refused(options: dict) -> None:

@@ -17,7 +17,7 @@ ADVICE = {  # refused overrides, and the overrides that the message must suggest
         "backbone.pretrained=false"
     ],
     "encoding.input=views probe=[knn] probe.knn.ks=[5]": ["encoding.input=image"],
-    "data.heldout=0 probe=[linear]": ["probe=[nonlinear] probe.nonlinear.selection=last"],
+    "data.heldout=0 probe=[linear]": ["probe=[nonlinear]"],
     "task=jigsaw task.cell=16": ["task.cell=null", "data.image_size=48"],
     "task=context_prediction task.tile=4 task.gap=1 task.jitter=3": ["task.jitter=null"],
     "task=combined task.parts=[rotation,inpainting]": ["+task.options.inpainting.adversarial_weight=0"],

@@ -294,10 +294,16 @@ CASES = {
     "probe=[knn] probe.knn.temperature=-1": "probe.knn.temperature is -1; it must be above 0",
     "probe=[nonlinear] probe.nonlinear.stage=stage9": "'stage9'; the backbone has stage1, stage2, stage3",
     "data.heldout=0 probe=[linear]": "LinearProbe needs held-out images to select on, and data.heldout is 0",
-    "data.heldout=0 probe=[nonlinear]": "NonLinearProbe needs held-out images to select on",
-    "data.heldout=0 probe=[finetune]": "FineTuneProbe needs held-out images to select on",
-    "probe=[nonlinear] probe.nonlinear.selection=best": "selection is 'best'; allowed are heldout and last",
-    "probe=[nonlinear] probe.nonlinear.labels=train+heldout": "set probe.nonlinear.selection=last",
+    "data.heldout=0 probe=[nonlinear] probe.nonlinear.selection=heldout": (
+        "NonLinearProbe needs held-out images to select on"
+    ),
+    "data.heldout=0 probe=[finetune] probe.finetune.selection=heldout": (
+        "FineTuneProbe needs held-out images to select on"
+    ),
+    "probe=[nonlinear] probe.nonlinear.selection=best": "is 'best'; allowed are auto, heldout, last",
+    "probe=[nonlinear] probe.nonlinear.labels=train+heldout probe.nonlinear.selection=heldout": (
+        "set probe.nonlinear.selection=last"
+    ),
     "probe=[finetune] probe.finetune.classifier=svm": "classifier is 'svm'; allowed are linear, conv",
     "probe=[finetune] probe.finetune.fractions=[1.0] probe.finetune.freeze_until=stage3": (
         "on stage3 allowed are stage1, stage2, null"
