@@ -81,8 +81,8 @@ class ExportSource:
         shape = (IMAGES, 3 if self.transform.colour == "L" else self.transform.channels, size, size)
         return self.transform(torch.randint(256, shape, generator=draw, dtype=torch.uint8))
 
-    def maps_of(self, network: nn.Module, stages: Sequence[str]) -> nn.Module:
-        """Adapt a network of another library to return the maps of these nodes."""
+    def maps_of(self, network: nn.Module, stages: Sequence[str] | None = None) -> nn.Module:
+        """Adapt a network of another library to return the maps of these nodes, or its own maps."""
         adapter = importlib.import_module(f"{BACKBONES}adapter")
         return adapter.as_backbone(
             network, stages=stages, image_size=self.transform.image_size, in_channels=self.transform.channels

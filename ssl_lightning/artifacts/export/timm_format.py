@@ -50,7 +50,7 @@ def write(source: ExportSource, folder: Path) -> Callable[[Tensor], list[Tensor]
     info: Any = source.backbone.feature_info
     load = partial(timm.create_model, f"local-dir:{folder}", pretrained=True, num_classes=0)
     if hasattr(info, "out_indices"):
-        return load(features_only=True, out_indices=info.out_indices).eval()
+        return source.maps_of(load(features_only=True, out_indices=info.out_indices).eval())
     return source.maps_of(load().eval(), source.stages)
 
 

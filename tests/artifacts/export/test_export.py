@@ -83,6 +83,12 @@ def test_timm_loads_the_folder(tmp_path: Path, config: dict[str, Any]) -> None:
     )
 
 
+def test_timm_loads_maps_whose_channels_come_last(tmp_path: Path) -> None:
+    make_run(tmp_path, timm_model("swin_tiny_patch4_window7_224", img_size=64, embed_dim=24))
+    done = export(tmp_path, "timm")
+    assert done.difference <= 1e-4 * max(1, done.largest)
+
+
 def test_timm_gets_the_lightness_as_a_grey_picture(tmp_path: Path) -> None:
     make_run(tmp_path, timm_model("resnet18"), colour="L", mean=[50.0], std=[50.0])
     folder = export(tmp_path, "timm").folder
