@@ -65,5 +65,7 @@ def _check_names(source: ExportSource, own: dict[str, Tensor], theirs: dict[str,
 
 
 def _unknown(source: ExportSource, reason: str) -> ValueError:
-    works = "timm, onnx and hf" if source.target == TIMM else "onnx and hf"
-    return ValueError(f"format=torchvision cannot hold {source.target}: {reason}; formats {works} work")
+    may = ", and timm does for most models" if source.target == TIMM else ""
+    return ValueError(
+        f"format=torchvision cannot hold {source.target}: {reason}; formats onnx and hf work{may}"
+    )
