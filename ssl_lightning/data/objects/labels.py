@@ -59,6 +59,7 @@ def plain_labels(name: str, labels: Any, count: int) -> list[Any]:
     if len(values) != count:
         raise ValueError(f"{name} has {count} images and {len(values)} labels; their numbers must be equal")
     values = [value.item() if isinstance(value, (np.generic, Tensor)) else value for value in values]
+    values = [int(value) if isinstance(value, bool) else value for value in values]
     if not (all(isinstance(value, int) for value in values) or all(isinstance(v, str) for v in values)):
         odd = next((value for value in values if not isinstance(value, (int, str))), values[0])
         raise ValueError(

@@ -102,6 +102,14 @@ def ready(*sources: Any, **options: Any) -> ImageData:
     return data
 
 
+def test_truth_values_are_labels_0_and_1():
+    truth = LABELS > 0
+    data = ready(PIXELS, (PIXELS, truth), (TEST, truth[:9].tolist()))
+    assert data.spec.class_names == ("0", "1")
+    tested = torch.cat([labels for _, labels in data.downstream("test")])
+    assert tested.tolist() == truth[:9].astype(int).tolist()
+
+
 def images_of(loader) -> torch.Tensor:
     return torch.cat([images for images, _ in loader])
 
