@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from ssl_lightning.data.base import PairedDataModule
-from ssl_lightning.data.io.sources import ImageSource
-from ssl_lightning.data.objects.image_data import ImageData
+from ssl_lightning.data.io.sources import ArraySource, ImageSource
+from ssl_lightning.data.objects.any_images import FolderImages
+from ssl_lightning.data.objects.image_data import ImageData, digests, same_images, warn_trained
 from ssl_lightning.data.objects.views import Views
 
 
@@ -20,7 +22,17 @@ class _Labelled(ImageData):
     def _match(
         self, views: Views, train: ImageSource, test: ImageSource
     ) -> tuple[ImageSource, Tensor, Tensor | None]:
+        warn_trained(self._tested(train, test), "train")
         return train, torch.arange(len(train)), None
+
+    def _tested(self, train: ImageSource, test: ImageSource) -> int:
+        """Count the training images that are test images, by path or content, or as one data set."""
+        if isinstance(self._train, FolderImages) and isinstance(self._test, FolderImages):
+            paths = set(self._test.paths.real_paths())
+            return sum(path in paths for path in self._train.paths.real_paths())
+        if isinstance(train, ArraySource) and isinstance(test, ArraySource):
+            return int(np.isin(digests(train.images), digests(test.images)).sum())
+        return len(train) if same_images(self._train, self._test) else 0
 
 
 def labelled_data(

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 
 from ssl_lightning import ImageData, load_backbone, probe
@@ -321,6 +322,22 @@ def test_labels_of_one_class_are_refused_and_five_images_suffice() -> None:
     assert {r.protocol["k"] for r in table.records if r.probe == "knn"} == {4}
     with pytest.raises(ValueError, match="source has 1 images; at least 2 are needed"):
         probe(backbone(), (images[:1], labels[:1]), (images, labels), **QUIET)
+
+
+@pytest.mark.parametrize("kind", ["arrays", "folders"])
+def test_training_images_that_are_test_images_are_counted(kind: str, tmp_path: Path) -> None:
+    images, labels = torch.randint(256, (12, 16, 16, 3), dtype=torch.uint8), torch.arange(12) % 2
+    train: Any = (images, labels)
+    test: Any = (images[:5].clone(), labels[:5])
+    for row, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        folder = tmp_path / str(label)
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(image.numpy()).save(folder / f"{row}.png")
+    if kind == "folders":
+        train = test = tmp_path
+    count = 12 if kind == "folders" else 5
+    with pytest.warns(UserWarning, match=f"{count} images of train are also test images"):
+        probe(backbone(), train, test, probes=["knn"], **QUIET)
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

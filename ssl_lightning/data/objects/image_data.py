@@ -274,10 +274,10 @@ def leave_out(pretrain: ArraySource, tested: np.ndarray) -> ArraySource:
     return ArraySource(pretrain.images[torch.from_numpy(~tested)], None, pretrain.augment)
 
 
-def warn_trained(count: int) -> None:
+def warn_trained(count: int, name: str = "labelled_train") -> None:
     """Warn of the number of labelled training images that are test images, if there are any."""
     if count:
-        rank_zero_warn(f"{count} images of labelled_train are also test images; test scores are too high")
+        rank_zero_warn(f"{count} images of {name} are also test images; test scores are too high")
 
 
 def digests(images: Tensor) -> np.ndarray:
