@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +21,7 @@ from ssl_lightning.ops.lab import rgb_to_lab
 CHANNELS = {"RGB": (3,), "grey": (1,), "L": (1, 3, 4), "RGBX": (4,)}  # input channels for each colour
 KEYS = ("image_size", "colour", "mean", "std", "crop_ratio", "value_range")
 MAX_SIZE = 1 << 14  # px
+MARGIN = 0.5  # of floats beyond [0, 1], such as bicubic resizing leaves
 
 
 class InputTransform(v2.Transform):
@@ -92,6 +95,16 @@ class InputTransform(v2.Transform):
         """Channels of the result."""
         return len(self.mean)
 
+    def forward(self, *inputs: Any) -> Any:
+        """Refuse arrays and paths, which `v2.Transform` would return as they are."""
+        if inputs and isinstance(inputs[0], (np.ndarray, str, os.PathLike)):
+            opener = "fromarray" if isinstance(inputs[0], np.ndarray) else "open"
+            raise ValueError(
+                f"the picture is a {type(inputs[0]).__name__}; allowed are a PIL image, such as "
+                f"Image.{opener}(...), and a tensor"
+            )
+        return super().forward(*inputs)
+
     def transform(self, inpt: Any, params: dict[str, Any]) -> Tensor:
         """Convert one picture, or a batch of tensors.
 
@@ -142,6 +155,13 @@ def _plain(images: Tensor, channels: tuple[int, ...]) -> Tensor:
             f"the images are {tuple(images.shape)} of {images.dtype}; allowed are (C, H, W) and (B, C, H, W) "
             f"with {' or '.join(map(str, channels))} channels, uint8 or floats in [0, 1]"
         )
+    if images.is_floating_point() and images.numel():
+        low, high = float(images.min()), float(images.max())
+        if low < -MARGIN or high > 1 + MARGIN:
+            raise ValueError(
+                f"the images have floats from {low:.3g} to {high:.3g}; allowed is [0, 1], so divide by 255 "
+                "or leave out the normalisation"
+            )
     return images
 
 

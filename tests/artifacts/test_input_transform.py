@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import get_class
@@ -114,6 +115,13 @@ def test_wrong_input_is_named() -> None:
     for wrong in (torch.zeros(8, 8), torch.zeros(2, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)):
         with pytest.raises(ValueError, match="allowed are"):
             transform(wrong)
+    for wrong in (np.zeros((8, 8, 3), np.uint8), "photo.jpg", Path("photo.jpg")):
+        with pytest.raises(ValueError, match=r"the picture is a .*allowed are a PIL image"):
+            transform(wrong)
+    for wrong in (torch.rand(1, 8, 8) * 255, torch.rand(1, 8, 8) * 4 - 2):
+        with pytest.raises(ValueError, match=r"floats from .*allowed is \[0, 1\]"):
+            transform(wrong)
+    assert transform(torch.full((1, 8, 8), 1.1)).isfinite().all()  # bicubic resizing exceeds [0, 1] a little
     for change in ({"colour": "HSV"}, {"image_size": 0}, {"std": [0.0]}, {"mean": 3}, {"crop_ratio": 2}):
         with pytest.raises(ValueError, match=next(iter(change))):
             InputTransform.from_config({**transform.config, **change})
