@@ -101,8 +101,8 @@ def probe(
     check_alone()
     preparation = Preparation(batch_norm)
     if not isinstance(train, pl.LightningDataModule):
-        image_size = image_size or trained_with(model, "image_size")
-        channels = channels or trained_with(model, "channels")
+        image_size = trained_with(model, "image_size") if image_size is None else image_size
+        channels = trained_with(model, "channels") if channels is None else channels
     data = labelled_data(
         train,
         test,

@@ -304,6 +304,8 @@ def test_probes_of_the_config_are_all_known() -> None:
             r"normalises images itself",
         ),
         ({"model": nn.Identity()}, r"Identity"),
+        ({"train": arrays(12, "train"), "test": arrays(12, "test"), "image_size": 0}, r"image_size is 0"),
+        ({"train": arrays(12, "train"), "test": arrays(12, "test"), "channels": 0}, r"channels is 0"),
         ({"batch_norm": "new"}, r"batch_norm is 'new'"),
     ],
 )
