@@ -32,6 +32,8 @@ from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 
 SCHEMA = 1  # of classifier_<probe>_<branch>.json
+FITTING = ("linear", "attentive", "finetune")  # probes that store a classifier
+NOT_FITTING = ("knn", "svm", "lowshot", "nonlinear", "rankme", "embedding", "segmentation", "detection")
 HEAD, NETWORK = "head.", "backbone."  # prefixes of weights
 
 
@@ -119,7 +121,7 @@ def load_classifier(run: str | Path, probe: str = "linear", *, branch: str = "ba
             logits = classifier(classifier.transform(picture)[None])  # (1, K)
             classifier.class_names[logits.argmax()]
     """
-    folder = Path(run)
+    folder = Path(run).expanduser()
     weights, description = classifier_files(folder, probe, branch)
     if not description.exists():
         check_run(folder)
@@ -236,6 +238,8 @@ def _digest(path: Path) -> str:
 def _missing(folder: Path, probe: str, branch: str) -> str:
     found = sorted(path.stem.removeprefix("classifier_") for path in folder.glob(f"{CLASSIFIERS}.json"))
     has = f"it has {', '.join(found)}; " if found else ""
+    if probe in NOT_FITTING:
+        return f"probe {probe} stores no classifier; allowed are {', '.join(FITTING)}"
     return (
         f"{folder} holds no classifier of probe {probe} on branch {branch}; {has}"
         f"{_command(folder, probe)} makes one for each branch of the task"

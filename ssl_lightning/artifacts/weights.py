@@ -83,9 +83,10 @@ def load_backbone(path: str | Path) -> nn.Module:
         >>> images.shape, len(backbone(images))
         (torch.Size([1, 3, 32, 32]), 2)
     """
-    file = weights_file(Path(path))
-    if not Path(path).is_file() and file.name != HF_WEIGHTS:
-        check_run(Path(path))
+    path = Path(path).expanduser()
+    file = weights_file(path)
+    if not path.is_file() and file.name != HF_WEIGHTS:
+        check_run(path)
     beside = file.with_name(BACKBONE_CONFIG if file.name != HF_WEIGHTS else HF_CONFIG)
     try:
         content = read_json(beside, MAX_CONFIG)

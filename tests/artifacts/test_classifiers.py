@@ -76,6 +76,15 @@ def test_the_linear_head_does_not_repeat_the_exported_backbone(run: Path) -> Non
     assert ssl_lightning.load_classifier(run, branch="discriminator")  # it holds its own
 
 
+def test_a_probe_that_stores_none_names_those_that_do(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"probe knn stores no classifier; allowed are linear, attentive"):
+        ssl_lightning.load_classifier(run, "knn")
+    monkeypatch.setenv("HOME", str(run.parent))
+    assert ssl_lightning.load_classifier(f"~/{run.name}").class_names
+    assert ssl_lightning.load_backbone(f"~/{run.name}").transform
+    assert ssl_lightning.export(f"~/{run.name}", "hf", "~/exported").folder == run.parent / "exported"
+
+
 def test_a_run_without_one_gets_it_by_the_suggested_command(run: Path) -> None:
     for path in run.glob("classifier_*"):
         path.unlink()

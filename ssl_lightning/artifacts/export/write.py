@@ -77,8 +77,9 @@ def export(run: str | Path, format: str, folder: str | Path | None = None) -> Ex
     """
     if format not in FORMATS:
         raise ValueError(f"format is {format!r}; allowed are {', '.join(FORMATS)}")
-    source = ExportSource.of_run(Path(run))
-    place = Path(run) / "export" / format if folder is None else Path(folder)
+    run = Path(run).expanduser()
+    source = ExportSource.of_run(run)
+    place = run / "export" / format if folder is None else Path(folder).expanduser()
     if place.exists() and not (place / PREPROCESSING).is_file():
         raise ValueError(f"{place} exists and is no export; give another folder=")
     place.parent.mkdir(parents=True, exist_ok=True)
