@@ -344,6 +344,17 @@ def test_length_hardware_and_logging_may_change_and_the_folder_may_move(folder: 
     assert cfg.overrides == [*first, *changes[:-1]]  # as the command in results.json
 
 
+@pytest.mark.parametrize("names", [[], ["progress"], ["checkpoint", "collapse"]])
+def test_callbacks_are_left_out_and_added_as_a_whole(folder: Path, names: list[str]) -> None:
+    chosen = f"callbacks=[{','.join(names)}]"
+    cfg = resumed_config(folder, [chosen], ROOT / "conf")
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        expected = compose("train", [*cfg.overrides[:-1], chosen])
+    assert {name: set(cfg.callbacks[name]) for name in cfg.callbacks} == {
+        name: set(expected.callbacks[name]) for name in names
+    }
+
+
 @pytest.mark.slow
 def test_a_run_of_so_many_steps_is_extended_and_equals_a_longer_one(tmp_path: Path) -> None:
     long = [*RUN, "trainer.max_epochs=-1", "scheduler=constant", "trainer.val_check_interval=1.0"]

@@ -82,7 +82,9 @@ def resumed_config(folder: Path, overrides: Sequence[str], config_dir: Path) -> 
             before, after = (_flat([*first, *extra]) for extra in ([], overrides))
     except CONFIG_ERRORS as error:
         raise RunError(f"error: {explained(error)}") from None
-    changed = [key for key in before.keys() | after.keys() if before.get(key) != after.get(key)]
+    # an absent key is not null: a callback that is left out has keys that are null
+    keys = before.keys() | after.keys()
+    changed = [key for key in keys if before.get(key, ABSENT) != after.get(key, ABSENT)]
     refused = sorted(key for key in changed if not _may_change(key))
     # another class has other keys, which tell a user nothing
     other = tuple(key.removesuffix("_target_") for key in refused if key.endswith("._target_"))
