@@ -113,7 +113,8 @@ def shared_cores(processes: int, cores: int) -> str:
 def wait_for_all(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """Wait until all workers succeed (None) or one fails (its number, counted from 0 here).
 
-    A killed rank makes the others fail within moments, so the killed one is returned.
+    A killed rank makes the others fail within moments, so the killed one is returned. A rank that failed
+    after another one may end before it, so the cause gets time to end too.
     """
     while True:
         codes = [worker.poll() for worker in workers]
@@ -123,9 +124,19 @@ def wait_for_all(workers: Sequence[subprocess.Popen[bytes]]) -> int | None:
             return None
         time.sleep(0.05)
     time.sleep(0.2)
+    deadline = time.monotonic() + CRASH_GRACE_S
     codes = [worker.poll() for worker in workers]
+    while None in codes and not any(map(is_cause, codes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        codes = [worker.poll() for worker in workers]
     killed = [rank for rank, code in enumerate(codes) if code is not None and code < 0]
-    return killed[0] if killed else next(rank for rank, code in enumerate(codes) if code not in (None, 0))
+    causes = [rank for rank, code in enumerate(codes) if is_cause(code)]
+    return next(rank for rank in [*killed, *causes, *range(len(codes))] if codes[rank] not in (None, 0))
+
+
+def is_cause(code: int | None) -> bool:
+    """Whether an exit status, None while a worker runs, is of a failure of its own."""
+    return code not in (None, 0, NOT_FIRST)
 
 
 def end_all(workers: Sequence[subprocess.Popen[bytes]], signum: int, grace_s: float) -> None:

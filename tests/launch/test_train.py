@@ -10,6 +10,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ssl_lightning.artifacts.run_folder import NOT_FIRST, REFUSED
 from ssl_lightning.core import entry
 from ssl_lightning.core.cpu import ALLOCATOR, SPINNING
 from ssl_lightning.core.errors import RunError
@@ -149,6 +150,22 @@ def test_one_failure_ends_all_ranks_with_its_message(tmp_path: Path, monkeypatch
     with pytest.raises(RunError, match="error: the cause\n"):
         start_ranks(tmp_path, this_machine(2))
     assert time.monotonic() - began < 30
+
+
+def test_a_refusal_leaves_no_report_if_its_rank_ends_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = (
+        "if os.environ['RANK'] == '1':\n"
+        "    (folder / 'error.txt').write_text('the cause\\n\\ntraceback')\n    time.sleep(1)\n"
+        f"    sys.exit({REFUSED})\n"
+        "while not (folder / 'error.txt').exists():\n    time.sleep(0.05)\n"
+        f"sys.exit({NOT_FIRST})"
+    )
+    stand_in(tmp_path, monkeypatch, body)
+    with pytest.raises(RunError, match=r"error: the cause$"):
+        start_ranks(tmp_path, this_machine(2))
+    assert not (tmp_path / "error.txt").exists()
 
 
 def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
