@@ -120,8 +120,8 @@ class OnlineKNN(Callback):
                     temperature=self.temperature,
                 )
                 figure = topk_accuracy(votes[0], features.labels["heldout"])
-            # default dtype; the figure is equal in every process
-            task.log(f"online/{name}/knn_top1", figure.float(), logger=False)
+            # default dtype; the figure is equal in every process, and Lightning warns without sync_dist
+            task.log(f"online/{name}/knn_top1", figure.float(), logger=False, sync_dist=True)
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
                     logger.log_metrics(
