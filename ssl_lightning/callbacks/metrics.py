@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from ssl_lightning.callbacks.csv_logger import CSVLogger
+from ssl_lightning.callbacks.health import gather
 from ssl_lightning.callbacks.throughput import Throughput
 from ssl_lightning.engine.fsdp import total_norm
 
@@ -19,8 +20,9 @@ class Metrics(Callback):
     """Send a row to the loggers every `trainer.log_every_n_steps` batches, and after each validation.
 
     A training row holds the task's scores of that batch, the learning rate, the gradient norm and the images
-    per second. The device is synchronised only for these rows. Lightning's own logging comes after the
-    checkpoint of the same batch, so that a resumed run would lose a row.
+    per second. The scores are means over all processes, each of which has its part of the batch. The device
+    is synchronised only for these rows. Lightning's own logging comes after the checkpoint of the same batch,
+    so that a resumed run would lose a row.
 
     Args:
         throughput: Callback that counts the images.
@@ -67,10 +69,11 @@ class Metrics(Callback):
         if not self._row_is_due(trainer, self.steps):
             return
         norms, self._norms = self._norms, {}
+        scores = mean_scores(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        scores = {f"train/{name}": value for name, value in pl_module.scores.items()}  # type: ignore[operator, union-attr]
-        row = {name: float(value) for name, value in (scores | norms).items()}
+        row = {f"train/{name}": value for name, value in scores.items()}
+        row |= {name: float(value) for name, value in norms.items()}
         for number, optimizer in enumerate(trainer.optimizers):
             row["train/lr" + (f"_{number}" if number else "")] = optimizer.param_groups[0]["lr"]
         row["train/images_per_s"] = self.throughput.images_per_s
@@ -95,3 +98,10 @@ class Metrics(Callback):
                 logger.save()
         if time.monotonic() - self._written_at > 10:
             self._written_at = time.monotonic()
+
+
+def mean_scores(trainer: pl.Trainer, task: Any) -> dict[str, float]:
+    """Return the scores of the last training batch, over all processes."""
+    values = torch.stack([value.to(task.device, torch.float32) for value in task.scores.values()])
+    means = gather(trainer, task, values, alone=False).mean(0)
+    return dict(zip(task.scores, means.tolist(), strict=True))
