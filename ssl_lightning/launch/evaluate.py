@@ -121,6 +121,8 @@ def evaluation_config(folder: Path, cfg: DictConfig, given: list[str]) -> DictCo
     if "data" in touched and not any(each.startswith("data=") for each in given):
         cfg.data = changed_data(stored, cfg, given, folder)
     new = resolve(cfg)
+    if "trainer" in touched and not any(each.startswith("trainer=") for each in given):
+        new.trainer = changed_trainer(stored, new, given)
     for group in TAKEN:
         if group in touched or group not in stored:
             stored[group] = new[group]
@@ -161,6 +163,19 @@ def changed_data(stored: DictConfig, cfg: DictConfig, given: list[str], folder: 
     if data.get("mean") is None and not {"mean", "std"} & set(keys):
         data.update(run_statistics(folder))
     return data
+
+
+def changed_trainer(stored: DictConfig, new: DictConfig, given: list[str]) -> DictConfig:
+    """Return the trainer of a run with the keys that the command line changes; the precision stays.
+
+    Args:
+        stored: Config of the run.
+        new: Composed config, resolved, whose `trainer` holds the changed keys.
+        given: Overrides of the command line.
+    """
+    names = [each.lstrip("+").partition("=")[0] for each in given]
+    keys = [name.removeprefix("trainer.") for name in names if name.startswith("trainer.")]
+    return cast(DictConfig, OmegaConf.merge(stored.trainer, {key: new.trainer[key] for key in keys}))
 
 
 def run_statistics(folder: Path) -> dict[str, Any]:

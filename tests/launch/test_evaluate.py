@@ -86,6 +86,16 @@ def test_an_evaluation_needs_neither_the_compiler_nor_the_gpu_of_its_run(folder:
     assert (cfg.compile, cfg.cuda_graphs) == (False, False)
 
 
+def test_a_key_of_the_trainer_leaves_the_others_of_the_run(folder: Path) -> None:
+    stored = OmegaConf.load(folder / CONFIG)
+    stored.trainer.precision = "32-true"
+    OmegaConf.save(stored, folder / CONFIG)
+    cfg = evaluated(folder, "trainer.devices=2")
+    assert (cfg.trainer.devices, cfg.trainer.precision, cfg.trainer.accelerator) == (2, "32-true", "cpu")
+    other = evaluated(folder, "trainer=auto", "trainer.devices=2")
+    assert (other.trainer.devices, other.trainer.precision, other.trainer.accelerator) == (2, "auto", "auto")
+
+
 def test_a_key_that_the_data_lack_is_refused(folder: Path) -> None:
     with pytest.raises(RunError, match=r"data\.trian_dir is not a key of the run's data=folder.*train_dir"):
         evaluated(folder, "data.trian_dir=a")
