@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,7 +68,8 @@ def launch_evaluation(cfg: DictConfig) -> float | None:
             start_run(folder, resolved, lambda: save_config(resolved, folder, NEXT_EVALUATION), MODE)
         finally:
             if check_start(resolved).is_first:
-                (folder / NEXT_EVALUATION).unlink(missing_ok=True)  # still there if it was refused
+                with contextlib.suppress(OSError):  # the folder is read-only; the first error says so
+                    (folder / NEXT_EVALUATION).unlink(missing_ok=True)  # still there if it was refused
         return read_objective(folder, cfg.objective)
     if cfg.weights is None and not cfg.backbone.get("pretrained"):
         raise RunError(

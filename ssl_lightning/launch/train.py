@@ -156,6 +156,7 @@ def holding(folder: Path) -> Iterator[None]:
 
     Raises:
         TakenError: Another process runs in the folder.
+        RunError: The folder holds a run and is read-only.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK, timeout=0)
@@ -163,6 +164,12 @@ def holding(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise TakenError(f"error: {TAKEN} {folder}") from None
+    except OSError as error:
+        if not (folder / CONFIG).exists():  # a new run; the error names its folder
+            raise
+        raise RunError(
+            f"error: {folder} cannot be written to ({error.strerror}); copy the folder and give the copy"
+        ) from None
     try:
         yield
     finally:

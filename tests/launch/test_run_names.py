@@ -1,5 +1,6 @@
 """Tests of the names of run folders: a refused run frees its name, and names from the time are unique."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
 
 from ssl_lightning.artifacts.run_folder import CONFIG, HYDRA, LOCK, NEXT_CONFIG, discard_refused
-from ssl_lightning.launch.train import TakenError, locked_new
+from ssl_lightning.core.errors import RunError
+from ssl_lightning.launch.train import TakenError, holding, locked_new
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["data=fake", "trainer=debug", "task=random", "probe=[]", "logger=[]", "callbacks=[]"]
@@ -216,3 +219,17 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert errors.startswith("error: [Errno 20] Not a directory")
     assert "output_dir= names the parent of the run folders" in errors
     assert "Traceback" not in errors
+
+
+def test_a_run_folder_that_is_read_only_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.yaml").touch()
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path / ".lock"))
+
+    monkeypatch.setattr(FileLock, "acquire", refused)  # root may write to folders without permission
+    with (
+        pytest.raises(RunError, match=r"cannot be written to \(Read-only file system\); copy the folder"),
+        holding(tmp_path),
+    ):
+        pass
