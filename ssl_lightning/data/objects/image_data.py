@@ -208,6 +208,10 @@ class ImageData(PairedDataModule):
             and isinstance(test, ArraySource)
         ):
             return match_content(pretrain, train, test)
+        rank_zero_warn(
+            "source is not compared with labelled_train and test: give three folders, or images that fit "
+            "into memory, to have test and held-out images left out of pretraining"
+        )
         return pretrain, None, None
 
 

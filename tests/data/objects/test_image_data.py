@@ -319,6 +319,12 @@ def test_crop_and_flip_change_training_images_only():
     assert not all(image.numpy().tobytes() in known for image in images_of(both.train_dataloader()))
 
 
+def test_a_mix_of_folders_and_arrays_is_told_that_nothing_is_compared(tmp_path):
+    folder = written(tmp_path / "a", PIXELS, LABELS)
+    with pytest.warns(UserWarning, match="source is not compared with labelled_train and test: give three"):
+        ready(folder, (PIXELS, LABELS), (TEST, LABELS[:9]), root=str(tmp_path))
+
+
 def test_torchvision_data_sets_work(tmp_path):
     folder = torchvision.datasets.ImageFolder(str(written(tmp_path / "a", PIXELS, LABELS)))
     data = ready(folder, folder, (TEST, LABELS[:9]))
