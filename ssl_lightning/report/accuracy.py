@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from ssl_lightning.artifacts.records import BALANCED, Record, best_stage
 from ssl_lightning.artifacts.results import Results
 
-SIGMAS = 2.0  # a difference counts if it exceeds this many standard errors
+SIGMAS = 2.0  # a difference counts if it exceeds this many standard errors; see `critical_value`
 FLAT = 0.01  # smallest difference that counts where no standard error is known
 
 
@@ -104,7 +105,7 @@ def judging_metric(run: Results) -> str:
 def difference(one: Figure, other: Figure) -> int:
     """Return 1 if `one` is larger beyond the noise, -1 if smaller, 0 otherwise."""
     gap = one.value - other.value
-    if abs(gap) <= SIGMAS * error_of_difference(one, other):
+    if abs(gap) <= critical_value(other.records, one.records) * error_of_difference(one, other):
         return 0
     return 1 if gap > 0 else -1
 
@@ -143,6 +144,29 @@ def draws_error(before: Sequence[Record], after: Sequence[Record]) -> float | No
     Returns:
         None if the figures have no draws, or not the same share or k, number of draws and number of seeds.
     """
+    parts = _errors_of_draws(before, after)
+    return None if parts is None else math.hypot(*(error for error, _ in parts))
+
+
+def critical_value(before: Sequence[Record], after: Sequence[Record]) -> float:
+    """Return the number of standard errors that a gain must exceed to count.
+
+    It is `SIGMAS`, which chance alone exceeds in 4.6 % of cases. Between means over few draws of labelled
+    images it is the quantile of Student's t for the same share, with the degrees of freedom of Welch and
+    Satterthwaite: 4.5 for three draws of one seed.
+    """
+    parts = _errors_of_draws(before, after) or []
+    variance = sum(error**2 for error, _ in parts)
+    if not variance:
+        return SIGMAS
+    from scipy.special import stdtrit  # imported here, since only few reports need it
+
+    degrees = variance**2 / sum(error**4 / free for error, free in parts)
+    return float(stdtrit(degrees, NormalDist().cdf(SIGMAS)))
+
+
+def _errors_of_draws(before: Sequence[Record], after: Sequence[Record]) -> list[tuple[float, float]] | None:
+    """Return the standard errors of `draws_error`, each with its degrees of freedom."""
     kinds = {
         (r.probe, r.metric, r.protocol.get("fraction"), r.protocol.get("k_shot"), len(_values(r)))
         for r in (*before, *after)
@@ -154,9 +178,11 @@ def draws_error(before: Sequence[Record], after: Sequence[Record]) -> float | No
         return None
     gains = np.array([_values(r) for r in after]) - np.array([_values(r) for r in before])  # (seeds, draws)
     of_draws = gains.mean(0).std(ddof=1) / math.sqrt(draws)
-    of_seeds = gains.mean(1).std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    parts = [(of_draws, float(draws - 1))]
+    if len(gains) > 1:
+        parts.append((gains.mean(1).std(ddof=1) / math.sqrt(len(gains)), float(len(gains) - 1)))
     of_images = [statistics.fmean(r.image_error or 0.0 for r in records) for records in (before, after)]
-    return math.hypot(of_draws, of_seeds, *of_images)
+    return [*parts, *((error, math.inf) for error in of_images)]
 
 
 def _values(record: Record) -> Sequence[float]:

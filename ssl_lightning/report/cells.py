@@ -10,7 +10,7 @@ from typing import Any
 
 from ssl_lightning.artifacts.records import LESS_IS_BETTER, SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.typed_json import to_json
-from ssl_lightning.report.accuracy import FLAT, SIGMAS, Figure, gain_error, mean_of
+from ssl_lightning.report.accuracy import FLAT, Figure, critical_value, gain_error, mean_of
 from ssl_lightning.report.benchmark import BEST_STAGE, Column
 from ssl_lightning.report.collect import ReportedRun
 from ssl_lightning.report.summary import UNITS, spread_over_draws
@@ -96,23 +96,28 @@ class Cell:
     @property
     def pair(self) -> tuple[Figure, Figure] | None:
         """Untrained and trained figure of the seeds that have both."""
-        pairs = [(pick.against, pick.record) for pick in self.picks if pick.against]
-        if not pairs:
+        if not (pair := self._pair_records):
             return None
-        before, after = zip(*pairs, strict=True)
+        before, after = pair
         return mean_of(before), mean_of(after)
+
+    @property
+    def _pair_records(self) -> tuple[Sequence[Record], Sequence[Record]] | None:
+        pairs = [(pick.against, pick.record) for pick in self.picks if pick.against]
+        return tuple(zip(*pairs, strict=True)) or None  # type: ignore[return-value]
 
     @property
     def gain_error(self) -> float | None:
         """Standard error of the gain; None if unknown."""
-        pairs = [(pick.against, pick.record) for pick in self.picks if pick.against]
-        error = gain_error(*zip(*pairs, strict=True)) if pairs else None
+        pair = self._pair_records
+        error = gain_error(*pair) if pair else None
         return None if error is None else self.scale * error
 
     @property
     def trend(self) -> int:
         """1 for a figure better than before beyond the noise, -1 for a worse one, else 0, as for ranks."""
-        noise = self.scale * FLAT if self.gain_error is None else SIGMAS * self.gain_error
+        pair, error = self._pair_records, self.gain_error
+        noise = self.scale * FLAT if pair is None or error is None else critical_value(*pair) * error
         if self.gain is None or not self.percent or abs(self.gain) <= noise:
             return 0
         return self.direction if self.gain > 0 else -self.direction

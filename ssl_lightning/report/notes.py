@@ -93,7 +93,8 @@ def gains(rows: Sequence[Row]) -> list[str]:
             "± standard error over test images and seeds; runs without answers.json count as independent."
         )
     if drawn:
-        lines.append("Of a share of the labels, ± is the standard error over draws and seeds.")
+        of_share = "Of a share of the labels, ± is the standard error over draws and seeds"
+        lines.append(f"{of_share}; a gain counts by Student's t.")
     if any("k_shot" in cell.picks[0].record.protocol for cell in known):
         lines.append("Of k labels a class, ± is also over the draws, and test images count as independent.")
     return lines + ([f"Only for some seeds: {'; '.join(partly)}."] if partly else [])

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from ssl_lightning.artifacts.records import BALANCED, SPECTRAL, Record, best_stage
 from ssl_lightning.artifacts.results import Results
 from ssl_lightning.artifacts.run_facts import Verdict
-from ssl_lightning.report.accuracy import FLAT, SIGMAS, gain_error
+from ssl_lightning.report.accuracy import FLAT, critical_value, gain_error
 from ssl_lightning.report.summary import UNITS, column
 
 TOO_WIDE = 0.05  # two standard errors above this tell too little
@@ -130,13 +130,12 @@ def _pair(records: Sequence[Record], branch: str) -> tuple[Record | None, Record
 def _difference(before: Record, after: Record) -> tuple[float, float]:
     """Return the gain, and the size below which it may be chance."""
     error = gain_error([before], [after])
-    return after.value - before.value, FLAT if error is None else SIGMAS * error
+    return after.value - before.value, FLAT if error is None else critical_value([before], [after]) * error
 
 
 def _gain(before: Record, after: Record, loaded: bool) -> str:
-    difference, error = _difference(before, after)
-    known = after.standard_error is not None
-    plus = f" ± {100 * error / SIGMAS:.1f}" if known else ""
+    difference, error = after.value - before.value, gain_error([before], [after])
+    plus = "" if error is None else f" ± {100 * error:.1f}"
     than = "weights it started from" if loaded else "untrained backbone"
     place = "above" if difference >= 0 else "below"
     metric = UNITS[after.metric] or "top-1"

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from ssl_lightning.artifacts.records import Record
 from ssl_lightning.core.seeding import generator
 from ssl_lightning.probes._accuracy import records_of
-from ssl_lightning.report.accuracy import gain_error, image_error, paired_error
+from ssl_lightning.report.accuracy import SIGMAS, critical_value, gain_error, image_error, paired_error
 
 DRAWS = 4000
 ROUNDING = 4 / math.sqrt(2 * DRAWS)  # four standard errors of a deviation estimated from so many draws
@@ -101,6 +102,35 @@ def test_the_error_of_a_low_shot_gain_counts_draws_seeds_and_images() -> None:
     assert gain_error(*records) == pytest.approx(math.hypot(of_draws, of_seeds, *of_images))
     of_one = math.hypot(math.sqrt(0.3 * 0.7 / 500), 0.1 / math.sqrt(3))  # of 20, 30 and 40 %
     assert records[0][0].standard_error == pytest.approx(of_one)
+
+
+def shares(values: NDArray[np.float64]) -> Record:
+    """Return the segmentation record of one seed with the mIoU of each draw."""
+    protocol = {"fraction": 0.1, "values": values.tolist(), "sd": values.std(ddof=1)}
+    return Record("stage1", "miou", float(values.mean()), 50, protocol, probe="segmentation")
+
+
+def test_few_draws_ask_for_more_standard_errors() -> None:
+    before, after = shares(np.array([0.2, 0.3, 0.4])), shares(np.array([0.3, 0.4, 0.8]))
+    p = NormalDist().cdf(SIGMAS)
+    of_three = (2 * p - 1) / math.sqrt(2 * p * (1 - p))  # quantile of Student's t with two degrees of freedom
+    assert critical_value([before], [after]) == pytest.approx(of_three)
+    assert critical_value([before], [before]) == SIGMAS  # no error at all
+    many = shots(np.linspace(0.2, 0.4, 1000), 50), shots(np.linspace(0.3, 0.5, 1000), 50)
+    assert critical_value([many[0]], [many[1]]) == pytest.approx(SIGMAS, abs=0.01)
+    one = top1(answers(50, 0))
+    assert critical_value([one], [one]) == SIGMAS
+
+
+def test_three_draws_that_tell_nothing_seldom_count() -> None:
+    """Test on gains of three draws with a true mean of 0; two standard errors count in 18 % of cases."""
+    random, counted = np.random.default_rng(0), 0
+    for _ in range(1000):
+        before, after = shares(np.zeros(3)), shares(random.standard_normal(3))
+        error = gain_error([before], [after])
+        assert error is not None
+        counted += abs(after.value) > critical_value([before], [after]) * error
+    assert 25 <= counted <= 70  # 4.6 % of 1,000 are 46
 
 
 def test_the_interval_of_a_low_shot_gain_holds_the_true_gain() -> None:
