@@ -27,3 +27,14 @@ def test_a_table_is_what_its_command_makes(command: str, printed: str) -> None:
     assert printed.strip() == markdown(table).strip(), (
         f"run the command and copy {given.get('out', 'report')}/table.md"
     )
+
+
+def test_the_tutorial_prints_the_table_of_the_results() -> None:
+    page = (ROOT / "docs/tutorials/reproduce_table.md").read_text()
+    printed = page.partition("{.text .output}")[2].partition("```")[0]
+    (table,) = make_tables(ROOT / "docs/results", ROOT / "conf/benchmark/cifar10_six.yaml", "cpu")
+    rows = [line for line in markdown(table).replace("*", "").splitlines() if line.startswith("| ")]
+    wanted = [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in rows]
+    found = [re.split(r"\s{2,}", line.strip()) for line in printed.splitlines()]
+    stale = [row for row in wanted if row not in found]
+    assert not stale, "run python docs/_site/tutorials.py reproduce_table"
