@@ -77,9 +77,24 @@ def length(seen: int, images: int, batch_size: int) -> list[str]:
     >>> length(640, 6400, 64), length(25_600, 6400, 64)
     (['trainer.max_epochs=1', 'trainer.limit_train_batches=10'], ['trainer.max_epochs=4'])
     """
-    steps, an_epoch = max(1, round(seen / batch_size)), max(1, images // batch_size)
-    if steps < an_epoch:
+    epochs, steps = _epochs_and_steps(seen, images, batch_size)
+    if steps < max(1, images // batch_size):
         return ["trainer.max_epochs=1", f"trainer.limit_train_batches={steps}"]
-    epochs = round(steps / an_epoch)
     every = [f"trainer.check_val_every_n_epoch={epochs // VALIDATIONS}"] if epochs >= 2 * VALIDATIONS else []
     return [f"trainer.max_epochs={epochs}", *every]
+
+
+def seen_images(seen: int, images: int, batch_size: int) -> int:
+    """Return how many images the training of `length` sees: complete batches, and complete epochs of them.
+
+    >>> seen_images(640, 6400, 64), seen_images(25_000, 6400, 64)
+    (640, 25600)
+    """
+    epochs, steps = _epochs_and_steps(seen, images, batch_size)
+    return epochs * steps * min(batch_size, images)
+
+
+def _epochs_and_steps(seen: int, images: int, batch_size: int) -> tuple[int, int]:
+    """Return the number of epochs and the steps of each."""
+    steps, an_epoch = max(1, round(seen / batch_size)), max(1, images // batch_size)
+    return (1, steps) if steps < an_epoch else (round(steps / an_epoch), an_epoch)

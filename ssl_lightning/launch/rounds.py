@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lightning.artifacts.results import Results
-from ssl_lightning.config.task_settings import SETTINGS, length
+from ssl_lightning.config.task_settings import SETTINGS, length, seen_images
 from ssl_lightning.core.atomic_files import write_file
 from ssl_lightning.core.errors import RunError
 from ssl_lightning.core.progress import span
@@ -215,7 +215,8 @@ class TaskComparison:
                 if done is None:
                     break
                 found.setdefault(task, []).append(done)
-        self.rounds.append(TaskRound({task: seen[task] for task in found}, found, number))
+        saw = {task: seen_images(seen[task], self.images, self.batch_size(task)) for task in found}
+        self.rounds.append(TaskRound(saw, found, number))
 
     def tell_time(self, number: int, done: int, trainings: int) -> None:
         """Print how much of the time is used, and how long the rest of the round takes at its pace."""
