@@ -63,7 +63,7 @@ class TrainingPlan:
             to 0.
         backbone_lr: Peak learning rate of the backbone, if it is trained.
         weight_decay: Weight decay of all trained weights.
-        evals: Evaluations on held-out images, evenly spaced; the best state is kept.
+        evals: Evaluations on held-out images, evenly spaced, at most one per step; the best state is kept.
 
     Raises:
         ValueError: A value is out of range.
@@ -88,10 +88,6 @@ class TrainingPlan:
             raise ValueError(
                 f"probe.{self.name}.optimizer is {self.optimizer!r}; allowed are {', '.join(OPTIMIZERS)}"
             )
-        if self.evals > self.steps:
-            raise ValueError(
-                f"probe.{self.name}.evals is {self.evals}; allowed is at most one per step ({self.steps})"
-            )
 
     def check(self, train: int) -> None:
         """Raise if there are no training images.
@@ -103,10 +99,14 @@ class TrainingPlan:
             raise ValueError(f"probe {self.name} needs labelled training images; there are none")
 
     def fitted_limits(self, train: int) -> list[str]:
-        """Describe the reduced batch size; see `BaseProbe.fitted_limits`."""
-        if train >= self.batch_size:
-            return []
-        return [fitted(f"probe.{self.name}.batch_size", self.batch_size, train, train)]
+        """Describe the reduced batch size and evaluations; see `BaseProbe.fitted_limits`."""
+        said = []
+        if train < self.batch_size:
+            said += [fitted(f"probe.{self.name}.batch_size", self.batch_size, train, train)]
+        if self.steps < self.evals:
+            key = f"probe.{self.name}.evals"
+            said += [fitted(key, self.evals, self.steps, self.steps, "the training", "step")]
+        return said
 
     def batches(self, images: int, seed: int) -> Iterator[Tensor]:
         """Yield the indices of a batch for each step: a new order each epoch, full batches only."""
@@ -154,7 +154,8 @@ class TrainingPlan:
         options = {"momentum": 0.9} if self.optimizer == "sgd" else {}
         optimizer = OPTIMIZERS[self.optimizer](groups, weight_decay=self.weight_decay, **options)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
-        at = {round(self.steps * part / self.evals) for part in range(1, self.evals + 1)}
+        evals = min(self.evals, self.steps)
+        at = {round(self.steps * part / evals) for part in range(1, evals + 1)}
         trained = [module for module in (head, backbone) if module is not None]
         best: tuple[float, int, dict[str, Any], list[dict[str, Any]]] | None = None
         curve: dict[str, float] = {}

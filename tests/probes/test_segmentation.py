@@ -180,13 +180,20 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
         ({"cache_gb": -1.0}, r"cache_gb -1"),
         ({"steps": 0}, r"probe\.segmentation\.steps is 0"),
         ({"optimizer": "lion"}, r"'lion'; allowed are adamw, sgd"),
-        ({"evals": 2000}, r"evals is 2000"),
+        ({"evals": 0}, r"evals is 0; it must be above 0"),
         ({"weight_decay": -0.1}, r"weight_decay is -0\.1"),
     ],
 )
 def test_bad_values_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SegmentationProbe(**options)
+
+
+def test_few_steps_have_fewer_evaluations(tmp_path: Path) -> None:
+    (said,) = SegmentationProbe(steps=4).fitted_limits({"train": 20, "heldout": 4, "test": 4})
+    assert said == "probe.segmentation.evals is 5; 4 is used, since the training has 4 steps"
+    (record,) = run(splits(), tmp_path, steps=2, evals=3)
+    assert list(record.protocol["candidates"]) == ["1", "2"]
 
 
 def test_few_images_make_a_smaller_batch_and_unknown_stages_are_refused(tmp_path: Path) -> None:
