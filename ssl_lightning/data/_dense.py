@@ -131,12 +131,14 @@ class DenseFolders(DenseDataModule, Pictures):
         )
 
 
-def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
+def check_class_names(class_names: Sequence[str], fewest: int = 1) -> tuple[str, ...]:
     """Return the names as a tuple.
 
     Raises:
-        ValueError: The list is empty, has more than 255 names, or has a name twice.
+        ValueError: The list has less than `fewest` or more than 255 names, or has a name twice.
     """
-    if not 1 <= len(class_names) <= 255 or len(set(class_names)) < len(class_names):
-        raise ValueError(f"data.class_names is {list(class_names)}; 1 to 255 different names are needed")
+    if not fewest <= len(class_names) <= 255 or len(set(class_names)) < len(class_names):
+        raise ValueError(
+            f"data.class_names is {list(class_names)}; {fewest} to 255 different names are needed"
+        )
     return tuple(class_names)

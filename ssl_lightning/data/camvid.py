@@ -37,7 +37,7 @@ class CamVid(DenseFolders):
 
     Args:
         dir: Parent of these folders. `val` and `valannot` may be absent; a tenth is then held out.
-        class_names: Names of the ids 0, 1, ...
+        class_names: Names of the ids 0, 1, ...; at least two, since a background is a class too.
         void: Ids that count nowhere, besides 255.
         **base: The keywords of `DenseFolders`.
 
@@ -53,7 +53,7 @@ class CamVid(DenseFolders):
         self, *, dir: str, class_names: Sequence[str] = CLASSES, void: Sequence[int] = (11,), **base: Any
     ) -> None:
         super().__init__(**base)
-        self.class_names = check_class_names(class_names)
+        self.class_names = check_class_names(class_names, fewest=2)
         if any(not len(class_names) <= id <= 255 for id in void):
             raise ValueError(
                 f"data.void is {list(void)}; allowed are ids that no class has, {len(class_names)} to 255"

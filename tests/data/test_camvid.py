@@ -107,6 +107,8 @@ def test_custom_classes(tree: Path) -> None:
         data(tree, void=[1])
     with pytest.raises(ValueError, match=r"different names"):
         data(tree, class_names=["a", "a"])
+    with pytest.raises(ValueError, match=r"\['a'\]; 2 to 255 different names are needed"):
+        data(tree, class_names=["a"])
 
 
 def test_what_is_missing_or_broken_is_named(tree: Path) -> None:
