@@ -217,10 +217,21 @@ def comparable(one: Record, other: Record) -> bool:
 
 
 def on_same_images(one: Record, other: Record) -> bool:
-    """Whether as many images were labelled and tested, and the test images have the same labels, if known."""
+    """Whether as many images were labelled and tested, and the test images have the same labels, if known.
+
+    Pictures with masks or boxes are the same only at the same size, and with the same classes.
+    """
     tests = {record.answers.test for record in (one, other) if record.answers is not None}
-    labelled = [record.protocol.get("labels") for record in (one, other)]
-    return one.n == other.n and labelled[0] == labelled[1] and len(tests) < 2
+    images = [
+        [record.n, record.protocol.get("labels"), record.protocol.get("image_size"), _classes(record)]
+        for record in (one, other)
+    ]
+    return images[0] == images[1] and len(tests) < 2
+
+
+def _classes(record: Record) -> set[str]:
+    """Return the names of the classes of masks or boxes; none for other records."""
+    return set(record.protocol.get("per_class") or ())
 
 
 def make_cell(

@@ -14,7 +14,7 @@ from ssl_lightning.artifacts.results import Results
 from ssl_lightning.artifacts.typed_json import to_json
 from ssl_lightning.report.accuracy import draws_error, gain_error
 from ssl_lightning.report.benchmark import Benchmark, Column
-from ssl_lightning.report.build import benchmark_tables
+from ssl_lightning.report.build import benchmark_tables, series_tables
 from ssl_lightning.report.charts import all_classes, detection, learned_classes, row_styles
 from ssl_lightning.report.collect import Collection, ReportedRun, collect
 from ssl_lightning.report.label_efficiency import draw_curves, share_curve
@@ -184,3 +184,19 @@ def test_detection_has_a_chart_of_its_own(tmp_path: Path, leave: Leave) -> None:
 def test_broken_draws_are_skipped_with_a_reason(draws: Any, tmp_path: Path, leave: Leave, make: Any) -> None:
     leave("a", [make(0.5, metric="miou", class_draws=draws)])
     assert "class_draws" in collect(tmp_path / "outputs").skipped["a"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "gain"),
+    [({}, 10.0), ({"image_size": [90, 120]}, None), ({"per_class": {"sky": 0.2, "cat": 0.2}}, None)],
+)
+def test_masks_of_another_size_or_of_other_classes_give_no_gain(
+    changes: dict[str, Any], gain: float | None, tmp_path: Path, leave: Any, make: Any
+) -> None:
+    masks = {"probe": "segmentation", "metric": "miou", "image_size": [180, 240]}
+    masks |= {"per_class": {"sky": 0.2, "car": 0.4}}
+    leave("rotation", [make(0.3, **masks)])
+    leave("random", [make(0.2, trained=False, **masks | changes)], task="random")
+    (table,) = series_tables(collect(tmp_path / "outputs"))
+    (row,) = [row for row in table.rows if row.label.startswith("rotation")]
+    assert row.cells["segmentation mIoU"].gain == (None if gain is None else pytest.approx(gain))
