@@ -39,7 +39,7 @@ def opening(rows: Sequence[Row], columns: Sequence[str]) -> str:
     tied = [row for row in others if difference(best.figure, row.cells[column].figure) == 0]
     judged = [row.cells[column] for row in order if row.cells[column].pair is not None]
     if others and judged and all(cell.trend <= 0 for cell in judged):
-        said = f"no task beats {_before(first)} beyond the error. The highest in {column} is "
+        said = f"in {column} no task beats {_before(first)} beyond the error. The highest is "
         said += ", ".join(filter(None, [_figure(first, column), gain]))
     elif tied:
         named = ", ".join(_figure(row, column) for row in [first, *tied][:NAMED])

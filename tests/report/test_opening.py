@@ -62,7 +62,7 @@ def test_two_rows_that_tie_are_far_from_a_third(table: Any) -> None:
 def test_nothing_beats_the_untrained_backbone(table: Any) -> None:
     found = table(rotation=0.405, jigsaw=0.35)
     assert found.opening == (
-        "No task beats the untrained backbone beyond the error. The highest in linear is rotation 40.5 %, "
+        "In linear no task beats the untrained backbone beyond the error. The highest is rotation 40.5 %, "
         f"+0.5 ± {error(0.405, 0.4)} points against the untrained backbone, within the error {END}"
     )
 
