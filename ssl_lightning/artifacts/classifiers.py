@@ -26,14 +26,14 @@ from ssl_lightning.artifacts.weights import (
     read_transform,
     write_weights,
 )
+from ssl_lightning.config.paths import conf_dir
 from ssl_lightning.config.trust import load_config
 from ssl_lightning.core.atomic_files import write_json
 from ssl_lightning.core.entry import command_line
 from ssl_lightning.core.untrusted import check_plain, check_schema, read_json
 
 SCHEMA = 1  # of classifier_<probe>_<branch>.json
-FITTING = ("linear", "attentive", "finetune")  # probes that store a classifier
-NOT_FITTING = ("knn", "svm", "lowshot", "nonlinear", "rankme", "embedding", "segmentation", "detection")
+FITTING = ("linear", "attentive", "finetune")  # probes of this project that store a classifier
 HEAD, NETWORK = "head.", "backbone."  # prefixes of weights
 
 
@@ -238,7 +238,7 @@ def _digest(path: Path) -> str:
 def _missing(folder: Path, probe: str, branch: str) -> str:
     found = sorted(path.stem.removeprefix("classifier_") for path in folder.glob(f"{CLASSIFIERS}.json"))
     has = f"it has {', '.join(found)}; " if found else ""
-    if probe in NOT_FITTING:
+    if probe not in FITTING and (conf_dir() / "probe" / f"{probe}.yaml").exists():
         return f"probe {probe} stores no classifier; allowed are {', '.join(FITTING)}"
     return (
         f"{folder} holds no classifier of probe {probe} on branch {branch}; {has}"

@@ -156,7 +156,7 @@ def _plain(images: Tensor, channels: tuple[int, ...]) -> Tensor:
             f"with {' or '.join(map(str, channels))} channels, uint8 or floats in [0, 1]"
         )
     if images.is_floating_point() and images.numel():
-        low, high = float(images.min()), float(images.max())
+        low, high = (float(bound) for bound in images.aminmax())
         if low < -MARGIN or high > 1 + MARGIN:
             raise ValueError(
                 f"the images have floats from {low:.3g} to {high:.3g}; allowed is [0, 1], so divide by 255 "

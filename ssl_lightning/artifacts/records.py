@@ -103,7 +103,7 @@ class Record(Measured):
 
     @property
     def standard_error(self) -> float | None:
-        """The same, and of a mean over draws of k labels a class also over the draws."""
+        """Standard error over the images; of a mean over draws of k labels a class, over the draws too."""
         error, draws, sd = self.image_error, len(self.protocol.get("values") or ()), self.protocol.get("sd")
         if error is None or not draws or sd is None or "k_shot" not in self.protocol:
             return error

@@ -29,6 +29,7 @@ from ssl_lightning.launch.cluster import check_name, restarts
 from ssl_lightning.launch.previous_runs import read_objective
 from ssl_lightning.launch.ranks import start_ranks
 from ssl_lightning.launch.resume import check_loaded, read_config
+from ssl_lightning.launch.rows import key_of
 from ssl_lightning.launch.train import (
     NEXT,
     check_start,
@@ -153,8 +154,7 @@ def changed_data(stored: DictConfig, cfg: DictConfig, given: list[str], folder: 
         RunError: The data of the run have no such key.
     """
     data, new = stored.data.copy(), cast(DictConfig, cfg.data)
-    names = [each.lstrip("+").partition("=")[0] for each in given]
-    keys = [name.split(".")[1] for name in names if name.startswith("data.")]
+    keys = _keys_in("data", given)
     for key in keys:
         if key not in data:
             takes = ", ".join(sorted(str(known) for known in data if known != "_target_"))
@@ -175,9 +175,14 @@ def changed_trainer(stored: DictConfig, new: DictConfig, given: list[str]) -> Di
         new: Composed config, resolved, whose `trainer` holds the changed keys.
         given: Overrides of the command line.
     """
-    names = [each.lstrip("+").partition("=")[0] for each in given]
-    keys = [name.removeprefix("trainer.") for name in names if name.startswith("trainer.")]
-    return cast(DictConfig, OmegaConf.merge(stored.trainer, {key: new.trainer[key] for key in keys}))
+    changed = {key: new.trainer[key] for key in _keys_in("trainer", given)}
+    return cast(DictConfig, OmegaConf.merge(stored.trainer, changed))
+
+
+def _keys_in(group: str, given: Sequence[str]) -> list[str]:
+    """Return the keys of a group that overrides set, without those that they delete."""
+    names = [key_of(each) for each in given if not each.startswith("~")]
+    return [name.split(".")[1] for name in names if name.startswith(f"{group}.")]
 
 
 def run_statistics(folder: Path) -> dict[str, Any]:
